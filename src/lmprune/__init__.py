@@ -1,0 +1,1 @@
+"""lmprune: prune the feed-forward neurons of generative language models."""

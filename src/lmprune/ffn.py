@@ -1,0 +1,211 @@
+"""Handles on a model's feed-forward layers: neuron-major views, and the only code that changes shapes.
+
+Axes: N tokens, D model width, F neurons of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UserError
+from .families import FFNSpec, family_of
+
+#: attributes that record a linear layer's shape: nn.Linear's, then transformers' Conv1D's
+_OUT_NAMES, _IN_NAMES = ("out_features", "nf"), ("in_features", "nx")
+
+
+def _rows_are_inputs(linear: nn.Module) -> bool:
+    """transformers' Conv1D stores its weight (in, out); nn.Linear and its subclasses (out, in)."""
+    return hasattr(linear, "nf")
+
+
+class FFN:
+    """The feed-forward layer of one block, seen neuron by neuron.
+
+    Views (`writers`, `reader`) share memory with the model's parameters: writing into them changes the model.
+    """
+
+    def __init__(self, block: nn.Module, spec: FFNSpec, layer: int):
+        self.block = block
+        self.spec = spec
+        self.layer = layer
+        self.up = block.get_submodule(spec.up)
+        self.gate = block.get_submodule(spec.gate) if spec.gate else None
+        self.down = block.get_submodule(spec.down)
+
+    def __repr__(self) -> str:
+        return f"FFN(layer={self.layer}, width={self.width}, {self.spec.up} -> {self.spec.down})"
+
+    @property
+    def width(self) -> int:
+        """F, the number of neurons."""
+        return self.reader().shape[0]
+
+    @property
+    def linears(self) -> list[nn.Module]:
+        """The modules whose parameters belong to neurons: writers, then the reader."""
+        return [m for m in (self.up, self.gate, self.down) if m is not None]
+
+    def writers(self) -> list[Tensor]:
+        """Each (F, D): row j belongs to neuron j. [up], [up, gate], or the two halves of a fused [gate; up]."""
+        rows = [self._major(m, writer=True) for m in (self.up, self.gate) if m is not None]
+        return [half for w in rows for half in w.chunk(2)] if self.spec.fused_gate else rows
+
+    def writer_biases(self) -> list[Tensor]:
+        """Each (F,), for the writers that have a bias."""
+        found = [cast(Tensor, m.bias) for m in (self.up, self.gate) if m is not None and _bias(m) is not None]
+        return [half for b in found for half in b.chunk(2)] if self.spec.fused_gate else found
+
+    def reader(self) -> Tensor:
+        """(F, D): row j is neuron j's column of `down`."""
+        return self._major(self.down, writer=False)
+
+    def reader_bias(self) -> Tensor | None:
+        """(D,), or None where `down` has no bias."""
+        return _bias(self.down)
+
+    @staticmethod
+    def _major(linear: nn.Module, *, writer: bool) -> Tensor:
+        weight = cast(Tensor, linear.weight)
+        return weight.T if _rows_are_inputs(linear) == writer else weight
+
+    def keep(self, indices: Tensor) -> None:
+        """Cut the layer down to the neurons `indices` (sorted, unique, (K,)); the rest of the model is untouched."""
+        assert indices.ndim == 1 and len(indices) > 0, "keep at least one neuron"
+        rows = torch.cat([indices, indices + self.width]) if self.spec.fused_gate else indices
+        for writer in (self.up, self.gate):
+            if writer is not None:
+                index_out(writer, rows)
+        index_in(self.down, indices)
+
+    @torch.no_grad()
+    def set_reader(self, reader_FD: Tensor, bias_D: Tensor | None = None) -> None:
+        """Write new reader weights (and bias), of the present width; dtype and device stay the model's."""
+        self.reader().copy_(reader_FD)
+        if bias_D is not None:
+            bias = self.reader_bias()
+            if bias is None:
+                weight = cast(Tensor, self.down.weight)
+                self.down.register_parameter("bias", nn.Parameter(bias_D.to(weight)))
+            else:
+                bias.copy_(bias_D)
+
+
+def _bias(linear: nn.Module) -> Tensor | None:
+    return getattr(linear, "bias", None)
+
+
+def _replace(linear: nn.Module, name: str, value: Tensor) -> None:
+    old = cast(nn.Parameter, getattr(linear, name))
+    setattr(linear, name, nn.Parameter(value.detach().clone(), requires_grad=old.requires_grad))
+
+
+def _record(linear: nn.Module, names: Sequence[str], size: int) -> None:
+    for name in names:
+        if hasattr(linear, name):
+            setattr(linear, name, size)
+
+
+def index_out(linear: nn.Module, rows: Tensor) -> None:
+    """Keep only the outputs `rows` of a Linear or Conv1D."""
+    weight = cast(Tensor, linear.weight)
+    _replace(linear, "weight", weight.index_select(1 if _rows_are_inputs(linear) else 0, rows.to(weight.device)))
+    if (bias := _bias(linear)) is not None:
+        _replace(linear, "bias", bias.index_select(0, rows.to(bias.device)))
+    _record(linear, _OUT_NAMES, len(rows))
+
+
+def index_in(linear: nn.Module, rows: Tensor) -> None:
+    """Keep only the inputs `rows` of a Linear or Conv1D."""
+    weight = cast(Tensor, linear.weight)
+    _replace(linear, "weight", weight.index_select(0 if _rows_are_inputs(linear) else 1, rows.to(weight.device)))
+    _record(linear, _IN_NAMES, len(rows))
+
+
+def find_ffns(model: nn.Module, spec: FFNSpec | None = None) -> list[FFN]:
+    """The model's feed-forward layers, in order.
+
+    model: a causal-LM model. spec: paths to use instead of the FAMILIES row of `model.config.model_type`.
+    Raises: UserError where a path of the spec does not exist in the model.
+    """
+    spec = spec or family_of(getattr(model, "config", None))
+    blocks = _blocks(model, spec)
+    try:
+        return [FFN(block, spec, layer) for layer, block in enumerate(blocks)]
+    except AttributeError as error:
+        raise UserError(f"{type(model).__name__} does not have the layer that was named: {error}") from None
+
+
+def _blocks(model: nn.Module, spec: FFNSpec) -> Sequence[nn.Module]:
+    if spec.blocks:
+        try:
+            return cast(Sequence[nn.Module], model.get_submodule(spec.blocks))
+        except AttributeError as error:
+            raise UserError(f"{type(model).__name__} has no list of blocks at {spec.blocks!r}: {error}") from None
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) and _has(m[0], spec)]
+    if len(lists) != 1:
+        raise UserError(
+            f"{len(lists)} lists of blocks in {type(model).__name__} hold {spec.up!r} and {spec.down!r}; "
+            "name the one to prune with --ffn blocks=…"
+        )
+    return cast(Sequence[nn.Module], lists[0])
+
+
+def _has(block: nn.Module, spec: FFNSpec) -> bool:
+    names = {name for name, _ in block.named_modules()}
+    return spec.up in names and spec.down in names
+
+
+@contextmanager
+def trial_cut(ffns: Sequence[FFN], kept: Sequence[Tensor]) -> Iterator[None]:
+    """Cut for the length of a `with` block; afterwards the very same parameters are back."""
+    modules = [m for ffn in ffns for m in ffn.linears]
+    before: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]] = [
+        (m, dict(m._parameters), {n: getattr(m, n) for n in (*_OUT_NAMES, *_IN_NAMES) if hasattr(m, n)})
+        for m in modules
+    ]
+    try:
+        for ffn, indices in zip(ffns, kept, strict=True):
+            ffn.keep(indices)
+        yield
+    finally:
+        for module, parameters, sizes in before:
+            module._parameters.update(parameters)
+            for name, size in sizes.items():
+                setattr(module, name, size)
+
+
+def check_ffns(model: nn.Module, ffns: Sequence[FFN], *, seed: int = 0) -> None:
+    """Prove on the model itself that masking at the seam equals the cut; for specs that no test has covered.
+
+    Raises: UserError where the two differ, that is where the spec does not describe the model's FFN.
+    """
+    from .masks import masked
+
+    generator = torch.Generator().manual_seed(seed)
+    masks = [torch.rand(ffn.width, generator=generator) < 0.5 for ffn in ffns]
+    for mask in masks:
+        mask[0] = True
+    device = next(model.parameters()).device
+    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    input_ids = torch.randint(0, vocabulary, (1, 16), generator=generator).to(device)
+    with torch.no_grad():
+        dense = model(input_ids).logits
+        with masked(ffns, masks):
+            by_mask = model(input_ids).logits
+        try:
+            with trial_cut(ffns, [mask.nonzero().flatten() for mask in masks]):
+                by_cut = model(input_ids).logits
+        except (RuntimeError, IndexError) as error:
+            raise UserError(f"the FFN that was named can't be cut ({error}); check up, gate and down") from None
+    scale = dense.float().std()
+    if (by_mask - by_cut).abs().max() > 1e-2 * scale or (by_mask - dense).abs().max() < 1e-4 * scale:
+        raise UserError(
+            "the FFN that was named does not behave like one: masking neurons at the input of `down` and cutting "
+            "them give different logits (or no difference to the dense model); is a gate missing from --ffn?"
+        )
