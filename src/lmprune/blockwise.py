@@ -1,0 +1,77 @@
+"""Run a model block by block, observed from outside: no modelling code is copied.
+
+What a block needs beside the hidden states (rotary embeddings, masks, alibi) is taken from a real forward pass. The
+sequences all have one length and no padding, so those arguments depend on the batch size alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class _Stop(Exception):
+    """Ends a forward pass as soon as the first block's input has been seen."""
+
+
+class Blocks:
+    """The blocks of a model as functions of the hidden states (B, T, D), for calibration sequences of one length."""
+
+    def __init__(self, model: nn.Module, blocks: Sequence[nn.Module]):
+        self.model = model
+        self.blocks = list(blocks)
+        self._calls: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}  # batch size -> a call for each block
+
+    @torch.no_grad()
+    def inputs(self, batch_BT: Tensor) -> Tensor:
+        """The hidden states (B, T, D) that enter the first block for these token ids."""
+        if len(batch_BT) not in self._calls:
+            self._calls[len(batch_BT)] = self._observe(batch_BT)
+        seen: list[Tensor] = []
+
+        def stop(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.append(_hidden(args, kwargs))
+            raise _Stop
+
+        handle = self.blocks[0].register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            self.model(input_ids=batch_BT, use_cache=False)
+        except _Stop:
+            pass
+        finally:
+            handle.remove()
+        return seen[0]
+
+    @torch.no_grad()
+    def run(self, layer: int, hidden_BTD: Tensor) -> Tensor:
+        """The hidden states (B, T, D) after block `layer`."""
+        args, kwargs = self._calls[len(hidden_BTD)][layer]
+        if args:
+            out = self.blocks[layer](hidden_BTD, *args[1:], **kwargs)
+        else:
+            out = self.blocks[layer](**{**kwargs, "hidden_states": hidden_BTD})
+        return out[0] if isinstance(out, tuple) else out
+
+    def _observe(self, batch_BT: Tensor) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """One forward pass; the arguments of every block's call, with the hidden states left out."""
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def note(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            kwargs = {k: v for k, v in kwargs.items() if k != "hidden_states"}
+            calls.append(((None, *args[1:]) if args else (), kwargs))
+
+        handles = [block.register_forward_pre_hook(note, with_kwargs=True) for block in self.blocks]
+        try:
+            self.model(input_ids=batch_BT, use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        assert len(calls) == len(self.blocks), "every block is called once a forward pass"
+        return calls
+
+
+def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return args[0] if args else kwargs["hidden_states"]

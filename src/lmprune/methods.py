@@ -1,0 +1,68 @@
+"""The table of named one-shot methods: a criterion, the scope it is meant for, and how the layer is repaired."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .errors import unknown
+from .selection import Scope
+
+Refit = Literal["none", "bias", "obs"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """criterion: a name in `criteria.CRITERIA`, or `obs`, whose solver selects and refits in one (`lmprune.obs`).
+
+    scope: the default; every method also takes the other one.
+    refit: `none`; `bias`: removed neurons' mean output goes into `down`'s bias; `obs`: least squares on what stays.
+    """
+
+    name: str
+    criterion: str
+    scope: Scope
+    refit: Refit
+    summary: str
+    source: str
+
+
+def _row(name: str, criterion: str, summary: str, source: str, scope: Scope = "local", refit: Refit = "none") -> Method:
+    return Method(name, criterion, scope, refit, summary, source)
+
+
+_ROWS = (
+    _row("obs", "obs", "layer error and end loss; least-squares refit on the pruned prefix", "ours", refit="obs"),
+    _row("plain_obs", "obs", "layer error; least-squares refit, one dense pass", "ZipLM, OSSCAR", refit="obs"),
+    _row("activation", "activation", "rms(h)·‖down‖", "Wanda-sp"),
+    _row("fluctuation", "fluctuation", "var(h)·‖down‖², standardised per layer", "FLAP's score alone"),
+    _row("taylor", "taylor", "|Σ h·∂L/∂h| per sequence", "Molchanov et al. 2017"),
+    _row("sensitivity", "sensitivity", "|Σ θ·∂L/∂θ| per sequence", "GUM (arXiv 2302.03773)"),
+    _row("magnitude", "magnitude", "L2 norm of the neuron's weights", "GUM's baseline"),
+    _row("random", "random", "uniform, from the seed", "control"),
+    _row("flap", "fluctuation", "fluctuation with bias compensation", "FLAP (AAAI 2024)", "global", "bias"),
+    _row("wanda_sp", "wanda_sp", "‖h‖·Σ|down|", "FLAP's Wanda-sp"),
+    _row("two_ssp", "two_ssp", "mean ‖h‖ of a sequence", "2SSP, stage 1"),
+    _row("minitron", "minitron", "L2 over sequences of mean |h|", "NVIDIA modelopt 0.47"),
+    _row("llm_pruner", "llm_pruner", "Σ |θ·∂L/∂θ|", "LLM-Pruner, Torch-Pruning 1.6.1"),
+)
+
+METHODS: dict[str, Method] = {method.name: method for method in _ROWS}
+
+
+def get_method(name: str) -> Method:
+    """The row of `name`. Raises: UserError with the nearest known names.
+
+    >>> get_method("flap").scope
+    'global'
+    """
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    return METHODS[name]
+
+
+def methods_table() -> str:
+    """METHODS as a Markdown table, for README and docs/methods.md."""
+    rows = [(f"`{m.name}`", m.summary.replace("|", r"\|"), m.scope, m.refit, m.source) for m in METHODS.values()]
+    header = [("method", "score", "scope", "refit", "source"), ("---",) * 5]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [*header, *rows])
