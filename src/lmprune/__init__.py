@@ -1,1 +1,53 @@
-"""lmprune: prune the feed-forward neurons of generative language models."""
+"""lmprune: prune the feed-forward neurons of generative language models.
+
+>>> import lmprune  # doctest: +SKIP
+>>> model, tokenizer = lmprune.load("smollm2-135m"), lmprune.load_tokenizer("smollm2-135m")  # doctest: +SKIP
+>>> plan = lmprune.prune(model, tokenizer, keep=0.75, data="python-docs")  # doctest: +SKIP
+>>> lmprune.save(model, "smaller", tokenizer=tokenizer, plan=plan)  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .checkpoint import save
+    from .errors import UserError
+    from .families import FFNSpec, register_family
+    from .models import load, load_tokenizer
+    from .plan import PrunePlan
+    from .pruning import prune
+    from .shrink import shrink
+
+__all__ = [
+    "FFNSpec",
+    "PrunePlan",
+    "UserError",
+    "load",
+    "load_tokenizer",
+    "prune",
+    "register_family",
+    "save",
+    "shrink",
+]
+
+_HOME = {
+    "FFNSpec": "families",
+    "PrunePlan": "plan",
+    "UserError": "errors",
+    "load": "models",
+    "load_tokenizer": "models",
+    "prune": "pruning",
+    "register_family": "families",
+    "save": "checkpoint",
+    "shrink": "shrink",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch and transformers only when something of them is used, so that `lmprune --help` is instant."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)

@@ -114,8 +114,17 @@ def parse_spec(text: str) -> FFNSpec:
     return FFNSpec(**values)
 
 
+def is_encoder(config: Any) -> bool:
+    """Whether the config is one of a model that does not generate text left to right: bert, t5, …"""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED_LMS
+
+    if getattr(config, "is_encoder_decoder", False):
+        return True
+    return getattr(config, "model_type", None) in MASKED_LMS and not getattr(config, "is_decoder", False)
+
+
 def family_of(config: Any) -> FFNSpec:
-    """The row for a model's config, or one sentence that says why there is none.
+    """The row for a model's config, or what a pruned model's own record says, or one sentence: why there is none.
 
     Raises: UserError for encoders, mixtures of experts, coupled FFNs and architectures not in the table.
     """
@@ -126,6 +135,10 @@ def family_of(config: Any) -> FFNSpec:
         raise UserError(f"{model_type} is a mixture of experts; lmprune prunes dense feed-forward layers only")
     if model_type in FAMILIES:
         return FAMILIES[model_type]
+    if is_encoder(config):
+        raise UserError(f"{model_type} is an encoder; lmprune prunes generative decoders")
+    if hasattr(config, "lmprune"):  # a checkpoint that was pruned with --ffn knows its own layers
+        return FFNSpec(**config.lmprune["spec"])
     raise UserError(
         f"model type {model_type!r} is not in lmprune's table; known: {', '.join(sorted(FAMILIES))}. "
         "If it is a dense decoder, name its layers with --ffn up=…,down=…[,gate=…] or lmprune.register_family(…): "

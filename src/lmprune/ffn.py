@@ -91,7 +91,7 @@ class FFN:
             bias = self.reader_bias()
             if bias is None:
                 weight = cast(Tensor, self.down.weight)
-                self.down.register_parameter("bias", nn.Parameter(bias_D.to(weight)))
+                self.down.register_parameter("bias", nn.Parameter(bias_D.to(weight, copy=True)))
             else:
                 bias.copy_(bias_D)
 

@@ -31,9 +31,11 @@ class PrunePlan:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        assert len(self.kept) == len(self.widths_before), "one list of kept neurons a layer"
+        if len(self.kept) != len(self.widths_before):
+            raise UserError(f"plan: {len(self.kept)} lists of kept neurons for {len(self.widths_before)} layers")
         for layer, (kept, width) in enumerate(zip(self.kept, self.widths_before, strict=True)):
-            if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= width:
+            whole = all(type(index) is int for index in kept)
+            if not kept or not whole or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= width:
                 raise UserError(f"plan, layer {layer}: kept neurons must be sorted, unique and within 0…{width - 1}")
 
     @property
@@ -72,4 +74,8 @@ class PrunePlan:
     def load(cls, path: Path) -> PrunePlan:
         if not path.is_file():
             raise UserError(f"no plan at {path}")
-        return cls.from_json(path.read_text(encoding="utf-8"), name=str(path))
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"{path} is not a prune plan; expected a {PLAN_FILE} that lmprune wrote") from None
+        return cls.from_json(text, name=str(path))

@@ -95,18 +95,16 @@ def collect(
         )
     num_sequences, seq_len = input_ids.shape
     observers = [_Observer(ffn, needs, seq_len) for ffn in ffns]
-    with _undisturbed(model), ExitStack() as stack, torch.set_grad_enabled(gradients):
+    with undisturbed(model), ExitStack() as stack, torch.set_grad_enabled(gradients):
         for observer in observers:
             observer.attach(stack)
         if gradients:
-            embeddings = model.get_input_embeddings()  # type: ignore[operator]
-            stack.callback(embeddings.register_forward_hook(_start_gradients).remove)
+            stack.enter_context(gradients_from_embeddings(model))
         done = 0
         for batch in input_ids.split(batch_size or (1 if gradients else 4)):
             batch_BT = batch.to(next(model.parameters()).device)
             if gradients:
-                logits_BTV = model(batch_BT, use_cache=False).logits
-                logits_BTV.backward(loss_gradient(logits_BTV.detach(), batch_BT))
+                backward(model, batch_BT)
             else:  # the trunk alone: the output embedding is a large part of a small model's time
                 getattr(model, "base_model", model)(batch_BT, use_cache=False)
             for observer in observers:
@@ -115,6 +113,12 @@ def collect(
             if progress:
                 progress(done, num_sequences)
     return [observer.result(num_sequences) for observer in observers]
+
+
+def backward(model: nn.Module, batch_BT: Tensor) -> None:
+    """One forward and backward pass of Σ_b L_b, L_b the mean next-token cross-entropy of sequence b."""
+    logits_BTV = model(batch_BT, use_cache=False).logits
+    logits_BTV.backward(loss_gradient(logits_BTV.detach(), batch_BT))
 
 
 def loss_gradient(logits_BTV: Tensor, input_ids_BT: Tensor) -> Tensor:
@@ -228,12 +232,19 @@ def _rows(values: Tensor) -> Tensor:  # (N, …) from (B, T, …) or (B·T, …)
     return values.to(_precise(values)).flatten(0, -2)
 
 
-def _start_gradients(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    return output.requires_grad_()
+@contextmanager
+def gradients_from_embeddings(model: nn.Module) -> Iterator[None]:
+    """Gradients flow from the embeddings on, so that hooks see them though every parameter is frozen."""
+    embeddings = model.get_input_embeddings()  # type: ignore[operator]
+    handle = embeddings.register_forward_hook(lambda _module, _args, output: output.requires_grad_())
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and frozen parameters (no weight gradients), for the length of a `with` block."""
     modes = [(module, module.training) for module in model.modules()]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -51,12 +51,20 @@ class LeastSquares:
 class Elimination:
     """The order in which neurons go, and what each removal costs.
 
-    order: (F,) indices, the first to go first. cost: (F,) float64, the increase of the layer's error (half the squared
-    output error a token, under the metric) that each removal added; cumulative sums give the layer's error curve.
+    gone: indices of the removed neurons, the first to go first. cost: float64, the increase of the layer's error (half
+    the squared output error a token, under the metric) that each removal added; its cumulative sum is the error curve.
+    kept: sorted indices of the neurons that stay.
     """
 
-    order: Tensor
+    gone: Tensor
     cost: Tensor
+    kept: Tensor
+
+    def scores(self) -> Tensor:
+        """(F,), larger = keep: the cost at which a neuron goes, never less than what went before it; ∞ if it stays."""
+        scores_F = torch.full((len(self.gone) + len(self.kept),), torch.inf, dtype=torch.float64)
+        scores_F[self.gone] = self.cost.cummax(0).values
+        return scores_F
 
 
 def eliminate(
@@ -76,7 +84,7 @@ def eliminate(
     number, width = problem.width, reader_FD.shape[1]
     alive = torch.randperm(number, generator=torch.Generator().manual_seed(seed))
     joint = torch.cat([reader_FD, inverse_FF], dim=1)  # updated together: [W | H⁻¹]
-    order, costs = [], []
+    order, costs = [torch.empty(0, dtype=torch.long)], [torch.empty(0, dtype=torch.float64)]
     while len(alive) > until:
         cost = 0.5 * joint[alive, :width].square().sum(1) / joint[alive, width + alive]
         ranking = cost.argsort(stable=True)
@@ -90,9 +98,7 @@ def eliminate(
         costs.append(exact * share)
         joint -= joint[:, width + gone] @ solved
         alive = alive[~torch.isin(torch.arange(len(alive)), gone_positions)]
-    order.append(alive)
-    costs.append(torch.full((len(alive),), torch.inf, dtype=torch.float64))
-    return Elimination(torch.cat(order), torch.cat(costs))
+    return Elimination(torch.cat(order), torch.cat(costs), alive.sort().values)
 
 
 def _cholesky(matrix: Tensor) -> Tensor:

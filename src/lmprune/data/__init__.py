@@ -1,0 +1,88 @@
+"""Text to calibrate and to evaluate on: one file a source, one small interface."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError, unknown
+from . import files, hub, python_docs, self_generated, wikitext
+from .records import render
+
+#: What `load` takes, as a message shows it.
+SOURCES = ("wikitext", "python-docs", "self", f"FILE ({' '.join(files.SUFFIXES)})", "ORG/NAME on the hub")
+
+
+@dataclass(frozen=True)
+class TextData:
+    """name: what was loaded, for people. documents: texts in the source's order; they may be empty.
+
+    provenance: source, split, where it came from, `documents` (their number) and `sha256` of all of them joined;
+    for a plain file or WikiText that is the file's own checksum.
+    """
+
+    name: str
+    documents: list[str]
+    provenance: Mapping[str, str | int]
+
+
+def load(
+    source: str,
+    split: str = "validation",
+    *,
+    data_dir: Path | None = None,
+    model: Any = None,
+    tokenizer: Any = None,
+    chat_template: bool = False,
+    seed: int = 0,
+    num_tokens: int | None = None,
+) -> TextData:
+    """Load the text of `source`.
+
+    source: `wikitext[:raw|:tokens]`, `python-docs`, `self`, a file (`.txt .raw .tokens .md .jsonl`, and
+        `file.jsonl:FIELD` for another field than `text`), or a hub data set id `org/name[:config]`.
+    split: train, validation or test; a single file is the same for every split.
+    data_dir: for wikitext, a folder with wiki.{train,valid,test}.{raw,tokens}; None = the hub.
+    model, tokenizer, seed: what writes the text of `self`; the tokenizer also has the chat template.
+    chat_template: render every record with the tokenizer's template, a plain text as one user message.
+    num_tokens: how many tokens will be wanted. `self` writes that many; a hub stream stops when there is ample text.
+    Raises: UserError for an unknown source or split, an unreadable file, a broken line, a hub that can't be reached.
+    """
+    base, _, variant = source.partition(":")
+    if data_dir is not None and base != "wikitext":
+        raise UserError(f"--data-dir goes with the source wikitext only, not with {source!r}")
+    if base == "wikitext":
+        found = wikitext.load(variant or None, split, data_dir, num_tokens)
+    elif source == "python-docs":
+        found = python_docs.load(split)
+    elif source == "self":
+        if chat_template:
+            raise UserError("--chat-template has nothing to render in text that the model writes itself (self)")
+        found = self_generated.load(model, tokenizer, num_tokens, seed)
+    elif (file := files.parse(source)) is not None:
+        found = files.load(*file, chat_template=chat_template)
+    elif Path(source).exists():
+        raise UserError(f"{source} is not a text file that lmprune reads; expected {' '.join(files.SUFFIXES)}")
+    elif (dataset := hub.parse(source)) is not None:
+        found = hub.load(*dataset, split, chat_template=chat_template, num_tokens=num_tokens)
+    else:
+        raise unknown("data source", source, SOURCES)
+    if chat_template:
+        documents = render(found.records, tokenizer)
+    else:
+        documents = [record for record in found.records if isinstance(record, str)]
+        assert len(documents) == len(found.records), "conversations come only with a chat template"
+    if not any(documents):
+        raise UserError(f"there is no text in {found.name}")
+    provenance = {
+        "source": source,
+        "split": split,
+        **found.provenance,
+        **({"chat_template": "user messages and conversations"} if chat_template else {}),
+        "documents": len(documents),
+        "sha256": hashlib.sha256("".join(documents).encode()).hexdigest(),
+    }
+    return TextData(found.name + (", chat template" if chat_template else ""), documents, provenance)

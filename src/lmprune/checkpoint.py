@@ -1,0 +1,117 @@
+"""Write a checkpoint that loads everywhere, or nothing at all.
+
+Uniform widths give a plain Hugging Face checkpoint. Other shapes carry `shim.py`, so that
+`from_pretrained(path, trust_remote_code=True)` works without lmprune. Safetensors only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from .errors import UserError
+from .families import FFNSpec
+from .ffn import find_ffns
+from .models import quiet
+from .plan import PLAN_FILE, PrunePlan
+from .shrink import record_widths
+
+#: fields of a generation config that only sampling uses
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+
+
+def save(
+    model: Any,
+    out: Path | str,
+    *,
+    tokenizer: Any = None,
+    plan: PrunePlan | None = None,
+    card: str | None = None,
+    spec: FFNSpec | None = None,
+    force: bool = False,
+) -> Path:
+    """Write the model (and tokenizer, `prune_plan.json`, README.md) to the folder `out`, and return its path.
+
+    card: text of the model card. spec: paths to use instead of the FAMILIES row. force: replace a checkpoint that is
+    already at `out`, once the new one is completely written.
+    Raises: UserError where `out` is taken or can't be written; nothing half-written is left behind.
+    """
+    out = Path(out).expanduser().resolve()
+    check_out(out, force=force)
+    record_widths(model, find_ffns(model, spec))
+    _clear_unused_sampling(model)
+    with _written_aside(out) as folder, quiet():
+        model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        if plan is not None:
+            (folder / PLAN_FILE).write_text(plan.to_json(), encoding="utf-8")
+        if card is not None:
+            (folder / "README.md").write_text(card, encoding="utf-8")
+    return out
+
+
+def check_out(out: Path | str, *, force: bool = False) -> None:
+    """Refuse an output folder that `save` would refuse; call it before long work.
+
+    Raises: UserError for a file, a folder that holds something (without `force`), and, with `force`, for anything that
+    is not a checkpoint or holds the home or the working directory.
+    """
+    out = Path(out).expanduser().resolve()
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; expected a folder that is empty or does not exist yet")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not force:
+        raise UserError(f"{out} is not empty; choose another --out, or replace the checkpoint there with --force")
+    if any(place.is_relative_to(out) for place in (Path.home().resolve(), Path.cwd().resolve())):
+        raise UserError(f"{out} holds the home or the working directory, which --force does not replace")
+    if not _is_checkpoint(out):
+        raise UserError(f"{out} is not a model checkpoint, and --force replaces nothing else; choose another --out")
+
+
+def _clear_unused_sampling(model: Any) -> None:
+    """Published models carry a temperature without `do_sample`; transformers ignores it, but refuses to save it."""
+    if model.can_generate() and not model.generation_config.do_sample:
+        for name in _SAMPLING:
+            setattr(model.generation_config, name, None)
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """A flat folder with a model's config.json: what `save` writes. Subfolders may hold somebody's work."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "model_type" in config and not any(entry.is_dir() for entry in folder.iterdir())
+
+
+@contextmanager
+def _written_aside(out: Path) -> Iterator[Path]:
+    """A fresh folder beside `out` that takes its place when the block ends well, and vanishes when it does not."""
+    partial, replaced = (out.with_name(f".{out.name}.{what}-{os.getpid()}") for what in ("partial", "replaced"))
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if not out.exists():
+            partial.rename(out)
+            return
+        out.rename(replaced)
+        try:
+            partial.rename(out)
+        except BaseException:
+            replaced.rename(out)
+            raise
+        shutil.rmtree(replaced, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"can't write {out}: {reason}; nothing was left there") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

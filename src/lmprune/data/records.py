@@ -1,0 +1,63 @@
+"""What a source hands over, and how its records become text: as they are, or through a chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import UserError
+
+#: A text, or a conversation: a list of {"role": …, "content": …}.
+Record = str | list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Records:
+    """name: what was read, for people. provenance: where it came from, for machines."""
+
+    name: str
+    records: Sequence[Record]
+    provenance: Mapping[str, str | int]
+
+
+def pick(row: Mapping[str, Any], field: str | None, *, chat_template: bool, where: str) -> Record:
+    """The text (or the conversation) of one row.
+
+    field: the column to read; None = `messages` where there is one and a chat template is wanted, else `text`.
+    where: the row's place, for the error. Raises: UserError where the column is missing or holds something else.
+    """
+    if field is None:
+        field = "messages" if chat_template and "messages" in row else "text"
+    if field not in row:
+        cure = "; pass --chat-template to render its messages" if "messages" in row and field == "text" else ""
+        raise UserError(f"{where}: no column {field!r}; it has: {', '.join(row)}{cure}")
+    value = row[field]
+    if isinstance(value, str) or (chat_template and _is_conversation(value)):
+        return value
+    expected = "a text, or a list of messages with role and content" if chat_template else "a text"
+    raise UserError(f"{where}: column {field!r} holds {type(value).__name__}, expected {expected}")
+
+
+def _is_conversation(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in value)
+
+
+def render(records: Sequence[Record], tokenizer: Any) -> list[str]:
+    """Each record as the model's chat template writes it; a plain text becomes one user message.
+
+    Raises: UserError where the tokenizer has no template, or the template refuses a conversation.
+    """
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise UserError("--chat-template needs a tokenizer with a chat template; this model's has none")
+    return [_render(record, tokenizer, number) for number, record in enumerate(records, 1)]
+
+
+def _render(record: Record, tokenizer: Any, number: int) -> str:
+    from jinja2 import TemplateError
+
+    messages = [{"role": "user", "content": record}] if isinstance(record, str) else record
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False)
+    except TemplateError as error:
+        raise UserError(f"the model's chat template can't render record {number}: {error}") from None

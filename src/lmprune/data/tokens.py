@@ -1,0 +1,78 @@
+"""From documents to token ids: random sequences to calibrate on, a stream in order to evaluate on.
+
+No special tokens are added, and nothing is put between documents: what the model reads is the text.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from . import TextData
+
+
+def encode(tokenizer: Any, text: str) -> Any:
+    """The tokenizer's encoding of a whole document; in pieces, the tokens at the joints would differ."""
+    return tokenizer(text, add_special_tokens=False, verbose=False)  # verbose would warn of more than the context
+
+
+def sequences(tokenizer: Any, data: TextData, *, seq_len: int, num_tokens: int, seed: int | None) -> Tensor:
+    """Calibration sequences (n, seq_len), int64: documents in random order, concatenated and cut; no remainder.
+
+    n = num_tokens // seq_len, or fewer where the text is shorter: look at the shape.
+    seed: of the order of documents; None = as they come. Only as many documents as needed are tokenised.
+    Raises: UserError where the text, or num_tokens, is shorter than one sequence.
+    """
+    if not 1 <= seq_len <= num_tokens:
+        raise UserError(f"{num_tokens} tokens don't hold one sequence of {seq_len}; ask for more, or shorter sequences")
+    wanted = num_tokens // seq_len * seq_len
+    order = range(len(data.documents))
+    if seed is not None:
+        order = torch.randperm(len(order), generator=torch.Generator().manual_seed(seed)).tolist()
+    ids: list[int] = []
+    for i in order:
+        ids += encode(tokenizer, data.documents[i]).input_ids
+        if len(ids) >= wanted:
+            break
+    num_sequences = min(len(ids), wanted) // seq_len
+    if num_sequences == 0:
+        raise UserError(
+            f"{data.name} has {len(ids)} tokens, fewer than one sequence of {seq_len}; "
+            "give a longer text or a smaller --seq-len"
+        )
+    return torch.tensor(ids[: num_sequences * seq_len]).view(num_sequences, seq_len)
+
+
+def stream(tokenizer: Any, data: TextData, max_tokens: int | None = None) -> tuple[Tensor, int]:
+    """The first `max_tokens` tokens (N,), int64, of the documents in order, and the UTF-8 bytes of text they cover.
+
+    None = all. A tokenizer without character offsets (a pure Python one) is asked to decode the last, cut document.
+    Raises: UserError where there are fewer than two tokens, so that nothing can be predicted.
+    """
+    ids: list[int] = []
+    num_bytes = 0
+    for document in data.documents:
+        encoding = encode(tokenizer, document)
+        room = len(encoding.input_ids) if max_tokens is None else max_tokens - len(ids)
+        ids += encoding.input_ids[:room]
+        if room >= len(encoding.input_ids):
+            num_bytes += len(document.encode())
+        elif room > 0:
+            num_bytes += len(_covered(tokenizer, document, encoding, room).encode())
+        if len(ids) == max_tokens:
+            break
+    if len(ids) < 2:
+        raise UserError(f"{len(ids)} tokens of {data.name} are too few to evaluate on; at least 2 are needed")
+    return torch.tensor(ids), num_bytes
+
+
+def _covered(tokenizer: Any, document: str, encoding: Any, num_tokens: int) -> str:
+    """The part of `document` that its first `num_tokens` tokens stand for."""
+    if tokenizer.is_fast:
+        return document[: encoding.token_to_chars(num_tokens - 1).end]
+    return tokenizer.decode(encoding.input_ids[:num_tokens])

@@ -1,0 +1,173 @@
+"""The main job: calibrate, score or solve, cut. One function, for the command line and for Python alike."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from . import data as text
+from .criteria import get_criterion, score_from
+from .data import TextData
+from .data.tokens import sequences
+from .errors import UserError
+from .families import FFNSpec
+from .ffn import FFN, check_ffns, find_ffns
+from .methods import Method, get_method
+from .obs import PLAIN, ObsSettings, obs, obs_refit
+from .plan import PrunePlan
+from .refit import bias_compensation
+from .selection import Scope, check_keep, select
+from .shrink import check_plan, record_widths
+from .statistics import Progress, SeamStatistics, collect
+
+#: the name of a stage -> what is called with (done, in all) as the stage goes on
+Stages = Callable[[str], Progress | None]
+
+#: how many of the calibration tokens a criterion that needs gradients reads
+GRADIENT_TOKENS = 16384
+
+_OBS: Mapping[str, ObsSettings] = {"obs": ObsSettings(), "plain_obs": PLAIN}
+
+
+def silent(_stage: str) -> None:
+    """No progress."""
+
+
+def prune(
+    model: Any,
+    tokenizer: Any = None,
+    *,
+    method: str = "obs",
+    keep: float = 0.75,
+    scope: Scope | None = None,
+    data: str | TextData | Tensor = "wikitext",
+    data_dir: Path | None = None,
+    chat_template: bool = False,
+    calibration_tokens: int = 65536,
+    seq_len: int = 512,
+    multiple_of: int = 32,
+    seed: int = 0,
+    plan: PrunePlan | None = None,
+    spec: FFNSpec | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    stages: Stages = silent,
+) -> PrunePlan:
+    """Prune the model's feed-forward neurons in place, and return the plan of what stayed.
+
+    model: a transformers causal-LM model. tokenizer: needed where the method reads text.
+    method: a name in METHODS. keep: the ratio of neurons that stay, in (0, 1]. scope: `local` or `global`; by default
+        the method's own. multiple_of: every layer's width becomes a multiple of it.
+    data: a source name (see `lmprune.data.load`; its train split is read), a TextData, or token ids (sequences, T).
+        A text is cut into sequences of `seq_len`, `calibration_tokens` in all, documents in an order drawn from `seed`.
+    plan: neurons chosen before: they stay, and the layers are repaired as the plan's method does it.
+    spec: where the FFN is, for models that lmprune's table does not know; it is proved on the model first.
+    Raises: UserError; where the arguments or the data were wrong, the model is untouched.
+    """
+    row = get_method(plan.settings.get("method", method) if plan else method)
+    check_keep(keep)
+    if multiple_of < 1:
+        raise UserError(f"multiple_of must be at least 1, got {multiple_of}")
+    ffns = find_ffns(model, spec)
+    if spec is not None:
+        check_ffns(model, ffns)
+    if plan is not None:
+        check_plan(plan, ffns)
+    widths_before = tuple(ffn.width for ffn in ffns)
+    scope = scope or row.scope
+    settings: dict[str, Any] = {
+        "method": row.name, "keep": keep, "scope": scope, "multiple_of": multiple_of, "seed": seed
+    }  # fmt: skip
+    origin: dict[str, Any] = {"versions": versions()}
+    input_ids = None
+    if _needs_text(row, plan):
+        if not isinstance(data, Tensor):
+            found = _text(data, model, tokenizer, data_dir, chat_template, calibration_tokens, seed)
+            origin["calibration"] = dict(found.provenance)
+            data = sequences(tokenizer, found, seq_len=seq_len, num_tokens=calibration_tokens, seed=seed)
+        input_ids = data
+        settings |= {"calibration_tokens": input_ids.numel(), "seq_len": input_ids.shape[1]}
+
+    if row.refit == "obs":
+        assert input_ids is not None
+        options = {"settings": _OBS[row.name], "stages": stages}
+        if plan is not None:
+            kept = plan.indices()
+            obs_refit(model, ffns, input_ids, kept, **options)
+        else:
+            kept = obs(
+                model, ffns, input_ids, keep, scope=scope, multiple_of=multiple_of, seed=seed, **options
+            )  # fmt: skip
+    else:
+        statistics = _statistics(model, ffns, row, input_ids, stages)
+        if plan is not None:
+            kept = plan.indices()
+        else:
+            scores = score_from(ffns, row.criterion, statistics, seed=seed)
+            kept = select(scores, keep, scope=scope, multiple_of=multiple_of, seed=seed)
+        _cut(ffns, kept, row, statistics)
+    record_widths(model, ffns)
+    if plan is not None:
+        settings = {**plan.settings}
+    return PrunePlan(
+        tuple(tuple(indices.tolist()) for indices in kept), widths_before, settings, {**origin, **(provenance or {})}
+    )
+
+
+def versions() -> dict[str, str]:
+    """What a number depends on: the versions of lmprune, torch, transformers and Python."""
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("lmprune", "torch", "transformers")},
+    }
+
+
+def _needs_text(row: Method, plan: PrunePlan | None) -> bool:
+    if row.refit == "obs":
+        return True
+    return get_criterion(row.criterion).needs_data and (plan is None or row.refit != "none")
+
+
+def _text(
+    data: str | TextData,
+    model: Any,
+    tokenizer: Any,
+    data_dir: Path | None,
+    chat_template: bool,
+    num_tokens: int,
+    seed: int,
+) -> TextData:
+    if tokenizer is None:
+        raise UserError("calibration text needs a tokenizer; pass one, or give token ids of shape (sequences, T)")
+    if isinstance(data, TextData):
+        return data
+    return text.load(
+        data, "train", data_dir=data_dir, model=model, tokenizer=tokenizer,
+        chat_template=chat_template, seed=seed, num_tokens=num_tokens,
+    )  # fmt: skip
+
+
+def _statistics(
+    model: Any, ffns: Sequence[FFN], row: Method, input_ids: Tensor | None, stages: Stages
+) -> list[SeamStatistics] | None:
+    if input_ids is None:
+        return None
+    criterion = get_criterion(row.criterion)
+    if criterion.needs_gradients:
+        input_ids = input_ids[: max(GRADIENT_TOKENS // input_ids.shape[1], 1)]
+    return collect(model, ffns, input_ids, needs=criterion.needs, progress=stages("calibrating"))
+
+
+def _cut(ffns: Sequence[FFN], kept: Sequence[Tensor], row: Method, statistics: Sequence[SeamStatistics] | None) -> None:
+    for ffn, indices in zip(ffns, kept, strict=True):
+        if row.refit == "bias":
+            assert statistics is not None
+            reader_KD, bias_D = bias_compensation(ffn, indices, statistics[ffn.layer].per_token("sum_h"))
+            ffn.keep(indices)
+            ffn.set_reader(reader_KD, bias_D)
+        else:
+            ffn.keep(indices)

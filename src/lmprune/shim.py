@@ -1,0 +1,83 @@
+"""A causal-LM model with feed-forward widths that its stock class can't express.
+
+`config.lmprune` records what was cut (see `resize`). `PrunedLlamaForCausalLM` is transformers' `LlamaForCausalLM` cut
+to that record, and so for every other class: ask this module for `Pruned<Stock>`.
+
+A checkpoint with such widths carries a copy of this very file, so it imports torch and transformers only. lmprune
+itself loads the checkpoint with its own copy and never runs the checkpoint's.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import transformers
+from torch import nn
+
+PREFIX = "Pruned"
+
+
+def resize(model: nn.Module, record: Mapping[str, Any]) -> None:
+    """Cut a freshly built stock model to the shapes in `record`; the values are the checkpoint's business.
+
+    record: `spec`, paths to the FFN linears (blocks, up, gate, down, and fused_gate: `up` holds both, 2F rows);
+        `widths`, neurons left in each block; `down_bias`, whether `down` has a bias in each block.
+    """
+    spec = record["spec"]
+    blocks = model.get_submodule(spec["blocks"])
+    for block, width, down_bias in zip(blocks, record["widths"], record["down_bias"], strict=True):  # type: ignore[arg-type]
+        for name in filter(None, (spec["up"], spec["gate"])):
+            _cut(block.get_submodule(name), width * (2 if spec["fused_gate"] else 1), outputs=True)
+        down = block.get_submodule(spec["down"])
+        _cut(down, width, outputs=False)
+        if down_bias and down.bias is None:
+            size = getattr(down, "out_features", None) or down.nf  # nn.Linear's name, then Conv1D's
+            down.register_parameter("bias", nn.Parameter(down.weight.new_zeros(size)))  # type: ignore[operator]
+
+
+def _cut(linear: nn.Module, size: int, *, outputs: bool) -> None:
+    """Keep the first `size` outputs, or inputs, of a Linear (stored out, in) or a Conv1D (stored in, out)."""
+    _narrow(linear, "weight", int(hasattr(linear, "nf") == outputs), size)
+    if outputs and linear.bias is not None:
+        _narrow(linear, "bias", 0, size)
+    for name in ("out_features", "nf") if outputs else ("in_features", "nx"):
+        if hasattr(linear, name):
+            setattr(linear, name, size)
+
+
+def _narrow(linear: nn.Module, name: str, dim: int, size: int) -> None:
+    old = getattr(linear, name)
+    setattr(linear, name, nn.Parameter(old.detach().narrow(dim, 0, size).clone(), requires_grad=old.requires_grad))
+
+
+@functools.cache
+def pruned_class(stock: type[Any]) -> type[Any]:
+    """The subclass of a transformers causal-LM class that is cut to `config.lmprune` when it is built."""
+
+    class Pruned(stock):
+        _auto_class = "AutoModelForCausalLM"  # so that plain `save_pretrained` copies this file and writes `auto_map`
+
+        def __init__(self, config, *args, **kwargs):
+            # per-layer fields are ambiguous on a heterogeneous config: the stock class is built from the global values
+            per_layer = config.to_dict().get("per_layer_config")
+            config.per_layer_config = None
+            super().__init__(config, *args, **kwargs)
+            config.per_layer_config = per_layer
+            resize(self, config.lmprune)
+
+    Pruned.__name__ = Pruned.__qualname__ = PREFIX + stock.__name__
+    return Pruned
+
+
+def stock_class(cls: type[Any]) -> type[Any]:
+    """The class that `cls` cuts, or `cls` itself where it is no pruned class."""
+    return next(c for c in cls.__mro__ if not c.__name__.startswith(PREFIX))
+
+
+def __getattr__(name: str) -> type[Any]:
+    stock = getattr(transformers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
+    if stock is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return pruned_class(stock)
