@@ -44,7 +44,7 @@ class LeastSquares:
     def refit(self, kept: Tensor) -> Tensor:
         """(H_KK)⁻¹ G_K: the exact least-squares reader on the kept neurons, (K + pinned, D)."""
         rows = torch.cat([kept, torch.arange(self.width, self.width + self.pinned)])
-        return torch.cholesky_solve(self.cross_FD[rows], _cholesky(self.gram_FF[rows][:, rows]))
+        return torch.cholesky_solve(self.cross_FD[rows], torch.linalg.cholesky(self.gram_FF[rows][:, rows]))
 
 
 @dataclass(frozen=True)
@@ -74,32 +74,48 @@ def eliminate(
 
     cost_j = ½ ‖W_j‖²_C / (H⁻¹)_jj with C the metric (identity if None): how much the end loss cares about each
     direction of the output, e.g. E[g gᵀ] of the gradients g there (the Kronecker-factored curvature of LLM Surgeon).
-    step: how many neurons go between two evaluations of the costs.
+    step: how many neurons go between two updates of the whole layer. In between, removals are exact within the
+    2·step cheapest candidates, so that of two neurons that can stand in for each other only one goes.
     Equal costs are broken by a permutation drawn from `seed`.
     """
-    inverse_FF = torch.cholesky_inverse(_cholesky(problem.gram_FF))
+    inverse_FF = torch.cholesky_inverse(torch.linalg.cholesky(problem.gram_FF))
     reader_FD = inverse_FF @ problem.cross_FD
     if metric_DD is not None:
-        reader_FD = reader_FD @ _cholesky(metric_DD.double())
-    number, width = problem.width, reader_FD.shape[1]
-    alive = torch.randperm(number, generator=torch.Generator().manual_seed(seed))
-    joint = torch.cat([reader_FD, inverse_FF], dim=1)  # updated together: [W | H⁻¹]
+        reader_FD = reader_FD @ torch.linalg.cholesky(metric_DD.double())
+    width = reader_FD.shape[1]
+    joint = torch.cat([reader_FD, inverse_FF], dim=1)  # [W | H⁻¹], updated together
+    alive = torch.randperm(problem.width, generator=torch.Generator().manual_seed(seed))
     order, costs = [torch.empty(0, dtype=torch.long)], [torch.empty(0, dtype=torch.float64)]
     while len(alive) > until:
-        cost = 0.5 * joint[alive, :width].square().sum(1) / joint[alive, width + alive]
-        ranking = cost.argsort(stable=True)
-        gone_positions = ranking[: min(step, len(alive) - until)]
-        gone = alive[gone_positions]
-        block = joint[gone][:, width + gone]
-        solved = torch.linalg.solve(block, joint[gone])
-        exact = 0.5 * (joint[gone, :width] * solved[:, :width]).sum()
-        share = cost[gone_positions] / cost[gone_positions].sum().clamp_min(1e-300)
+        cost = _costs(joint[alive, :width], joint[alive, width + alive])
+        pool = alive[cost.argsort(stable=True)[: 2 * step]]
+        columns = torch.cat([torch.arange(width), width + pool])
+        picked, cost = _cheapest(joint[pool][:, columns], number=min(step, len(alive) - until, len(pool)))
+        gone = pool[picked]
+        joint -= joint[:, width + gone] @ torch.linalg.solve(joint[gone][:, width + gone], joint[gone])
+        alive = alive[~torch.isin(alive, gone)]
         order.append(gone)
-        costs.append(exact * share)
-        joint -= joint[:, width + gone] @ solved
-        alive = alive[~torch.isin(torch.arange(len(alive)), gone_positions)]
+        costs.append(cost)
     return Elimination(torch.cat(order), torch.cat(costs), alive.sort().values)
 
 
-def _cholesky(matrix: Tensor) -> Tensor:
-    return torch.linalg.cholesky(matrix)
+def _cheapest(joint: Tensor, *, number: int) -> tuple[Tensor, Tensor]:
+    """One-at-a-time elimination among a pool of candidates: positions in the pool, and what each removal cost.
+
+    joint: their rows of [W | H⁻¹], the columns of H⁻¹ cut to the pool: (P, D + P).
+    """
+    width = joint.shape[1] - len(joint)
+    left = torch.ones(len(joint), dtype=torch.bool)
+    picked, costs = [], []
+    for _ in range(number):
+        cost = _costs(joint[:, :width], joint[:, width:].diagonal()).where(left, torch.inf)
+        j = int(cost.argmin())
+        picked.append(j)
+        costs.append(cost[j])
+        left[j] = False
+        joint = joint - joint[:, width + j, None] * (joint[j] / joint[j, width + j])
+    return torch.tensor(picked), torch.stack(costs)
+
+
+def _costs(reader_FD: Tensor, inverse_diagonal_F: Tensor) -> Tensor:
+    return 0.5 * reader_FD.square().sum(1) / inverse_diagonal_F

@@ -1,0 +1,167 @@
+"""`obs` on whole models: exact where it can be, sequential where it says so, in every family."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import NAMES, logits, tiny_model
+from torch import nn
+
+from lmprune.curvature import output_curvature
+from lmprune.ffn import find_ffns
+from lmprune.obs import PLAIN, ObsSettings, layer_problems, obs, obs_refit
+from lmprune.selection import num_kept, select
+
+
+def text(rows: int = 16, length: int = 32, seed: int = 3) -> torch.Tensor:
+    return torch.randint(1, 128, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_keeping_all_gives_back_the_model(name: str):
+    model = tiny_model(name)
+    before = logits(model)
+    obs(model, find_ffns(model), text(), 1.0)
+    torch.testing.assert_close(logits(model), before, rtol=1e-3, atol=1e-3 * float(before.std()))
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("name", NAMES)
+def test_counts_are_exact(name: str, scope):
+    model = tiny_model(name)
+    ffns = find_ffns(model)
+    before = [ffn.width for ffn in ffns]
+    kept = obs(model, ffns, text(), 0.4, scope=scope)
+    widths = [len(indices) for indices in kept]
+    assert [ffn.width for ffn in ffns] == widths
+    if scope == "local":
+        assert widths == [num_kept(width, 0.4) for width in before]
+    else:
+        assert sum(widths) == num_kept(sum(before), 0.4) and min(widths) >= 1
+    assert logits(model).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "phi3", "phi", "gemma2", "gpt_neox-parallel"])
+def test_redundant_neurons_go_without_a_trace(name: str):
+    """Every second neuron is a copy of its neighbour: half of the neurons carry all there is."""
+    model = tiny_model(name)
+    ffns = find_ffns(model)
+    with torch.no_grad():
+        for ffn in ffns:
+            for rows in (*ffn.writers(), *ffn.writer_biases()):
+                rows[1::2] = rows[0::2]
+    before = logits(model)
+    kept = obs(model, ffns, text(rows=32), 0.5, settings=ObsSettings(rel_damp=1e-9))
+    assert all(len({int(j) // 2 for j in indices}) == 24 for indices in kept)
+    torch.testing.assert_close(logits(model), before, rtol=1e-2, atol=1e-2 * float(before.std()))
+
+
+def test_redundant_neurons_by_weight_norm_leave_a_trace():
+    """Control for the test above: the same cut without a refit changes the logits."""
+    model = tiny_model("llama")
+    ffns = find_ffns(model)
+    before = logits(model)
+    for ffn, kept in zip(ffns, select([f.reader().norm(dim=1) for f in ffns], 0.5, scope="local"), strict=True):
+        ffn.keep(kept)
+    assert not torch.allclose(logits(model), before, rtol=1e-2, atol=1e-2 * float(before.std()))
+
+
+@torch.no_grad()
+def test_sequential_reads_what_the_pruned_blocks_put_out():
+    """The last layer's moments are those of the model whose earlier layers are cut; in a dense pass they are not."""
+    input_ids = text()
+    for sequential in (True, False):
+        model = tiny_model("gpt2")
+        ffns = find_ffns(model)
+        problems = layer_problems(model, ffns, input_ids, sequential=sequential, rel_damp=0.0)
+        for ffn, problem in problems:
+            if ffn.layer == 2:
+                moment = problem.gram_FF
+                break
+            ffn.keep(torch.arange(0, 48, 3))
+        if not sequential:
+            model = tiny_model("gpt2")
+            ffns = find_ffns(model)
+        seen: list[torch.Tensor] = []
+        ffns[2].down.register_forward_pre_hook(lambda _m, args, seen=seen: seen.append(args[0].flatten(0, -2)))
+        model(input_ids)
+        h_NF = torch.cat([seen[0], torch.ones(len(seen[0]), 1)], dim=1).double()
+        torch.testing.assert_close(moment, h_NF.T @ h_NF / len(h_NF), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_curvature_is_the_second_moment_of_the_gradients(name: str):
+    model = tiny_model(name)
+    ffns = find_ffns(model)
+    input_ids = text(rows=3, length=10)
+    found = output_curvature(model, ffns, input_ids, rel_damp=0.0)
+    outs: dict[int, torch.Tensor] = {}
+
+    def keep_grad(layer: int):
+        def hook(_module: nn.Module, _args: object, out: torch.Tensor) -> None:
+            out.retain_grad()
+            outs[layer] = out
+
+        return hook
+
+    for ffn in ffns:
+        ffn.down.register_forward_hook(keep_grad(ffn.layer))
+    logits_BTV = model(input_ids).logits
+    nn.functional.cross_entropy(
+        logits_BTV[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten(), reduction="sum"
+    ).backward()
+    for layer, curvature_DD in enumerate(found):
+        grad = outs[layer].grad
+        assert grad is not None
+        grad_ND = grad.flatten(0, -2).double()
+        torch.testing.assert_close(
+            curvature_DD, grad_ND.T @ grad_ND / (3 * 9), rtol=1e-4, atol=1e-4 * float(curvature_DD.abs().max())
+        )
+
+
+def test_refit_of_a_given_choice_equals_choosing_it():
+    chosen, given = tiny_model("qwen2"), tiny_model("qwen2")
+    kept = obs(chosen, find_ffns(chosen), text(), 0.5)
+    obs_refit(given, find_ffns(given), text(), kept)
+    assert torch.equal(logits(chosen), logits(given))
+
+
+def test_the_ladder_of_methods_on_a_trained_model(shared):
+    """On a real model: sequential obs beats activation scores without a refit, by the loss on other text."""
+    import lmprune
+
+    folder = shared / "models" / "stories260k"
+    tokenizer = lmprune.load_tokenizer(folder)
+    story = (
+        "Once upon a time, there was a little girl named Lily. She loved to play outside in the park with her friends. "
+        "One day, she saw a big red ball. She wanted to play with it, but it was too high. Her mom said, 'Lily, do not "
+        "go there.' Lily was sad. She went to her mom and said, 'I want to play with the ball.' Her mom smiled. "
+    )
+    held_out = tokenizer(story, return_tensors="pt").input_ids
+    losses: dict[str, float] = {}
+    for method in ("obs", "plain_obs", "activation", "random"):
+        model = lmprune.load(folder)
+        dense = loss(model, held_out)
+        data = lmprune_text(model, tokenizer)
+        lmprune.prune(model, tokenizer, method=method, keep=0.5, data=data, multiple_of=2)
+        losses[method] = loss(model, held_out) - dense
+    assert losses["obs"] < losses["activation"] < losses["random"]
+    assert losses["plain_obs"] < losses["activation"]
+
+
+@torch.no_grad()
+def loss(model, input_ids: torch.Tensor) -> float:
+    return float(model(input_ids, labels=input_ids).loss)
+
+
+def lmprune_text(model, tokenizer) -> torch.Tensor:
+    """8,192 tokens that the model writes itself."""
+    from lmprune import data
+    from lmprune.data.tokens import sequences
+
+    written = data.load("self", model=model, tokenizer=tokenizer, num_tokens=8192)
+    return sequences(tokenizer, written, seq_len=256, num_tokens=7168, seed=0)
+
+
+def test_plain_obs_is_one_dense_pass():
+    assert not PLAIN.sequential and not PLAIN.end_loss

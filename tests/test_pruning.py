@@ -1,0 +1,75 @@
+"""prune(): every method, both scopes, on token ids and on text; plans give the same model again."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import logits, tiny_model
+
+import lmprune
+from lmprune import UserError
+from lmprune.methods import METHODS
+
+
+def text(rows: int = 12, length: int = 24) -> torch.Tensor:
+    return torch.randint(1, 128, (rows, length), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_cuts_to_the_count_and_its_plan_repeats_it(method: str, scope):
+    model = tiny_model("qwen2")
+    plan = lmprune.prune(model, method=method, keep=0.5, scope=scope, data=text(), multiple_of=1)
+    assert sum(plan.widths) == 72 and plan.keep == 0.5
+    assert plan.widths == [24, 24, 24] or scope == "global"
+    assert plan.settings["method"] == method and plan.settings["scope"] == scope
+    again = tiny_model("qwen2")
+    repeated = lmprune.prune(again, data=text(), plan=lmprune.PrunePlan.from_json(plan.to_json()))
+    assert torch.equal(logits(model), logits(again))
+    assert repeated.kept == plan.kept and repeated.settings == plan.settings
+
+
+def test_multiple_of_rounds_each_layer():
+    plan = lmprune.prune(tiny_model("llama"), method="activation", keep=0.5, scope="global", data=text(), multiple_of=8)
+    assert all(width % 8 == 0 for width in plan.widths)
+    assert abs(sum(plan.widths) - 72) <= 3 * 8 / 2
+
+
+def test_six_lines(tmp_path, shared):
+    folder = shared / "models" / "gpt2-mini"
+    model, tokenizer = lmprune.load(folder), lmprune.load_tokenizer(folder)
+    plan = lmprune.prune(
+        model, tokenizer, keep=0.75, data="python-docs", calibration_tokens=2048, seq_len=256
+    )  # fmt: skip
+    lmprune.save(model, tmp_path / "smaller", tokenizer=tokenizer, plan=plan)
+    again = lmprune.load(tmp_path / "smaller")
+    ids = torch.arange(64)[None]
+    assert torch.equal(again(ids).logits, model(ids).logits)
+    assert plan.widths == [576] * 6
+    assert plan.provenance["calibration"]["source"] == "python-docs"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "magnitud"}, "did you mean magnitude"),
+        ({"keep": 0}, r"keep must be in \(0, 1\]"),
+        ({"keep": 75}, "to keep 75%, pass 0.75"),
+        ({"multiple_of": 0}, "multiple_of must be at least 1"),
+        ({"data": "python-docs"}, "needs a tokenizer"),
+        ({"plan": lmprune.PrunePlan(((0, 1),), (4,), {"method": "random"})}, "the plan is for 1 layers"),
+    ],
+)
+def test_wrong_arguments_leave_the_model_as_it_was(options, message):
+    model = tiny_model("llama")
+    before = logits(model)
+    with pytest.raises(UserError, match=message):
+        lmprune.prune(model, **{"data": text(), **options})
+    assert torch.equal(logits(model), before)
+
+
+def test_a_spec_that_does_not_fit_is_found_out():
+    model = tiny_model("llama")
+    wrong = lmprune.FFNSpec("model.layers", "mlp.up_proj", "mlp.down_proj", "intermediate_size")  # the gate is missing
+    with pytest.raises(UserError, match="gate"):
+        lmprune.prune(model, data=text(), keep=0.5, spec=wrong)
