@@ -17,7 +17,9 @@ def test_blocks_one_by_one_equal_the_model(name: str):
     blocks = [ffn.block for ffn in find_ffns(model)]
     input_ids = torch.randint(0, 128, (3, 20), generator=torch.Generator().manual_seed(1))
     seen = []
-    handle = blocks[-1].register_forward_hook(lambda _m, _a, out: seen.append(out[0] if isinstance(out, tuple) else out))
+    handle = blocks[-1].register_forward_hook(
+        lambda _m, _a, out: seen.append(out[0] if isinstance(out, tuple) else out)
+    )
     model(input_ids=input_ids, use_cache=False)
     handle.remove()
     runner = Blocks(model, blocks)

@@ -7,9 +7,11 @@ import torch
 from tiny_models import NAMES, logits, tiny_model
 from torch import nn
 
+from lmprune.blockwise import Blocks
 from lmprune.curvature import output_curvature
 from lmprune.ffn import find_ffns
-from lmprune.obs import PLAIN, ObsSettings, layer_problems, obs, obs_refit
+from lmprune.obs import PLAIN, ObsSettings, obs, obs_refit
+from lmprune.reconstruction import layer_problems, residual_gain
 from lmprune.selection import num_kept, select
 
 
@@ -161,6 +163,42 @@ def lmprune_text(model, tokenizer) -> torch.Tensor:
 
     written = data.load("self", model=model, tokenizer=tokenizer, num_tokens=8192)
     return sequences(tokenizer, written, seq_len=256, num_tokens=7168, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("llama", 1.0), ("gpt_neox-parallel", 1.0), ("granite", 0.25), ("gemma2", None)]
+)
+@torch.no_grad()
+def test_what_a_block_adds_of_its_ffn_is_found_from_outside(name: str, expected: float | None):
+    model = tiny_model(name, residual_multiplier=0.25) if name == "granite" else tiny_model(name)
+    ffns = find_ffns(model)
+    blocks = Blocks(model, [ffn.block for ffn in ffns])
+    found = residual_gain(blocks, ffns[1], blocks.inputs(text()))
+    assert found is None if expected is None else found == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "granite"])
+@torch.no_grad()
+def test_full_compensation_asks_for_what_the_dense_model_has_after_the_block(name: str):
+    """With a reader that meets the target exactly, the pruned stream is back on the dense one."""
+    model = tiny_model(name)
+    ffns = find_ffns(model)
+    input_ids = text(rows=1, length=24)  # fewer tokens than neurons: least squares can meet any target
+    dense_after = hidden_after(model, ffns, 1, input_ids)
+    for ffn, problem in layer_problems(model, ffns, input_ids, sequential=True, rel_damp=1e-5, compensation=1.0):
+        if ffn.layer == 0:
+            ffn.set_reader(0.7 * ffn.reader())  # a disturbance for the next layer to make up for
+        if ffn.layer == 1:
+            reader = problem.refit(torch.arange(ffn.width))
+            ffn.set_reader(reader[: ffn.width], reader[ffn.width] if problem.pinned else None)
+            break
+    disturbed = hidden_after(model, ffns, 0, input_ids)
+    assert not torch.allclose(disturbed, hidden_after(tiny_model(name), find_ffns(model), 0, input_ids), atol=1e-2)
+    torch.testing.assert_close(hidden_after(model, ffns, 1, input_ids), dense_after, rtol=1e-2, atol=1e-2)
+
+
+def hidden_after(model, ffns, layer: int, input_ids: torch.Tensor) -> torch.Tensor:
+    return model(input_ids, output_hidden_states=True).hidden_states[layer + 1]
 
 
 def test_plain_obs_is_one_dense_pass():

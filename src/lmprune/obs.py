@@ -8,17 +8,16 @@ the next block its input. Memory holds the model, the hidden states of the calib
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .blockwise import Blocks
 from .criteria.second_order import Elimination, LeastSquares, eliminate
 from .curvature import output_curvature
 from .ffn import FFN
+from .reconstruction import layer_problems
 from .selection import Scope, num_kept, select
 from .statistics import Progress
 
@@ -28,17 +27,19 @@ class ObsSettings:
     """sequential: each block sees what the pruned blocks before it put out; False = one dense pass (plain OBS).
 
     end_loss: the choice of neurons knows which directions of a layer's output the end loss cares about.
+    compensation: the share of the pruned prefix's drift from the dense model that each layer is asked to make up for.
     rel_damp: the ridge of the least squares, relative to the mean diagonal of the second moments.
     gradient_tokens: how many of the calibration tokens are read backwards too.
     """
 
     sequential: bool = True
     end_loss: bool = True
+    compensation: float = 0.5
     rel_damp: float = 1e-3
     gradient_tokens: int = 8192
 
 
-PLAIN = ObsSettings(sequential=False, end_loss=False)
+PLAIN = ObsSettings(sequential=False, end_loss=False, compensation=0.0)
 
 
 @torch.no_grad()
@@ -78,9 +79,7 @@ def obs(
         counts = [len(kept) for kept in select(scores, keep, scope=scope, multiple_of=multiple_of, seed=seed)]
 
     kept: list[Tensor] = []
-    for ffn, problem in layer_problems(
-        model, ffns, input_ids, sequential=settings.sequential, rel_damp=settings.rel_damp, progress=stages("pruning")
-    ):
+    for ffn, problem in _problems(model, ffns, input_ids, settings, stages("pruning")):
         kept.append(order(ffn, problem, counts[ffn.layer]).kept)
         cut(ffn, kept[-1], problem)
     return kept
@@ -97,10 +96,18 @@ def obs_refit(
     stages: Callable[[str], Progress | None] = lambda _name: None,
 ) -> None:
     """Cut all layers in place to neurons that were chosen before, by any method, and refit the readers."""
-    for ffn, problem in layer_problems(
-        model, ffns, input_ids, sequential=settings.sequential, rel_damp=settings.rel_damp, progress=stages("refitting")
-    ):
+    for ffn, problem in _problems(model, ffns, input_ids, settings, stages("refitting")):
         cut(ffn, kept[ffn.layer], problem)
+
+
+def _problems(
+    model: Any, ffns: Sequence[FFN], input_ids: Tensor, settings: ObsSettings, progress: Progress | None
+) -> Iterator[tuple[FFN, LeastSquares]]:
+    return layer_problems(
+        model, ffns, input_ids,
+        sequential=settings.sequential, compensation=settings.compensation, rel_damp=settings.rel_damp,
+        progress=progress,
+    )  # fmt: skip
 
 
 def cut(ffn: FFN, kept: Tensor, problem: LeastSquares) -> None:
@@ -108,77 +115,3 @@ def cut(ffn: FFN, kept: Tensor, problem: LeastSquares) -> None:
     reader = problem.refit(kept)
     ffn.keep(kept)
     ffn.set_reader(reader[: len(kept)], reader[len(kept)] if problem.pinned else None)
-
-
-def layer_problems(
-    model: Any,
-    ffns: Sequence[FFN],
-    input_ids: Tensor,
-    *,
-    sequential: bool,
-    rel_damp: float,
-    batch_size: int = 4,
-    progress: Progress | None = None,
-) -> Iterator[tuple[FFN, LeastSquares]]:
-    """Each layer, in order, with its least-squares problem; the caller may cut the layer before asking for the next.
-
-    sequential: what the next block sees comes from the layer as the caller left it, rather than as it was.
-    """
-    blocks = Blocks(model, [ffn.block for ffn in ffns])
-    device = next(model.parameters()).device
-    hidden = [blocks.inputs(batch_BT.to(device)) for batch_BT in input_ids.split(batch_size)]
-    for layer, ffn in enumerate(ffns):
-        with _watched(ffn) as moment:
-            for i, states_BTD in enumerate(hidden):
-                out_BTD = blocks.run(layer, states_BTD)
-                if not sequential:
-                    hidden[i] = out_BTD
-        yield ffn, moment.problem(ffn, rel_damp=rel_damp)
-        if sequential and layer + 1 < len(ffns):
-            for i, states_BTD in enumerate(hidden):
-                hidden[i] = blocks.run(layer, states_BTD)
-        if progress:
-            progress(layer + 1, len(ffns))
-
-
-class SeamMoment:
-    """Uncentred second moments of one layer's neuron outputs, with a row of ones where the reader has a bias."""
-
-    def __init__(self, ffn: FFN):
-        self.pinned = int(ffn.reader_bias() is not None)
-        size = ffn.width + self.pinned
-        self.num_tokens = 0
-        self.sum = torch.zeros(size, size, dtype=torch.float64)
-
-    def add(self, h_NF: Tensor) -> None:
-        h_NF = h_NF.float()
-        width = h_NF.shape[1]
-        self.num_tokens += len(h_NF)
-        self.sum[:width, :width] += (h_NF.T @ h_NF).cpu()
-        if self.pinned:
-            total_F = h_NF.sum(0, dtype=torch.float64).cpu()
-            self.sum[width, :width] += total_F
-            self.sum[:width, width] += total_F
-            self.sum[width, width] += len(h_NF)
-
-    def problem(self, ffn: FFN, *, rel_damp: float) -> LeastSquares:
-        """The layer's least-squares problem: reproduce what the dense reader puts out on these very inputs."""
-        moment = self.sum / self.num_tokens
-        reader_FD = ffn.reader().detach().double().cpu()
-        if (bias_D := ffn.reader_bias()) is not None:
-            reader_FD = torch.cat([reader_FD, bias_D.detach().double().cpu()[None]])
-        return LeastSquares.of(moment, moment @ reader_FD, reader_FD, rel_damp=rel_damp, pinned=self.pinned)
-
-
-@contextmanager
-def _watched(ffn: FFN) -> Iterator[SeamMoment]:
-    moment = SeamMoment(ffn)
-
-    def add(_reader: nn.Module, args: tuple[Tensor, ...]) -> None:
-        moment.add(args[0].flatten(0, -2))
-
-    handle = ffn.down.register_forward_pre_hook(add)
-    try:
-        yield moment
-    finally:
-        handle.remove()

@@ -28,13 +28,17 @@ class LeastSquares:
     def of(cls, moment_FF: Tensor, cross_FD: Tensor, reader_FD: Tensor, *, rel_damp: float, pinned: int = 0):
         """moment_FF: E[x xᵀ]; cross_FD: E[x yᵀ]; reader_FD: W0, each with its `pinned` last rows.
 
-        rel_damp: ρ in δ = ρ · mean(diag E[x xᵀ]), the mean over the rows that are not pinned.
+        rel_damp: ρ in δ = ρ · mean(diag E[x xᵀ]), the mean over the rows that are not pinned; ten times more, as often
+        as it takes, where H is not positive definite otherwise.
         """
         number = len(moment_FF) - pinned
-        ridge = torch.zeros(len(moment_FF), dtype=torch.float64)
-        ridge[:number] = rel_damp * moment_FF.diagonal()[:number].double().mean().clamp_min(1e-30)
-        gram = moment_FF.double() + ridge.diag()
-        return cls(gram, cross_FD.double() + ridge[:, None] * reader_FD.double(), pinned)
+        ridge_F = torch.zeros(len(moment_FF), dtype=torch.float64)
+        ridge_F[:number] = rel_damp * moment_FF.diagonal()[:number].double().mean().clamp_min(1e-30)
+        gram_FF = moment_FF.double() + ridge_F.diag()
+        while torch.linalg.cholesky_ex(gram_FF).info:  # the moments' fp32 rounding can outweigh a small ridge
+            gram_FF += 9 * ridge_F.diag()
+            ridge_F *= 10
+        return cls(gram_FF, cross_FD.double() + ridge_F[:, None] * reader_FD.double(), pinned)
 
     @property
     def width(self) -> int:
