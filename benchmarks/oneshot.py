@@ -1,0 +1,240 @@
+"""One-shot pruning, every method: perplexity of the pruned model as a ratio to the dense one's.
+
+    python benchmarks/oneshot.py --stage main                      # obs, plain OBS and the peers, 32,768 tokens
+    python benchmarks/oneshot.py --stage transfer                  # the same models on text of another kind
+    python benchmarks/oneshot.py --stage methods                   # all methods, both scopes, 8,192 tokens
+    python benchmarks/oneshot.py --stage table                     # print what has been measured so far
+
+Resumable: results go to benchmarks/runs/oneshot-MODEL.jsonl as they come, and what is there is not run again.
+Calibration: 128 × 512 tokens of WikiText train; evaluation: first tokens of WikiText validation (raw), context 1,024
+or the model's maximum; fp32; widths not rounded (multiple_of 1), so that ratios are exact.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import lmprune
+from lmprune import data
+from lmprune.criteria import CRITERIA, score_from
+from lmprune.criteria.second_order import eliminate
+from lmprune.data.tokens import sequences, stream
+from lmprune.evaluation.perplexity import perplexity
+from lmprune.ffn import find_ffns
+from lmprune.methods import METHODS, get_method
+from lmprune.obs import PLAIN, cut
+from lmprune.pruning import GRADIENT_TOKENS
+from lmprune.reconstruction import layer_problems
+from lmprune.refit import bias_compensation
+from lmprune.selection import num_kept, select
+from lmprune.statistics import SeamStatistics, collect
+
+RUNS = Path(__file__).parent / "runs"
+KEEPS = (0.9, 0.8, 0.7, 0.5)
+PEERS = ("flap", "wanda_sp", "two_ssp", "minitron", "llm_pruner")
+CALIBRATION_TOKENS, SEQ_LEN = 128 * 512, 512
+LONG, SHORT, BRIEF = 32768, 8192, 4096
+
+
+class Bench:
+    """The dense model, its calibration text and statistics, each made once and only when needed."""
+
+    def __init__(self, name: str, shared: Path, seed: int):
+        self.shared, self.seed = shared, seed
+        source = shared / "models" / name if (shared / "models" / name).is_dir() else name
+        self.model = lmprune.load(source)
+        self.tokenizer = lmprune.load_tokenizer(source)
+        self.seq_len = min(SEQ_LEN, self.model.config.max_position_embeddings)
+
+    @cached_property
+    def calibration(self) -> Tensor:
+        text = data.load("wikitext", "train", data_dir=self.shared / "data" / "wikitext")
+        print(f"calibration: {text.name}", flush=True)
+        return sequences(
+            self.tokenizer, text, seq_len=self.seq_len, num_tokens=CALIBRATION_TOKENS, seed=self.seed
+        )  # fmt: skip
+
+    @cached_property
+    def statistics(self) -> list[SeamStatistics]:
+        """Everything that any criterion needs, from one forward and one (shorter) backward reading."""
+        ffns = find_ffns(self.model)
+        gradient = frozenset(n for c in CRITERIA.values() if c.needs_gradients for n in c.needs)
+        forward = frozenset(n for c in CRITERIA.values() if not c.needs_gradients for n in c.needs)
+        few = self.calibration[: GRADIENT_TOKENS // self.seq_len]
+        seen = collect(self.model, ffns, self.calibration, needs=forward)
+        felt = collect(self.model, ffns, few, needs=gradient)
+        return [
+            SeamStatistics(
+                s.num_tokens, s.num_sequences,
+                **{n: s.total(n) for n in forward}, **{n: f.total(n) for n in gradient},
+            )
+            for s, f in zip(seen, felt, strict=True)
+        ]  # fmt: skip
+
+    def texts(self, name: str, max_tokens: int) -> Tensor:
+        if name == "wikitext":
+            text = data.load("wikitext:raw", "validation", data_dir=self.shared / "data" / "wikitext")
+        elif name == "samsum":
+            text = data.load(f"{self.shared / 'data' / 'samsum' / 'validation.jsonl'}:dialogue")
+        else:
+            text = data.load(name, "validation")
+        return stream(self.tokenizer, text, max_tokens)[0]
+
+    def pruned(self, method: str, scope: str, keeps: Sequence[float]) -> Iterator[tuple[float, Any]]:
+        """(keep, pruned copy of the model) for each ratio."""
+        if method == "dense":
+            yield 1.0, self.model
+        elif method == "plain_obs" and scope == "local":
+            yield from self._plain_obs(keeps)
+        elif get_method(method).refit == "obs":
+            for keep in keeps:
+                model = copy.deepcopy(self.model)
+                lmprune.prune(
+                    model, method=method, scope=scope, keep=keep,  # type: ignore[arg-type]
+                    data=self.calibration, multiple_of=1, seed=self.seed,
+                )  # fmt: skip
+                yield keep, model
+        else:
+            yield from self._scored(method, scope, keeps)
+
+    def _scored(self, method: str, scope: str, keeps: Sequence[float]) -> Iterator[tuple[float, Any]]:
+        row, ffns = get_method(method), find_ffns(self.model)
+        scores = score_from(ffns, row.criterion, self.statistics, seed=self.seed)
+        for keep in keeps:
+            model = copy.deepcopy(self.model)
+            kept = select(scores, keep, scope=scope, seed=self.seed)  # type: ignore[arg-type]
+            for ffn, indices, stats in zip(find_ffns(model), kept, self.statistics, strict=True):
+                repaired = bias_compensation(ffn, indices, stats.per_token("sum_h")) if row.refit == "bias" else None
+                ffn.keep(indices)
+                if repaired:
+                    ffn.set_reader(*repaired)
+            yield keep, model
+
+    @torch.no_grad()
+    def _plain_obs(self, keeps: Sequence[float]) -> Iterator[tuple[float, Any]]:
+        """One dense pass serves all ratios: the order of removal of each layer is cut at each."""
+        models = {keep: copy.deepcopy(self.model) for keep in keeps}
+        dense = layer_problems(
+            self.model, find_ffns(self.model), self.calibration, sequential=False, rel_damp=PLAIN.rel_damp
+        )
+        for ffn, problem in dense:
+            found = eliminate(problem, until=num_kept(ffn.width, min(keeps)), seed=self.seed)
+            for keep, model in models.items():
+                gone = found.gone[: ffn.width - num_kept(ffn.width, keep)]
+                stays = torch.ones(ffn.width, dtype=torch.bool)
+                stays[gone] = False
+                cut(find_ffns(model)[ffn.layer], stays.nonzero().flatten(), problem)
+        yield from models.items()
+
+
+class Results:
+    """Records in a jsonl file, keyed by what was run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.records: list[dict[str, Any]] = [json.loads(line) for line in lines]
+
+    def find(self, **key: Any) -> dict[str, Any] | None:
+        return next((r for r in self.records if all(r[k] == v for k, v in key.items())), None)
+
+    def add(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        print(json.dumps(record), flush=True)
+
+
+def measure(
+    bench: Bench, results: Results, method: str, scope: str, keeps: Sequence[float], texts: Sequence[tuple[str, int]]
+) -> None:
+    key = {"method": method, "scope": scope}
+    missing = [k for k in keeps if any(results.find(**key, keep=k, text=t, max_tokens=n) is None for t, n in texts)]
+    if not missing:
+        return
+    start = time.perf_counter()
+    for keep, model in bench.pruned(method, scope, missing):
+        seconds = time.perf_counter() - start
+        for text, max_tokens in texts:
+            if results.find(**key, keep=keep, text=text, max_tokens=max_tokens) is None:
+                found = perplexity(model, bench.texts(text, max_tokens))
+                results.add(
+                    {
+                        **key, "keep": keep, "text": text, "max_tokens": max_tokens,
+                        "perplexity": found.perplexity, "perplexity_se": found.perplexity_se, "context": found.context,
+                        "prune_seconds": round(seconds, 1), "widths": [f.width for f in find_ffns(model)],
+                        "date": time.strftime("%Y-%m-%d"),
+                    }
+                )  # fmt: skip
+        start = time.perf_counter()
+
+
+def table(results: Results, text: str, max_tokens: int) -> str:
+    """Markdown: a row a method, perplexity and its ratio to the dense model's at each keep ratio."""
+    rows = [r for r in results.records if r["text"] == text and r["max_tokens"] == max_tokens]
+    dense = next((r["perplexity"] for r in rows if r["method"] == "dense"), None)
+    if dense is None:
+        return ""
+    lines = [f"| {text}, {max_tokens:,} tokens, dense {dense:.2f} | scope | {' | '.join(map(str, KEEPS))} |"]
+    lines.append("| --- " * (len(KEEPS) + 2) + "|")
+    pairs = dict.fromkeys((r["method"], r["scope"]) for r in rows if r["method"] != "dense")
+
+    def cell(method: str, scope: str, keep: float) -> str:
+        found = [r["perplexity"] for r in rows if (r["method"], r["scope"], r["keep"]) == (method, scope, keep)]
+        return f"{found[0]:.4g} ({found[0] / dense:.3g})" if found else ""
+
+    for method, scope in sorted(
+        pairs, key=lambda p: [r["perplexity"] for r in rows if (r["method"], r["scope"]) == p][-1]
+    ):
+        lines.append(f"| {method} | {scope} | {' | '.join(cell(method, scope, keep) for keep in KEEPS)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model", default="smollm2-135m", help="an lmprune model name, or a folder of ../shared/models"
+    )
+    parser.add_argument("--stage", choices=["main", "transfer", "methods", "obs_global", "table"], default="main")
+    parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
+    parser.add_argument("--only", nargs="*", default=list(METHODS), help="methods to run, of the stage's")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if not args.shared.is_dir():
+        raise SystemExit(f"no shared models and data at {args.shared}; pass --shared")
+    results = Results(RUNS / f"oneshot-{args.model}.jsonl")
+    main_methods = [(name, get_method(name).scope) for name in ("obs", "plain_obs", *PEERS)]
+    if args.stage == "table":
+        for text, max_tokens in dict.fromkeys((r["text"], r["max_tokens"]) for r in results.records):
+            print(table(results, text, max_tokens), end="\n\n")
+        return
+    bench = Bench(args.model, args.shared, args.seed)
+    plans: dict[str, tuple[list[tuple[str, str]], list[tuple[str, int]]]] = {
+        # models are cut once for all texts, so the main stage reads the others too
+        "main": (main_methods, [("wikitext", LONG), ("python-docs", BRIEF), ("samsum", BRIEF)]),
+        "transfer": (main_methods, [("python-docs", BRIEF), ("samsum", BRIEF)]),
+        "methods": (
+            [(name, scope) for name in METHODS for scope in ("local", "global") if (name, scope) != ("obs", "global")],
+            [("wikitext", SHORT)],
+        ),
+        "obs_global": ([("obs", "global")], [("wikitext", SHORT)]),
+    }
+    methods, texts = plans[args.stage]
+    measure(bench, results, "dense", "", [1.0], texts)
+    for method, scope in (pair for pair in methods if pair[0] in args.only):
+        measure(bench, results, method, scope, KEEPS, texts)
+
+
+if __name__ == "__main__":
+    main()
