@@ -72,7 +72,7 @@ class Elimination:
 
 
 def eliminate(
-    problem: LeastSquares, *, until: int, metric_DD: Tensor | None = None, step: int = 16, seed: int = 0
+    problem: LeastSquares, *, until: int, metric_DD: Tensor | None = None, step: int = 32, seed: int = 0
 ) -> Elimination:
     """Remove neurons, the cheapest first, until `until` are left; every removal is compensated by the rest.
 
@@ -86,40 +86,40 @@ def eliminate(
     reader_FD = inverse_FF @ problem.cross_FD
     if metric_DD is not None:
         reader_FD = reader_FD @ torch.linalg.cholesky(metric_DD.double())
-    width = reader_FD.shape[1]
-    joint = torch.cat([reader_FD, inverse_FF], dim=1)  # [W | H⁻¹], updated together
     alive = torch.randperm(problem.width, generator=torch.Generator().manual_seed(seed))
     order, costs = [torch.empty(0, dtype=torch.long)], [torch.empty(0, dtype=torch.float64)]
     while len(alive) > until:
-        cost = _costs(joint[alive, :width], joint[alive, width + alive])
-        pool = alive[cost.argsort(stable=True)[: 2 * step]]
-        columns = torch.cat([torch.arange(width), width + pool])
-        picked, cost = _cheapest(joint[pool][:, columns], number=min(step, len(alive) - until, len(pool)))
+        cost_F = 0.5 * torch.linalg.vector_norm(reader_FD, dim=1).square() / inverse_FF.diagonal()
+        pool = alive[cost_F[alive].argsort(stable=True)[: 2 * step]]
+        candidates_PD = reader_FD[pool]
+        picked, cost = _cheapest(
+            candidates_PD @ candidates_PD.T, inverse_FF[pool][:, pool], number=min(step, len(alive) - until, len(pool))
+        )
         gone = pool[picked]
-        joint -= joint[:, width + gone] @ torch.linalg.solve(joint[gone][:, width + gone], joint[gone])
+        compensation_FJ = inverse_FF[:, gone] @ torch.linalg.inv(inverse_FF[gone][:, gone])
+        reader_FD.addmm_(compensation_FJ, reader_FD[gone], alpha=-1)
+        inverse_FF.addmm_(compensation_FJ, inverse_FF[gone], alpha=-1)
         alive = alive[~torch.isin(alive, gone)]
         order.append(gone)
         costs.append(cost)
     return Elimination(torch.cat(order), torch.cat(costs), alive.sort().values)
 
 
-def _cheapest(joint: Tensor, *, number: int) -> tuple[Tensor, Tensor]:
+def _cheapest(readers_PP: Tensor, inverse_PP: Tensor, *, number: int) -> tuple[Tensor, Tensor]:
     """One-at-a-time elimination among a pool of candidates: positions in the pool, and what each removal cost.
 
-    joint: their rows of [W | H⁻¹], the columns of H⁻¹ cut to the pool: (P, D + P).
+    readers_PP: inner products of their rows of W, all that the costs need. inverse_PP: their part of H⁻¹.
     """
-    width = joint.shape[1] - len(joint)
-    left = torch.ones(len(joint), dtype=torch.bool)
+    left = torch.ones(len(inverse_PP), dtype=torch.bool)
     picked, costs = [], []
     for _ in range(number):
-        cost = _costs(joint[:, :width], joint[:, width:].diagonal()).where(left, torch.inf)
-        j = int(cost.argmin())
+        cost_P = (0.5 * readers_PP.diagonal() / inverse_PP.diagonal()).where(left, torch.inf)
+        j = int(cost_P.argmin())
         picked.append(j)
-        costs.append(cost[j])
+        costs.append(cost_P[j])
         left[j] = False
-        joint = joint - joint[:, width + j, None] * (joint[j] / joint[j, width + j])
+        share_P = inverse_PP[:, j] / inverse_PP[j, j]  # row k of W becomes W_k - share_k · W_j
+        with_j_P = readers_PP[j] - 0.5 * readers_PP[j, j] * share_P
+        readers_PP = readers_PP - share_P.outer(with_j_P) - with_j_P.outer(share_P)
+        inverse_PP = inverse_PP - share_P.outer(inverse_PP[j])
     return torch.tensor(picked), torch.stack(costs)
-
-
-def _costs(reader_FD: Tensor, inverse_diagonal_F: Tensor) -> Tensor:
-    return 0.5 * reader_FD.square().sum(1) / inverse_diagonal_F
