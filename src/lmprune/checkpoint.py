@@ -49,6 +49,8 @@ def save(
     _clear_unused_sampling(model)
     with _written_aside(out) as folder, quiet():
         model.save_pretrained(folder)
+        for file in folder.glob("*.safetensors"):  # safetensors lets only the owner read them
+            file.chmod((folder / "config.json").stat().st_mode)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         if plan is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from .criteria import get_criterion
 from .errors import unknown
 from .selection import Scope
 
@@ -25,6 +26,13 @@ class Method:
     refit: Refit
     summary: str
     source: str
+
+
+def needs_text(method: Method, *, chosen: bool = False) -> bool:
+    """Whether the method reads calibration text. chosen: a plan names the neurons, so only a refit would read it."""
+    if method.refit == "obs":
+        return True
+    return get_criterion(method.criterion).needs_data and not (chosen and method.refit == "none")
 
 
 def _row(name: str, criterion: str, summary: str, source: str, scope: Scope = "local", refit: Refit = "none") -> Method:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from huggingface_hub import constants as hub_constants
 from huggingface_hub.utils import get_session
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -46,20 +46,12 @@ def load(
     Raises: UserError, one sentence, for whatever is wrong with the source, the weights or the arguments.
     """
     found = resolve(source, revision=revision)
-    target, dtype = _check_device(device), _check_dtype(dtype)
-    options: dict[str, Any] = {**_hub_options(found), "trust_remote_code": trust_remote_code}
+    target, dtype = check_device(device), check_dtype(dtype)
     _refuse_pickles(found)
     with _explained(found), quiet():
-        if found.gguf:
-            options |= {"gguf_file": found.gguf}
-        config = AutoConfig.from_pretrained(found.place, **options)
-        _check_config(config, found)
+        config, cls, options = _configured(found, trust_remote_code)
         if found.gguf:
             options |= {"quantization_config": GgufConfig(dequantize=True)}
-        cls: Any = AutoModelForCausalLM
-        if hasattr(config, "lmprune"):
-            cls = shim.pruned_class(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
-            del options["trust_remote_code"]
         model, info = cls.from_pretrained(
             found.place,
             config=config,
@@ -76,17 +68,58 @@ def load(
     return model.to(target).eval()
 
 
+def skeleton(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The model at `source` without its weights (on the meta device): looking costs neither memory nor a download.
+
+    Raises: UserError as `load` does, but of the weights in a folder it is only seen that no file is cut short.
+    """
+    found = resolve(source, revision=revision)
+    _refuse_pickles(found)
+    with _explained(found), quiet():
+        if not found.on_hub and not found.gguf:
+            for path in Path(found.place).glob("*.safetensors"):
+                with safe_open(path, "pt"):
+                    pass
+        config, cls, _ = _configured(found, trust_remote_code)
+        with torch.device("meta"):
+            if cls is AutoModelForCausalLM:
+                return cls.from_config(config, trust_remote_code=trust_remote_code)
+            return cls(config)
+
+
+def _configured(found: Source, trust_remote_code: bool) -> tuple[Any, Any, dict[str, Any]]:
+    """The config, the class to load with, and the options that `from_pretrained` takes for this source."""
+    options: dict[str, Any] = {**_hub_options(found), "trust_remote_code": trust_remote_code}
+    if found.gguf:
+        options |= {"gguf_file": found.gguf}
+    config = AutoConfig.from_pretrained(found.place, **options)
+    _check_config(config, found)
+    if not hasattr(config, "lmprune"):
+        return config, AutoModelForCausalLM, options
+    del options["trust_remote_code"]
+    return config, shim.pruned_class(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]), options
+
+
 def load_tokenizer(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """The tokenizer at `source` (see `sources.resolve`). Raises: UserError where there is none."""
     found = resolve(source, revision=revision)
     options: dict[str, Any] = {**_hub_options(found), "trust_remote_code": trust_remote_code}
     if found.gguf:
         options["gguf_file"] = found.gguf
+    elif not found.on_hub and not any(_is_tokenizer_file(path.name) for path in Path(found.place).iterdir()):
+        # transformers would invent an empty one for some families
+        raise UserError(f"can't load the tokenizer of {found}: there is no tokenizer.json beside config.json")
     with _explained(found, "tokenizer"), quiet():
         return AutoTokenizer.from_pretrained(found.place, **options)
 
 
-def _check_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+def _is_tokenizer_file(name: str) -> bool:
+    return name.startswith(("tokenizer", "vocab", "merges", "spiece", "sentencepiece")) or name.endswith(
+        (".model", ".tiktoken")
+    )
+
+
+def check_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     if isinstance(dtype, torch.dtype) or dtype == "auto":
         return dtype
     if dtype not in DTYPES:
@@ -94,7 +127,7 @@ def _check_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     return DTYPES[dtype]
 
 
-def _check_device(device: str | torch.device) -> torch.device:
+def check_device(device: str | torch.device) -> torch.device:
     try:
         target = torch.device(device)
         torch.empty(0, device=target)

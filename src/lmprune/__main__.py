@@ -1,0 +1,5 @@
+"""`python -m lmprune` is `lmprune`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,156 @@
+"""What people see of a command's record: tables and sentences, nothing that the record does not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import RenderableType
+
+from .card import width_summary
+from .console import table
+
+Views = list[RenderableType | str]
+
+_PART_NAMES = {
+    "embeddings": "embeddings",
+    "attention": "attention",
+    "ffn": "feed-forward",
+    "norms_and_other": "norms, other",
+    "output_head": "output head",
+}
+
+
+def inspection(record: Mapping[str, Any]) -> Views:
+    gated = "gated" if record["gated"] else "not gated"
+    params = record["params"]
+    parts = [
+        [_PART_NAMES[name], f"{count:,}", f"{count / params:.2%}"]
+        for name, count in record["parts"].items()
+        if count or name != "output_head"
+    ]
+    savings = [
+        [
+            f"{row['keep']:.2f}", _span(row["widths"]), f"{row['params']:,}", f"{row['params_saved']:,}",
+            _megabytes(row["megabytes"]), _megabytes(row["megabytes_saved"]),
+        ]
+        for row in record["keep"]
+    ]  # fmt: skip
+    return [
+        f"{record['model']}: {record['family']}, {record['layers']} layers, hidden size {record['hidden_size']}, "
+        f"{params:,} parameters, {_megabytes(record['megabytes'])} MB in {record['dtype']}",
+        f"FFN: {gated}; neurons: {width_summary(record['widths'])}",
+        *_pruned(record["plan"]),
+        "",
+        table(["part", "parameters", "share"], parts),
+        "the output head is tied to the embedding" if record["tied_embedding"] else "",
+        "",
+        f"What pruning would leave and save (widths rounded to multiples of {record['multiple_of']}):",
+        table(["keep", "widths", "parameters", "saved", "MB", "saved MB"], savings),
+    ]
+
+
+def _pruned(plan: Mapping[str, Any] | None) -> Views:
+    if plan is None:
+        return []
+    model, text = plan["model"].get("source", "another model"), plan["calibration"].get("source")
+    return [
+        f"pruned from {model} by {plan.get('method', 'an unknown method')}, scope {plan.get('scope', 'unknown')}: "
+        f"{plan['kept']:.1%} of the neurons kept, of {width_summary(plan['widths_before'])}"
+        + (f"; calibrated on {plan.get('calibration_tokens', 0):,} tokens of {text}" if text else "")
+    ]
+
+
+def pruning(record: Mapping[str, Any]) -> Views:
+    rows = [
+        _before_after("parameters", record["params_before"], record["params_after"]),
+        _before_after("feed-forward", record["ffn_params_before"], record["ffn_params_after"]),
+    ]
+    how = "opens in stock transformers" if record["stock"] else "opens with trust_remote_code=True or lmprune.load"
+    return [
+        table(["", "before", "after", "left"], rows),
+        f"widths: {width_summary(record['widths'])}",
+        f"{record['seconds']:.1f} s, at most {record['peak_memory_mb']:,.0f} MB of memory",
+        f"written to {record['out']}: {how}",
+    ]
+
+
+def _before_after(name: str, before: int, after: int) -> list[str]:
+    return [name, f"{before:,}", f"{after:,}", f"{after / before:.1%}"]
+
+
+def evaluation(record: Mapping[str, Any]) -> Views:
+    windows = f"windows of {record['context']}" + (f", stride {record['stride']}" if record["stride"] else "")
+    rows = [["perplexity", _with_error(record["perplexity"], record["perplexity_se"], 2)]]
+    if record["bits_per_byte"] is not None:
+        rows += [["bits per byte", f"{record['bits_per_byte']:.4f}"]]
+    if "baseline" in record:
+        rows += [
+            ["baseline's perplexity", f"{record['baseline_perplexity']:.2f}"],
+            ["ratio to it", f"{record['perplexity_ratio']:.3f}"],
+            ["difference, nats a token", _with_error(record["nll_difference"], record["nll_difference_se"], 4)],
+            ["KL from it, nats a token", f"{record['kl']:.4f}"],
+            ["same first choice", f"{record['top1_agreement']:.1%}"],
+        ]
+    return [
+        f"{record['model']}" + (f", against {record['baseline']}" if "baseline" in record else ""),
+        table(["", ""], rows),
+        f"{record['tokens']:,} tokens in {windows}, {record['seconds']:.1f} s",
+        *(["one window only: no standard error"] if record["perplexity_se"] is None else []),
+    ]
+
+
+def _with_error(value: float, error: float | None, digits: int) -> str:
+    return f"{value:,.{digits}f}" + ("" if error is None else f" ± {error:,.{digits}f}")
+
+
+def methods(record: Mapping[str, Any]) -> Views:
+    rows = [[m["name"], m["scope"], m["refit"], m["summary"], m["source"]] for m in record["methods"]]
+    return [table(["method", "scope", "refit", "score", "source"], rows, numbers=False)]
+
+
+def demo(record: Mapping[str, Any]) -> Views:
+    before, after = record["before"], record["after"]
+    text = record["evaluation"]
+    rows = [
+        ["parameters", f"{before['params']:,}", f"{after['params']:,}"],
+        ["MB in float32", _megabytes(before["megabytes"]), _megabytes(after["megabytes"])],
+        ["perplexity", *(_with_error(x["perplexity"], x["perplexity_se"], 2) for x in (before, after))],
+        ["tokens/s, prefill", *(f"{x['prefill_tokens_per_second']:,.1f}" for x in (before, after))],
+        ["tokens/s, decode", *(f"{x['decode_tokens_per_second']:,.1f}" for x in (before, after))],
+    ]
+    return [
+        "",
+        table([record["model"], "before", f"keep {record['keep']:g}"], rows),
+        "",
+        f"Perplexity ± standard error on {text['tokens']:,} tokens of {text['name']}, SHA-256 {text['sha256'][:12]}…;",
+        f"calibrated on {record['calibration']['tokens']:,} tokens of {record['calibration']['name']}, "
+        f"SHA-256 {record['calibration']['sha256'][:12]}….",
+        *_dequantised(record),
+        "",
+        f"The prompt: {record['prompt']}",
+        "",
+        f"Before: …{before['continuation']}",
+        "",
+        f"After: …{after['continuation']}",
+        "",
+        f"{record['seconds']:.0f} s. The pruned model is in {record['out']}",
+    ]
+
+
+def _dequantised(record: Mapping[str, Any]) -> list[str]:
+    if (kind := record["dequantised_from"]) is None:
+        return []
+    return [
+        f"The weights were dequantised from {kind}, so all of this is about a 4-bit copy of the model written out in",
+        "float32: its numbers compare with each other, not with the original's.",
+    ]
+
+
+def _megabytes(value: float) -> str:
+    return f"{value:,.{max(0, 2 - (value >= 10) - (value >= 100))}f}"
+
+
+def _span(widths: list[int]) -> str:
+    low, high = min(widths), max(widths)
+    return f"{low}" if low == high else f"{low}–{high}"

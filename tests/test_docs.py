@@ -1,0 +1,235 @@
+"""The documents say what the code does: tables, links, the file tree, command lines, and Python that runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import transformers.dynamic_module_utils
+from test_checkpoint import per_layer_plan, uniform_plan
+from tiny_models import tiny_model
+from typer.main import get_command
+
+import lmprune
+from lmprune import checkpoint
+from lmprune.cli import app
+from lmprune.criteria import CRITERIA
+from lmprune.criteria.second_order import eliminate
+from lmprune.families import FAMILIES
+from lmprune.methods import METHODS
+from lmprune.obs import ObsSettings
+from lmprune.pruning import GRADIENT_TOKENS
+from lmprune.shrink import shrink
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+by_name = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of a page that are marked as `language`.
+
+    >>> blocks("```sh\\nls\\n```\\n```\\nout\\n```", "sh")
+    ['ls\\n']
+    """
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [body for name, body in fenced if name == language]
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(page: Path, text: str) -> list[str]:
+    broken = []
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if re.match(r"https?://", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        if not file.exists() or (anchor and anchor not in anchors(file.read_text(encoding="utf-8"))):
+            broken.append(target)
+    return broken
+
+
+def command_lines(text: str) -> Iterator[list[str]]:
+    """The arguments of every `lmprune …` in the shell blocks."""
+    for block in blocks(text, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words and words[0] == "lmprune":
+                yield words[1:]
+
+
+def parse(arguments: list[str]) -> None:
+    """Let the command line parse the arguments without doing anything. Raises: KeyError, or what typer raises."""
+    group: Any = get_command(app)
+    group.commands[arguments[0]].make_context(arguments[0], arguments[1:])
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_tables", ROOT / "docs" / "tables.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    """The tables as they were, whatever a page adds to them."""
+    before = [(table, dict(table)) for table in (FAMILIES, METHODS, CRITERIA)]
+    yield
+    for table, rows in before:
+        table.clear()
+        table.update(rows)
+
+
+@by_name
+def test_tables_are_fresh(page: Path, tables: ModuleType):
+    text = page.read_text(encoding="utf-8")
+    assert tables.refreshed(text) == text, "run .venv/bin/python docs/tables.py"
+
+
+def test_a_stale_table_shows(tables: ModuleType):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.count("<!-- table:") == text.count("<!-- /table -->") == 2
+    for row in ("| `obs` |", "| gpt2, gpt_bigcode |"):
+        stale = text.replace(row, "| other |")
+        assert stale != text and tables.refreshed(stale) == text
+    empty = re.sub(r"(<!-- table:\w+ -->\n).*?(<!-- /table -->)", r"\1\2", text, flags=re.DOTALL)
+    assert len(empty) < len(text) and tables.refreshed(empty) == text
+
+
+def test_the_families_table_names_every_family_once(tables: ModuleType):
+    rows = tables.families_table().splitlines()
+    assert sorted(", ".join(row.split("|")[1].strip() for row in rows[2:]).split(", ")) == sorted(FAMILIES)
+    assert len({row.count("|") for row in rows}) == 1
+
+
+def test_the_readme_lists_every_file():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (tree,) = [block for block in blocks(text, "") if block.startswith("src/lmprune/")]
+    listed = re.findall(r"^  (\S+)  +\S", tree, re.MULTILINE)
+    package = ROOT / "src" / "lmprune"
+    files = {path.name for path in package.glob("*.py")}
+    folders = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    assert sorted(listed) == sorted(files | folders)
+
+
+@by_name
+def test_links_lead_somewhere(page: Path):
+    assert not broken_links(page, page.read_text(encoding="utf-8"))
+
+
+def test_a_broken_link_shows():
+    text = "[a](docs/nothing.md) [b](README.md#nothing) [c](README.md#files) [d](https://example.org)"
+    assert broken_links(ROOT / "page.md", text) == ["docs/nothing.md", "README.md#nothing"]
+
+
+@by_name
+def test_command_lines_parse(page: Path):
+    for arguments in command_lines(page.read_text(encoding="utf-8")):
+        parse(arguments)
+
+
+def test_a_wrong_command_line_shows():
+    assert len([*command_lines((ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8"))]) >= 8
+    with pytest.raises(KeyError):
+        parse(["prun", "M"])
+    for wrong, why in (
+        ("prune M --out x --sparsity 0.5", "No such option"),
+        ("eval M --data self --max-tokens a", "integer"),
+        ("prune M", "Missing option"),
+    ):
+        with pytest.raises(Exception, match=why):
+            parse(wrong.split())
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize("name", ["add_a_family", "add_a_criterion"])
+def test_the_worked_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    code = blocks(text, "python")
+    assert len(code) >= 3 and "assert" in code[-1]
+    namespace: dict[str, Any] = {"__name__": name}
+    for number, block in enumerate(code, start=1):
+        exec(compile(block, f"{name}.md, Python block {number}", "exec"), namespace)
+
+
+def test_the_row_that_add_a_family_ends_with_is_the_one_it_tried(restored: None):
+    text = (ROOT / "docs" / "add_a_family.md").read_text(encoding="utf-8")
+    (row,) = [block for block in blocks(text, "") if "FFNSpec(" in block]
+    (tried,) = [block for block in blocks(text, "python") if "spec = " in block]
+    namespace: dict[str, Any] = {}
+    exec(tried.split("check_ffns(")[0], namespace)
+    assert eval("{" + row + "}", {"FFNSpec": lmprune.FFNSpec}) == {"lfm2": namespace["spec"]}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny checkpoints by the names that README and the quickstart use, `smollm2-135m` being one as well."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "the": 1, ".": 2, "a": 3}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
+    where = tmp_path_factory.mktemp("pages")
+    # F = 128: with widths in multiples of 32 there is something to cut
+    model = tiny_model("llama", intermediate_size=128, max_position_embeddings=512)
+    checkpoint.save(model, where / "tiny", tokenizer=tokenizer)
+    checkpoint.save(shrink(other := tiny_model("llama"), uniform_plan(other)), where / "half")
+    checkpoint.save(shrink(other := tiny_model("llama"), per_layer_plan(other)), where / "half-flap")
+    return where
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+def test_python_of_the_first_pages_runs(
+    page: str, folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    monkeypatch.chdir(tmp_path)
+    for name in ("half", "half-flap"):
+        (tmp_path / name).symlink_to(folders / name)
+    code = "\n".join(blocks((ROOT / page).read_text(encoding="utf-8"), "python"))
+    assert '"smollm2-135m"' in code
+    namespace: dict[str, Any] = {}
+    exec(compile(code.replace('"smollm2-135m"', repr(str(folders / "tiny"))), page, "exec"), namespace)
+    plan = namespace["plan"]
+    assert plan.widths == [{"README.md": 96, "docs/quickstart.md": 64}[page]] * 3
+    assert lmprune.PrunePlan.load(tmp_path / "smaller" / "prune_plan.json") == plan
+    assert (str(plan.widths) in capsys.readouterr().out) is (page != "README.md")
+
+
+def test_numbers_of_the_methods_page_are_the_defaults():
+    text = " ".join((ROOT / "docs" / "methods.md").read_text(encoding="utf-8").split())
+    step = inspect.signature(eliminate).parameters["step"].default
+    settings = ObsSettings()
+    assert f"{step} neurons go between two updates" in text and f"among the {2 * step} that were cheapest" in text
+    assert f"the first {settings.gradient_tokens:,} tokens" in text and f"at most {GRADIENT_TOKENS:,} tokens" in text
+    assert settings.compensation == 0.5 and "½ r / gain" in text
+    assert settings.rel_damp == 1e-3 and "ρ = 10⁻³" in text
+
+
+def test_six_lines_of_python():
+    (code,) = blocks((ROOT / "README.md").read_text(encoding="utf-8"), "python")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 6
+
+
+def test_contributing_is_short():
+    assert len((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()) < 60
