@@ -264,7 +264,7 @@ def test_fewer_tokens_than_one_sequence(prune_fails: Any) -> None:
 
 
 def test_sequences_longer_than_the_model_takes(prune_fails: Any) -> None:
-    sentence = "--seq-len 512 is more than the model's 256 positions; use 256 or less"
+    sentence = "seq_len 512 is more than the model's 256 positions; use 256 or less"
     assert prune_fails("--seq-len", 512) == sentence
 
 

@@ -119,6 +119,16 @@ def test_an_existing_plan_is_applied(pruned: dict[str, Any], model: Path, text: 
     assert {"--plan", "--seq-len"} <= set(record["command"]) and "--keep" not in record["command"]
 
 
+def test_a_plan_on_other_text_is_said(pruned: dict[str, Any], model: Path, text: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text(text.read_text(encoding="utf-8")[::-1], encoding="utf-8")
+    plan = Path(pruned["out"]) / PLAN_FILE
+    for source, said in ((text, False), (other, True)):
+        shown = lmprune("prune", model, "--plan", plan, "--data", source, *QUICK[:-2], "--out", tmp_path / source.stem)
+        assert shown.code == 0 and ("not the text the plan was made on" in shown.err) == said
+
+
+
 def test_global_scope_goes_through_the_shim_and_lmprune_load(model: Path, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "o"
     record = lmprune(

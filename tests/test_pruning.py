@@ -73,3 +73,22 @@ def test_a_spec_that_does_not_fit_is_found_out():
     wrong = lmprune.FFNSpec("model.layers", "mlp.up_proj", "mlp.down_proj", "intermediate_size")  # the gate is missing
     with pytest.raises(UserError, match="gate"):
         lmprune.prune(model, data=text(), keep=0.5, spec=wrong)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": torch.full((2, 8), 128)}, "token id 128, but the model knows 128 tokens"),
+        ({"data": torch.ones(2, 65, dtype=torch.long)}, "seq_len 65 is more than the model's 64 positions"),
+        ({"data": torch.ones(8, dtype=torch.long)}, r"of shape \(sequences, T\)"),
+        ({"scope": "globl"}, "did you mean global"),
+    ],
+)
+def test_text_that_the_model_cannot_read(options, message):
+    with pytest.raises(UserError, match=message):
+        lmprune.prune(tiny_model("llama"), **{"data": text(), **options})
+
+
+def test_keep_one_keeps_all_whatever_the_multiple():
+    plan = lmprune.prune(tiny_model("llama"), method="random", keep=1, multiple_of=32)
+    assert plan.widths == [48, 48, 48]

@@ -253,3 +253,13 @@ def test_too_little_text_and_a_reader_that_is_not_called_are_errors():
     ffns[1].down = nn.Linear(WIDTH, 32)  # stands apart from the model
     with pytest.raises(UserError, match=r"layer 1.*did not see"):
         collect(model, ffns, ids_of(), needs=frozenset({"sum_h"}))
+
+
+def test_a_model_that_changes_its_embeddings_in_place_can_be_read_backwards():
+    def doubled(_block: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        args[0].mul_(2)
+
+    model = tiny_model("llama")
+    model.model.layers[0].register_forward_pre_hook(doubled)
+    (found, *_) = collect(model, find_ffns(model), ids_of(), needs=frozenset({"taylor"}))
+    assert found.total("taylor").gt(0).all()

@@ -17,12 +17,12 @@ from .console import Terminal
 from .data import TextData
 from .data.tokens import stream
 from .errors import UserError, unknown
-from .evaluation.perplexity import max_context, perplexity
+from .evaluation.perplexity import perplexity
 from .families import parse_spec
 from .ffn import find_ffns
 from .methods import get_method, needs_text
 from .plan import PrunePlan
-from .selection import check_keep
+from .selection import SCOPES, check_keep
 
 
 def prune(
@@ -38,8 +38,8 @@ def prune(
     chosen = PrunePlan.load(plan) if plan else None
     row = get_method(chosen.settings.get("method", method) if chosen else method)
     check_keep(keep)
-    if scope not in (None, "local", "global"):
-        raise unknown("scope", scope, ["local", "global"])
+    if scope not in (None, *SCOPES):
+        raise unknown("scope", scope, SCOPES)
     checkpoint.check_out(out, force=force)
     spec = parse_spec(ffn) if ffn else None
     read = None
@@ -51,8 +51,9 @@ def prune(
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     dense, tokenizer, text = _open(terminal, model, data, read, **how)
     if text is not None:
-        _check_seq_len(seq_len, dense)
         terminal.note(f"calibrating on {text.name}")
+        if chosen is not None and chosen.provenance.get("calibration", {}).get("sha256") != text.provenance["sha256"]:
+            terminal.note("that is not the text the plan was made on, so the refit will differ from the plan's own")
     ffns = find_ffns(dense, spec)
     before = inspection.sizes(dense, ffns)
 
@@ -188,12 +189,6 @@ def _open(
         with terminal.busy("the model writes its own text"):
             text = read(model=model, tokenizer=tokenizer)
     return model, tokenizer, text
-
-
-def _check_seq_len(seq_len: int, model: Any) -> None:
-    limit = max_context(model.config)
-    if limit is not None and seq_len > limit:
-        raise UserError(f"--seq-len {seq_len} is more than the model's {limit} positions; use {limit} or less")
 
 
 def _data_record(text: TextData) -> dict[str, Any]:

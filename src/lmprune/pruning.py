@@ -14,14 +14,15 @@ from . import data as text
 from .criteria import get_criterion, score_from
 from .data import TextData
 from .data.tokens import sequences
-from .errors import UserError
+from .errors import UserError, unknown
+from .evaluation.perplexity import max_context
 from .families import FFNSpec
 from .ffn import FFN, check_ffns, find_ffns
-from .methods import Method, get_method
+from .methods import Method, get_method, needs_text
 from .obs import PLAIN, ObsSettings, obs, obs_refit
 from .plan import PrunePlan
 from .refit import bias_compensation
-from .selection import Scope, check_keep, select
+from .selection import SCOPES, Scope, check_keep, select
 from .shrink import check_plan, record_widths
 from .statistics import Progress, SeamStatistics, collect
 
@@ -72,47 +73,47 @@ def prune(
     check_keep(keep)
     if multiple_of < 1:
         raise UserError(f"multiple_of must be at least 1, got {multiple_of}")
+    if scope not in (None, *SCOPES):
+        raise unknown("scope", scope, SCOPES)
     ffns = find_ffns(model, spec)
     if spec is not None:
         check_ffns(model, ffns)
     if plan is not None:
         check_plan(plan, ffns)
     widths_before = tuple(ffn.width for ffn in ffns)
-    scope = scope or row.scope
     settings: dict[str, Any] = {
-        "method": row.name, "keep": keep, "scope": scope, "multiple_of": multiple_of, "seed": seed
+        "method": row.name, "keep": keep, "scope": scope or row.scope, "multiple_of": multiple_of, "seed": seed
     }  # fmt: skip
     origin: dict[str, Any] = {"versions": versions()}
     input_ids = None
-    if _needs_text(row, plan):
+    if needs_text(row, chosen=plan is not None):
         if not isinstance(data, Tensor):
             found = _text(data, model, tokenizer, data_dir, chat_template, calibration_tokens, seed)
             origin["calibration"] = dict(found.provenance)
             data = sequences(tokenizer, found, seq_len=seq_len, num_tokens=calibration_tokens, seed=seed)
-        input_ids = data
+        input_ids = _check_tokens(data, model)
         settings |= {"calibration_tokens": input_ids.numel(), "seq_len": input_ids.shape[1]}
 
-    if row.refit == "obs":
-        assert input_ids is not None
-        options = {"settings": _OBS[row.name], "stages": stages}
-        if plan is not None:
-            kept = plan.indices()
-            obs_refit(model, ffns, input_ids, kept, **options)
+    if plan is not None:
+        settings = {**settings, **plan.settings}
+        kept = plan.indices()
+        if row.refit == "obs":
+            assert input_ids is not None
+            obs_refit(model, ffns, input_ids, kept, settings=_OBS[row.name], stages=stages)
         else:
-            kept = obs(
-                model, ffns, input_ids, keep, scope=scope, multiple_of=multiple_of, seed=seed, **options
-            )  # fmt: skip
+            _cut(ffns, kept, row, _statistics(model, ffns, row, input_ids, stages))
+    elif row.refit == "obs":
+        assert input_ids is not None
+        kept = obs(
+            model, ffns, input_ids, keep,
+            scope=scope or row.scope, multiple_of=multiple_of, seed=seed, settings=_OBS[row.name], stages=stages,
+        )  # fmt: skip
     else:
         statistics = _statistics(model, ffns, row, input_ids, stages)
-        if plan is not None:
-            kept = plan.indices()
-        else:
-            scores = score_from(ffns, row.criterion, statistics, seed=seed)
-            kept = select(scores, keep, scope=scope, multiple_of=multiple_of, seed=seed)
+        scores = score_from(ffns, row.criterion, statistics, seed=seed)
+        kept = select(scores, keep, scope=scope or row.scope, multiple_of=multiple_of, seed=seed)
         _cut(ffns, kept, row, statistics)
     record_widths(model, ffns)
-    if plan is not None:
-        settings = {**plan.settings}
     return PrunePlan(
         tuple(tuple(indices.tolist()) for indices in kept), widths_before, settings, {**origin, **(provenance or {})}
     )
@@ -124,12 +125,6 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: version(name) for name in ("lmprune", "torch", "transformers")},
     }
-
-
-def _needs_text(row: Method, plan: PrunePlan | None) -> bool:
-    if row.refit == "obs":
-        return True
-    return get_criterion(row.criterion).needs_data and (plan is None or row.refit != "none")
 
 
 def _text(
@@ -149,6 +144,21 @@ def _text(
         data, "train", data_dir=data_dir, model=model, tokenizer=tokenizer,
         chat_template=chat_template, seed=seed, num_tokens=num_tokens,
     )  # fmt: skip
+
+
+def _check_tokens(input_ids: Tensor, model: Any) -> Tensor:
+    """The calibration tokens (sequences, T), if the model can read them."""
+    if input_ids.ndim != 2:
+        raise UserError(f"calibration tokens must be of shape (sequences, T), got {tuple(input_ids.shape)}")
+    limit, vocabulary = max_context(model.config), model.get_input_embeddings().weight.shape[0]
+    if limit is not None and input_ids.shape[1] > limit:
+        raise UserError(f"seq_len {input_ids.shape[1]} is more than the model's {limit} positions; use {limit} or less")
+    if input_ids.min() < 0 or input_ids.max() >= vocabulary:
+        raise UserError(
+            f"the text has token id {int(input_ids.max())}, but the model knows {vocabulary} tokens; "
+            "is this the model's own tokenizer?"
+        )
+    return input_ids
 
 
 def _statistics(

@@ -6,7 +6,7 @@ Pure functions; larger scores stay.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from .errors import UserError
 
 Scope = Literal["local", "global"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
 def check_keep(keep: float) -> float:
@@ -29,10 +30,12 @@ def num_kept(number: int, keep: float, *, multiple_of: int = 1) -> int:
 
     With `multiple_of` the count is the nearest multiple, at least one multiple and never more than `number`.
 
-    >>> num_kept(10, 0.25), num_kept(1536, 0.7, multiple_of=32), num_kept(3, 0.01)
-    (3, 1088, 1)
+    >>> num_kept(10, 0.25), num_kept(1536, 0.7, multiple_of=32), num_kept(3, 0.01), num_kept(70, 1, multiple_of=32)
+    (3, 1088, 1, 70)
     """
-    count = int(check_keep(keep) * number + 0.5)
+    if check_keep(keep) == 1:
+        return number
+    count = int(keep * number + 0.5)
     if multiple_of > 1:
         count = int(count / multiple_of + 0.5) * multiple_of or multiple_of
     return min(max(count, 1), number)

@@ -236,7 +236,8 @@ def _rows(values: Tensor) -> Tensor:  # (N, …) from (B, T, …) or (B·T, …)
 def gradients_from_embeddings(model: nn.Module) -> Iterator[None]:
     """Gradients flow from the embeddings on, so that hooks see them though every parameter is frozen."""
     embeddings = model.get_input_embeddings()  # type: ignore[operator]
-    handle = embeddings.register_forward_hook(lambda _module, _args, output: output.requires_grad_())
+    # a clone, because some models go on to change their embeddings in place, which a leaf does not allow
+    handle = embeddings.register_forward_hook(lambda _module, _args, output: output.requires_grad_().clone())
     try:
         yield
     finally:
