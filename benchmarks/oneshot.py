@@ -1,7 +1,7 @@
 """One-shot pruning, every method: perplexity of the pruned model as a ratio to the dense one's.
 
-    python benchmarks/oneshot.py --stage main                      # obs, plain OBS and the peers, 32,768 tokens
-    python benchmarks/oneshot.py --stage transfer                  # the same models on text of another kind
+    python benchmarks/oneshot.py --stage main                      # obs, plain OBS, the peers; other text too
+    python benchmarks/oneshot.py --stage short                     # the same, 8,192 tokens of WikiText only
     python benchmarks/oneshot.py --stage methods                   # all methods, both scopes, 8,192 tokens
     python benchmarks/oneshot.py --stage table                     # print what has been measured so far
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -40,7 +41,7 @@ from lmprune.selection import num_kept, select
 from lmprune.statistics import SeamStatistics, collect
 
 RUNS = Path(__file__).parent / "runs"
-KEEPS = (0.9, 0.8, 0.7, 0.5)
+KEEPS = (0.5, 0.7, 0.8, 0.9)
 PEERS = ("flap", "wanda_sp", "two_ssp", "minitron", "llm_pruner")
 CALIBRATION_TOKENS, SEQ_LEN = 128 * 512, 512
 LONG, SHORT, BRIEF = 32768, 8192, 4096
@@ -186,18 +187,16 @@ def table(results: Results, text: str, max_tokens: int) -> str:
     dense = next((r["perplexity"] for r in rows if r["method"] == "dense"), None)
     if dense is None:
         return ""
-    lines = [f"| {text}, {max_tokens:,} tokens, dense {dense:.2f} | scope | {' | '.join(map(str, KEEPS))} |"]
-    lines.append("| --- " * (len(KEEPS) + 2) + "|")
-    pairs = dict.fromkeys((r["method"], r["scope"]) for r in rows if r["method"] != "dense")
-
-    def cell(method: str, scope: str, keep: float) -> str:
-        found = [r["perplexity"] for r in rows if (r["method"], r["scope"], r["keep"]) == (method, scope, keep)]
-        return f"{found[0]:.4g} ({found[0] / dense:.3g})" if found else ""
-
-    for method, scope in sorted(
-        pairs, key=lambda p: [r["perplexity"] for r in rows if (r["method"], r["scope"]) == p][-1]
-    ):
-        lines.append(f"| {method} | {scope} | {' | '.join(cell(method, scope, keep) for keep in KEEPS)} |")
+    keeps = sorted(KEEPS, reverse=True)
+    found: dict[tuple[str, str], dict[float, float]] = {}
+    for r in rows:
+        if r["method"] != "dense":
+            found.setdefault((r["method"], r["scope"]), {})[r["keep"]] = r["perplexity"]
+    lines = [f"| {text}, {max_tokens:,} tokens, dense {dense:.2f} | scope | {' | '.join(map(str, keeps))} |"]
+    lines.append("| --- " * (len(keeps) + 2) + "|")
+    for (method, scope), at in sorted(found.items(), key=lambda item: item[1].get(0.7, math.inf)):
+        cells = [f"{at[keep]:.4g} ({at[keep] / dense:.3g})" if keep in at else "" for keep in keeps]
+        lines.append(f"| {method} | {scope} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -206,7 +205,7 @@ def main() -> None:
     parser.add_argument(
         "--model", default="smollm2-135m", help="an lmprune model name, or a folder of ../shared/models"
     )
-    parser.add_argument("--stage", choices=["main", "transfer", "methods", "obs_global", "table"], default="main")
+    parser.add_argument("--stage", choices=["main", "short", "methods", "obs_global", "table"], default="main")
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
     parser.add_argument("--only", nargs="*", default=list(METHODS), help="methods to run, of the stage's")
     parser.add_argument("--seed", type=int, default=0)
@@ -222,8 +221,8 @@ def main() -> None:
     bench = Bench(args.model, args.shared, args.seed)
     plans: dict[str, tuple[list[tuple[str, str]], list[tuple[str, int]]]] = {
         # models are cut once for all texts, so the main stage reads the others too
-        "main": (main_methods, [("wikitext", LONG), ("python-docs", BRIEF), ("samsum", BRIEF)]),
-        "transfer": (main_methods, [("python-docs", BRIEF), ("samsum", BRIEF)]),
+        "main": (main_methods, [("wikitext", LONG), ("wikitext", SHORT), ("python-docs", BRIEF), ("samsum", BRIEF)]),
+        "short": (main_methods, [("wikitext", SHORT), ("python-docs", BRIEF), ("samsum", BRIEF)]),
         "methods": (
             [(name, scope) for name in METHODS for scope in ("local", "global") if (name, scope) != ("obs", "global")],
             [("wikitext", SHORT)],

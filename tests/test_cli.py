@@ -128,7 +128,6 @@ def test_a_plan_on_other_text_is_said(pruned: dict[str, Any], model: Path, text:
         assert shown.code == 0 and ("not the text the plan was made on" in shown.err) == said
 
 
-
 def test_global_scope_goes_through_the_shim_and_lmprune_load(model: Path, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "o"
     record = lmprune(

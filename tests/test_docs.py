@@ -25,7 +25,7 @@ from lmprune.criteria import CRITERIA
 from lmprune.criteria.second_order import eliminate
 from lmprune.families import FAMILIES
 from lmprune.methods import METHODS
-from lmprune.obs import ObsSettings
+from lmprune.obs import PLAIN, ObsSettings
 from lmprune.pruning import GRADIENT_TOKENS
 from lmprune.shrink import shrink
 
@@ -223,7 +223,8 @@ def test_numbers_of_the_methods_page_are_the_defaults():
     assert f"{step} neurons go between two updates" in text and f"among the {2 * step} that were cheapest" in text
     assert f"the first {settings.gradient_tokens:,} tokens" in text and f"at most {GRADIENT_TOKENS:,} tokens" in text
     assert settings.compensation == 0.5 and "½ r / gain" in text
-    assert settings.rel_damp == 1e-3 and "ρ = 10⁻³" in text
+    assert settings.rel_damp == 0.2 and settings.per_neuron and "ρ = 0.2;" in text
+    assert PLAIN.rel_damp == 1e-3 and not PLAIN.per_neuron and "ρ = 10⁻³ of the mean" in text
 
 
 def test_six_lines_of_python():

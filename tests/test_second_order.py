@@ -53,6 +53,17 @@ def test_ridge_pulls_towards_the_dense_reader():
     torch.testing.assert_close(problem_of(x_NF, y_ND, reader_FD, rel_damp=0.1).refit(kept), expected)
 
 
+def test_a_ridge_per_neuron_is_multiplicative_noise():
+    """E over noise of ‖(x ⊙ (1 + ε))·W - y‖² with Var ε = ρ is the plain error plus ρ Σ_j E[x_j²] ‖W_j‖²."""
+    x_NF, y_ND, _ = data()
+    problem = LeastSquares.of(
+        x_NF.T @ x_NF / 60, x_NF.T @ y_ND / 60, torch.zeros(7, 4), rel_damp=0.5, per_neuron=True
+    )  # fmt: skip
+    rows = torch.cat([x_NF, (0.5 * x_NF.square().sum(0)).sqrt().diag()])
+    expected = torch.linalg.lstsq(rows, torch.cat([y_ND, torch.zeros(7, 4, dtype=torch.float64)])).solution
+    torch.testing.assert_close(problem.refit(torch.arange(7)), expected)
+
+
 def test_keeping_all_on_the_dense_outputs_gives_back_the_dense_reader():
     x_NF, _, reader_FD = data()
     problem = problem_of(x_NF, x_NF @ reader_FD, reader_FD, rel_damp=1e-3)

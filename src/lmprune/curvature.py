@@ -16,10 +16,12 @@ from .statistics import Progress, backward, gradients_from_embeddings, undisturb
 def output_curvature(
     model: Any, ffns: Sequence[FFN], input_ids: Tensor, *, rel_damp: float = 1e-3, progress: Progress | None = None
 ) -> list[Tensor]:
-    """E[g gᵀ] (D, D) of each layer, float64, g the gradient of a sequence's summed token losses at `down`'s output.
+    """s · E[ĝ ĝᵀ] (D, D) of each layer, float64: which directions of `down`'s output the end loss cares about.
 
-    With the second moments of the seam it makes the Kronecker-factored (empirical Fisher) curvature of the reader: for
-    a change Δ of the output, the loss of a token rises by about ½ Δᵀ E[g gᵀ] Δ.
+    g is the gradient of a sequence's summed token losses there, ĝ = g / ‖g‖ and s the median of ‖g‖² (a mean over
+    sequences of it). With the second moments of the seam it makes a Kronecker-factored empirical Fisher of the reader:
+    a change Δ of a token's output raises the loss by about ½ Δᵀ (s E[ĝ ĝᵀ]) Δ. Every token counts alike: in E[g gᵀ]
+    itself the few tokens with the largest gradients decide, and the choice got worse with it (docs/lab_notes.md).
     input_ids: (sequences, T); a few thousand tokens are enough. rel_damp: a ridge, relative to the mean diagonal.
     """
     num_sequences, seq_len = input_ids.shape
@@ -27,8 +29,11 @@ def output_curvature(
 
     def watch(layer: int):
         def on_gradient(grad: Tensor) -> None:
-            grad_ND = grad.flatten(0, -2).float() * (seq_len - 1)  # of the sum of token losses, not of their mean
-            gram_DD = (grad_ND.T @ grad_ND).double().cpu()
+            # of the sum of token losses, not of their mean; the last token has none
+            grad_ND = grad.flatten(0, -2)[:-1].float() * (seq_len - 1)
+            norm_N = grad_ND.norm(dim=1, keepdim=True).clamp_min(1e-30)
+            unit_ND = grad_ND / norm_N
+            gram_DD = (unit_ND.T @ unit_ND).double().cpu() * norm_N.square().median().item()
             sums[layer] = sums[layer] + gram_DD if layer in sums else gram_DD
 
         return lambda _reader, _args, out: out.register_hook(on_gradient) and None

@@ -8,7 +8,7 @@ the next block its input. Memory holds the model, the hidden states of the calib
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,18 +28,19 @@ class ObsSettings:
 
     end_loss: the choice of neurons knows which directions of a layer's output the end loss cares about.
     compensation: the share of the pruned prefix's drift from the dense model that each layer is asked to make up for.
-    rel_damp: the ridge of the least squares, relative to the mean diagonal of the second moments.
+    rel_damp, per_neuron: the ridge of the least squares, see `LeastSquares.of`.
     gradient_tokens: how many of the calibration tokens are read backwards too.
     """
 
     sequential: bool = True
     end_loss: bool = True
     compensation: float = 0.5
-    rel_damp: float = 1e-3
+    rel_damp: float = 0.2
+    per_neuron: bool = True
     gradient_tokens: int = 8192
 
 
-PLAIN = ObsSettings(sequential=False, end_loss=False, compensation=0.0)
+PLAIN = ObsSettings(sequential=False, end_loss=False, compensation=0.0, rel_damp=1e-3, per_neuron=False)
 
 
 @torch.no_grad()
@@ -72,9 +73,8 @@ def obs(
     if scope == "local":
         counts = [num_kept(ffn.width, keep, multiple_of=multiple_of) for ffn in ffns]
     else:
-        dense = layer_problems(
-            model, ffns, input_ids, sequential=False, rel_damp=settings.rel_damp, progress=stages("error curves")
-        )
+        one_pass = replace(settings, sequential=False)
+        dense = _problems(model, ffns, input_ids, one_pass, stages("error curves"))
         scores = [order(ffn, problem, 1).scores() for ffn, problem in dense]
         counts = [len(kept) for kept in select(scores, keep, scope=scope, multiple_of=multiple_of, seed=seed)]
 
@@ -105,8 +105,8 @@ def _problems(
 ) -> Iterator[tuple[FFN, LeastSquares]]:
     return layer_problems(
         model, ffns, input_ids,
-        sequential=settings.sequential, compensation=settings.compensation, rel_damp=settings.rel_damp,
-        progress=progress,
+        sequential=settings.sequential, compensation=settings.compensation,
+        rel_damp=settings.rel_damp, per_neuron=settings.per_neuron, progress=progress,
     )  # fmt: skip
 
 

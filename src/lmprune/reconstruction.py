@@ -26,6 +26,7 @@ def layer_problems(
     *,
     sequential: bool,
     rel_damp: float,
+    per_neuron: bool = False,
     compensation: float = 0.0,
     batch_size: int = 4,
     progress: Progress | None = None,
@@ -34,6 +35,7 @@ def layer_problems(
 
     input_ids: calibration text (sequences, T).
     sequential: what the next block sees comes from the layer as the caller left it, rather than as it was.
+    rel_damp, per_neuron: the ridge, see `LeastSquares.of`.
     compensation: the share, in [0, 1], of the drift of the residual stream (dense - pruned, after the block) that the
         layer is asked to make up for. 0 asks for what the dense reader puts out on the pruned inputs.
     """
@@ -57,7 +59,7 @@ def layer_problems(
                 tap.clear()
                 if not sequential:
                     hidden[i] = out_BTD
-        yield ffn, moments.problem(ffn, rel_damp=rel_damp)
+        yield ffn, moments.problem(ffn, rel_damp=rel_damp, per_neuron=per_neuron)
         if sequential and layer + 1 < len(ffns):
             for i, states_BTD in enumerate(hidden):
                 hidden[i] = blocks.run(layer, states_BTD)
@@ -90,13 +92,15 @@ class Moments:
         if drift_BTD is not None:
             self.drift_FD += (weighted_FN @ drift_BTD.flatten(0, -2).float()).cpu()
 
-    def problem(self, ffn: FFN, *, rel_damp: float) -> LeastSquares:
+    def problem(self, ffn: FFN, *, rel_damp: float, per_neuron: bool) -> LeastSquares:
         moment_FF = self.sum_FF / self.weight
         reader_FD = ffn.reader().detach().double().cpu()
         if (bias_D := ffn.reader_bias()) is not None:
             reader_FD = torch.cat([reader_FD, bias_D.detach().double().cpu()[None]])
         cross_FD = moment_FF @ reader_FD + self.drift_FD / self.weight
-        return LeastSquares.of(moment_FF, cross_FD, reader_FD, rel_damp=rel_damp, pinned=self.pinned)
+        return LeastSquares.of(
+            moment_FF, cross_FD, reader_FD, rel_damp=rel_damp, per_neuron=per_neuron, pinned=self.pinned
+        )
 
 
 def _token_weights(states_BTD: Tensor) -> Tensor:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LeastSquares:
-    """The layer's least-squares problem: minimise E‖x·W - y‖² + δ‖W - W0‖², a ridge towards the dense reader.
+    """Minimise E‖x·W - y‖² + Σ_j δ_j ‖W_j - W0_j‖²: least squares with a ridge towards the dense reader.
 
-    gram_FF: E[x xᵀ] + δI. cross_FD: E[x yᵀ] + δ W0. pinned: how many of the last rows are never removed and carry no
-    ridge: a bias is one more row, with x = 1.
+    gram_FF: E[x xᵀ] + diag(δ). cross_FD: E[x yᵀ] + diag(δ) W0. pinned: how many of the last rows are never removed
+    and carry no ridge: a bias is one more row, with x = 1.
     """
 
     gram_FF: Tensor
@@ -25,15 +25,21 @@ class LeastSquares:
     pinned: int = 0
 
     @classmethod
-    def of(cls, moment_FF: Tensor, cross_FD: Tensor, reader_FD: Tensor, *, rel_damp: float, pinned: int = 0):
+    def of(
+        cls, moment_FF: Tensor, cross_FD: Tensor, reader_FD: Tensor, *,
+        rel_damp: float, per_neuron: bool = False, pinned: int = 0,
+    ):  # fmt: skip
         """moment_FF: E[x xᵀ]; cross_FD: E[x yᵀ]; reader_FD: W0, each with its `pinned` last rows.
 
-        rel_damp: ρ in δ = ρ · mean(diag E[x xᵀ]), the mean over the rows that are not pinned; ten times more, as often
-        as it takes, where H is not positive definite otherwise.
+        rel_damp: ρ. per_neuron: the ridge of neuron j is ρ · E[x_j²], as if every neuron's output were multiplied by
+        noise of variance ρ, so that no refit can rest on neurons cancelling each other out; otherwise it is one δ for
+        all, ρ · mean_j E[x_j²]. It grows tenfold, as often as it takes, where H is not positive definite otherwise.
         """
         number = len(moment_FF) - pinned
+        powers_F = moment_FF.diagonal()[:number].double()
+        mean = powers_F.mean().clamp_min(1e-30)
         ridge_F = torch.zeros(len(moment_FF), dtype=torch.float64)
-        ridge_F[:number] = rel_damp * moment_FF.diagonal()[:number].double().mean().clamp_min(1e-30)
+        ridge_F[:number] = rel_damp * (powers_F.clamp_min(1e-6 * mean) if per_neuron else mean)
         gram_FF = moment_FF.double() + ridge_F.diag()
         while torch.linalg.cholesky_ex(gram_FF).info:  # the moments' fp32 rounding can outweigh a small ridge
             gram_FF += 9 * ridge_F.diag()
