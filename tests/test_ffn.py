@@ -11,7 +11,8 @@ from torch import nn
 
 from lmprune.errors import UserError
 from lmprune.families import FFNSpec, family_of, parse_spec
-from lmprune.ffn import check_ffns, find_ffns, trial_cut
+from lmprune.ffn import find_ffns
+from lmprune.spec_check import check_ffns, trial_cut
 
 
 @pytest.mark.parametrize("name", NAMES)

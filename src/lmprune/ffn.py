@@ -5,9 +5,8 @@ Axes: N tokens, D model width, F neurons of a layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from .errors import UserError
 from .families import FFNSpec, family_of
 
 #: attributes that record a linear layer's shape: nn.Linear's, then transformers' Conv1D's
-_OUT_NAMES, _IN_NAMES = ("out_features", "nf"), ("in_features", "nx")
+OUT_NAMES, IN_NAMES = ("out_features", "nf"), ("in_features", "nx")
 
 
 def _rows_are_inputs(linear: nn.Module) -> bool:
@@ -117,14 +116,14 @@ def index_out(linear: nn.Module, rows: Tensor) -> None:
     _replace(linear, "weight", weight.index_select(1 if _rows_are_inputs(linear) else 0, rows.to(weight.device)))
     if (bias := _bias(linear)) is not None:
         _replace(linear, "bias", bias.index_select(0, rows.to(bias.device)))
-    _record(linear, _OUT_NAMES, len(rows))
+    _record(linear, OUT_NAMES, len(rows))
 
 
 def index_in(linear: nn.Module, rows: Tensor) -> None:
     """Keep only the inputs `rows` of a Linear or Conv1D."""
     weight = cast(Tensor, linear.weight)
     _replace(linear, "weight", weight.index_select(0 if _rows_are_inputs(linear) else 1, rows.to(weight.device)))
-    _record(linear, _IN_NAMES, len(rows))
+    _record(linear, IN_NAMES, len(rows))
 
 
 def find_ffns(model: nn.Module, spec: FFNSpec | None = None) -> list[FFN]:
@@ -159,53 +158,3 @@ def _blocks(model: nn.Module, spec: FFNSpec) -> Sequence[nn.Module]:
 def _has(block: nn.Module, spec: FFNSpec) -> bool:
     names = {name for name, _ in block.named_modules()}
     return spec.up in names and spec.down in names
-
-
-@contextmanager
-def trial_cut(ffns: Sequence[FFN], kept: Sequence[Tensor]) -> Iterator[None]:
-    """Cut for the length of a `with` block; afterwards the very same parameters are back."""
-    modules = [m for ffn in ffns for m in ffn.linears]
-    before: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]] = [
-        (m, dict(m._parameters), {n: getattr(m, n) for n in (*_OUT_NAMES, *_IN_NAMES) if hasattr(m, n)})
-        for m in modules
-    ]
-    try:
-        for ffn, indices in zip(ffns, kept, strict=True):
-            ffn.keep(indices)
-        yield
-    finally:
-        for module, parameters, sizes in before:
-            module._parameters.update(parameters)
-            for name, size in sizes.items():
-                setattr(module, name, size)
-
-
-def check_ffns(model: nn.Module, ffns: Sequence[FFN], *, seed: int = 0) -> None:
-    """Prove on the model itself that masking at the seam equals the cut; for specs that no test has covered.
-
-    Raises: UserError where the two differ, that is where the spec does not describe the model's FFN.
-    """
-    from .masks import masked
-
-    generator = torch.Generator().manual_seed(seed)
-    masks = [torch.rand(ffn.width, generator=generator) < 0.5 for ffn in ffns]
-    for mask in masks:
-        mask[0] = True
-    device = next(model.parameters()).device
-    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    input_ids = torch.randint(0, vocabulary, (1, 16), generator=generator).to(device)
-    with torch.no_grad():
-        dense = model(input_ids).logits
-        with masked(ffns, masks):
-            by_mask = model(input_ids).logits
-        try:
-            with trial_cut(ffns, [mask.nonzero().flatten() for mask in masks]):
-                by_cut = model(input_ids).logits
-        except (RuntimeError, IndexError) as error:
-            raise UserError(f"the FFN that was named can't be cut ({error}); check up, gate and down") from None
-    scale = dense.float().std()
-    if (by_mask - by_cut).abs().max() > 1e-2 * scale or (by_mask - dense).abs().max() < 1e-4 * scale:
-        raise UserError(
-            "the FFN that was named does not behave like one: masking neurons at the input of `down` and cutting "
-            "them give different logits (or no difference to the dense model); is a gate missing from --ffn?"
-        )

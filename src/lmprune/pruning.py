@@ -17,13 +17,14 @@ from .data.tokens import sequences
 from .errors import UserError, unknown
 from .evaluation.perplexity import max_context
 from .families import FFNSpec
-from .ffn import FFN, check_ffns, find_ffns
+from .ffn import FFN, find_ffns
 from .methods import Method, get_method, needs_text
 from .obs import PLAIN, ObsSettings, obs, obs_refit
 from .plan import PrunePlan
 from .refit import bias_compensation
 from .selection import SCOPES, Scope, check_keep, select
 from .shrink import check_plan, record_widths
+from .spec_check import check_ffns
 from .statistics import Progress, SeamStatistics, collect
 
 #: the name of a stage -> what is called with (done, in all) as the stage goes on
