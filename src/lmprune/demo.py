@@ -30,11 +30,11 @@ class Sizes:
 
     calibration_tokens: int = 16384
     seq_len: int = 512
-    eval_tokens: int = 4096
+    eval_tokens: int = 8192
     context: int = 512
-    prompt_tokens: int = 256
-    new_tokens: int = 32
-    repeats: int = 3
+    prompt_tokens: int = 512
+    new_tokens: int = 24
+    repeats: int = 7  # the median of fewer is noise on a shared machine
     continuation_tokens: int = 48
 
 
