@@ -21,7 +21,7 @@ _TABLE = re.compile(r"(<!-- table:(\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 def families_table() -> str:
     """FAMILIES as a Markdown table, one row for all model types that share a layout."""
     types: dict[FFNSpec, list[str]] = {}
-    for model_type, spec in FAMILIES.items():
+    for model_type, spec in sorted(FAMILIES.items()):
         types.setdefault(spec, []).append(model_type)
     rows = [("`model_type`", "blocks", "up", "gate", "down", "width in the config"), ("---",) * 6]
     for spec, names in types.items():

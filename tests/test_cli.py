@@ -290,6 +290,8 @@ def at_work(model: Path, text: Path, tmp_path: Path) -> Iterator[subprocess.Pope
     process = subprocess.Popen(
         [sys.executable, "-m", "lmprune", *map(str, command)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # what a shell starts in the background, these tests for example, inherits an ignored Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     yield process
     process.kill()
