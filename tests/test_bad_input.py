@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_checkpoints import TEXT, Outcome, byte_tokenizer, lmprune, tiny_checkpoint
+from tiny_checkpoints import Outcome, byte_tokenizer, lmprune, tiny_checkpoint
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -36,18 +36,6 @@ SMALL: dict[str, Any] = {
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("dense") / "llama")
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("text") / "cats.txt"
-    file.write_text(TEXT)
-    return file
 
 
 @pytest.fixture

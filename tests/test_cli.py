@@ -30,18 +30,6 @@ QUICK = ("--calibration-tokens", 1024, "--seq-len", 64, "--multiple-of", 8)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("dense") / "llama")
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("text") / "cats.txt"
-    file.write_text(TEXT)
-    return file
-
-
-@pytest.fixture(scope="module")
 def pruned(model: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The record of a pruning."""
     out = tmp_path_factory.mktemp("pruned") / "llama"

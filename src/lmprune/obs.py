@@ -7,7 +7,7 @@ the next block its input. Memory holds the model, the hidden states of the calib
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from .curvature import output_curvature
 from .ffn import FFN
 from .reconstruction import layer_problems
 from .selection import Scope, num_kept, select
-from .statistics import Progress
+from .statistics import Progress, Stages, silent
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def obs(
     multiple_of: int = 1,
     seed: int = 0,
     settings: ObsSettings = ObsSettings(),
-    stages: Callable[[str], Progress | None] = lambda _name: None,
+    stages: Stages = silent,
 ) -> list[Tensor]:
     """Choose, cut and refit all layers in place; the kept indices of each (K_l,), sorted.
 
@@ -93,7 +93,7 @@ def obs_refit(
     kept: Sequence[Tensor],
     *,
     settings: ObsSettings = ObsSettings(),
-    stages: Callable[[str], Progress | None] = lambda _name: None,
+    stages: Stages = silent,
 ) -> None:
     """Cut all layers in place to neurons that were chosen before, by any method, and refit the readers."""
     for ffn, problem in _problems(model, ffns, input_ids, settings, stages("refitting")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,19 +25,12 @@ from .refit import bias_compensation
 from .selection import SCOPES, Scope, check_keep, select
 from .shrink import check_plan, record_widths
 from .spec_check import check_ffns
-from .statistics import Progress, SeamStatistics, collect
-
-#: the name of a stage -> what is called with (done, in all) as the stage goes on
-Stages = Callable[[str], Progress | None]
+from .statistics import SeamStatistics, Stages, collect, silent
 
 #: how many of the calibration tokens a criterion that needs gradients reads
 GRADIENT_TOKENS = 16384
 
 _OBS: Mapping[str, ObsSettings] = {"obs": ObsSettings(), "plain_obs": PLAIN}
-
-
-def silent(_stage: str) -> None:
-    """No progress."""
 
 
 def prune(

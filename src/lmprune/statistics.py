@@ -22,6 +22,12 @@ GRADIENT = frozenset({"taylor", "fisher", "sensitivity", "weight_taylor"})
 
 #: called with (sequences done, sequences in all) after each batch
 Progress = Callable[[int, int], None]
+#: the name of a stage -> what is called as that stage goes on
+Stages = Callable[[str], Progress | None]
+
+
+def silent(_stage: str) -> None:
+    """Stages without progress."""
 
 
 @dataclass(frozen=True)
