@@ -70,8 +70,30 @@ def pruning(record: Mapping[str, Any]) -> Views:
     return [
         table(["", "before", "after", "left"], rows),
         f"widths: {width_summary(record['widths'])}",
+        *([_trained(record["training"])] if "training" in record else []),
         f"{record['seconds']:.1f} s, at most {record['peak_memory_mb']:,.0f} MB of memory",
         f"written to {record['out']}: {how}",
+    ]
+
+
+def finetuning(record: Mapping[str, Any]) -> Views:
+    return [
+        _trained(record["training"]),
+        f"{record['seconds']:.1f} s, at most {record['peak_memory_mb']:,.0f} MB of memory",
+        f"written to {record['out']}",
+    ]
+
+
+def _trained(training: Mapping[str, Any]) -> str:
+    told = f"trained for {training['steps']:,} steps: loss {training['first_loss']:.3f} → {training['last_loss']:.3f}"
+    return told + (f", perplexity {training['perplexity']:,.2f} on validation" if training["perplexity"] else "")
+
+
+def teaching(record: Mapping[str, Any]) -> Views:
+    return [
+        f"{record['tokens']:,} tokens of {record['data']['name']}, the {record['top_k']} likeliest of each "
+        f"at temperature {record['temperature']:g}",
+        f"written to {record['out']}, {record['bytes'] / 1e6:,.1f} MB, in {record['seconds']:.1f} s",
     ]
 
 
