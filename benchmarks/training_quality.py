@@ -24,8 +24,8 @@ from lmprune.data.tokens import sequences, stream
 from lmprune.evaluation.perplexity import perplexity
 from lmprune.ffn import find_ffns
 from lmprune.gradual import GradualPruner
-from lmprune.shrink import shrink
 from lmprune.plan import PrunePlan
+from lmprune.shrink import shrink
 from lmprune.training.teachers import OnlineTeacher
 from lmprune.training.train import TrainSettings, train
 
