@@ -78,6 +78,25 @@ def _from_file(path: Path) -> PairData:
 
 
 @dataclass(frozen=True)
+class Item:
+    """One context to write after, and every completion that is right. record: as in `Pair`."""
+
+    context: str
+    references: tuple[str, ...]
+    record: Any = None
+
+
+def items_of(pairs: Sequence[Pair], *, merged: bool) -> list[Item]:
+    """merged: one item for each context, in the order of their first pairs; else one for each pair."""
+    if not merged:
+        return [Item(pair.context, (pair.completion,), pair.record) for pair in pairs]
+    references: dict[str, list[str]] = {}
+    for pair in pairs:
+        references.setdefault(pair.context, []).append(pair.completion)
+    return [Item(context, tuple(right)) for context, right in references.items()]
+
+
+@dataclass(frozen=True)
 class Encoded:
     """Token ids of one pair. completion: with eos. cut: how many tokens of the context were left out."""
 
