@@ -1,6 +1,7 @@
 import pytest
 
 from lmprune.evaluation import bleu
+from lmprune.evaluation.intervals import Estimate
 
 
 def test_bleu_by_hand():
@@ -31,4 +32,10 @@ def test_intervals_hold_the_value_and_empty_output_is_zero():
     outputs = ["a b c d e f", "a b c x e f", "y b c d e f", "a b c d x y"] * 10
     for found in bleu.score(outputs, [["a b c d e f"]] * 40).values():
         assert 0 < found.low < found.value < found.high < 100
-    assert bleu.score(["", ""], [["a b"], ["c"]])["bleu"] == bleu.Estimate(0, 0, 0)
+    assert bleu.score(["", ""], [["a b"], ["c"]])["bleu"] == Estimate(0, 0, 0)
+
+
+def test_the_interval_of_a_corpus_with_some_resamples_at_zero():
+    """One good output among twelve: a third of the resamples miss it."""
+    outputs, right = ["a b c d e", *["x y"] * 11], [["a b c d e"], *[["z"]] * 11]
+    assert (found := bleu.score(outputs, right)["chrf"]).low == 0 < found.value < found.high

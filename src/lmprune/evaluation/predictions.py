@@ -33,7 +33,7 @@ class Predictions:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if (file := folder / SETTINGS).exists():
-                self._resume(folder, json.loads(file.read_text(encoding="utf-8")), settings)
+                self._resume(folder, _read(file), settings)
             else:
                 file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
@@ -55,10 +55,10 @@ class Predictions:
                 f"is {settings[name]!r}); choose another --out"
             )
         file = folder / PREDICTIONS
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-        if lines and not lines[-1].endswith("\n"):  # stopped in the middle of writing
-            file.write_text("".join(lines := lines[:-1]), encoding="utf-8")
-        for row in map(json.loads, lines):
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        if not text.endswith("\n") and text:  # stopped in the middle of writing
+            file.write_text(text := text[: text.rfind("\n") + 1], encoding="utf-8")
+        for row in map(json.loads, text.split("\n")[:-1]):
             self.outputs[row["index"]] = Output(row["prediction"], row["finished"])
 
 
@@ -77,6 +77,13 @@ def fingerprint(model: Any) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        raise UserError(f"{file} is damaged; choose another --out") from None
 
 
 def _line(index: int, item: Item, output: Output) -> dict[str, Any]:
