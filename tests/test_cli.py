@@ -199,6 +199,58 @@ def test_eval_by_default_takes_the_models_context(model: Path, text: Path) -> No
     assert "baseline" not in record and "kl" not in record
 
 
+# -- eval on a task
+
+
+@pytest.fixture
+def own_pairs(tmp_path: Path) -> Path:
+    file = tmp_path / "own.jsonl"
+    rows = [{"context": f"{i} + 1 =", "completion": f" {i + 1}"} for i in range(5)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_a_task_prints_one_object_with_the_documented_keys(model: Path, own_pairs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scores"
+    options = ("--limit", 3, "--max-new-tokens", 6, "--batch-size", 2, "--out", out, "--json")
+    record = lmprune("eval", model, "--data", own_pairs, *options).record
+    metrics = {"exact_match", "rouge1", "rouge2", "rougeL", "rougeLsum", "first_choices"}
+    names = documented("eval --data TASK")
+    assert {f"{name}_ci" for name in metrics} <= set(record) and metrics < names
+    bare = {name.removesuffix("_ci") for name in record}
+    assert bare == names - {
+        "logical_form",
+        "execution",
+        "bleu",
+        "chrf",
+        "num_beams",
+        "length_penalty",
+        "no_repeat_ngram",
+        "name",
+    }
+    assert (record["items"], record["decoded"], record["unfinished"]) == (3, 3, 3)
+    assert record["decode"] == {"name": "greedy", "num_beams": 1, "length_penalty": 1.0, "no_repeat_ngram": 0}
+    assert json.loads((out / "scores.json").read_text()) == record
+    assert len((out / "predictions.jsonl").read_text().splitlines()) == 3
+    more = lmprune("eval", model, "--data", own_pairs, *options[2:]).record
+    assert (more["items"], more["decoded"]) == (5, 2)
+
+
+def test_a_task_for_people(model: Path, own_pairs: Path) -> None:
+    shown = lmprune("eval", model, "--data", own_pairs, "--max-new-tokens", 4, "--decode", "beam")
+    assert f"evaluating on {own_pairs}" in shown.err and "decoding" in shown.err
+    assert re.search(r"beam +95% interval", shown.out)
+    assert re.search(r"exact match +0\.0000 +0\.0000–0\.0000", shown.out)
+    assert "5 outputs met the limit of 4 new tokens" in shown.out
+
+
+def test_pairs_are_calibrated_on(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "own.jsonl"
+    file.write_text("".join(json.dumps({"context": f"{i} + 1 =", "completion": f" {i + 1}"}) + "\n" for i in range(99)))
+    record = lmprune("prune", model, "--data", file, *QUICK, "--out", tmp_path / "o", "--json").record
+    assert record["data"]["documents"] == 99 and record["widths"] == [40] * LAYERS
+
+
 # -- methods, and --json in general
 
 

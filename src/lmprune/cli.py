@@ -167,7 +167,7 @@ def prune(
     """
     options = _given(locals())
     if plan is not None:
-        _refuse_beside_plan(ctx, "method", "keep", "scope", "multiple_of")
+        _refuse_options(ctx, ", or --plan: the plan says which neurons stay", "method", "keep", "scope", "multiple_of")
     with talking(as_json) as terminal:
         from . import jobs, views
 
@@ -253,8 +253,13 @@ def teach(
         terminal.result(record, *views.teaching(record))
 
 
+_ONLY_TEXTS = ("context", "stride", "max_tokens", "baseline", "chat_template")
+_ONLY_TASKS = ("limit", "decode", "max_new_tokens", "batch_size", "out")
+
+
 @app.command("eval")
 def evaluate(
+    ctx: typer.Context,
     model: Model,
     data: Annotated[str, typer.Option(metavar="SRC", help=f"Text: {SOURCES}", show_default=False)],
     data_dir: DataDir = None,
@@ -271,24 +276,46 @@ def evaluate(
     baseline: Annotated[
         str | None, typer.Option(metavar="DENSE", help="The model before pruning, to compare on the same tokens.")
     ] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Tasks: only the first N items.")] = None,
+    decode: Annotated[
+        str, typer.Option(metavar="greedy|beam", help="Tasks: beam is the paper's search with 10 beams.")
+    ] = "greedy",
+    max_new_tokens: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Tasks: where to stop.", show_default="as the task")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Tasks: how many are decoded at once.")] = 16,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Tasks: folder for predictions and scores; resumes what it holds."),
+    ] = None,
     dtype: Dtype = "float32",
     device: Device = "cpu",
     chat_template: ChatTemplate = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Perplexity with its standard error, and bits per byte; with a baseline, the paired difference.
+    """Perplexity on a text, with its standard error; with a baseline, the paired difference. Or the scores of a task.
 
-    JSON: `model`, `perplexity`, `perplexity_se`, `nll`, `nll_se`, `bits_per_byte`, `tokens`, `context`, `stride`,
-    `data`, `dtype`, `seconds`; with a baseline also `baseline`, `baseline_perplexity`, `perplexity_ratio`,
-    `nll_difference`, `nll_difference_se`, `kl`, `top1_agreement`.
+    JSON: `model`, `perplexity`, `perplexity_se`, `nll`, `nll_se`, `bits_per_byte`, `word_perplexity`, `tokens`,
+    `context`, `stride`, `data`, `dtype`, `seconds`; with a baseline also `baseline`, `baseline_perplexity`,
+    `perplexity_ratio`, `nll_difference`, `nll_difference_se`, `kl`, `top1_agreement`.
+
+    JSON of a task (`wikisql`, `samsum`, `e2e`, pairs): its metrics, each with `…_ci`, its 95% interval; `items`,
+    `decoded`, `contexts_cut`, `unfinished`, `sequences_per_second`, `decode`, `max_new_tokens`, `batch_size`, `out`.
     """
     options = _given(locals())
     with talking(as_json) as terminal:
         from . import jobs, views
+        from .data.pairs import is_source
 
-        record = jobs.evaluate(terminal, **options)
-        terminal.result(record, *views.evaluation(record))
+        if is_source(data):
+            _refuse_options(ctx, f": it goes with texts, and {data} is a task", *_ONLY_TEXTS)
+            record = jobs.evaluate_task(terminal, **{k: v for k, v in options.items() if k not in _ONLY_TEXTS})
+            terminal.result(record, *views.task(record))
+        else:
+            _refuse_options(ctx, f": it goes with tasks, and {data} is a text", *_ONLY_TASKS)
+            record = jobs.evaluate(terminal, **{k: v for k, v in options.items() if k not in _ONLY_TASKS})
+            terminal.result(record, *views.evaluation(record))
 
 
 @app.command()
@@ -333,12 +360,12 @@ def _given(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in parameters.items() if name not in ("ctx", "as_json")}
 
 
-def _refuse_beside_plan(ctx: typer.Context, *names: str) -> None:
+def _refuse_options(ctx: typer.Context, why: str, *names: str) -> None:
+    """Complain of those that were given."""
     for name in names:
         source = ctx.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
-            option = "--" + name.replace("_", "-")
-            raise UserError(f"drop {option}, or --plan: the plan says which neurons stay")
+            raise UserError(f"drop --{name.replace('_', '-')}{why}")
 
 
 def main() -> None:

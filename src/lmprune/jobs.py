@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -12,8 +13,12 @@ from . import checkpoint, inspection, models, pruning, sources
 from . import data as texts
 from .card import model_card
 from .console import Terminal
-from .data.tokens import stream
+from .data import pairs
+from .data.records import PairData
+from .data.tokens import cover
 from .errors import unknown
+from .evaluation import predictions, tasks
+from .evaluation.decoding import DECODINGS
 from .evaluation.perplexity import perplexity
 from .families import parse_spec
 from .ffn import find_ffns
@@ -129,7 +134,7 @@ def evaluate(
     stride: int | None, max_tokens: int | None, baseline: str | None, dtype: str, device: str, chat_template: bool,
     trust_remote_code: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    """`lmprune eval`, whose options these are. Raises: UserError."""
+    """`lmprune eval` on a text, whose options these are. Raises: UserError."""
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     if baseline is not None:
         sources.resolve(baseline)
@@ -143,13 +148,13 @@ def evaluate(
     if baseline is not None:
         with terminal.busy(f"loading {baseline}"):
             dense = models.load(baseline, **how)
-    input_ids, num_bytes = stream(tokenizer, text, max_tokens)
+    input_ids, covered = cover(tokenizer, text, max_tokens)
 
     start = time.perf_counter()
     with terminal.stages() as stages:
         result = perplexity(
-            pruned, input_ids, context=context, stride=stride, num_bytes=num_bytes, baseline=dense,
-            progress=stages("windows"),
+            pruned, input_ids, context=context, stride=stride, num_bytes=len(covered.encode()),
+            num_words=len(covered.split()), baseline=dense, progress=stages("windows"),
         )  # fmt: skip
     return {
         "model": model,
@@ -159,6 +164,55 @@ def evaluate(
         "dtype": str(pruned.dtype).removeprefix("torch."),
         "seconds": time.perf_counter() - start,
     }
+
+
+def evaluate_task(
+    terminal: Terminal, *, model: str, data: str, data_dir: Path | None, split: str, limit: int | None, decode: str,
+    max_new_tokens: int | None, batch_size: int, out: Path | None, dtype: str, device: str, trust_remote_code: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """`lmprune eval` on pairs, whose options these are. Raises: UserError."""
+    if decode not in DECODINGS:
+        raise unknown("decoding", decode, DECODINGS)
+    if out is not None:
+        predictions.check_folder(out)
+    read = partial(_read_pairs, data, split, data_dir)
+    pruned, tokenizer, found = open_model(
+        terminal, model, data, read, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+    )
+    assert isinstance(found, PairData)
+    terminal.note(f"evaluating on {found.name}")
+    for sentence in found.notes:
+        terminal.note(sentence)
+    task = tasks.task_of(data)
+    max_new_tokens = task.max_new_tokens if max_new_tokens is None else max_new_tokens
+
+    start = time.perf_counter()
+    with terminal.stages() as stages, models.quiet():
+        result = tasks.evaluate(
+            pruned, tokenizer, found, DECODINGS[decode], task=task, limit=limit, max_new_tokens=max_new_tokens,
+            batch_size=batch_size, folder=out, stages=stages,
+        )  # fmt: skip
+    if result.contexts_cut:
+        terminal.note(f"{result.contexts_cut} of {result.items} contexts are too long and lost their beginning")
+    record = {
+        "model": model,
+        **result.to_dict(),
+        "decode": {"name": decode, **vars(DECODINGS[decode])},
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+        "data": data_record(found),
+        "out": out and str(out),
+        "dtype": str(pruned.dtype).removeprefix("torch."),
+        "seconds": time.perf_counter() - start,
+    }
+    if out is not None:
+        (out / predictions.SCORES).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return record
+
+
+def _read_pairs(data: str, split: str, data_dir: Path | None, *, tokenizer: Any) -> PairData:
+    pairs.eos_id(tokenizer)
+    return pairs.load(data, split, data_dir=data_dir)
 
 
 def after_prune(options: Mapping[str, Any]) -> list[list[str]]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from . import models
 from .console import Terminal
 from .data import TextData
+from .data.records import PairData
 from .errors import UserError
+
+Source = TypeVar("Source", TextData, PairData)
 
 
 def open_model(
-    terminal: Terminal, source: str, data: str, read: Callable[..., TextData] | None, **how: Any
-) -> tuple[Any, Any, TextData | None]:
+    terminal: Terminal, source: str, data: str, read: Callable[..., Source] | None, **how: Any
+) -> tuple[Any, Any, Source | None]:
     """(model, tokenizer, text). The text comes first, as it is the quicker to be wrong, but for what a model writes.
 
     read: `texts.load` but for model and tokenizer; None where no text is needed, and a tokenizer only to pass it on.

@@ -14,11 +14,11 @@ Model = Annotated[
     ),
 ]
 SOURCES = (
-    "`wikitext` (`:raw`, `:tokens`), `python-docs`, a `.txt`, `.raw`, `.tokens`, `.md` or `.jsonl` file, "
-    "a hub data set id, or `self`: written by the model."
+    "`wikitext` (`:raw`, `:tokens`), `wikisql`, `samsum`, `e2e`, `python-docs`, a `.txt`, `.raw`, `.tokens`, `.md` or "
+    "`.jsonl` file, a hub data set id, or `self`: written by the model."
 )
 DataDir = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Folder with `wiki.train.raw` and so on, for `wikitext`.")
+    Path | None, typer.Option(metavar="DIR", help="Folder with the data set's own files; else from the hub.")
 ]
 Keep = Annotated[float, typer.Option(metavar="RATIO", help="Share of the feed-forward neurons that stay, in (0, 1].")]
 SeqLen = Annotated[int, typer.Option(metavar="N", min=1, help="Tokens a sequence.")]

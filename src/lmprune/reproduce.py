@@ -11,6 +11,7 @@ from typing import Any
 
 from . import sources
 from .data import TextData
+from .data.records import PairData
 
 
 def log_file(log: Iterable[Mapping[str, Any]]) -> dict[str, str]:
@@ -57,5 +58,5 @@ def peak_memory_mb() -> float:
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
-def data_record(text: TextData) -> dict[str, Any]:
+def data_record(text: TextData | PairData) -> dict[str, Any]:
     return {"name": text.name, **text.provenance}

@@ -106,6 +106,8 @@ def evaluation(record: Mapping[str, Any]) -> Views:
     rows = [["perplexity", _with_error(record["perplexity"], record["perplexity_se"], 2)]]
     if record["bits_per_byte"] is not None:
         rows += [["bits per byte", f"{record['bits_per_byte']:.4f}"]]
+    if record["word_perplexity"] is not None:
+        rows += [["perplexity per word", f"{record['word_perplexity']:,.2f}"]]
     if "baseline" in record:
         rows += [
             ["baseline's perplexity", f"{record['baseline_perplexity']:.2f}"],
@@ -120,6 +122,32 @@ def evaluation(record: Mapping[str, Any]) -> Views:
         f"{record['tokens']:,} tokens in {windows}, {record['seconds']:.1f} s",
         *(["one window only: no standard error"] if record["perplexity_se"] is None else []),
     ]
+
+
+def task(record: Mapping[str, Any]) -> Views:
+    metrics = [name.removesuffix("_ci") for name in record if name.endswith("_ci")]
+    rows = [
+        [_METRIC_NAMES.get(name, name), f"{record[name]:.{d}f}", "–".join(f"{x:.{d}f}" for x in record[f"{name}_ci"])]
+        for name in metrics
+        if (d := 4 if name in _METRIC_NAMES else 2)
+    ]
+    rate = record["sequences_per_second"]
+    speed = "" if rate is None else f", {record['decoded']} decoded in this run, {rate:.2f} a second"
+    return [
+        record["model"],
+        table(["", record["decode"]["name"], "95% interval"], rows),
+        f"{record['items']:,} items{speed}",
+        f"{record['unfinished']} outputs met the limit of {record['max_new_tokens']} new tokens",
+        *([f"predictions and scores are in {record['out']}"] if record["out"] else []),
+    ]
+
+
+_METRIC_NAMES = {
+    "exact_match": "exact match",
+    "logical_form": "logical form",
+    "execution": "execution",
+    "first_choices": "first choices right",
+}
 
 
 def _with_error(value: float, error: float | None, digits: int) -> str:
