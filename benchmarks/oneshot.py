@@ -33,7 +33,7 @@ from lmprune.data.tokens import sequences, stream
 from lmprune.evaluation.perplexity import perplexity
 from lmprune.ffn import find_ffns
 from lmprune.methods import METHODS, get_method
-from lmprune.obs import PLAIN, cut
+from lmprune.obs import PLAIN, ObsSettings, cut, error_curves, obs_to_widths
 from lmprune.pruning import GRADIENT_TOKENS
 from lmprune.reconstruction import layer_problems
 from lmprune.refit import bias_compensation
@@ -51,7 +51,7 @@ class Bench:
     """The dense model, its calibration text and statistics, each made once and only when needed."""
 
     def __init__(self, name: str, shared: Path, seed: int):
-        self.shared, self.seed = shared, seed
+        self.shared, self.seed, self.name = shared, seed, name
         source = shared / "models" / name if (shared / "models" / name).is_dir() else name
         self.model = lmprune.load(source)
         self.tokenizer = lmprune.load_tokenizer(source)
@@ -97,6 +97,8 @@ class Bench:
             yield 1.0, self.model
         elif method == "plain_obs" and scope == "local":
             yield from self._plain_obs(keeps)
+        elif get_method(method).refit == "obs" and scope == "global":
+            yield from self._obs_global(method, keeps)
         elif get_method(method).refit == "obs":
             for keep in keeps:
                 model = copy.deepcopy(self.model)
@@ -119,6 +121,18 @@ class Bench:
                 ffn.keep(indices)
                 if repaired:
                     ffn.set_reader(*repaired)
+            yield keep, model
+
+    def _obs_global(self, method: str, keeps: Sequence[float]) -> Iterator[tuple[float, Any]]:
+        """One dense pass gives the error curves that set the widths at all ratios; they are kept on disk."""
+        settings, file = (ObsSettings(), PLAIN)[method == "plain_obs"], RUNS / f"curves-{method}-{self.name}.pt"
+        if not file.exists():
+            torch.save(error_curves(self.model, find_ffns(self.model), self.calibration, settings=settings), file)
+        scores = torch.load(file, weights_only=True)
+        for keep in keeps:
+            model = copy.deepcopy(self.model)
+            widths = [len(kept) for kept in select(scores, keep, scope="global", seed=self.seed)]
+            obs_to_widths(model, find_ffns(model), self.calibration, widths, seed=self.seed, settings=settings)
             yield keep, model
 
     @torch.no_grad()
