@@ -41,6 +41,7 @@ from lmprune.selection import num_kept, select
 from lmprune.statistics import SeamStatistics, collect
 
 RUNS = Path(__file__).parent / "runs"
+ONE_SHOT = [name for name, method in METHODS.items() if not method.learned]
 KEEPS = (0.5, 0.7, 0.8, 0.9)
 PEERS = ("flap", "wanda_sp", "two_ssp", "minitron", "llm_pruner")
 CALIBRATION_TOKENS, SEQ_LEN = 128 * 512, 512
@@ -221,7 +222,7 @@ def main() -> None:
     )
     parser.add_argument("--stage", choices=["main", "short", "methods", "obs_global", "table"], default="main")
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
-    parser.add_argument("--only", nargs="*", default=list(METHODS), help="methods to run, of the stage's")
+    parser.add_argument("--only", nargs="*", default=ONE_SHOT, help="methods to run, of the stage's")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if not args.shared.is_dir():
@@ -238,7 +239,7 @@ def main() -> None:
         "main": (main_methods, [("wikitext", LONG), ("wikitext", SHORT), ("python-docs", BRIEF), ("samsum", BRIEF)]),
         "short": (main_methods, [("wikitext", SHORT)]),
         "methods": (
-            [(name, scope) for name in METHODS for scope in ("local", "global") if (name, scope) != ("obs", "global")],
+            [(name, scope) for name in ONE_SHOT for scope in ("local", "global") if (name, scope) != ("obs", "global")],
             [("wikitext", SHORT)],
         ),
         "obs_global": ([("obs", "global")], [("wikitext", SHORT)]),

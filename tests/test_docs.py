@@ -121,7 +121,7 @@ def test_the_families_table_names_every_family_once(tables: ModuleType):
 def test_the_readme_lists_every_file():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (tree,) = [block for block in blocks(text, "") if block.startswith("src/lmprune/")]
-    listed = re.findall(r"^  (\S+)  +\S", tree, re.MULTILINE)
+    listed = re.findall(r"^  (\S+) +\S", tree, re.MULTILINE)
     package = ROOT / "src" / "lmprune"
     files = {path.name for path in package.glob("*.py")}
     folders = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}

@@ -322,7 +322,7 @@ def evaluate(
 def methods(as_json: Json = False) -> None:
     """The methods that `prune --method` takes.
 
-    JSON: `methods`, a list of `name`, `criterion`, `scope` (the default), `refit`, `summary`, `source`.
+    JSON: `methods`, a list of `name`, `criterion`, `scope` (the default), `refit`, `summary`, `source`, `penalty`.
     """
     with talking(as_json) as terminal:
         from dataclasses import asdict

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .criteria import get_criterion
-from .errors import unknown
+from .errors import UserError, unknown
 from .penalties import Penalty
 from .selection import Scope
 
@@ -94,8 +94,18 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
+def must_train(method: Method) -> UserError:
+    """What to raise where a method whose scores are learned is asked to choose without training."""
+    return UserError(
+        f"method {method.name!r} learns its scores while the model trains; say how long with --steps "
+        "(in Python: lmprune.gradual)"
+    )
+
+
 def methods_table() -> str:
     """METHODS as a Markdown table, for README and docs/methods.md."""
-    rows = [(f"`{m.name}`", m.summary.replace("|", r"\|"), m.scope, m.refit, m.source) for m in METHODS.values()]
-    header = [("method", "score", "scope", "refit", "source"), ("---",) * 5]
+    rows = [
+        (f"`{m.name}`", m.summary.replace("|", r"\|"), m.scope, m.refit, m.penalty, m.source) for m in METHODS.values()
+    ]
+    header = [("method", "score", "scope", "refit", "penalty", "source"), ("---",) * 6]
     return "\n".join(f"| {' | '.join(row)} |" for row in [*header, *rows])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import UserError, unknown
 from .masks import COMPUTES
-from .methods import Method
+from .methods import Method, must_train
 
 if TYPE_CHECKING:
     from .gradual import GradualSettings
@@ -107,6 +107,6 @@ class Training:
 def check_method(row: Method, training: Training | None) -> None:
     """Raises: UserError where a method must train and nobody said how long, or can't."""
     if row.learned and training is None:
-        raise UserError(f"method {row.name!r} learns its scores while the model trains; say how long with --steps")
+        raise must_train(row)
     if row.learned and training is not None and training.schedule == "oneshot":
         raise UserError(f"method {row.name!r} learns its scores on the way; --schedule oneshot leaves it no time")

@@ -155,8 +155,9 @@ def _with_error(value: float, error: float | None, digits: int) -> str:
 
 
 def methods(record: Mapping[str, Any]) -> Views:
-    rows = [[m["name"], m["scope"], m["refit"], m["summary"], m["source"]] for m in record["methods"]]
-    return [table(["method", "scope", "refit", "score", "source"], rows, numbers=False)]
+    keys = ("name", "scope", "refit", "penalty", "summary", "source")
+    rows = [[method[key] for key in keys] for method in record["methods"]]
+    return [table(["method", "scope", "refit", "penalty", "score", "source"], rows, numbers=False)]
 
 
 def demo(record: Mapping[str, Any]) -> Views:
