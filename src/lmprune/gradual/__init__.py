@@ -38,7 +38,7 @@ class GradualSettings:
 
     compute: Compute = "gathered"
     penalty_weight: float = 0.67
-    similarity_weight: float = 1.0
+    similarity_weight: float = 5.0
     similarity_rows: int = 1024
     similarity_every: int = 16
     num_milestones: int = 5
