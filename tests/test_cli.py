@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from lmprune import console, models
 from lmprune.data import load as load_text
-from lmprune.data.tokens import stream
+from lmprune.data.tokens import cover
 from lmprune.evaluation.perplexity import perplexity
 from lmprune.methods import METHODS
 from lmprune.plan import PLAN_FILE, PrunePlan
@@ -177,10 +177,11 @@ def test_eval_agrees_with_the_function(pruned: dict[str, Any], model: Path, text
     ).record
     assert set(record) == documented("eval")
     small, dense, tokenizer = models.load(pruned["out"]), models.load(model), models.load_tokenizer(model)
-    ids, num_bytes = stream(tokenizer, load_text(str(text)), 512)
-    expected = perplexity(small, ids, context=64, num_bytes=num_bytes, baseline=dense).to_dict()
+    ids, covered = cover(tokenizer, load_text(str(text)), 512)
+    sizes = {"num_bytes": len(covered.encode()), "num_words": len(covered.split())}
+    expected = perplexity(small, ids, context=64, baseline=dense, **sizes).to_dict()
     assert {key: record[key] for key in expected} == expected
-    assert record["tokens"] == 512 - 8 and num_bytes == 512
+    assert record["tokens"] == 512 - 8 and sizes["num_bytes"] == 512 and 80 < sizes["num_words"] < 130
 
 
 def test_a_model_compared_with_itself_does_not_differ(model: Path, text: Path) -> None:

@@ -106,20 +106,19 @@ def first_choices_right(
     None, a completion that does not fit, is wrong.
     """
     right = [False] * len(encoded)
-    order = sorted(
-        (i for i, each in enumerate(encoded) if each), key=lambda i: -len(encoded[i].context + encoded[i].completion)
-    )
+    fitting = [(i, each) for i, each in enumerate(encoded) if each is not None]
+    fitting.sort(key=lambda pair: -len(pair[1].context) - len(pair[1].completion))
     with inference(model):
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            for i, ok in zip(batch, _all_right(model, [encoded[i] for i in batch]), strict=True):
+        for start in range(0, len(fitting), batch_size):
+            positions, batch = zip(*fitting[start : start + batch_size], strict=True)
+            for i, ok in zip(positions, _all_right(model, batch), strict=True):
                 right[i] = ok
             if progress is not None:
-                progress(start + len(batch), len(order))
+                progress(start + len(batch), len(fitting))
     return right
 
 
-def _all_right(model: Any, batch: Sequence[Any]) -> list[bool]:
+def _all_right(model: Any, batch: Sequence[Encoded]) -> list[bool]:
     length = max(len(each.context) + len(each.completion) for each in batch)
     ids_BT, labels_BT = torch.zeros(len(batch), length, dtype=torch.int64), torch.full((len(batch), length), IGNORED)
     mask_BT = torch.zeros_like(ids_BT)
