@@ -16,7 +16,7 @@ from lmprune.families import FAMILIES, FFNSpec
 
 ROOT = Path(lmprune.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-COMMAND_LINE = {"cli", "options", "console", "views", "jobs", "inspection", "card", "demo", "__main__"}
+COMMAND_LINE = {"cli", "options", "console", "views", "jobs", "inspection", "card", "demo", "analyze", "__main__"}
 USE_TRANSFORMERS = {"models", "shim", "families", "data.self_generated", "evaluation.speed", "demo"}
 AT_THE_TOP = {"models", "shim"}
 PURE = {"selection", "plan", "criteria.second_order"}
