@@ -17,7 +17,7 @@ from lmprune.families import FAMILIES, FFNSpec
 ROOT = Path(lmprune.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 COMMAND_LINE = {
-    *("__main__", "cli", "options", "console", "views", "inspection", "card", "demo"),
+    *("__main__", "cli", "options", "console", "views", "inspection", "card", "demo", "analyze"),
     *("jobs", "training_jobs", "training_options", "training.job", "opening", "reproduce"),
 }
 TRAINING = {"training.callbacks", "training.train", "training.trainer"}

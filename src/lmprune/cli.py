@@ -318,6 +318,45 @@ def evaluate(
             terminal.result(record, *views.evaluation(record))
 
 
+@app.command("analyze")
+def analysis(
+    model: Model,
+    data: Annotated[str, typer.Option(metavar="SRC", help=f"Text: {SOURCES}", show_default=False)],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for `analysis.json` and the figures.", show_default=False)
+    ],
+    baseline: Annotated[
+        str | None, typer.Option(metavar="DENSE", help="The model before pruning: ratios to it, on the same tokens.")
+    ] = None,
+    data_dir: DataDir = None,
+    split: Annotated[str, typer.Option(metavar="NAME", help="train, validation or test.")] = "validation",
+    seq_len: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=2, help="Tokens a sequence.", show_default="512, or the model's maximum if less"),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Read only the first so many.")] = 16384,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    force: Annotated[bool, typer.Option("--force", metavar="", help="Replace the analysis already at --out.")] = False,
+    ffn: Ffn = None,
+    chat_template: ChatTemplate = False,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Why a model can be pruned: sensitivity and uniqueness of its neurons, look-alikes, dead ones, and advice.
+
+    JSON: `model`, `uniqueness`, `sensitivity`, `layers` (a list), `clusters`, `advice`, `dead`, `uniqueness_ratio`,
+    `sensitivity_ratio`, `tokens`, `seq_len`, `data`, `dtype`, `seconds`, `peak_memory_mb`, `out`.
+    """
+    options = _given(locals())
+    with talking(as_json) as terminal:
+        from . import views
+        from .analyze import analyze
+
+        record = analyze(terminal, **options)
+        terminal.result(record, *views.analysis(record))
+
+
 @app.command()
 def methods(as_json: Json = False) -> None:
     """The methods that `prune --method` takes.

@@ -87,7 +87,7 @@ def prune(
             found = _text(data, model, tokenizer, data_dir, chat_template, calibration_tokens, seed)
             origin["calibration"] = dict(found.provenance)
             data = sequences(tokenizer, found, seq_len=seq_len, num_tokens=calibration_tokens, seed=seed)
-        input_ids = _check_tokens(data, model)
+        input_ids = check_tokens(data, model)
         settings |= {"calibration_tokens": input_ids.numel(), "seq_len": input_ids.shape[1]}
 
     if plan is not None:
@@ -142,7 +142,7 @@ def _text(
     )  # fmt: skip
 
 
-def _check_tokens(input_ids: Tensor, model: Any) -> Tensor:
+def check_tokens(input_ids: Tensor, model: Any) -> Tensor:
     """The calibration tokens (sequences, T), if the model can read them."""
     if input_ids.ndim != 2:
         raise UserError(f"calibration tokens must be of shape (sequences, T), got {tuple(input_ids.shape)}")

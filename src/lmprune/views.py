@@ -154,6 +154,52 @@ def _with_error(value: float, error: float | None, digits: int) -> str:
     return f"{value:,.{digits}f}" + ("" if error is None else f" ± {error:,.{digits}f}")
 
 
+def analysis(record: Mapping[str, Any]) -> Views:
+    against = "baseline" in record
+    rows = [
+        [
+            str(layer["layer"]), f"{layer['width']:,}", "" if layer["left"] is None else f"{layer['left']:.0%}",
+            f"{layer['uniqueness']:.3f}", f"{layer['baseline_uniqueness']:.3f}" if against else "",
+            f"{layer['sensitivity']:.4g}", f"{layer['baseline_sensitivity']:.4g}" if against else "",
+            str(layer["redundant"]), str(layer["dead"]), f"{keep:.2f}",
+        ]
+        for layer, keep in zip(record["layers"], record["advice"]["layers"], strict=True)
+    ]  # fmt: skip
+    header = ["layer", "neurons", "left", "unique", "baseline", "sensitivity", "baseline", "alike", "dead", "keep"]
+    shown = [i for i in range(len(header)) if i < 2 or any(row[i] for row in rows)]
+    advice = record["advice"]
+    method = f"{advice['method']}, scope {advice['scope']}, keep {advice['keep']:g}"
+    return [
+        f"{record['model']}, {record['tokens']:,} tokens of {record['data']['name']}",
+        table([header[i] for i in shown], [[row[i] for i in shown] for row in rows]),
+        "",
+        _measure("uniqueness", record),
+        _measure("sensitivity", record),
+        *_alike(record["clusters"]),
+        "",
+        f"Advice: {method}{', and train on' if advice['train'] else ''}: {advice['why']}.",
+        "It is a first-order estimate: compare with `lmprune eval --baseline` afterwards.",
+        f"{record['seconds']:.1f} s, at most {record['peak_memory_mb']:,.0f} MB of memory; written to {record['out']}",
+    ]
+
+
+def _measure(name: str, record: Mapping[str, Any]) -> str:
+    ratio = record[f"{name}_ratio"]
+    return f"{name} {record[name]:.4g}" + ("" if ratio is None else f", {ratio:.3f} of the baseline's")
+
+
+def _alike(clusters: list[list[dict[str, Any]]]) -> Views:
+    """The three largest clusters of look-alikes."""
+    largest = sorted(
+        ((len(c["neurons"]), layer, c) for layer, found in enumerate(clusters) for c in found), key=lambda x: -x[0]
+    )[:3]
+    return [
+        f"{size} neurons of layer {layer} are alike; they fire on "
+        + "  ".join(repr(f"{x['before'][-16:]}[{x['token']}]")[1:-1] for x in cluster["examples"][:3])
+        for size, layer, cluster in largest
+    ]
+
+
 def methods(record: Mapping[str, Any]) -> Views:
     keys = ("name", "scope", "refit", "penalty", "summary", "source")
     rows = [[method[key] for key in keys] for method in record["methods"]]
