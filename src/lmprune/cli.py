@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .console import Commands, next_commands, talking
+from .console import Commands, Terminal, next_commands, talking
 from .errors import UserError
-from .options import SOURCES, ChatTemplate, DataDir, Device, Dtype, Ffn, Force, Json, Keep, Model, Trust
+from .options import SOURCES, ChatTemplate, DataDir, Device, Dtype, Ffn, Force, Json, Keep, Model, PushToHub, Trust
 
 app = typer.Typer(
     cls=Commands,
@@ -96,12 +97,14 @@ def prune(
     ffn: Ffn = None,
     chat_template: ChatTemplate = False,
     trust_remote_code: Trust = False,
+    push_to_hub: PushToHub = None,
     as_json: Json = False,
 ) -> None:
     """Prune a model and write a checkpoint, with its tokenizer, `prune_plan.json` and a model card.
 
     JSON: `model`, `method`, `keep` (asked), `kept`, `scope`, `widths`, `params_before`, `params_after`,
-    `ffn_params_before`, `ffn_params_after`, `dtype`, `stock`, `data`, `seconds`, `peak_memory_mb`, `out`, `command`.
+    `ffn_params_before`, `ffn_params_after`, `dtype`, `stock`, `data`, `seconds`, `peak_memory_mb`, `out`, `command`,
+    `pushed`.
     """
     options = _given(locals())
     if plan is not None:
@@ -109,7 +112,8 @@ def prune(
     with talking(as_json) as terminal:
         from . import jobs, views
 
-        record = jobs.prune(terminal, **options)
+        with _pushed(terminal, push_to_hub) as push:
+            record = push(jobs.prune(terminal, **options))
         terminal.result(record, *views.pruning(record), next_commands(jobs.after_prune(options)))
 
 
@@ -152,6 +156,40 @@ def evaluate(
 
 
 @app.command()
+def export(
+    model: Model,
+    to: Annotated[str, typer.Option(metavar="TARGET", help="gguf, onnx, vllm, or hf-uniform.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option(metavar="PATH", help="A file for gguf, a folder for the others.", show_default=False)
+    ],
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE",
+            help="gguf: f32, f16, bf16, q8_0, q5_0, q4_0; onnx: f32; vllm, hf-uniform: f32, f16, bf16.",
+            show_default="gguf f16, onnx f32, the others as it is",
+        ),
+    ] = None,
+    force: Force = False,
+    trust_remote_code: Trust = False,
+    push_to_hub: PushToHub = None,
+    as_json: Json = False,
+) -> None:
+    """Write a model, pruned or not, for llama.cpp, ONNX Runtime, vLLM, or as a stock checkpoint of one width.
+
+    JSON: `model`, `to`, `dtype`, `widths`, `params`, `megabytes`, `details`, `notes`, `seconds`, `peak_memory_mb`,
+    `out`, `command`, `pushed`.
+    """
+    options = _given(locals())
+    with talking(as_json) as terminal:
+        from . import deploy, views
+
+        with _pushed(terminal, push_to_hub) as push:
+            record = push(deploy.export(terminal, **options))
+        terminal.result(record, *views.exporting(record))
+
+
+@app.command()
 def methods(as_json: Json = False) -> None:
     """The methods that `prune --method` takes.
 
@@ -190,7 +228,26 @@ def demo(
 
 def _given(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """A command's parameters, without what concerns only the command line."""
-    return {name: value for name, value in parameters.items() if name not in ("ctx", "as_json")}
+    return {name: value for name, value in parameters.items() if name not in ("ctx", "as_json", "push_to_hub")}
+
+
+@contextmanager
+def _pushed(terminal: Terminal, repo_id: str | None) -> Iterator[Callable[[dict[str, Any]], dict[str, Any]]]:
+    """A function that pushes what a record says was written; who may not push hears it before the work."""
+    if repo_id is None:
+        yield lambda record: record | {"pushed": None}
+        return
+    from . import hub
+    from .deploy import papers
+
+    hub.check_login(repo_id)
+
+    def push(record: dict[str, Any]) -> dict[str, Any]:
+        with terminal.busy(f"pushing to {repo_id}"):
+            beside = papers(record["model"])
+            return record | {"pushed": hub.push(Path(record["out"]), repo_id, papers=beside)}
+
+    yield push
 
 
 def _refuse_beside_plan(ctx: typer.Context, *names: str) -> None:

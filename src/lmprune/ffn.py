@@ -18,7 +18,7 @@ from .families import FFNSpec, family_of
 OUT_NAMES, IN_NAMES = ("out_features", "nf"), ("in_features", "nx")
 
 
-def _rows_are_inputs(linear: nn.Module) -> bool:
+def rows_are_inputs(linear: nn.Module) -> bool:
     """transformers' Conv1D stores its weight (in, out); nn.Linear and its subclasses (out, in)."""
     return hasattr(linear, "nf")
 
@@ -71,7 +71,7 @@ class FFN:
     @staticmethod
     def _major(linear: nn.Module, *, writer: bool) -> Tensor:
         weight = cast(Tensor, linear.weight)
-        return weight.T if _rows_are_inputs(linear) == writer else weight
+        return weight.T if rows_are_inputs(linear) == writer else weight
 
     def keep(self, indices: Tensor) -> None:
         """Cut the layer down to the neurons `indices` (sorted, unique, (K,)); the rest of the model is untouched."""
@@ -81,6 +81,14 @@ class FFN:
             if writer is not None:
                 index_out(writer, rows)
         index_in(self.down, indices)
+
+    def pad(self, width: int) -> None:
+        """Add neurons without any effect, up to `width`: all weights zero."""
+        assert width >= self.width, "a layer is cut by `keep`"
+        more = width - self.width
+        for writer in filter(None, (self.up, self.gate)):
+            pad_out(writer, more, parts=2 if self.spec.fused_gate else 1)
+        pad_in(self.down, more)
 
     @torch.no_grad()
     def set_reader(self, reader_FD: Tensor, bias_D: Tensor | None = None) -> None:
@@ -113,7 +121,7 @@ def _record(linear: nn.Module, names: Sequence[str], size: int) -> None:
 def index_out(linear: nn.Module, rows: Tensor) -> None:
     """Keep only the outputs `rows` of a Linear or Conv1D."""
     weight = cast(Tensor, linear.weight)
-    _replace(linear, "weight", weight.index_select(1 if _rows_are_inputs(linear) else 0, rows.to(weight.device)))
+    _replace(linear, "weight", weight.index_select(1 if rows_are_inputs(linear) else 0, rows.to(weight.device)))
     if (bias := _bias(linear)) is not None:
         _replace(linear, "bias", bias.index_select(0, rows.to(bias.device)))
     _record(linear, OUT_NAMES, len(rows))
@@ -122,8 +130,31 @@ def index_out(linear: nn.Module, rows: Tensor) -> None:
 def index_in(linear: nn.Module, rows: Tensor) -> None:
     """Keep only the inputs `rows` of a Linear or Conv1D."""
     weight = cast(Tensor, linear.weight)
-    _replace(linear, "weight", weight.index_select(0 if _rows_are_inputs(linear) else 1, rows.to(weight.device)))
+    _replace(linear, "weight", weight.index_select(0 if rows_are_inputs(linear) else 1, rows.to(weight.device)))
     _record(linear, IN_NAMES, len(rows))
+
+
+def pad_out(linear: nn.Module, more: int, *, parts: int = 1) -> None:
+    """Add outputs that are zero to a Linear or Conv1D: `more` after each of `parts` equal runs of outputs."""
+    weight = cast(Tensor, linear.weight)
+    dim = 1 if rows_are_inputs(linear) else 0
+    _replace(linear, "weight", torch.cat([_padded(run, more, dim) for run in weight.chunk(parts, dim)], dim))
+    if (bias := _bias(linear)) is not None:
+        _replace(linear, "bias", torch.cat([_padded(run, more, 0) for run in bias.chunk(parts)]))
+    _record(linear, OUT_NAMES, linear.weight.shape[dim])  # type: ignore[index]
+
+
+def pad_in(linear: nn.Module, more: int) -> None:
+    """Add `more` inputs that are not read to a Linear or Conv1D."""
+    dim = 0 if rows_are_inputs(linear) else 1
+    _replace(linear, "weight", _padded(cast(Tensor, linear.weight), more, dim))
+    _record(linear, IN_NAMES, linear.weight.shape[dim])  # type: ignore[index]
+
+
+def _padded(tensor: Tensor, more: int, dim: int) -> Tensor:
+    shape = list(tensor.shape)
+    shape[dim] = more
+    return torch.cat([tensor, tensor.new_zeros(shape)], dim)
 
 
 def find_ffns(model: nn.Module, spec: FFNSpec | None = None) -> list[FFN]:

@@ -72,7 +72,21 @@ def pruning(record: Mapping[str, Any]) -> Views:
         f"widths: {width_summary(record['widths'])}",
         f"{record['seconds']:.1f} s, at most {record['peak_memory_mb']:,.0f} MB of memory",
         f"written to {record['out']}: {how}",
+        *_pushed(record),
     ]
+
+
+def exporting(record: Mapping[str, Any]) -> Views:
+    return [
+        f"written to {record['out']}: {record['to']}, {record['dtype']}, {_megabytes(record['megabytes'])} MB",
+        *record["notes"],
+        f"{record['seconds']:.1f} s, at most {record['peak_memory_mb']:,.0f} MB of memory",
+        *_pushed(record),
+    ]
+
+
+def _pushed(record: Mapping[str, Any]) -> Views:
+    return [f"pushed to {record['pushed']}"] if record["pushed"] else []
 
 
 def _before_after(name: str, before: int, after: int) -> list[str]:
