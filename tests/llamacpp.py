@@ -23,7 +23,7 @@ class LlamaCpp:
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-        params.port = 0
+        params.port, params.verbosity = 0, 1
         self.server = xllamacpp.Server(params)
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:

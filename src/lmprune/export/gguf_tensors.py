@@ -70,7 +70,8 @@ class Stored:
 
     def data(self) -> np.ndarray:
         """Raises: UserError where the values do not fit the type."""
-        data = gguf.quantize(self.values().float().contiguous().numpy(), self.kind)
+        with np.errstate(over="ignore"):  # it is looked for
+            data = gguf.quantize(self.values().float().contiguous().numpy(), self.kind)
         if self.kind == Q.F16 and not np.isfinite(data).all():
             raise UserError(f"{self.name} has values beyond f16's 65,504; choose --dtype bf16 or f32")
         return data
