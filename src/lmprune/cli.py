@@ -190,6 +190,37 @@ def export(
 
 
 @app.command()
+def bench(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...", help="Compared with the first: hub ids, folders, `.gguf` files.", show_default=False
+        ),
+    ],
+    engine: Annotated[str, typer.Option(metavar="NAME", help="torch, onnxruntime, or llamacpp.")] = "torch",
+    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Of each engine.")] = 2,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Sequences at once; llamacpp takes one.")] = 1,
+    prompt_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of the prompt.")] = 512,
+    new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens written after the first.")] = 32,
+    repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Turns that are measured, after one more.")] = 7,
+    as_json: Json = False,
+) -> None:
+    """Tokens per second of models in one engine, measured in turn, beside the speed-up that their sizes allow.
+
+    A checkpoint is first exported for the engine (onnxruntime: f32; llamacpp: f16), into a folder that vanishes.
+
+    JSON: `engine`, `threads`, `batch`, `prompt_tokens`, `new_tokens`, `repeats`, `results` (a list).
+    """
+    options = _given(locals())
+    with talking(as_json) as terminal:
+        from . import views
+        from .bench import bench as measure
+
+        record = measure(terminal, **options)
+        terminal.result(record, *views.benchmark(record))
+
+
+@app.command()
 def methods(as_json: Json = False) -> None:
     """The methods that `prune --method` takes.
 

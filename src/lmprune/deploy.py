@@ -10,8 +10,9 @@ from . import export as exporting
 from . import inspection, models
 from .console import Terminal
 from .errors import UserError
+from .evaluation.memory import peak_memory_mb
 from .ffn import find_ffns
-from .jobs import command, origin, peak_memory_mb
+from .jobs import command, origin
 from .plan import PLAN_FILE
 from .sources import resolve
 

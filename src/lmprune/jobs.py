@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,6 +15,7 @@ from .console import Terminal
 from .data import TextData
 from .data.tokens import stream
 from .errors import UserError, unknown
+from .evaluation.memory import peak_memory_mb
 from .evaluation.perplexity import perplexity
 from .families import parse_spec
 from .ffn import find_ffns
@@ -152,12 +151,6 @@ def after_prune(options: Mapping[str, Any]) -> list[list[str]]:
         ["eval", str(options["out"]), "--data", *data, *compare, *trust],
         ["inspect", str(options["out"]), *trust],
     ]
-
-
-def peak_memory_mb() -> float:
-    """The most memory that this process has held so far, in 10⁶ bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kibibytes, but bytes on macOS
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def _open(

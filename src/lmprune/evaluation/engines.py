@@ -20,6 +20,9 @@ from ..errors import UserError
 from .perplexity import inference
 from .speed import time_once
 
+#: in a folder that `lmprune export --to onnx` wrote
+ONNX_FILE = "model.onnx"
+
 
 class Engine(Protocol):
     """Opened as `Engine(source, threads=…, context=…)`: a model, and the most tokens of a sequence."""
@@ -43,15 +46,15 @@ class Torch:
 
 
 class OnnxRuntime:
-    """A folder that `lmprune export --to onnx` wrote."""
+    """A folder with ONNX_FILE and its cache as inputs (see `export.onnx`)."""
 
     def __init__(self, source: str, *, threads: int, context: int):
         onnxruntime = _needed("onnxruntime", "onnx")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        file = Path(source) / "model.onnx"
+        file = Path(source) / ONNX_FILE
         self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        self.weight_bytes = sum(each.stat().st_size for each in file.parent.glob("model.onnx*"))
+        self.weight_bytes = sum(each.stat().st_size for each in file.parent.glob(f"{ONNX_FILE}*"))
         self._inputs = {each.name: each.shape for each in self.session.get_inputs()}
         self._past = [name for name in self._inputs if name.startswith("past_key_values")]
 

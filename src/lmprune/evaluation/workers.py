@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
-import sys
 from multiprocessing.connection import Connection
 from typing import Any
 
 from ..errors import UserError
+from .memory import peak_memory_mb
 
 
 class Worker:
@@ -61,13 +60,8 @@ def _serve(end: Connection, name: str, source: str, options: dict[str, Any]) -> 
         end.send((True, engine.weight_bytes))
         while True:
             asked = end.recv()
-            end.send((True, _peak_memory_mb() if asked is None else engine.time(*asked)))
+            end.send((True, peak_memory_mb() if asked is None else engine.time(*asked)))
     except (EOFError, KeyboardInterrupt):
         pass
     except Exception as error:  # whatever a runtime raises goes to the user as its sentence
         end.send((False, str(error) if isinstance(error, UserError) else f"{name} can't run {source}: {error}"))
-
-
-def _peak_memory_mb() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kibibytes, but bytes on macOS
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..evaluation.engines import ONNX_FILE
 from ..evaluation.perplexity import inference
 from . import Job
 
-FILE = "model.onnx"
 _LARGEST = 2**31 - 2**20  # bytes of one protobuf file; weights of larger models go into a second file
 
 Past = list[tuple[Tensor, Tensor]]
@@ -72,9 +72,9 @@ def write(job: Job, folder: Path) -> dict[str, Any]:
             raise UserError(f"torch can't write this {job.model.config.model_type} to ONNX: {reason}") from error
         assert program is not None
         size = sum(p.numel() * p.element_size() for p in job.model.parameters())
-        program.save(folder / FILE, external_data=size > _LARGEST)
+        program.save(folder / ONNX_FILE, external_data=size > _LARGEST)
     _write_config(job, folder)
-    return {"notes": [f"{FILE} with the KV cache of {layers} layers as inputs and outputs"]}
+    return {"notes": [f"{ONNX_FILE} with the KV cache of {layers} layers as inputs and outputs"]}
 
 
 def _example(wrapped: _Cached) -> tuple[Tensor, Tensor, Tensor | None, Past]:
