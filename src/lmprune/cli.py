@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .console import Commands, next_commands, talking
+from .console import Commands, Terminal, next_commands, talking
 from .errors import UserError
 from .options import (
     SOURCES,
@@ -37,6 +38,7 @@ from .options import (
     Lr,
     Model,
     PenaltyWeight,
+    PushToHub,
     ReportTo,
     Resume,
     SaveEvery,
@@ -132,6 +134,7 @@ def prune(
     ffn: Ffn = None,
     chat_template: ChatTemplate = False,
     trust_remote_code: Trust = False,
+    push_to_hub: PushToHub = None,
     steps: Steps = None,
     epochs: Epochs = None,
     schedule: ScheduleOption = None,
@@ -162,7 +165,8 @@ def prune(
     At once by default; with --steps or --epochs while it is fine-tuned on the same text (docs/training.md).
 
     JSON: `model`, `method`, `keep` (asked), `kept`, `scope`, `widths`, `params_before`, `params_after`,
-    `ffn_params_before`, `ffn_params_after`, `dtype`, `stock`, `data`, `seconds`, `peak_memory_mb`, `out`, `command`;
+    `ffn_params_before`, `ffn_params_after`, `dtype`, `stock`, `data`, `seconds`, `peak_memory_mb`, `out`, `command`,
+    `pushed`;
     with training also `training` (its settings, `schedule`, `seconds`, `first_loss`, `last_loss`, `perplexity`).
     """
     options = _given(locals())
@@ -171,7 +175,8 @@ def prune(
     with talking(as_json) as terminal:
         from . import jobs, views
 
-        record = jobs.prune(terminal, **options)
+        with _pushed(terminal, push_to_hub) as push:
+            record = push(jobs.prune(terminal, **options))
         terminal.result(record, *views.pruning(record), next_commands(jobs.after_prune(options)))
 
 
@@ -358,6 +363,71 @@ def analysis(
 
 
 @app.command()
+def export(
+    model: Model,
+    to: Annotated[str, typer.Option(metavar="TARGET", help="gguf, onnx, vllm, or hf-uniform.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option(metavar="PATH", help="A file for gguf, a folder for the others.", show_default=False)
+    ],
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE",
+            help="gguf: f32, f16, bf16, q8_0, q5_0, q4_0; onnx: f32; vllm, hf-uniform: f32, f16, bf16.",
+            show_default="gguf f16, onnx f32, the others as it is",
+        ),
+    ] = None,
+    force: Force = False,
+    trust_remote_code: Trust = False,
+    push_to_hub: PushToHub = None,
+    as_json: Json = False,
+) -> None:
+    """Write a model, pruned or not, for llama.cpp, ONNX Runtime, vLLM, or as a stock checkpoint of one width.
+
+    JSON: `model`, `to`, `dtype`, `widths`, `params`, `megabytes`, `details`, `notes`, `seconds`, `peak_memory_mb`,
+    `out`, `command`, `pushed`.
+    """
+    options = _given(locals())
+    with talking(as_json) as terminal:
+        from . import deploy, views
+
+        with _pushed(terminal, push_to_hub) as push:
+            record = push(deploy.export(terminal, **options))
+        terminal.result(record, *views.exporting(record))
+
+
+@app.command()
+def bench(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...", help="Compared with the first: hub ids, folders, `.gguf` files.", show_default=False
+        ),
+    ],
+    engine: Annotated[str, typer.Option(metavar="NAME", help="torch, onnxruntime, or llamacpp.")] = "torch",
+    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Of each engine.")] = 2,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Sequences at once; llamacpp takes one.")] = 1,
+    prompt_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of the prompt.")] = 512,
+    new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens written after the first.")] = 32,
+    repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Turns that are measured, after one more.")] = 7,
+    as_json: Json = False,
+) -> None:
+    """Tokens per second of models in one engine, measured in turn, beside the speed-up that their sizes allow.
+
+    A checkpoint is first exported for the engine (onnxruntime: f32; llamacpp: f16), into a folder that vanishes.
+
+    JSON: `engine`, `threads`, `batch`, `prompt_tokens`, `new_tokens`, `repeats`, `results` (a list).
+    """
+    options = _given(locals())
+    with talking(as_json) as terminal:
+        from . import views
+        from .bench import bench as measure
+
+        record = measure(terminal, **options)
+        terminal.result(record, *views.benchmark(record))
+
+
+@app.command()
 def methods(as_json: Json = False) -> None:
     """The methods that `prune --method` takes.
 
@@ -396,7 +466,26 @@ def demo(
 
 def _given(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """A command's parameters, without what concerns only the command line."""
-    return {name: value for name, value in parameters.items() if name not in ("ctx", "as_json")}
+    return {name: value for name, value in parameters.items() if name not in ("ctx", "as_json", "push_to_hub")}
+
+
+@contextmanager
+def _pushed(terminal: Terminal, repo_id: str | None) -> Iterator[Callable[[dict[str, Any]], dict[str, Any]]]:
+    """A function that pushes what a record says was written; who may not push hears it before the work."""
+    if repo_id is None:
+        yield lambda record: record | {"pushed": None}
+        return
+    from . import hub
+    from .deploy import papers
+
+    hub.check_login(repo_id)
+
+    def push(record: dict[str, Any]) -> dict[str, Any]:
+        with terminal.busy(f"pushing to {repo_id}"):
+            beside = papers(record["model"])
+            return record | {"pushed": hub.push(Path(record["out"]), repo_id, papers=beside)}
+
+    yield push
 
 
 def _refuse_options(ctx: typer.Context, why: str, *names: str) -> None:

@@ -19,13 +19,14 @@ from .data.tokens import cover
 from .errors import unknown
 from .evaluation import predictions, tasks
 from .evaluation.decoding import DECODINGS
+from .evaluation.memory import peak_memory_mb
 from .evaluation.perplexity import perplexity
 from .families import parse_spec
 from .ffn import find_ffns
 from .methods import get_method, needs_text
 from .opening import open_model
 from .plan import PrunePlan
-from .reproduce import command, data_record, flat, log_file, origin, peak_memory_mb, result_settings
+from .reproduce import command, data_record, flat, log_file, origin, result_settings
 from .selection import SCOPES, check_keep
 from .training.run_folder import RunFolder
 from .training_options import Training, check_method

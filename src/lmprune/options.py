@@ -36,6 +36,9 @@ Device = Annotated[str, typer.Option(metavar="NAME", help="As torch names it: cp
 Trust = Annotated[bool, typer.Option("--trust-remote-code", metavar="", help="Run the code that comes with the model.")]
 Force = Annotated[bool, typer.Option("--force", metavar="", help="Replace the checkpoint that is already at --out.")]
 Json = Annotated[bool, typer.Option("--json", metavar="", help="One JSON object on stdout, and nothing else there.")]
+PushToHub = Annotated[
+    str | None, typer.Option(metavar="OWNER/NAME", help="Push what was written to this repository of the hub.")
+]
 
 
 def _training(metavar: str, text: str, default: str | None = None) -> Any:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,12 +48,6 @@ def command(verb: str, options: Mapping[str, Any]) -> list[str]:
             continue
         line += ["--" + name.replace("_", "-"), *([] if value is True else [str(value)])]
     return line
-
-
-def peak_memory_mb() -> float:
-    """The most memory that this process has held so far, in 10⁶ bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kibibytes, but bytes on macOS
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def data_record(text: TextData | PairData) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from . import checkpoint, inspection
 from . import data as texts
 from .console import Terminal
 from .errors import UserError
+from .evaluation.memory import peak_memory_mb
 from .opening import open_model
-from .reproduce import command, data_record, flat, log_file, peak_memory_mb, result_settings
+from .reproduce import command, data_record, flat, log_file, result_settings
 from .training.job import Job, blocks, check_seq_len, record_of
 from .training.teachers import check_teacher_file, fingerprint, write_teacher
 from .training_options import Training

@@ -73,6 +73,7 @@ def pruning(record: Mapping[str, Any]) -> Views:
         *([_trained(record["training"])] if "training" in record else []),
         f"{record['seconds']:.1f} s, at most {record['peak_memory_mb']:,.0f} MB of memory",
         f"written to {record['out']}: {how}",
+        *_pushed(record),
     ]
 
 
@@ -95,6 +96,60 @@ def teaching(record: Mapping[str, Any]) -> Views:
         f"at temperature {record['temperature']:g}",
         f"written to {record['out']}, {record['bytes'] / 1e6:,.1f} MB, in {record['seconds']:.1f} s",
     ]
+
+
+def exporting(record: Mapping[str, Any]) -> Views:
+    return [
+        f"written to {record['out']}: {record['to']}, {record['dtype']}, {_megabytes(record['megabytes'])} MB",
+        *record["notes"],
+        f"{record['seconds']:.1f} s, at most {record['peak_memory_mb']:,.0f} MB of memory",
+        *_pushed(record),
+    ]
+
+
+def benchmark(record: Mapping[str, Any]) -> Views:
+    rows = [
+        [
+            str(result["model"]), _rate(result["prefill"]), _rate(result["decode"]),
+            f"{result['first_token_ms']:,.0f}", _megabytes(result["weight_megabytes"]),
+            f"{result['peak_memory_mb']:,.0f}",
+        ]
+        for result in record["results"]
+    ]  # fmt: skip
+    speedups = [
+        [
+            str(result["model"]), phase, f"{result[f'speedup_{phase}']:.2f}",
+            f"{result[f'speedup_{phase}_min']:.2f}–{result[f'speedup_{phase}_max']:.2f}",
+            *(
+                ["unknown", ""]
+                if result[f"ideal_{phase}"] is None
+                else [f"{result[f'ideal_{phase}']:.2f}", f"{result[f'share_{phase}']:.0%}"]
+            ),
+        ]
+        for result in record["results"][1:]
+        for phase in ("prefill", "decode")
+    ]  # fmt: skip
+    columns = ["model", "prefill tokens/s", "decode tokens/s", "first token, ms", "weights, MB", "peak memory, MB"]
+    setting = (
+        f"{record['engine']}, {record['threads']} threads, batch {record['batch']}: {record['prompt_tokens']} prompt "
+        f"tokens, {record['new_tokens']} new ones, median (least–most) of {record['repeats']}"
+    )
+    if not speedups:
+        return [setting, "", table(columns, rows)]
+    return [
+        setting, "", table(columns, rows), "",
+        f"Times as fast as {record['results'][0]['model']}, turn by turn; the ideal is the ratio of operations (prefill) "
+        "and of weight bytes (decode):",
+        table(["model", "phase", "measured", "least–most", "ideal", "reached"], speedups),
+    ]  # fmt: skip
+
+
+def _rate(rate: Mapping[str, float]) -> str:
+    return f"{rate['median']:,.1f} ({rate['min']:,.1f}–{rate['max']:,.1f})"
+
+
+def _pushed(record: Mapping[str, Any]) -> Views:
+    return [f"pushed to {record['pushed']}"] if record["pushed"] else []
 
 
 def _before_after(name: str, before: int, after: int) -> list[str]:
