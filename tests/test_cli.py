@@ -43,13 +43,15 @@ def num_parameters(folder: str | Path) -> int:
 # -- help
 
 
-@pytest.mark.parametrize("command", [[], *([name] for name in ("inspect", "prune", "eval", "methods", "demo"))])
-def test_help_needs_neither_torch_nor_transformers(command: list[str]) -> None:
+@pytest.mark.parametrize("command", ["", *"inspect prune finetune teach eval methods demo".split()])
+def test_help_needs_neither_torch_nor_transformers(command: str) -> None:
     code = (
         "import sys\nfrom lmprune.cli import app\ntry:\n    app(sys.argv[1:])\nexcept SystemExit as end:\n"
         "    assert not end.code\nprint({'torch', 'transformers', 'numpy'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command.split(), "--help"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "set()"
     assert "Usage: " in done.stdout
@@ -64,7 +66,7 @@ def test_without_a_command_help_is_shown() -> None:
 
 
 def test_prune_prints_one_object_with_the_documented_keys(pruned: dict[str, Any]) -> None:
-    assert set(pruned) == documented("prune")
+    assert set(pruned) == documented("prune") - {"training"}
     assert pruned["widths"] == [24] * LAYERS
     assert pruned["ffn_params_after"] * 2 == pruned["ffn_params_before"] + 32 * LAYERS  # `down` keeps its bias
     assert pruned["peak_memory_mb"] > 50 and pruned["seconds"] > 0

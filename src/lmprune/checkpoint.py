@@ -7,14 +7,9 @@ Uniform widths give a plain Hugging Face checkpoint. Other shapes carry `shim.py
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError
 
 from .errors import UserError
 from .families import FFNSpec
@@ -22,6 +17,7 @@ from .ffn import find_ffns
 from .models import quiet
 from .plan import PLAN_FILE, PrunePlan
 from .shrink import record_widths
+from .writing import written_aside
 
 #: fields of a generation config that only sampling uses
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -36,28 +32,37 @@ def save(
     card: str | None = None,
     spec: FFNSpec | None = None,
     force: bool = False,
+    files: Mapping[str, str] = {},
 ) -> Path:
     """Write the model (and tokenizer, `prune_plan.json`, README.md) to the folder `out`, and return its path.
 
-    card: text of the model card. spec: paths to use instead of the FAMILIES row. force: replace a checkpoint that is
-    already at `out`, once the new one is completely written.
+    card: text of the model card. files: name and text of others to go along. spec: paths to use instead of the FAMILIES
+    row. force: replace a checkpoint that is already at `out`, once the new one is completely written.
     Raises: UserError where `out` is taken or can't be written; nothing half-written is left behind.
     """
     out = Path(out).expanduser().resolve()
     check_out(out, force=force)
     record_widths(model, find_ffns(model, spec))
+    with written_aside(out) as folder:
+        write_model(model, folder, tokenizer)
+        if plan is not None:
+            (folder / PLAN_FILE).write_text(plan.to_json(), encoding="utf-8")
+        if card is not None:
+            (folder / "README.md").write_text(card, encoding="utf-8")
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    return out
+
+
+def write_model(model: Any, folder: Path, tokenizer: Any = None) -> None:
+    """Weights, configs and tokenizer, into a folder that is there."""
     _clear_unused_sampling(model)
-    with _written_aside(out) as folder, quiet():
+    with quiet():
         model.save_pretrained(folder)
         for file in folder.glob("*.safetensors"):  # safetensors lets only the owner read them
             file.chmod((folder / "config.json").stat().st_mode)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        if plan is not None:
-            (folder / PLAN_FILE).write_text(plan.to_json(), encoding="utf-8")
-        if card is not None:
-            (folder / "README.md").write_text(card, encoding="utf-8")
-    return out
 
 
 def check_out(out: Path | str, *, force: bool = False) -> None:
@@ -93,27 +98,3 @@ def _is_checkpoint(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and "model_type" in config and not any(entry.is_dir() for entry in folder.iterdir())
-
-
-@contextmanager
-def _written_aside(out: Path) -> Iterator[Path]:
-    """A fresh folder beside `out` that takes its place when the block ends well, and vanishes when it does not."""
-    partial, replaced = (out.with_name(f".{out.name}.{what}-{os.getpid()}") for what in ("partial", "replaced"))
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        if not out.exists():
-            partial.rename(out)
-            return
-        out.rename(replaced)
-        try:
-            partial.rename(out)
-        except BaseException:
-            replaced.rename(out)
-            raise
-        shutil.rmtree(replaced, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"can't write {out}: {reason}; nothing was left there") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

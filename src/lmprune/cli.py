@@ -15,7 +15,43 @@ import typer
 
 from .console import Commands, next_commands, talking
 from .errors import UserError
-from .options import SOURCES, ChatTemplate, DataDir, Device, Dtype, Ffn, Force, Json, Keep, Model, Trust
+from .options import (
+    SOURCES,
+    BatchSize,
+    Bf16,
+    ChatTemplate,
+    ComputeOption,
+    DataDir,
+    Device,
+    Dtype,
+    Epochs,
+    EvalEvery,
+    Ffn,
+    Force,
+    GradAccum,
+    GradientCheckpointing,
+    Json,
+    Keep,
+    KlWeight,
+    LoraRank,
+    Lr,
+    Model,
+    PenaltyWeight,
+    ReportTo,
+    Resume,
+    SaveEvery,
+    ScheduleOption,
+    ScoreLr,
+    SeqLen,
+    SimilarityWeight,
+    Steps,
+    Teacher,
+    Temperature,
+    TrainTokens,
+    Trust,
+    Warmup,
+    WeightDecay,
+)  # fmt: skip
 
 app = typer.Typer(
     cls=Commands,
@@ -82,7 +118,7 @@ def prune(
     data: Annotated[str, typer.Option(metavar="SRC", help=f"Text to calibrate on (train): {SOURCES}")] = "wikitext",
     data_dir: DataDir = None,
     calibration_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="How much of the text is read.")] = 65536,
-    seq_len: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens a sequence.")] = 512,
+    seq_len: SeqLen = 512,
     multiple_of: Annotated[
         int, typer.Option(metavar="N", min=1, help="Every layer's width becomes a multiple of it.")
     ] = 32,
@@ -96,12 +132,38 @@ def prune(
     ffn: Ffn = None,
     chat_template: ChatTemplate = False,
     trust_remote_code: Trust = False,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    schedule: ScheduleOption = None,
+    lr: Lr = None,
+    score_lr: ScoreLr = None,
+    batch_size: BatchSize = None,
+    grad_accum: GradAccum = None,
+    warmup: Warmup = None,
+    weight_decay: WeightDecay = None,
+    train_tokens: TrainTokens = None,
+    eval_every: EvalEvery = None,
+    save_every: SaveEvery = None,
+    resume: Resume = False,
+    teacher: Teacher = None,
+    kl_weight: KlWeight = None,
+    temperature: Temperature = None,
+    compute: ComputeOption = None,
+    penalty_weight: PenaltyWeight = None,
+    similarity_weight: SimilarityWeight = None,
+    lora_rank: LoraRank = None,
+    bf16: Bf16 = False,
+    gradient_checkpointing: GradientCheckpointing = False,
+    report_to: ReportTo = None,
     as_json: Json = False,
 ) -> None:
     """Prune a model and write a checkpoint, with its tokenizer, `prune_plan.json` and a model card.
 
+    At once by default; with --steps or --epochs while it is fine-tuned on the same text (docs/training.md).
+
     JSON: `model`, `method`, `keep` (asked), `kept`, `scope`, `widths`, `params_before`, `params_after`,
-    `ffn_params_before`, `ffn_params_after`, `dtype`, `stock`, `data`, `seconds`, `peak_memory_mb`, `out`, `command`.
+    `ffn_params_before`, `ffn_params_after`, `dtype`, `stock`, `data`, `seconds`, `peak_memory_mb`, `out`, `command`;
+    with training also `training` (its settings, `schedule`, `seconds`, `first_loss`, `last_loss`, `perplexity`).
     """
     options = _given(locals())
     if plan is not None:
@@ -111,6 +173,84 @@ def prune(
 
         record = jobs.prune(terminal, **options)
         terminal.result(record, *views.pruning(record), next_commands(jobs.after_prune(options)))
+
+
+@app.command()
+def finetune(
+    model: Model,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the checkpoint.", show_default=False)],
+    data: Annotated[str, typer.Option(metavar="SRC", help=f"Text to train on (train): {SOURCES}")] = "wikitext",
+    data_dir: DataDir = None,
+    seq_len: SeqLen = 512,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the order of the examples.")] = 0,
+    force: Force = False,
+    chat_template: ChatTemplate = False,
+    trust_remote_code: Trust = False,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    lr: Lr = None,
+    score_lr: ScoreLr = None,
+    batch_size: BatchSize = None,
+    grad_accum: GradAccum = None,
+    warmup: Warmup = None,
+    weight_decay: WeightDecay = None,
+    train_tokens: TrainTokens = None,
+    eval_every: EvalEvery = None,
+    save_every: SaveEvery = None,
+    resume: Resume = False,
+    teacher: Teacher = None,
+    kl_weight: KlWeight = None,
+    temperature: Temperature = None,
+    lora_rank: LoraRank = None,
+    bf16: Bf16 = False,
+    gradient_checkpointing: GradientCheckpointing = False,
+    report_to: ReportTo = None,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a model, dense or pruned, without pruning it: a teacher, a reference, or recovery of a pruned one.
+
+    JSON: `model`, `params`, `data`, `training`, `seconds`, `peak_memory_mb`, `out`, `command`.
+    """
+    options = _given(locals())
+    with talking(as_json) as terminal:
+        from . import training_jobs, views
+
+        record = training_jobs.finetune(terminal, **options)
+        terminal.result(record, *views.finetuning(record))
+
+
+@app.command()
+def teach(
+    model: Model,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The `.safetensors` file to write.", show_default=False)],
+    data: Annotated[str, typer.Option(metavar="SRC", help=f"Text (train) that students train on: {SOURCES}")] = (
+        "wikitext"
+    ),
+    data_dir: DataDir = None,
+    seq_len: SeqLen = 512,
+    train_tokens: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Its first so many tokens.", show_default="all")
+    ] = None,
+    top_k: Annotated[int, typer.Option(metavar="K", min=1, help="Largest logits kept of each token.")] = 64,
+    temperature: Annotated[float, typer.Option(metavar="T", help="At which they are taken and used.")] = 2.0,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    chat_template: ChatTemplate = False,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Write down what a teacher predicts for a training text, for `--teacher FILE`: distillation without it in memory.
+
+    JSON: `model`, `data`, `examples`, `tokens`, `top_k`, `temperature`, `fingerprint`, `bytes`, `seconds`, `out`.
+    """
+    options = _given(locals())
+    with talking(as_json) as terminal:
+        from . import training_jobs, views
+
+        record = training_jobs.teach(terminal, **options)
+        terminal.result(record, *views.teaching(record))
 
 
 _ONLY_TEXTS = ("context", "stride", "max_tokens", "baseline", "chat_template")
@@ -178,11 +318,50 @@ def evaluate(
             terminal.result(record, *views.evaluation(record))
 
 
+@app.command("analyze")
+def analysis(
+    model: Model,
+    data: Annotated[str, typer.Option(metavar="SRC", help=f"Text: {SOURCES}", show_default=False)],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for `analysis.json` and the figures.", show_default=False)
+    ],
+    baseline: Annotated[
+        str | None, typer.Option(metavar="DENSE", help="The model before pruning: ratios to it, on the same tokens.")
+    ] = None,
+    data_dir: DataDir = None,
+    split: Annotated[str, typer.Option(metavar="NAME", help="train, validation or test.")] = "validation",
+    seq_len: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=2, help="Tokens a sequence.", show_default="512, or the model's maximum if less"),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Read only the first so many.")] = 16384,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    force: Annotated[bool, typer.Option("--force", metavar="", help="Replace the analysis already at --out.")] = False,
+    ffn: Ffn = None,
+    chat_template: ChatTemplate = False,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Why a model can be pruned: sensitivity and uniqueness of its neurons, look-alikes, dead ones, and advice.
+
+    JSON: `model`, `uniqueness`, `sensitivity`, `layers` (a list), `clusters`, `advice`, `dead`, `uniqueness_ratio`,
+    `sensitivity_ratio`, `tokens`, `seq_len`, `data`, `dtype`, `seconds`, `peak_memory_mb`, `out`.
+    """
+    options = _given(locals())
+    with talking(as_json) as terminal:
+        from . import views
+        from .analyze import analyze
+
+        record = analyze(terminal, **options)
+        terminal.result(record, *views.analysis(record))
+
+
 @app.command()
 def methods(as_json: Json = False) -> None:
     """The methods that `prune --method` takes.
 
-    JSON: `methods`, a list of `name`, `criterion`, `scope` (the default), `refit`, `summary`, `source`.
+    JSON: `methods`, a list of `name`, `criterion`, `scope` (the default), `refit`, `summary`, `source`, `penalty`.
     """
     with talking(as_json) as terminal:
         from dataclasses import asdict

@@ -6,10 +6,12 @@ Axes: N tokens, D model width, F neurons of a layer.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .errors import UserError
 from .families import FFNSpec, family_of
@@ -82,6 +84,29 @@ class FFN:
                 index_out(writer, rows)
         index_in(self.down, indices)
 
+    def compute_only(self, indices: Tensor | None) -> None:
+        """From now on compute only the neurons `indices` (sorted, unique, (K,)); None = all of them again.
+
+        The parameters stay whole: every forward pass gathers their rows, so that gradients reach the neurons that were
+        computed, and the others can come back. What passes the seam is then (…, K).
+        Raises: UserError for layers whose product is not a plain one (LoRA, quantised).
+        """
+        for linear in self.linears:
+            linear.__dict__.pop("forward", None)
+        if indices is None:
+            return
+        for linear in self.linears:
+            if not (isinstance(linear, nn.Linear) or _rows_are_inputs(linear)):
+                raise UserError(
+                    f"layer {self.layer}: the neurons of a {type(linear).__name__} can't be gathered; "
+                    "use --compute full"
+                )
+        indices = indices.to(self.reader().device)
+        rows = torch.cat([indices, indices + self.width]) if self.spec.fused_gate else indices
+        for writer in self.linears[:-1]:
+            writer.forward = partial(_gathered, writer, rows, outputs=True)
+        self.down.forward = partial(_gathered, self.down, indices, outputs=False)
+
     @torch.no_grad()
     def set_reader(self, reader_FD: Tensor, bias_D: Tensor | None = None) -> None:
         """Write new reader weights (and bias), of the present width; dtype and device stay the model's."""
@@ -124,6 +149,15 @@ def index_in(linear: nn.Module, rows: Tensor) -> None:
     weight = cast(Tensor, linear.weight)
     _replace(linear, "weight", weight.index_select(0 if _rows_are_inputs(linear) else 1, rows.to(weight.device)))
     _record(linear, IN_NAMES, len(rows))
+
+
+def _gathered(linear: nn.Module, rows: Tensor, x: Tensor, *, outputs: bool) -> Tensor:
+    """What a Linear or Conv1D computes with only `rows` of its outputs, or of its inputs (x then has only those)."""
+    weight, bias = cast(Tensor, linear.weight), _bias(linear)
+    weight = weight.index_select(int(_rows_are_inputs(linear) == outputs), rows)
+    if outputs and bias is not None:
+        bias = bias.index_select(0, rows)
+    return functional.linear(x, weight.T if _rows_are_inputs(linear) else weight, bias)
 
 
 def find_ffns(model: nn.Module, spec: FFNSpec | None = None) -> list[FFN]:

@@ -18,7 +18,7 @@ from .errors import UserError, unknown
 from .evaluation.perplexity import max_context
 from .families import FFNSpec
 from .ffn import FFN, find_ffns
-from .methods import Method, get_method, needs_text
+from .methods import Method, get_method, must_train, needs_text
 from .obs import PLAIN, ObsSettings, obs, obs_refit
 from .plan import PrunePlan
 from .refit import bias_compensation
@@ -64,6 +64,8 @@ def prune(
     Raises: UserError; where the arguments or the data were wrong, the model is untouched.
     """
     row = get_method(plan.settings.get("method", method) if plan else method)
+    if row.learned and plan is None:
+        raise must_train(row)
     check_keep(keep)
     if multiple_of < 1:
         raise UserError(f"multiple_of must be at least 1, got {multiple_of}")
@@ -85,7 +87,7 @@ def prune(
             found = _text(data, model, tokenizer, data_dir, chat_template, calibration_tokens, seed)
             origin["calibration"] = dict(found.provenance)
             data = sequences(tokenizer, found, seq_len=seq_len, num_tokens=calibration_tokens, seed=seed)
-        input_ids = _check_tokens(data, model)
+        input_ids = check_tokens(data, model)
         settings |= {"calibration_tokens": input_ids.numel(), "seq_len": input_ids.shape[1]}
 
     if plan is not None:
@@ -140,7 +142,7 @@ def _text(
     )  # fmt: skip
 
 
-def _check_tokens(input_ids: Tensor, model: Any) -> Tensor:
+def check_tokens(input_ids: Tensor, model: Any) -> Tensor:
     """The calibration tokens (sequences, T), if the model can read them."""
     if input_ids.ndim != 2:
         raise UserError(f"calibration tokens must be of shape (sequences, T), got {tuple(input_ids.shape)}")

@@ -70,8 +70,30 @@ def pruning(record: Mapping[str, Any]) -> Views:
     return [
         table(["", "before", "after", "left"], rows),
         f"widths: {width_summary(record['widths'])}",
+        *([_trained(record["training"])] if "training" in record else []),
         f"{record['seconds']:.1f} s, at most {record['peak_memory_mb']:,.0f} MB of memory",
         f"written to {record['out']}: {how}",
+    ]
+
+
+def finetuning(record: Mapping[str, Any]) -> Views:
+    return [
+        _trained(record["training"]),
+        f"{record['seconds']:.1f} s, at most {record['peak_memory_mb']:,.0f} MB of memory",
+        f"written to {record['out']}",
+    ]
+
+
+def _trained(training: Mapping[str, Any]) -> str:
+    told = f"trained for {training['steps']:,} steps: loss {training['first_loss']:.3f} → {training['last_loss']:.3f}"
+    return told + (f", perplexity {training['perplexity']:,.2f} on validation" if training["perplexity"] else "")
+
+
+def teaching(record: Mapping[str, Any]) -> Views:
+    return [
+        f"{record['tokens']:,} tokens of {record['data']['name']}, the {record['top_k']} likeliest of each "
+        f"at temperature {record['temperature']:g}",
+        f"written to {record['out']}, {record['bytes'] / 1e6:,.1f} MB, in {record['seconds']:.1f} s",
     ]
 
 
@@ -132,9 +154,56 @@ def _with_error(value: float, error: float | None, digits: int) -> str:
     return f"{value:,.{digits}f}" + ("" if error is None else f" ± {error:,.{digits}f}")
 
 
+def analysis(record: Mapping[str, Any]) -> Views:
+    against = "baseline" in record
+    rows = [
+        [
+            str(layer["layer"]), f"{layer['width']:,}", "" if layer["left"] is None else f"{layer['left']:.0%}",
+            f"{layer['uniqueness']:.3f}", f"{layer['baseline_uniqueness']:.3f}" if against else "",
+            f"{layer['sensitivity']:.4g}", f"{layer['baseline_sensitivity']:.4g}" if against else "",
+            str(layer["redundant"]), str(layer["dead"]), f"{keep:.2f}",
+        ]
+        for layer, keep in zip(record["layers"], record["advice"]["layers"], strict=True)
+    ]  # fmt: skip
+    header = ["layer", "neurons", "left", "unique", "baseline", "sensitivity", "baseline", "alike", "dead", "keep"]
+    shown = [i for i in range(len(header)) if i < 2 or any(row[i] for row in rows)]
+    advice = record["advice"]
+    method = f"{advice['method']}, scope {advice['scope']}, keep {advice['keep']:g}"
+    return [
+        f"{record['model']}, {record['tokens']:,} tokens of {record['data']['name']}",
+        table([header[i] for i in shown], [[row[i] for i in shown] for row in rows]),
+        "",
+        _measure("uniqueness", record),
+        _measure("sensitivity", record),
+        *_alike(record["clusters"]),
+        "",
+        f"Advice: {method}{', and train on' if advice['train'] else ''}: {advice['why']}.",
+        "It is a first-order estimate: compare with `lmprune eval --baseline` afterwards.",
+        f"{record['seconds']:.1f} s, at most {record['peak_memory_mb']:,.0f} MB of memory; written to {record['out']}",
+    ]
+
+
+def _measure(name: str, record: Mapping[str, Any]) -> str:
+    ratio = record[f"{name}_ratio"]
+    return f"{name} {record[name]:.4g}" + ("" if ratio is None else f", {ratio:.3f} of the baseline's")
+
+
+def _alike(clusters: list[list[dict[str, Any]]]) -> Views:
+    """The three largest clusters of look-alikes."""
+    largest = sorted(
+        ((len(c["neurons"]), layer, c) for layer, found in enumerate(clusters) for c in found), key=lambda x: -x[0]
+    )[:3]
+    return [
+        f"{size} neurons of layer {layer} are alike; they fire on "
+        + "  ".join(repr(f"{x['before'][-16:]}[{x['token']}]")[1:-1] for x in cluster["examples"][:3])
+        for size, layer, cluster in largest
+    ]
+
+
 def methods(record: Mapping[str, Any]) -> Views:
-    rows = [[m["name"], m["scope"], m["refit"], m["summary"], m["source"]] for m in record["methods"]]
-    return [table(["method", "scope", "refit", "score", "source"], rows, numbers=False)]
+    keys = ("name", "scope", "refit", "penalty", "summary", "source")
+    rows = [[method[key] for key in keys] for method in record["methods"]]
+    return [table(["method", "scope", "refit", "penalty", "score", "source"], rows, numbers=False)]
 
 
 def demo(record: Mapping[str, Any]) -> Views:

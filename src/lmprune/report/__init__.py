@@ -1,0 +1,1 @@
+"""Figures, tables and pages from result records only: nothing here imports torch or sees a model."""
