@@ -3,9 +3,9 @@
     python benchmarks/evaluation_speed.py [--model ../shared/models/gpt2-mini] [--items 32] [--repeats 3] [--json]
 
 Decoding: WikiSQL questions (dev), greedy, one at a time and 16 at once, in turn; a base model, which does not know the
-task, nearly always goes on to the limit of new tokens. Perplexity: WikiText (validation), the very windows and
-batches of `perplexity`, logits included.
-Medians over the repeats, after a warm-up, all in one run; leave the machine alone meanwhile.
+task, nearly always goes on to the limit of new tokens. Perplexity: WikiText (validation), against forward passes over
+the same windows in the same batches, logits included. Medians over the repeats, after a warm-up, all in one run; leave
+the machine alone meanwhile.
 """
 
 from __future__ import annotations
