@@ -126,7 +126,7 @@ def train(
 
 
 def _arguments(settings: TrainSettings, folder: str, device: torch.device) -> TrainingArguments:
-    arguments = TrainingArguments(
+    return TrainingArguments(
         output_dir=folder,
         max_steps=settings.steps,
         learning_rate=settings.lr,
@@ -136,6 +136,7 @@ def _arguments(settings: TrainSettings, folder: str, device: torch.device) -> Tr
         max_grad_norm=settings.max_grad_norm,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.grad_accum,
+        gradient_checkpointing=settings.gradient_checkpointing or None,  # type: ignore[arg-type]  # False warns in 5.23
         bf16=settings.bf16,
         logging_steps=max(settings.steps // 100, 1),
         save_strategy="no" if settings.save_every is None else "steps",
@@ -147,5 +148,3 @@ def _arguments(settings: TrainSettings, folder: str, device: torch.device) -> Tr
         remove_unused_columns=False,
         seed=settings.seed,
     )
-    arguments.gradient_checkpointing = settings.gradient_checkpointing  # as an argument its name warns in 5.23
-    return arguments
