@@ -43,7 +43,9 @@ def num_parameters(folder: str | Path) -> int:
 # -- help
 
 
-@pytest.mark.parametrize("command", [[], *([name] for name in ("inspect", "prune", "eval", "methods", "demo"))])
+@pytest.mark.parametrize(
+    "command", [[], *([name] for name in ("inspect", "prune", "eval", "export", "bench", "methods", "demo"))]
+)
 def test_help_needs_neither_torch_nor_transformers(command: list[str]) -> None:
     code = (
         "import sys\nfrom lmprune.cli import app\ntry:\n    app(sys.argv[1:])\nexcept SystemExit as end:\n"
