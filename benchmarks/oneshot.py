@@ -96,8 +96,8 @@ class Bench:
         """(keep, pruned copy of the model) for each ratio."""
         if method == "dense":
             yield 1.0, self.model
-        elif method == "plain_obs" and scope == "local":
-            yield from self._plain_obs(keeps)
+        elif method == "plain_obs":
+            yield from self._plain_obs(scope, keeps)
         elif get_method(method).refit == "obs" and scope == "global":
             yield from self._obs_global(method, keeps)
         elif get_method(method).refit == "obs":
@@ -126,27 +126,34 @@ class Bench:
 
     def _obs_global(self, method: str, keeps: Sequence[float]) -> Iterator[tuple[float, Any]]:
         """One dense pass gives the error curves that set the widths at all ratios; they are kept on disk."""
-        settings, file = (ObsSettings(), PLAIN)[method == "plain_obs"], RUNS / f"curves-{method}-{self.name}.pt"
+        for keep in keeps:
+            model = copy.deepcopy(self.model)
+            obs_to_widths(model, find_ffns(model), self.calibration, self._widths(method, keep), seed=self.seed)
+            yield keep, model
+
+    def _widths(self, method: str, keep: float) -> list[int]:
+        """Under global scope."""
+        settings, file = {"obs": ObsSettings(), "plain_obs": PLAIN}[method], RUNS / f"curves-{method}-{self.name}.pt"
         if not file.exists():
             torch.save(error_curves(self.model, find_ffns(self.model), self.calibration, settings=settings), file)
         scores = torch.load(file, weights_only=True)
-        for keep in keeps:
-            model = copy.deepcopy(self.model)
-            widths = [len(kept) for kept in select(scores, keep, scope="global", seed=self.seed)]
-            obs_to_widths(model, find_ffns(model), self.calibration, widths, seed=self.seed, settings=settings)
-            yield keep, model
+        return [len(kept) for kept in select(scores, keep, scope="global", seed=self.seed)]
 
     @torch.no_grad()
-    def _plain_obs(self, keeps: Sequence[float]) -> Iterator[tuple[float, Any]]:
+    def _plain_obs(self, scope: str, keeps: Sequence[float]) -> Iterator[tuple[float, Any]]:
         """One dense pass serves all ratios: the order of removal of each layer is cut at each."""
+        widths = {keep: [num_kept(ffn.width, keep) for ffn in find_ffns(self.model)] for keep in keeps}
+        if scope == "global":
+            widths = {keep: self._widths("plain_obs", keep) for keep in keeps}
         models = {keep: copy.deepcopy(self.model) for keep in keeps}
         dense = layer_problems(
             self.model, find_ffns(self.model), self.calibration, sequential=False, rel_damp=PLAIN.rel_damp
         )
         for ffn, problem in dense:
-            found = eliminate(problem, until=num_kept(ffn.width, min(keeps)), seed=self.seed)
+            least = min(each[ffn.layer] for each in widths.values())
+            found = eliminate(problem, until=least, seed=self.seed)
             for keep, model in models.items():
-                gone = found.gone[: ffn.width - num_kept(ffn.width, keep)]
+                gone = found.gone[: ffn.width - widths[keep][ffn.layer]]
                 stays = torch.ones(ffn.width, dtype=torch.bool)
                 stays[gone] = False
                 cut(find_ffns(model)[ffn.layer], stays.nonzero().flatten(), problem)

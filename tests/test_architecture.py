@@ -17,15 +17,17 @@ from lmprune.families import FAMILIES, FFNSpec
 ROOT = Path(lmprune.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 COMMAND_LINE = {
-    *("__main__", "cli", "options", "console", "views", "inspection", "card", "demo", "analyze"),
+    *("__main__", "cli", "options", "console", "views", "inspection", "card", "demo", "analyze", "deploy", "bench"),
     *("jobs", "training_jobs", "training_options", "training.job", "opening", "reproduce"),
 }
 TRAINING = {"training.callbacks", "training.train", "training.trainer"}
 USE_TRANSFORMERS = {
     *("models", "shim", "families", "data.self_generated", "evaluation.decoding", "evaluation.speed", "demo"),
     *TRAINING,
+    *("export.onnx", "export.decilm"),
 }
-AT_THE_TOP = {"models", "shim", *TRAINING}
+AT_THE_TOP = {"models", "shim", "export.decilm", *TRAINING}
+KNOW_NAMES = {"families", "export.architectures"}
 PURE = {"selection", "schedules", "penalties", "distillation", "plan", "criteria.second_order"}
 
 
@@ -121,8 +123,10 @@ def test_the_shim_stands_alone():
 
 def test_only_families_knows_names():
     for module in MODULES:
-        if module != "families":
+        if module not in KNOW_NAMES:
             assert not names_known(parsed(module)), f"{module} knows {names_known(parsed(module))}"
+    layers = {path.split(".")[-1] for spec in FAMILIES.values() for path in (spec.up, spec.down)}
+    assert not names_known(parsed("export.architectures")) & layers
     assert names_known(parsed("families")) >= {"up_proj", "c_fc", "gpt2", "transformer.h"}
     assert names_known(ast.parse("block.mlp.down_proj.weight")) == {"down_proj"}
     assert names_known(ast.parse("if config.model_type == 'bloom': pass")) == {"bloom"}

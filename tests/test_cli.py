@@ -43,7 +43,9 @@ def num_parameters(folder: str | Path) -> int:
 # -- help
 
 
-@pytest.mark.parametrize("command", ["", *"inspect prune finetune teach eval methods demo".split()])
+@pytest.mark.parametrize(
+    "command", ["", *"inspect prune finetune teach eval analyze export bench methods demo".split()]
+)
 def test_help_needs_neither_torch_nor_transformers(command: str) -> None:
     code = (
         "import sys\nfrom lmprune.cli import app\ntry:\n    app(sys.argv[1:])\nexcept SystemExit as end:\n"

@@ -127,7 +127,7 @@ def test_vllm_finds_every_field(name: str, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.syspath_prepend(tmp_path / "modules")
     model = tiny_model(name, **({"sliding_window": None} if name == "mistral" else {}))
     shrink(model, per_layer_plan(model))
-    wanted = {key: value for key, value in model.config.to_dict().items()}
+    wanted = dict(model.config.to_dict())
     weights = {key: value.clone() for key, value in model.state_dict().items()}
     assert written(model, tmp_path / "out", "vllm")["layout"] == "nemotron-nas"
     assert {"decilm.py", "config.json", "model.safetensors"} <= {p.name for p in (tmp_path / "out").iterdir()}

@@ -30,8 +30,8 @@ from lmprune.shrink import shrink
 
 VOCABULARY = 300
 TEXT = (
-    "On day 1234 the cat saw 56 birds, didn't it?\n\n  The king's men   asked: 'WE'LL see'…\n\tπ ≈ 3.14159, naïve café; "
-    "我想在apple工作1314151天 🦙!! def f(x):\n        return x**2  # ok\r\n"
+    "On day 1234 the cat saw 56 birds, didn't it?\n\n  The king's men   asked: 'WE'LL see'…\n\tπ ≈ 3.14159, "
+    "naïve café; 我想在apple工作1314151天 🦙!! def f(x):\n        return x**2  # ok\r\n"
 )
 NAMES_IN_GGUF = sorted(name for name in NAMES if name.split("-")[0] in GGUF)
 

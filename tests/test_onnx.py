@@ -58,7 +58,7 @@ def test_what_torch_can_not_trace_is_said_in_a_sentence(tmp_path: Path, monkeypa
         raise torch.onnx.OnnxExporterError("Failed\nlong report") from ValueError("data-dependent shape\nmore")
 
     monkeypatch.setattr(torch.onnx, "export", fail)
-    with pytest.raises(UserError, match="torch can't write this gpt2 to ONNX: data-dependent shape$"):
+    with pytest.raises(UserError, match=r"torch can't write this gpt2 to ONNX: data-dependent shape$"):
         exported(tiny_model("gpt2"), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

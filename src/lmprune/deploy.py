@@ -12,8 +12,8 @@ from .console import Terminal
 from .errors import UserError
 from .evaluation.memory import peak_memory_mb
 from .ffn import find_ffns
-from .reproduce import command, origin
 from .plan import PLAN_FILE
+from .reproduce import command, origin
 from .sources import resolve
 
 _PAPERS = ("README.md", PLAN_FILE)

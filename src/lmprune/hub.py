@@ -19,7 +19,7 @@ def check_login(repo_id: str) -> None:
 
 
 def push(path: Path, repo_id: str, *, papers: Mapping[str, str] | None = None) -> str:
-    """Upload a folder, or a file with `papers` (file name -> text) beside it, to a model repository; make it if need be.
+    """Upload a folder, or a file with `papers` (file name -> text) beside it, to a model repository, made if need be.
 
     Returns: its address. Raises: UserError; what was uploaded before stays there, and `path` stays here.
     """

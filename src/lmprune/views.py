@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
@@ -108,44 +109,50 @@ def exporting(record: Mapping[str, Any]) -> Views:
 
 
 def benchmark(record: Mapping[str, Any]) -> Views:
-    rows = [
+    results = [result | {"name": Path(result["model"]).name} for result in record["results"]]
+    sizes = [
         [
-            str(result["model"]), _rate(result["prefill"]), _rate(result["decode"]),
-            f"{result['first_token_ms']:,.0f}", _megabytes(result["weight_megabytes"]),
-            f"{result['peak_memory_mb']:,.0f}",
+            result["name"], _megabytes(result["weight_megabytes"]), f"{result['peak_memory_mb']:,.0f}",
+            f"{result['first_token_ms']:,.0f}",
         ]
-        for result in record["results"]
+        for result in results
     ]  # fmt: skip
-    speedups = [
+    rates = [
         [
-            str(result["model"]), phase, f"{result[f'speedup_{phase}']:.2f}",
-            f"{result[f'speedup_{phase}_min']:.2f}–{result[f'speedup_{phase}_max']:.2f}",
-            *(
-                ["unknown", ""]
-                if result[f"ideal_{phase}"] is None
-                else [f"{result[f'ideal_{phase}']:.2f}", f"{result[f'share_{phase}']:.0%}"]
-            ),
+            result["name"],
+            phase,
+            f"{result[phase]['median']:,.1f}",
+            _range(result[phase]["min"], result[phase]["max"], 1),
         ]
-        for result in record["results"][1:]
+        for result in results
         for phase in ("prefill", "decode")
-    ]  # fmt: skip
-    columns = ["model", "prefill tokens/s", "decode tokens/s", "first token, ms", "weights, MB", "peak memory, MB"]
-    setting = (
+    ]
+    speedups = [_speedup(result, phase) for result in results[1:] for phase in ("prefill", "decode")]
+    views: Views = [
         f"{record['engine']}, {record['threads']} threads, batch {record['batch']}: {record['prompt_tokens']} prompt "
-        f"tokens, {record['new_tokens']} new ones, median (least–most) of {record['repeats']}"
-    )
-    if not speedups:
-        return [setting, "", table(columns, rows)]
-    return [
-        setting, "", table(columns, rows), "",
-        f"Times as fast as {record['results'][0]['model']}, turn by turn; the ideal is the ratio of operations (prefill) "
-        "and of weight bytes (decode):",
-        table(["model", "phase", "measured", "least–most", "ideal", "reached"], speedups),
+        f"tokens, {record['new_tokens']} new ones; medians of {record['repeats']} turns",
+        "",
+        table(["model", "weights, MB", "peak memory, MB", "first token, ms"], sizes),
+        "",
+        table(["model", "", "tokens/s", "least–most"], rates),
+    ]
+    return views if not speedups else [
+        *views, "",
+        f"How many times as fast as {results[0]['name']}, turn by turn. Ideal: the ratio of operations (prefill), of "
+        "weight bytes (decode).",
+        table(["model", "", "measured", "least–most", "ideal", "reached"], speedups),
     ]  # fmt: skip
 
 
-def _rate(rate: Mapping[str, float]) -> str:
-    return f"{rate['median']:,.1f} ({rate['min']:,.1f}–{rate['max']:,.1f})"
+def _speedup(result: Mapping[str, Any], phase: str) -> list[str]:
+    measured, ideal, share = (result[f"{what}_{phase}"] for what in ("speedup", "ideal", "share"))
+    span = _range(result[f"speedup_{phase}_min"], result[f"speedup_{phase}_max"], 2)
+    known = ["unknown", ""] if ideal is None else [f"{ideal:.2f}", f"{share:.0%}"]
+    return [result["name"], phase, f"{measured:.2f}", span, *known]
+
+
+def _range(low: float, high: float, digits: int) -> str:
+    return f"{low:,.{digits}f}–{high:,.{digits}f}"
 
 
 def _pushed(record: Mapping[str, Any]) -> Views:

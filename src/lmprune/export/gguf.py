@@ -81,8 +81,8 @@ def _spec(config: Any) -> GGUFSpec:
     for field, allowed in spec.assumes.items():
         if (value := getattr(config, field, allowed[0])) not in allowed:
             raise UserError(
-                f"llama.cpp runs {spec.arch} with {field} {' or '.join(map(str, allowed))}, but this model has {value}; "
-                "use --to onnx"
+                f"llama.cpp runs {spec.arch} with {field} {' or '.join(map(str, allowed))}, "
+                f"but this model has {value}; use --to onnx"
             )
     kind = (ropes(config) or {}).get("rope_type", "default")
     if kind not in ("default", *(("linear", "llama3") if spec.rope_factors else ())):

@@ -40,8 +40,8 @@ def make_uniform(model: Any, ffns: Any) -> int:
     record_widths(model, ffns)
     if hasattr(model.config, "lmprune"):
         raise UserError(
-            f"{shim.stock_class(type(model)).__name__} has no place for the bias that pruning gave to {ffns[0].spec.down}; "
-            "prune with a method without bias compensation (not flap)"
+            f"{shim.stock_class(type(model)).__name__} has no place for the bias that pruning gave to "
+            f"{ffns[0].spec.down}; prune with a method without bias compensation (not flap)"
         )
     return width
 

@@ -45,7 +45,7 @@ def nemotron_nas_config(config: Any, ffns: Sequence[FFN]) -> dict[str, Any]:
     """`config.json` of the layout. Raises: UserError."""
     if config.model_type not in NEMOTRON_NAS:
         raise UserError(
-            f"vLLM has no {config.model_type} with a width for each layer (it has one of {' and '.join(NEMOTRON_NAS)}); "
+            f"vLLM has no {config.model_type} with a width for each layer, only {' and '.join(NEMOTRON_NAS)}; "
             "use --to hf-uniform, which it opens"
         )
     biases = {(len(ffn.writer_biases()) > 0, ffn.reader_bias() is not None) for ffn in ffns}
