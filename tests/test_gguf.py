@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 from collections.abc import Iterator
@@ -23,8 +24,7 @@ import lmprune
 from lmprune.data import load as load_text
 from lmprune.errors import UserError
 from lmprune.export import Job, export
-from lmprune.export.architectures import GGUF
-from lmprune.export.gguf_tokenizer import SPLITS
+from lmprune.export.architectures import GGUF, SPLITS
 from lmprune.ffn import find_ffns
 from lmprune.shrink import shrink
 
@@ -161,9 +161,6 @@ def field(file: Path, key: str) -> Any:
 
 
 # -- tokenizers
-
-
-_REGEX = {steps: steps for (steps, _) in SPLITS}
 
 
 def split_of(steps: tuple[str, ...]) -> pre_tokenizers.PreTokenizer:
@@ -319,3 +316,41 @@ def test_real_text(shared: Path, tmp_path: Path, name: str, pruned: bool) -> Non
         assert llama.greedy(ids[:30], 40) == continuation(model, ids[:30], 40)
         here, there = nll(model, llama, ids)
         assert there == pytest.approx(here, abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> tuple[Any, Any]:
+    pytest.importorskip("xllamacpp", reason="llama.cpp is not here: pip install 'lmprune[gguf-test]'")
+    try:
+        return lmprune.load("smollm2-135m"), lmprune.load_tokenizer("smollm2-135m")
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "arch"),
+    [
+        (None, "llama"),
+        ({"method": "activation", "scope": "local"}, "llama"),
+        ({"method": "activation", "scope": "global"}, "deci"),
+        ({"method": "flap"}, "deci"),  # with biases
+    ],
+)
+def test_smollm2(smollm2: tuple[Any, Any], options: dict[str, Any] | None, arch: str, tmp_path: Path) -> None:
+    dense, tokenizer = smollm2
+    model = copy.deepcopy(dense)
+    text = "\n".join(load_text("python-docs", "validation").documents)[:4000]
+    ids = tokenizer(text)["input_ids"]
+    if options:
+        lmprune.prune(model, keep=0.8, data=torch.tensor([ids[:512]]), **options)
+    with in_llama_cpp(model, tmp_path / "m.gguf", tokenizer=tokenizer) as llama:
+        assert field(tmp_path / "m.gguf", "general.architecture") == arch
+        assert llama.tokenize(text) == ids
+        assert llama.greedy(ids[-64:], 24) == continuation(model, ids[-64:], 24)
+        here, there = nll(model, llama, ids[-48:])
+        assert there == pytest.approx(here, abs=1e-3)
+        if options is None:
+            question = [{"role": "user", "content": "What is the capital of France?"}]
+            answer = llama.post("/v1/chat/completions", {"messages": question, "max_tokens": 16, "temperature": 0})
+            assert "Paris" in answer["choices"][0]["message"]["content"]

@@ -96,3 +96,19 @@ NEMOTRON_NAS = ("llama", "mistral")
 
 #: `tokenizer.ggml.model` of byte-level BPE, and of SentencePiece
 BYTE_LEVEL, SENTENCE_PIECE = "gpt2", "llama"
+
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+GPT2_SPLIT, DIGITS = "<ByteLevel>", "<Digits>"  # the rules inside the `tokenizers` library's steps of these names
+
+#: steps of a pre-tokenizer, and whether whole words skip the merges -> `tokenizer.ggml.pre`
+SPLITS: dict[tuple[tuple[str, ...], bool], str] = {
+    ((GPT2_SPLIT,), False): "gpt-2",
+    ((DIGITS, GPT2_SPLIT), False): "smollm",
+    ((_LLAMA3,), True): "llama-bpe",
+    ((_LLAMA3,), False): "dbrx",
+    ((_QWEN2,), False): "qwen2",
+}

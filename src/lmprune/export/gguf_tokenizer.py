@@ -13,23 +13,7 @@ from typing import Any
 from gguf import TokenType
 
 from ..errors import UserError
-from .architectures import BYTE_LEVEL, SENTENCE_PIECE
-
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-_GPT2 = "<ByteLevel>"  # the rule inside the `tokenizers` library's ByteLevel
-
-#: steps of a pre-tokenizer, and whether whole words skip the merges -> `tokenizer.ggml.pre`
-SPLITS: dict[tuple[tuple[str, ...], bool], str] = {
-    ((_GPT2,), False): "gpt-2",
-    (("<Digits>", _GPT2), False): "smollm",
-    ((_LLAMA3,), True): "llama-bpe",
-    ((_LLAMA3,), False): "dbrx",
-    ((_QWEN2,), False): "qwen2",
-}
+from .architectures import BYTE_LEVEL, DIGITS, GPT2_SPLIT, SENTENCE_PIECE, SPLITS
 
 _UNDERLINE = "▁"  # what SentencePiece writes for a space
 
@@ -105,9 +89,9 @@ def _steps(pre_tokenizer: dict[str, Any] | None) -> Iterator[str]:
     for step in (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer or {"type": "none"}]):
         plain = not step.get("add_prefix_space")
         if step["type"] == "ByteLevel" and plain:
-            yield from [_GPT2] if step.get("use_regex", True) else []
+            yield from [GPT2_SPLIT] if step.get("use_regex", True) else []
         elif step["type"] == "Digits" and step["individual_digits"]:
-            yield "<Digits>"
+            yield DIGITS
         elif step["type"] == "Split" and step["behavior"] == "Isolated" and not step["invert"]:
             yield step["pattern"].get("Regex") or repr(step["pattern"])
         else:
