@@ -16,7 +16,19 @@ from lmprune.families import FAMILIES, FFNSpec
 
 ROOT = Path(lmprune.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-COMMAND_LINE = {"cli", "options", "console", "views", "jobs", "inspection", "card", "demo", "analyze", "__main__"}
+COMMAND_LINE = {
+    "cli",
+    "options",
+    "console",
+    "views",
+    "jobs",
+    "inspection",
+    "card",
+    "demo",
+    "analyze",
+    "study.job",
+    "__main__",
+}
 USE_TRANSFORMERS = {"models", "shim", "families", "data.self_generated", "evaluation.speed", "demo"}
 AT_THE_TOP = {"models", "shim"}
 PURE = {"selection", "plan", "criteria.second_order"}
@@ -106,6 +118,14 @@ def test_pure_modules_know_torch_and_errors_only(module: str):
 def test_transformers_is_imported_where_it_must_be():
     assert {module for module in MODULES if "transformers" in imported_by(module)} == USE_TRANSFORMERS
     assert {module for module in MODULES if "transformers" in imported_by(module, top=True)} == AT_THE_TOP
+
+
+def test_a_report_needs_records_only():
+    """Neither torch nor a model, so that it is made anywhere and at once."""
+    code = "import sys, lmprune.report.job; print({'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+    assert not any("torch" in imported_by(module) for module in MODULES if module.startswith("report"))
 
 
 def test_the_shim_stands_alone():

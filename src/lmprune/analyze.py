@@ -16,7 +16,7 @@ from .errors import UserError
 from .evaluation.perplexity import max_context
 from .families import parse_spec
 from .ffn import find_ffns
-from .jobs import data_record, open_all, peak_memory_mb
+from .jobs import data_record, open_model, peak_memory_mb
 from .report import raster, svg
 from .writing import written_aside
 
@@ -37,7 +37,7 @@ def analyze(
     if baseline is not None:
         dense_ffns = find_ffns(models.skeleton(baseline, trust_remote_code=trust_remote_code), spec)
     read = partial(texts.load, data, split, data_dir=data_dir, chat_template=chat_template, num_tokens=max_tokens)
-    loaded, tokenizer, text = open_all(terminal, model, data, read, **how)
+    loaded, tokenizer, text = open_model(terminal, model, data, read, **how)
     assert text is not None
     ffns = find_ffns(loaded, spec)
     if dense_ffns is not None:

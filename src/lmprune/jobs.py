@@ -49,7 +49,7 @@ def prune(
             num_tokens=calibration_tokens,
         )  # fmt: skip
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-    dense, tokenizer, text = open_all(terminal, model, data, read, **how)
+    dense, tokenizer, text = open_model(terminal, model, data, read, **how)
     if text is not None:
         terminal.note(f"calibrating on {text.name}")
         if chosen is not None and chosen.provenance.get("calibration", {}).get("sha256") != text.provenance["sha256"]:
@@ -99,7 +99,7 @@ def evaluate(
     read = partial(
         texts.load, data, split, data_dir=data_dir, chat_template=chat_template, num_tokens=max_tokens
     )  # fmt: skip
-    pruned, tokenizer, text = open_all(terminal, model, data, read, **how)
+    pruned, tokenizer, text = open_model(terminal, model, data, read, **how)
     assert text is not None
     terminal.note(f"evaluating on {text.name}")
     dense = None
@@ -160,7 +160,7 @@ def peak_memory_mb() -> float:
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
-def open_all(
+def open_model(
     terminal: Terminal, source: str, data: str, read: Callable[..., TextData] | None, **how: Any
 ) -> tuple[Any, Any, TextData | None]:
     """(model, tokenizer, text). The text comes first, as it is the quicker to be wrong, but for what a model writes.
