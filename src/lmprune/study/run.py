@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -45,6 +47,16 @@ class Failed(Exception):
 
 #: the commands that run now, in this process's threads
 _children: set[subprocess.Popen[bytes]] = set()
+
+
+_libc = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+
+
+def _end_with_parent() -> None:
+    """A study that is killed (-9) must not leave a command behind that writes where the next one works; Linux only."""
+    if sys.platform == "linux":
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def stop() -> None:
@@ -142,7 +154,9 @@ def _call(arguments: Sequence[str], task: Task) -> tuple[dict[str, Any], int]:
         errors.write(f"$ lmprune {' '.join(arguments)}\n".encode())
         errors.flush()
         line = [sys.executable, "-m", "lmprune", *arguments, "--json"]
-        child = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=errors, env=environment, cwd=task.cwd)
+        child = subprocess.Popen(
+            line, stdout=subprocess.PIPE, stderr=errors, env=environment, cwd=task.cwd, preexec_fn=_end_with_parent
+        )
         _children.add(child)
         try:
             assert child.stdout is not None
