@@ -18,7 +18,7 @@ ROOT = Path(lmprune.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 COMMAND_LINE = {
     *("__main__", "cli", "options", "console", "views", "inspection", "card", "demo", "analyze", "deploy", "bench"),
-    *("jobs", "training_jobs", "training_options", "training.job", "opening", "reproduce"),
+    *("jobs", "training_jobs", "training_options", "training.job", "opening", "reproduce", "study.job"),
 }
 TRAINING = {"training.callbacks", "training.train", "training.trainer"}
 USE_TRANSFORMERS = {
@@ -115,6 +115,14 @@ def test_pure_modules_know_torch_errors_and_each_other_only(module: str):
 def test_transformers_is_imported_where_it_must_be():
     assert {module for module in MODULES if "transformers" in imported_by(module)} == USE_TRANSFORMERS
     assert {module for module in MODULES if "transformers" in imported_by(module, top=True)} == AT_THE_TOP
+
+
+def test_a_report_needs_records_only():
+    """Neither torch nor a model, so that it is made anywhere and at once."""
+    code = "import sys, lmprune.report.job; print({'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+    assert not any("torch" in imported_by(module) for module in MODULES if module.startswith("report"))
 
 
 def test_the_shim_stands_alone():

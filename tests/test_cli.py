@@ -44,7 +44,7 @@ def num_parameters(folder: str | Path) -> int:
 
 
 @pytest.mark.parametrize(
-    "command", ["", *"inspect prune finetune teach eval analyze export bench methods demo".split()]
+    "command", ["", *"inspect prune finetune teach eval analyze export bench study report methods demo".split()]
 )
 def test_help_needs_neither_torch_nor_transformers(command: str) -> None:
     code = (

@@ -262,6 +262,37 @@ def _alike(clusters: list[list[dict[str, Any]]]) -> Views:
     ]
 
 
+def study(record: Mapping[str, Any]) -> Views:
+    if "todo" in record:
+        return [
+            *record["todo"],
+            "",
+            f"{len(record['todo'])} of {record['runs']} runs to do, {record['finished']} finished; "
+            f"about {_duration(record['estimated_seconds'])}",
+        ]
+    failed = [f"failed: {run['id']}: {run['error']}" for run in record["failed"]]
+    return [
+        *failed,
+        f"{record['finished']} of {record['runs']} runs finished, {len(failed)} failed, "
+        f"in {_duration(record['seconds'])}; records in {record['results']}",
+    ]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def report(record: Mapping[str, Any]) -> Views:
+    claims = [[claim["claim"], claim["verdict"]] for claim in record["claims"]]
+    return [
+        *record["notes"],
+        *([table(["claim of the paper", "here"], claims, numbers=False)] if claims else []),
+        f"{record['records']} runs, {len(record['figures'])} figures: {record['out']}/index.html, report.md",
+    ]
+
+
 def methods(record: Mapping[str, Any]) -> Views:
     keys = ("name", "scope", "refit", "penalty", "summary", "source")
     rows = [[method[key] for key in keys] for method in record["methods"]]

@@ -67,7 +67,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class HeatChart:
-    """Panels beside each other: a row a layer, the darker the larger the share."""
+    """Panels beside each other: a row a layer, the stronger the colour the larger the share."""
 
     id: str
     title: str

@@ -48,6 +48,11 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
+def _attribute(text: str) -> str:
+    """For between quotation marks; a line break there would be read as a space in a file of its own."""
+    return escape(text, quote=True).replace("\n", "&#10;")
+
+
 def _classes(group: str) -> str:
     return f"g g-{slug(group)} c{colour(group)}"
 
@@ -58,7 +63,7 @@ def _text(x: float, y: float, text: str, css_class: str = "", extra: str = "") -
 
 
 def _open(chart: Chart, width: float, height: float) -> str:
-    label = escape(f"{chart.title}. {chart.caption}", quote=True)
+    label = _attribute(f"{chart.title}. {chart.caption}")
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {width:.0f} {height:.0f}" '
         f'width="{width:.0f}" height="{height:.0f}" role="img" aria-label="{label}">'
@@ -92,16 +97,16 @@ def _lines(chart: LineChart) -> str:
 
 def _legend(chart: LineChart) -> tuple[list[str], int]:
     """(elements, height): one entry a name, wrapped."""
-    found, at, row = [], _LEFT, 0
+    found, at, row = [], float(_LEFT), 0
     for name, line in {line.name: line for line in chart.lines}.items():
-        width = 30 + 7 * len(name)
+        width = 34 + 7.4 * len(name)
         if at + width > WIDTH and at > _LEFT:
-            at, row = _LEFT, row + 1
+            at, row = float(_LEFT), row + 1
         y = _TOP + row * _LEGEND_LINE
         dash = " dashed" if line.dashed else ""
         found += [
-            f'<g class="key k-{slug(line.group)} c{colour(line.group)}" data-group="{escape(line.group, quote=True)}">'
-            f'<path class="curve{dash}" d="M{at} {y}h18"/>{_text(at + 23, y + 4, name)}</g>'
+            f'<g class="key k-{slug(line.group)} c{colour(line.group)}" data-group="{_attribute(line.group)}">'
+            f'<path class="curve{dash}" d="M{at:.0f} {y}h18"/>{_text(at + 23, y + 4, name)}</g>'
         ]
         at += width
     return found, (row + 1) * _LEGEND_LINE if found else 0
@@ -111,11 +116,11 @@ def _line(line: Line, x: Callable[[float], float], y: Callable[[float], float]) 
     parts = [f'<g class="{_classes(line.group)}">']
     if line.curve:
         path = "L".join(f"{x(a):.1f} {y(b):.1f}" for a, b in line.curve)
-        tip = f' data-tip="{escape(line.tip, quote=True)}"' if line.tip else ""
+        tip = f' data-tip="{_attribute(line.tip)}"' if line.tip else ""
         parts += [f'<path class="curve{" dashed" if line.dashed else ""}" d="M{path}"{tip}/>']
     for p in line.points:
         hollow = ' class="hollow"' if line.dashed else ""
-        parts += [f'<circle{hollow} cx="{x(p.x):.1f}" cy="{y(p.y):.1f}" r="4" data-tip="{escape(p.tip, quote=True)}"/>']
+        parts += [f'<circle{hollow} cx="{x(p.x):.1f}" cy="{y(p.y):.1f}" r="4" data-tip="{_attribute(p.tip)}"/>']
     return "".join([*parts, "</g>"])
 
 
@@ -153,11 +158,11 @@ def _cells(panel: Panel, width: float, row_height: float) -> list[str]:
         if columns <= _FEW_COLUMNS:
             parts += [
                 f'<rect class="cell" x="{c * cell:.1f}" y="{y:.1f}" width="{cell:.1f}" height="{row_height:.1f}" '
-                f'fill-opacity="{share:.2f}" data-tip="{escape(f"{tip}, column {c + 1}: {share:.0%}", quote=True)}"/>'
+                f'fill-opacity="{share:.2f}" data-tip="{_attribute(f"{tip}, column {c + 1}: {share:.0%}")}"/>'
                 for c, share in enumerate(shares)
             ]
             continue
-        parts += [f'<g data-tip="{escape(tip, quote=True)}">']
+        parts += [f'<g data-tip="{_attribute(tip)}">']
         for level in range(1, _LEVELS + 1):
             path = "".join(
                 f"M{c * cell:.1f} {y:.1f}h{cell:.1f}v{row_height:.1f}h-{cell:.1f}z"

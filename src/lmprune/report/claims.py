@@ -1,0 +1,165 @@
+"""The paper's claims (METHODS 4), each put to the records: holds, does not hold, or can't tell, with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from .rows import METRICS, Row, Section, mean_and_interval, paired
+
+HOLDS, FAILS, OPEN = "holds", "does not hold", "can't tell"
+
+#: "close to": within so much of the other's metric
+CLOSE = 0.05
+_ESTABLISHED = ("magnitude", "soft", "hard", "top_v")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One comparison: the mean paired difference over seeds with its 95% interval; expected: to be below 0."""
+
+    what: str
+    mean: float
+    margin: float
+    seeds: int
+
+    @property
+    def verdict(self) -> str:
+        if self.mean + self.margin < 0:
+            return HOLDS
+        return FAILS if self.mean - self.margin > 0 else OPEN
+
+    def __str__(self) -> str:
+        if math.isinf(self.margin):
+            return f"{self.what}: {self.mean:+.3f} (one seed: no interval)"
+        low, high = self.mean - self.margin, self.mean + self.margin
+        return f"{self.what}: {self.mean:+.3f}, 95% interval [{low:+.3f}, {high:+.3f}] of {self.seeds} seeds"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """evidence: every comparison that the claim makes of these records, each expected to be below 0."""
+
+    section: str
+    claim: str
+    evidence: tuple[Evidence, ...]
+
+    @property
+    def verdict(self) -> str:
+        """It holds where every comparison does, and fails where one does."""
+        verdicts = {each.verdict for each in self.evidence}
+        return FAILS if FAILS in verdicts else HOLDS if verdicts == {HOLDS} else OPEN
+
+
+def of_section(found: Section) -> list[Claim]:
+    """The claims that these records say anything about."""
+    if not found.metrics:
+        return []
+    made = [
+        (f"random is close to (within {CLOSE:.0%} of) the established methods", _random(found)),
+        ("magnitude is worst", _magnitude(found)),
+        ("gum is at least as good as top_v", _gum(found)),
+        ("gum's advantage is largest at the lowest keep ratio", _gum_low(found)),
+        ("gum's uniqueness is the highest", _unique(found)),
+        ("distillation narrows the gap between the best and the worst method", _narrower(found)),
+        ("distillation makes top_v and gum worse at 75 and 50%", _worse(found)),
+    ]
+    return [Claim(found.title, text, evidence) for text, each in made if (evidence := tuple(each))]
+
+
+def _loss(found: Section) -> Callable[[Row], float | None]:
+    """Less is better, and differences are relative: log perplexity, -log of a score."""
+    key = found.metrics[0]
+    sign = 1 if METRICS[key][1] else -1
+
+    def value(row: Row) -> float | None:
+        measured = row.metrics.get(key)
+        return sign * math.log(measured) if measured else None
+
+    return value
+
+
+def _compare(
+    found: Section, what: str, a: Sequence[Row], b: Sequence[Row], value: Callable[[Row], float | None], *,
+    allowed: float = 0.0,
+) -> Iterator[Evidence]:  # fmt: skip
+    if differences := paired(a, b, value):
+        mean, margin = mean_and_interval(differences)
+        yield Evidence(what, mean - allowed, margin, len(differences))
+
+
+def _name(found: Section) -> str:
+    return f"log {METRICS[found.metrics[0]][0]}"
+
+
+def _random(found: Section) -> Iterator[Evidence]:
+    for keep in found.keeps:
+        for other in _ESTABLISHED:
+            what = f"{_name(found)}, random - {other} - {math.log1p(CLOSE):.3f}, keep {keep:g}"
+            allowed = math.log1p(CLOSE)
+            yield from _compare(
+                found, what, found.of("random", keep), found.of(other, keep), _loss(found), allowed=allowed
+            )
+
+
+def _magnitude(found: Section) -> Iterator[Evidence]:
+    for keep in found.keeps:
+        for other in ("random", "soft", "hard", "top_v", "gum"):
+            what = f"{_name(found)}, {other} - magnitude, keep {keep:g}"
+            yield from _compare(found, what, found.of(other, keep), found.of("magnitude", keep), _loss(found))
+
+
+def _gum(found: Section) -> Iterator[Evidence]:
+    for keep in found.keeps:
+        what = f"{_name(found)}, gum - top_v, keep {keep:g}"
+        yield from _compare(found, what, found.of("gum", keep), found.of("top_v", keep), _loss(found))
+
+
+def _gum_low(found: Section) -> Iterator[Evidence]:
+    keeps = found.keeps
+    if len(keeps) < 2:
+        return
+    low, high = (_gains(found, keep) for keep in (keeps[-1], keeps[0]))
+    shared = [low[seed] - high[seed] for seed in low if seed in high]
+    if shared:
+        mean, margin = mean_and_interval(shared)
+        what = f"(gum - top_v) at keep {keeps[-1]:g} - the same at {keeps[0]:g}, {_name(found)}"
+        yield Evidence(what, mean, margin, len(shared))
+
+
+def _gains(found: Section, keep: float) -> dict[int, float]:
+    value = _loss(found)
+    gum, top_v = ({r.seed: v for r in found.of(m, keep) if (v := value(r)) is not None} for m in ("gum", "top_v"))
+    return {seed: gum[seed] - top_v[seed] for seed in gum if seed in top_v}
+
+
+def _unique(found: Section) -> Iterator[Evidence]:
+    for keep in found.keeps:
+        for other in ("random", *_ESTABLISHED):
+            what = f"uniqueness, {other} - gum, keep {keep:g}"
+            yield from _compare(found, what, found.of(other, keep), found.of("gum", keep), lambda row: row.uniqueness)
+
+
+def _narrower(found: Section) -> Iterator[Evidence]:
+    value = _loss(found)
+    methods = [m for m, distil in found.names if distil and (m, False) in found.names]
+    for keep in found.keeps if len(methods) > 1 else []:
+        changes = []
+        for seed in sorted({row.seed for row in found.rows}):
+            gaps = []
+            for distil in (True, False):
+                values = [value(r) for m in methods for r in found.of(m, keep, distil) if r.seed == seed]
+                known = [v for v in values if v is not None]
+                gaps += [max(known) - min(known)] if len(known) == len(methods) else []
+            changes += [gaps[0] - gaps[1]] if len(gaps) == 2 else []
+        if changes:
+            mean, margin = mean_and_interval(changes)
+            yield Evidence(f"best to worst, distilled - not, {_name(found)}, keep {keep:g}", mean, margin, len(changes))
+
+
+def _worse(found: Section) -> Iterator[Evidence]:
+    for keep in (k for k in found.keeps if k in (0.75, 0.5)):
+        for method in ("top_v", "gum"):
+            what = f"{_name(found)}, {method} alone - distilled, keep {keep:g}"
+            yield from _compare(found, what, found.of(method, keep), found.of(method, keep, True), _loss(found))

@@ -1,0 +1,184 @@
+"""From a section's rows to its charts: the paper's figures 1 to 5, Pareto fronts, training curves, layer maps."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+from .charts import Chart, HeatChart, Line, LineChart, Panel, Point
+from .rows import DENSE, METRICS, Row, Section, with_dense_params
+from .svg import number
+
+#: cells across a layer map, and maps in a section
+MAP_COLUMNS, MAX_MAPS = 64, 12
+#: points of a training curve
+MAX_POINTS = 80
+
+Value = Callable[[Row], float | None]
+
+
+def of_section(found: Section, prefix: str) -> list[Chart]:
+    """All charts for which there are numbers. prefix: of their ids."""
+    made = [*_against_keep(found), *_pareto(found), *_cosines(found), *_left(found), *_training(found), *_maps(found)]
+    return [_renamed(chart, f"{prefix}{chart.id}") for chart in made]
+
+
+def _renamed(chart: Chart, new: str) -> Chart:
+    return type(chart)(**{**vars(chart), "id": new})
+
+
+def tip(row: Row) -> str:
+    """What the pointer shows of a run."""
+    parts = [f"{row.name}, keep {row.keep:g}, seed {row.seed}"]
+    parts += [f"{METRICS[key][0]} {value:.4g}" for key, value in row.metrics.items()]
+    parts += [f"uniqueness {row.uniqueness:.3f}"] if row.uniqueness is not None else []
+    parts += [f"sensitivity {row.sensitivity:.3g}"] if row.sensitivity is not None else []
+    parts += [f"{number(row.params)} parameters"] if row.params else []
+    return "\n".join(parts)
+
+
+def _against_keep(found: Section) -> Iterator[Chart]:
+    for key in found.metrics:
+        name, less = METRICS[key]
+        caption = f"A dot is a run, a line the mean over seeds. {'Less' if less else 'More'} is better."
+        yield from _by_keep(found, key, f"{name[0].upper()}{name[1:]} and keep ratio", caption, name)
+    for key in ("uniqueness", "sensitivity"):
+        title = f"Figures 1, 2: {key}, as a ratio to dense"
+        yield from _by_keep(found, f"{key}_ratio", title, "The dense, fine-tuned model on the same data is 1.", "ratio")
+    for key in ("uniqueness", "sensitivity"):
+        yield from _by_keep(found, key, f"Figure 5: {key}", "Without the ratio.", key)
+
+
+def _by_keep(found: Section, key: str, title: str, caption: str, y_label: str) -> Iterator[Chart]:
+    lines = _lines(found, lambda row: row.keep, lambda row: row.value(key), joined=True)
+    if any(line.group != DENSE for line in lines):
+        yield LineChart(key, title, caption, "share of neurons kept", y_label, lines)
+
+
+def _pareto(found: Section) -> Iterator[Chart]:
+    if not found.metrics:
+        return
+    key = found.metrics[0]
+    name = METRICS[key][0]
+    sizes = with_dense_params(found)
+    axes: list[tuple[str, str, Value]] = [("params", "parameters", lambda row: sizes.get(row.id))]
+    for kind in ("prefill", "decode"):
+        axes += [(kind, f"speed of {kind}, times dense", lambda row, k=kind: 1.0 if row.dense else row.speed.get(k))]
+    for axis, label, x in axes:
+        lines = _lines(found, x, lambda row: row.metrics.get(key), joined=False)
+        if any(line.group != DENSE for line in lines):
+            title = f"{name[0].upper()}{name[1:]} against {label.split(',')[0]}"
+            yield LineChart(f"pareto_{axis}", title, "A dot is a run.", label, name, lines)
+
+
+def _lines(found: Section, x: Value, y: Value, *, joined: bool) -> tuple[Line, ...]:
+    """A line for dense and for each method, with and without distillation, of the runs that have both numbers."""
+    made = []
+    for method, distil in [(DENSE, False), *found.names]:
+        rows = [(a, b, row) for row in found.of(method, distil=distil) if (a := x(row)) is not None
+                and (b := y(row)) is not None]  # fmt: skip
+        if not rows:
+            continue
+        means = tuple((a, statistics.fmean(b for c, b, _ in rows if c == a)) for a in sorted({a for a, _, _ in rows}))
+        points = tuple(Point(a, b, tip(row)) for a, b, row in rows)
+        curve = means if joined and len(means) > 1 else ()
+        made += [Line(rows[0][2].name, method, points, curve, dashed=distil)]
+    return tuple(made)
+
+
+def _typical(found: Section, *keys: str) -> list[Row]:
+    """One run a method, with what `keys` name in its record: at the lowest keep ratio, first seed, not distilled."""
+    rows = [r for r in found.rows if all(_deep(r.record, key) for key in keys)]
+    chosen = {}
+    for row in sorted(rows, key=lambda row: (row.keep, row.distil, row.seed)):
+        chosen.setdefault(row.method, row)
+    order = {row.method: i for i, row in enumerate(found.rows)}
+    return sorted(chosen.values(), key=lambda row: order[row.method])
+
+
+def _deep(record: Any, path: str) -> Any:
+    for name in path.split("."):
+        record = record.get(name) if isinstance(record, dict) else None
+    return record
+
+
+def _cosines(found: Section) -> Iterator[Chart]:
+    rows = _typical(found, "redundancy.layers")
+    panels = tuple(
+        Panel(
+            row.name if row.dense else f"{row.name}, keep {row.keep:g}",
+            row.method,
+            tuple(tuple(layer["cos_ranges"]) for layer in row.record["redundancy"]["layers"]),
+            tuple(f"{row.name}, layer {layer['layer']}" for layer in row.record["redundancy"]["layers"]),
+        )
+        for row in rows
+    )
+    if panels:
+        caption = "Share of a layer's neurons that have at least one |cos| in each of ten ranges; stronger is more."
+        yield HeatChart("cos_ranges", "Figure 3: how alike neurons are", caption, "|cos|, from 0 to 1", "layer", panels)
+
+
+def _left(found: Section) -> Iterator[Chart]:
+    for keep in found.keeps[-1:]:
+        lines = []
+        for method, distil in found.names:
+            runs = [row for row in found.of(method, keep, distil) if _deep(row.record, "kept")]
+            if not runs:
+                continue
+            shares = [_shares(row.record) for row in runs]
+            curve = tuple((float(i), statistics.fmean(layer)) for i, layer in enumerate(zip(*shares, strict=True)))
+            lines += [Line(runs[0].name, method, curve=curve, dashed=distil, tip=f"{runs[0].name}, keep {keep:g}")]
+        if lines:
+            title = f"Figure 4: share of neurons left in each layer, keep {keep:g}"
+            caption = "Mean over seeds; under local scope every layer keeps the same share."
+            yield LineChart("left", title, caption, "layer", "share left", tuple(lines))
+
+
+def _shares(record: Any) -> list[float]:
+    return [sum(bits) / len(bits) for bits in _bits(record)]
+
+
+def _bits(record: Any) -> list[list[int]]:
+    """Which neurons of each layer stayed, 0 or 1."""
+    layers = zip(record["kept"], record["widths_before"], strict=True)
+    return [[int(bit) for bit in f"{int(hexes, 16):0{4 * len(hexes)}b}"[:width]] for hexes, width in layers]
+
+
+def _training(found: Section) -> Iterator[Chart]:
+    for key, title in (("loss", "Training loss"), ("perplexity", "Perplexity while training"), ("keep", "Keep ratio")):
+        lines = []
+        for row in found.rows:
+            log = row.record.get("training_log") or []
+            curve = [(float(e["step"]), float(e[key])) for e in log if e.get(key) is not None]
+            if len(curve) > 1:
+                lines += [Line(row.name, row.method, curve=_thinned(curve), dashed=row.distil, tip=tip(row))]
+        if lines:
+            log_y = key == "perplexity"
+            yield LineChart(f"training_{key}", title, "A line a run.", "step", title.lower(), tuple(lines), log_y=log_y)
+
+
+def _thinned(curve: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    """At most MAX_POINTS means of neighbours, so that a noisy loss stays readable."""
+    size = -(-len(curve) // MAX_POINTS)
+    pieces = [curve[i : i + size] for i in range(0, len(curve), size)]
+    return tuple((statistics.fmean(x for x, _ in p), statistics.fmean(y for _, y in p)) for p in pieces)
+
+
+def _maps(found: Section) -> Iterator[Chart]:
+    rows = _typical(found, "kept")[:MAX_MAPS]
+    panels = []
+    for row in rows:
+        bits = _bits(row.record)
+        tips = tuple(f"{row.name}, layer {i}: {sum(layer)} of {len(layer)} neurons" for i, layer in enumerate(bits))
+        panels += [Panel(f"{row.name}, keep {row.keep:g}", row.method, tuple(map(_binned, bits)), tips)]
+    if panels:
+        caption = "A row a layer, neurons in their order from left to right; stronger where more of them stayed."
+        yield HeatChart("maps", "Which neurons stayed", caption, "neuron", "layer", tuple(panels))
+
+
+def _binned(bits: Sequence[int]) -> tuple[float, ...]:
+    columns = min(MAP_COLUMNS, len(bits))
+    edges = [i * len(bits) // columns for i in range(columns + 1)]
+    return tuple(sum(bits[a:b]) / (b - a) for a, b in pairwise(edges))

@@ -1,0 +1,123 @@
+"""The report as one HTML file that needs no network, and as Markdown beside the figures' own files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+
+from . import svg
+from .charts import Chart, HeatChart
+from .claims import Claim
+from .tables import Table
+
+
+@dataclass(frozen=True)
+class Page:
+    """title: of the study. notes: what the reader must know of the records. parts: (heading, tables, charts)."""
+
+    title: str
+    summary: str
+    notes: tuple[str, ...]
+    claims: tuple[Claim, ...]
+    parts: tuple[tuple[str, tuple[Table, ...], tuple[Chart, ...]], ...]
+    runs: Table
+
+    @property
+    def charts(self) -> list[Chart]:
+        return [chart for _, _, charts in self.parts for chart in charts]
+
+
+def html(page: Page) -> str:
+    groups = svg.legend_groups(page.charts)
+    chips = "".join(
+        f'<button type="button" class="chip c{colour}" data-group="{escape(group, quote=True)}" aria-pressed="true">'
+        f"{escape(group)}</button>"
+        for group, _, colour in groups
+    )
+    body = [f"<h1>{escape(page.title)}</h1>", f"<p>{escape(page.summary)}</p>", *map(_note, page.notes)]
+    body += [f'<nav class="chips" aria-label="methods shown">{chips}</nav>', _claims(page.claims)]
+    for heading, tables, charts in page.parts:
+        body += [f"<section><h2>{escape(heading)}</h2>", *map(_table, tables), '<div class="figures">']
+        body += [_figure(chart) for chart in charts]
+        body += ["</div></section>"]
+    body += ["<section><h2>All runs</h2>", _table(page.runs), "</section>"]
+    style, script = svg.css() + _asset("page.css"), _asset("page.js")
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(page.title)}</title><style>{style}</style></head>"
+        f'<body><main>{"".join(body)}</main><div id="tip" role="status" hidden></div>'
+        f"<script>{script}</script></body></html>\n"
+    )
+
+
+def _asset(name: str) -> str:
+    return files("lmprune.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def _claims(claims: Sequence[Claim]) -> str:
+    if not claims:
+        return ""
+    rows = "".join(
+        f'<tr><td>{escape(c.section)}</td><td>{escape(c.claim)}</td><td class="v-{c.verdict.replace(" ", "-")[:3]}">'
+        f"{escape(c.verdict)}</td><td><details><summary>{len(c.evidence)} comparisons</summary><ul>"
+        + "".join(f"<li>{escape(str(e))}: {e.verdict}</li>" for e in c.evidence)
+        + "</ul></details></td></tr>"
+        for c in claims
+    )
+    return (
+        "<section><h2>The paper's claims</h2><p>Each comparison is expected to be below 0; a claim holds where all "
+        'of its 95% intervals are, and does not where one is above.</p><div class="scroll"><table><thead>'
+        f"<tr><th>runs</th><th>claim</th><th>here</th><th>evidence</th></tr></thead><tbody>{rows}</tbody></table></div></section>"
+    )
+
+
+def _table(table: Table) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in table.header)
+    rows = "".join(
+        f'<tr class="g g-{svg.slug(group)} c{svg.colour(group)}">'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        + "</tr>"
+        for cells, group in zip(table.rows, table.groups, strict=True)
+    )
+    return (
+        f'<h3>{escape(table.title)}</h3><div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody>'
+        f'</table></div><p class="soft">{escape(table.note)}</p>'
+    )
+
+
+def _figure(chart: Chart) -> str:
+    wide = ' class="wide"' if isinstance(chart, HeatChart) else ""
+    return (
+        f'<figure id="{escape(chart.id, quote=True)}"{wide}><h3>{escape(chart.title)}</h3>{svg.svg(chart)}'
+        f"<figcaption>{escape(chart.caption)}</figcaption></figure>"
+    )
+
+
+def markdown(page: Page, folder: str) -> str:
+    """folder: where the figures' files are, relative to the page."""
+    lines = [f"# {page.title}", "", page.summary, "", *(f"> {note}\n" for note in page.notes)]
+    if page.claims:
+        lines += ["## The paper's claims", "", "Each comparison is expected to be below 0.", ""]
+        for claim in page.claims:
+            lines += [f"- **{claim.claim}** ({claim.section}): **{claim.verdict}**"]
+            lines += [f"  - {evidence}: {evidence.verdict}" for evidence in claim.evidence]
+        lines += [""]
+    for heading, tables, charts in page.parts:
+        lines += [f"## {heading}", ""]
+        for table in tables:
+            lines += _markdown_table(table)
+        for chart in charts:
+            lines += [f"### {chart.title}", "", f"![{chart.title}]({folder}/{chart.id}.svg)", "", chart.caption, ""]
+    return "\n".join([*lines, "## All runs", "", *_markdown_table(page.runs)])
+
+
+def _markdown_table(table: Table) -> list[str]:
+    rows = [table.header, ("---",) * len(table.header), *table.rows]
+    return [f"**{table.title}**", "", *(f"| {' | '.join(row)} |" for row in rows), "", table.note, ""]

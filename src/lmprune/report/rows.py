@@ -1,0 +1,164 @@
+"""Result records as rows of plain values, grouped into the sections of a report: one a model and task."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+DENSE = "dense"
+
+#: key in the eval record -> (what it is called, whether less is better); a section's main metric is the first it has
+METRICS: Mapping[str, tuple[str, bool]] = {
+    "logical_form": ("logical form", False),
+    "exact_match": ("exact match", False),
+    "execution": ("execution", False),
+    "rougeL": ("ROUGE-L", False),
+    "rouge1": ("ROUGE-1", False),
+    "rouge2": ("ROUGE-2", False),
+    "bleu": ("BLEU", False),
+    "perplexity": ("perplexity", True),
+}
+
+#: two-sided 95% quantiles of Student's t for 1, 2, … degrees of freedom; beyond them the normal one
+_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run that ended well. keep: as asked. params: of the model as it is now; None where no command told."""
+
+    id: str
+    model: str
+    task: str
+    method: str
+    keep: float
+    seed: int
+    distil: bool
+    params: int | None
+    metrics: Mapping[str, float]
+    uniqueness: float | None
+    sensitivity: float | None
+    uniqueness_ratio: float | None
+    sensitivity_ratio: float | None
+    speed: Mapping[str, float]
+    record: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The method as legends show it."""
+        return self.method + (" + distil" if self.distil else "")
+
+    @property
+    def dense(self) -> bool:
+        return self.method == DENSE
+
+    def value(self, key: str) -> float | None:
+        """A metric, or one of the numbers above, by its name."""
+        return self.metrics[key] if key in self.metrics else getattr(self, key, None)
+
+
+@dataclass(frozen=True)
+class Section:
+    """All runs of one model on one task."""
+
+    model: str
+    task: str
+    rows: tuple[Row, ...]
+
+    @property
+    def title(self) -> str:
+        return f"{self.model}, {self.task}"
+
+    @property
+    def metrics(self) -> list[str]:
+        return [key for key in METRICS if any(key in row.metrics for row in self.rows)]
+
+    @property
+    def keeps(self) -> list[float]:
+        """Keep ratios of the pruned runs, from the largest."""
+        return sorted({row.keep for row in self.rows if not row.dense}, reverse=True)
+
+    @property
+    def names(self) -> list[tuple[str, bool]]:
+        """(method, distil) in the order of the study, the dense reference apart."""
+        return list(dict.fromkeys((row.method, row.distil) for row in self.rows if not row.dense))
+
+    def of(self, method: str, keep: float | None = None, distil: bool = False) -> list[Row]:
+        return [r for r in self.rows if (r.method, r.distil) == (method, distil) and keep in (None, r.keep)]
+
+
+def sections(records: Iterable[Mapping[str, Any]]) -> list[Section]:
+    """records: of runs that ended well, in the order of the study."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for record in records:
+        row = _row(record)
+        found.setdefault((row.model, row.task), []).append(row)
+    return [Section(model, task, tuple(rows)) for (model, task), rows in found.items()]
+
+
+def _row(record: Mapping[str, Any]) -> Row:
+    config, measured = record["config"], record["eval"]
+    redundancy, prune = record.get("redundancy") or {}, record.get("prune") or {}
+    dense = config["method"] == DENSE
+    return Row(
+        id=record["id"],
+        model=Path(config["model"]).name,
+        task=config["task"],
+        method=config["method"],
+        keep=config["keep"],
+        seed=config["seed"],
+        distil=config["distil"],
+        params=prune.get("params_after") or (record.get("finetune") or {}).get("params"),
+        metrics={key: float(measured[key]) for key in METRICS if isinstance(measured.get(key), int | float)},
+        uniqueness=redundancy.get("uniqueness"),
+        sensitivity=redundancy.get("sensitivity"),
+        uniqueness_ratio=1.0 if dense else redundancy.get("uniqueness_ratio"),
+        sensitivity_ratio=1.0 if dense else redundancy.get("sensitivity_ratio"),
+        speed=_speed(record),
+        record=record,
+    )
+
+
+def _speed(record: Mapping[str, Any]) -> dict[str, float]:
+    """`prefill` and `decode`: times the dense model's tokens a second, both measured in one call of `lmprune bench`."""
+    measured = (record.get("bench") or {}).get("models") or []
+    if len(measured) < 2:
+        return {}
+    ours, dense = measured[0], measured[-1]
+    return {kind: ours[kind]["median"] / dense[kind]["median"] for kind in ("prefill", "decode")}
+
+
+def with_dense_params(found: Section) -> dict[str, int]:
+    """Parameters of each run by id; a dense model's are those that pruning started from."""
+    before = [(row.record.get("prune") or {}).get("params_before") for row in found.rows]
+    dense = next((number for number in before if number), None)
+    sizes = {row.id: row.params or (dense if row.dense else None) for row in found.rows}
+    return {run: size for run, size in sizes.items() if size}
+
+
+def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
+    """(mean, half the width of its 95% interval by Student's t); infinite from one value.
+
+    >>> mean_and_interval([1.0, 3.0])
+    (2.0, 12.706)
+    """
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, math.inf
+    quantile = _T95[len(values) - 2] if len(values) - 2 < len(_T95) else 1.96
+    return mean, quantile * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def paired(a: Sequence[Row], b: Sequence[Row], value: Callable[[Row], float | None]) -> list[float]:
+    """a - b of the runs that share a seed; where they share none, there is nothing to compare."""
+    ours, theirs = ({row.seed: value(row) for row in rows} for rows in (a, b))
+    differences = []
+    for seed, mine in ours.items():
+        other = theirs.get(seed)
+        if mine is not None and other is not None:
+            differences += [mine - other]
+    return differences

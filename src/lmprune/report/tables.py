@@ -1,0 +1,114 @@
+"""The tables of a report: plain cells, which the HTML and the Markdown page both write out."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from . import paper
+from .rows import METRICS, Row, Section
+
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """rows: cells; groups: the method of each row, for colour and filter ("" = none)."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    groups: tuple[str, ...]
+    note: str = ""
+
+
+def of_section(found: Section) -> list[Table]:
+    """The paper's table for each metric, and its redundancy as numbers."""
+    tables = [_by_keep(found, key, METRICS[key][0]) for key in found.metrics]
+    for key, name, theirs in (
+        ("uniqueness_ratio", "uniqueness, ratio to dense", paper.UNIQUENESS_RATIO),
+        ("sensitivity_ratio", "sensitivity, ratio to dense", paper.SENSITIVITY_RATIO),
+    ):
+        if any(row.value(key) is not None for row in found.rows if not row.dense):
+            tables.append(_by_keep(found, key, name, theirs))
+    return tables
+
+
+def _by_keep(found: Section, key: str, name: str, theirs: Mapping[str, Mapping[float, float]] | None = None) -> Table:
+    """A row a method; for each keep ratio the mean over seeds ± standard deviation, and the paper's beside it."""
+    beside = {m: {k: f"{v:.2f}" for k, v in row.items()} for m, row in (theirs or {}).items()}
+    if key == "perplexity":
+        beside = {m: {k: f"{v[0]:.2f} / {v[1]:.2f}" for k, v in row.items()} for m, row in paper.PERPLEXITY.items()}
+    shown = {keep for method, _ in found.names for keep in beside.get(method, {}) if keep in found.keeps}
+    header = ["method"]
+    for keep in found.keeps:
+        header += [f"keep {keep:g}", *(["paper"] if keep in shown else [])]
+    rows, groups = [], []
+    if dense := found.of("dense"):
+        rows += [["dense", *_dense_cells(dense, key, found.keeps, shown)]]
+        groups += ["dense"]
+    for method, distil in found.names:
+        cells = [method + (" + distil" if distil else "")]
+        for keep in found.keeps:
+            cells += [spread(found.of(method, keep, distil), key)]
+            cells += [beside.get(method, {}).get(keep, MISSING)] if keep in shown else []
+        rows += [cells]
+        groups += [method]
+    seeds = len({row.seed for row in found.rows if not row.dense})
+    note = f"Mean over {seeds} seeds ± standard deviation." if seeds > 1 else "One seed: no spread."
+    if shown:
+        note += f" Paper: {paper.CAPTION if key == 'perplexity' else paper.FIGURE_1}"
+        note += "; without / with distillation." if key == "perplexity" else "."
+    return Table(f"{name}: {found.title}", tuple(header), tuple(map(tuple, rows)), tuple(groups), note)
+
+
+def _dense_cells(dense: list[Row], key: str, keeps: list[float], shown: set[float]) -> list[str]:
+    cells: list[str] = []
+    for number, keep in enumerate(keeps):
+        cells += [spread(dense, key) if number == 0 else ""]
+        cells += ([f"{paper.DENSE:.2f}"] if key == "perplexity" and number == 0 else [""]) if keep in shown else []
+    return cells
+
+
+def spread(rows: list[Row], key: str) -> str:
+    """Mean ± standard deviation over the runs, MISSING where there is none."""
+    values = [value for row in rows if (value := row.value(key)) is not None]
+    if not values:
+        return MISSING
+    digits = 3 if max(map(abs, values)) < 10 else 2
+    text = f"{statistics.fmean(values):.{digits}f}"
+    return text + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def of_runs(found: list[Section]) -> Table:
+    """Every run, one row."""
+    rows, groups = [], []
+    keys = [key for key in METRICS if any(key in s.metrics for s in found)]
+    for section in found:
+        for row in section.rows:
+            seconds, memory = row.record["seconds"], row.record.get("peak_memory_mb")
+            rows += [
+                (
+                    row.model, row.task, row.name, f"{row.keep:g}", str(row.seed),
+                    *(spread([row], key) for key in keys), spread([row], "uniqueness"), spread([row], "sensitivity"),
+                    f"{row.params:,}" if row.params else MISSING, f"{seconds['total']:.0f}",
+                    f"{memory:,.0f}" if memory else MISSING,
+                )
+            ]  # fmt: skip
+            groups += [row.method]
+    measured = [METRICS[key][0] for key in keys]
+    columns = (
+        "model",
+        "task",
+        "method",
+        "keep",
+        "seed",
+        *measured,
+        "uniqueness",
+        "sensitivity",
+        "parameters",
+        "s",
+        "MB",
+    )
+    return Table("All runs", columns, tuple(rows), tuple(groups), "Seconds and peak memory of all commands of the run.")

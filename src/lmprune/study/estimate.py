@@ -1,0 +1,69 @@
+"""How long a study will take: operations over a measured rate, corrected by the runs that are already done."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from .. import models
+from ..methods import get_method, needs_text
+from .grid import Options, Run
+
+#: the share of a large matrix product's rate that a small model's training reaches, measured on gpt-neo-mini
+_EFFICIENCY = 0.35
+#: seconds that a command takes before it works: imports, loading
+_START = 7.0
+_WHOLE_SPLIT = 250_000  # tokens of a validation text that is read to its end
+
+
+def estimate(runs: Sequence[Run], done: Sequence[Mapping[str, Any]], *, jobs: int, threads: int) -> float:
+    """Seconds that `runs` take, `jobs` at a time.
+
+    done: records of finished runs; where they are of the same study, what they took corrects the estimate.
+    """
+    parameters = {model: _parameters(model) for model in {run.model for run in runs}}
+    rate = _rate(threads) * _EFFICIENCY
+    predicted = {run.id: _seconds(run, parameters[run.model], rate) for run in runs}
+    known = {record["id"]: record["seconds"]["total"] for record in done}
+    correction = statistics.median([known[i] / predicted[i] for i in known if i in predicted] or [1.0])
+    return sum(predicted[run.id] * correction for run in runs if run.id not in known) / jobs
+
+
+def _parameters(model: str) -> int:
+    return sum(parameter.numel() for parameter in models.skeleton(model).parameters())
+
+
+def _rate(threads: int) -> float:
+    """Operations a second in matrix products of a size that models have."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    a, b = torch.randn(512, 768), torch.randn(768, 768)
+    number, start = 0, time.perf_counter()
+    while time.perf_counter() - start < 0.3:
+        a = (a @ b).tanh_()
+        number += 1
+    seconds = time.perf_counter() - start
+    torch.set_num_threads(before)
+    return number * 2 * 512 * 768 * 768 / seconds
+
+
+def _seconds(run: Run, parameters: int, rate: float) -> float:
+    """2 operations a parameter and token for a forward pass, 6 with the backward pass."""
+    sections = run.sections
+    work = 2.0 * int(sections["eval"].get("max_tokens", _WHOLE_SPLIT)) * (1 if run.reference else 2)
+    work += 8.0 * int(sections["analyze"].get("max_tokens", 16384)) * (1 if run.reference else 2)
+    for name in ("prune", "finetune"):
+        work += 6.0 * _training_tokens(sections.get(name, {})) * (4 / 3 if run.distil else 1)
+    prune = sections.get("prune")
+    if prune is not None and not _training_tokens(prune) and needs_text(get_method(run.criterion)):
+        work += 6.0 * int(prune.get("calibration_tokens", 65536))
+    return work * parameters / rate + _START * len(sections)
+
+
+def _training_tokens(options: Options) -> int:
+    steps, batch = options.get("steps") or 0, options.get("batch_size") or 4
+    return int(steps * batch * (options.get("grad_accum") or 1) * (options.get("seq_len") or 512))

@@ -1,0 +1,239 @@
+"""A study: models × tasks × methods × keep ratios × seeds × distillation, read from YAML and spelt out as runs.
+
+Every error names the file and the line. What the commands of the lmprune command line take is handed in (`commands`),
+so that an option is known here as soon as it is known there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import UserError, unknown
+from ..methods import get_method
+from ..selection import check_keep
+from ..sources import resolve
+
+#: command -> its options (with underscores) -> whether it is a flag
+Commands = Mapping[str, Mapping[str, bool]]
+Options = dict[str, Any]
+
+#: the sections that are passed on to the command of that name
+SECTIONS = ("finetune", "prune", "eval", "analyze", "bench")
+#: what the study itself sets, and a section can't
+_OURS = {"out", "force", "model", "baseline", "method", "keep", "seed", "teacher", "plan", "as_json", "json", "help"}
+_KEYS = ("name", "models", "tasks", "methods", "keep", "seeds", "distil", *SECTIONS)
+_METHOD_KEYS = ("name", "label", "start", "prune", "finetune")
+DENSE = "dense"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model, trained or not, pruned or not, and measured.
+
+    method: what tables call it; DENSE for the reference. criterion: the method's own name.
+    start: what is pruned: `base`, the model as it came, or `dense`, the reference.
+    sections: options of each command that the run calls; a command that is not there is not called.
+    """
+
+    model: str
+    task: str
+    method: str
+    criterion: str
+    keep: float
+    seed: int
+    distil: bool
+    start: str
+    sections: Mapping[str, Options] = field(hash=False)
+
+    @property
+    def reference(self) -> bool:
+        return self.method == DENSE
+
+    @property
+    def id(self) -> str:
+        """Readable, and different for every setting that could change the result."""
+        digest = hashlib.sha256(json.dumps(self.config(), sort_keys=True).encode()).hexdigest()[:8]
+        name = Path(self.model).name.replace("/", "-")
+        parts = [name, self.task, self.method, f"k{self.keep:g}", f"s{self.seed}", *(["distil"] if self.distil else [])]
+        return "-".join([*parts, digest])
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "model": self.model, "task": self.task, "method": self.method, "criterion": self.criterion,
+            "keep": self.keep, "seed": self.seed, "distil": self.distil, "start": self.start,
+            "options": {name: dict(options) for name, options in self.sections.items()},
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Study:
+    """runs: the dense references first."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+    def reference(self, run: Run) -> Run:
+        """The dense run that `run` is compared with, learns from, or starts from."""
+        dense = [r for r in self.runs if r.reference and (r.model, r.task) == (run.model, run.task)]
+        return next((r for r in dense if r.seed == run.seed), dense[0])
+
+
+def read(path: Path, commands: Commands) -> Study:
+    """Raises: UserError, with the line, for an unknown key, method, model or option, and for a value out of range."""
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise UserError(f"can't read the study {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    return _Reader(path, commands).study(node)
+
+
+class _Reader:
+    def __init__(self, path: Path, commands: Commands):
+        self.path, self.commands = path, commands
+
+    def study(self, node: yaml.Node | None) -> Study:
+        keys = self.mapping(node, _KEYS)
+        for name in ("models", "tasks", "methods", "keep"):
+            if name not in keys:
+                raise UserError(f"{self.path}: there is no {name!r}; a study needs models, tasks, methods and keep")
+        models = [self.model(n) for n in self.items(keys["models"])]
+        tasks = {name: self.task(n) for name, n in self.mapping(keys["tasks"]).items()}
+        methods = [self.method(n) for n in self.items(keys["methods"])]
+        keeps = [self.value(n, float, check_keep) for n in self.items(keys["keep"])]
+        seeds = [self.value(n, int) for n in self.items(keys["seeds"])] if "seeds" in keys else [0]
+        distil = [self.value(n, bool) for n in self.items(keys["distil"])] if "distil" in keys else [False]
+        common = {name: self.options(keys[name], name) for name in SECTIONS if name in keys}
+
+        runs = []
+        for model, task in product(models, tasks):
+            layers = [common, tasks[task]]
+            measured = ["eval", "analyze", *(["bench"] if "bench" in common else [])]
+            trains = any("finetune" in layer for layer in layers)
+            dense = self.sections([*(["finetune"] if trains else []), *measured], layers)
+            for seed in seeds if trains else seeds[:1]:
+                runs += [Run(model, task, DENSE, DENSE, 1.0, seed, False, "base", dense)]
+            for method, keep, distilled, seed in product(methods, keeps, distil, seeds):
+                called = ["prune", *(["finetune"] if "finetune" in method else []), *measured]
+                sections = self.sections(called, [*layers, method])
+                label, start = method.get("label", method["name"]), method.get("start", "base")
+                runs += [Run(model, task, label, method["name"], keep, seed, distilled, start, sections)]
+        if len({run.id for run in runs}) < len(runs):
+            raise UserError(f"{self.path}: the same run occurs twice; give methods that differ in options a label each")
+        name = self.value(keys["name"], str) if "name" in keys else self.path.stem
+        return Study(name, tuple(sorted(runs, key=lambda run: not run.reference)))
+
+    def sections(self, called: Sequence[str], layers: Sequence[Mapping[str, Any]]) -> dict[str, Options]:
+        """The options of each command that is called: what a task says for all commands, then layer over layer.
+
+        None takes an option away that an earlier layer gave.
+        """
+        found = {}
+        for command in called:
+            options = {k: v for layer in layers for k, v in layer.get("all", {}).items() if k in self.commands[command]}
+            for layer in layers:
+                options |= layer.get(command, {})
+            found[command] = {name: value for name, value in options.items() if value is not None}
+        return found
+
+    def fail(self, node: yaml.Node, error: str | UserError) -> UserError:
+        return UserError(f"{self.path}, line {node.start_mark.line + 1}: {error}")
+
+    def mapping(self, node: yaml.Node | None, known: Sequence[str] | None = None) -> dict[str, yaml.Node]:
+        if not isinstance(node, yaml.MappingNode):
+            place = f", line {node.start_mark.line + 1}" if node else ""
+            raise UserError(
+                f"{self.path}{place}: expected keys and values" + (f": {', '.join(known)}" if known else "")
+            )
+        found: dict[str, yaml.Node] = {}
+        for key, value in node.value:
+            name = str(key.value)
+            if known is not None and name not in known:
+                raise self.fail(key, unknown("key", name, known))
+            if name in found:
+                raise self.fail(key, f"{name!r} is there twice")
+            found[name] = value
+        return found
+
+    def items(self, node: yaml.Node) -> list[yaml.Node]:
+        if not isinstance(node, yaml.SequenceNode) or not node.value:
+            raise self.fail(node, "expected a list with something in it, like [a, b]")
+        return node.value
+
+    def value(self, node: yaml.Node, kind: type, check: Any = None) -> Any:
+        found = yaml.SafeLoader("").construct_object(node, deep=True)
+        if kind is float and type(found) is int:
+            found = float(found)
+        if type(found) is not kind:
+            names = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
+            raise self.fail(node, f"expected {names[kind]}, got {found!r}")
+        return self.checked(node, check, found) if check else found
+
+    def checked(self, node: yaml.Node, check: Any, value: Any) -> Any:
+        try:
+            check(value)
+        except UserError as error:
+            raise self.fail(node, error) from None
+        return value
+
+    def model(self, node: yaml.Node) -> str:
+        return self.value(node, str, resolve)
+
+    def task(self, node: yaml.Node) -> dict[str, Options]:
+        """Options that several commands take (`data`, `data_dir`, …), and sections for one of them."""
+        keys = self.mapping(node)
+        if "data" not in keys:
+            raise self.fail(node, "a task needs 'data', a text source as `lmprune eval --data` takes it")
+        found: dict[str, Options] = {name: self.options(keys.pop(name), name) for name in SECTIONS if name in keys}
+        known = {o for command in SECTIONS for o in self.commands.get(command, ()) if o not in _OURS}
+        for name, value in keys.items():
+            if _name(name) not in known:
+                raise self.fail(value, unknown("key", name, ["data", "data_dir", "chat_template", *SECTIONS]))
+        return {**found, "all": {_name(name): self.plain(value) for name, value in keys.items()}}
+
+    def method(self, node: yaml.Node) -> dict[str, Any]:
+        if isinstance(node, yaml.ScalarNode):
+            return {"name": self.value(node, str, get_method)}
+        keys = self.mapping(node, _METHOD_KEYS)
+        if "name" not in keys:
+            raise self.fail(node, "a method needs a name")
+        found: dict[str, Any] = {"name": self.value(keys["name"], str, get_method)}
+        if "label" in keys:
+            found["label"] = self.value(keys["label"], str)
+            if found["label"] == DENSE:
+                raise self.fail(keys["label"], f"{DENSE!r} is the reference's own name; choose another label")
+        if "start" in keys:
+            found["start"] = self.value(keys["start"], str)
+            if found["start"] not in ("base", DENSE):
+                raise self.fail(keys["start"], unknown("start", found["start"], ["base", DENSE]))
+        return {**found, **{name: self.options(keys[name], name) for name in ("prune", "finetune") if name in keys}}
+
+    def options(self, node: yaml.Node, command: str) -> Options:
+        if command not in self.commands:
+            raise self.fail(node, f"this lmprune has no command {command!r}; leave the section out")
+        known = [name for name in self.commands[command] if name not in _OURS]
+        found: Options = {}
+        for name, value in self.mapping(node).items():
+            if _name(name) not in known:
+                raise self.fail(value, unknown(f"option of `lmprune {command}`", name, known))
+            found[_name(name)] = self.plain(value)
+        return found
+
+    def plain(self, node: yaml.Node) -> str | int | float | bool | None:
+        found = yaml.SafeLoader("").construct_object(node, deep=True)
+        if not isinstance(found, str | int | float | bool | None):
+            raise self.fail(node, f"expected a single value, got {found!r}")
+        return found
+
+
+def _name(option: str) -> str:
+    return option.replace("-", "_")

@@ -1,0 +1,94 @@
+"""results.jsonl: one self-contained JSON object a line for every run that ended, well or not. No torch here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+
+RESULTS_FILE = "results.jsonl"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Results:
+    """records: the latest of each run. broken: lines that are not a record of this format, which were left out."""
+
+    records: tuple[dict[str, Any], ...]
+    broken: int = 0
+
+    @property
+    def done(self) -> list[dict[str, Any]]:
+        """Of the runs that ended well."""
+        return [record for record in self.records if record["error"] is None]
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        return [record for record in self.records if record["error"] is not None]
+
+    @property
+    def versions(self) -> list[str]:
+        """The versions of lmprune that made them, each with its commit where it is known."""
+        return sorted({_version(record) for record in self.done})
+
+    def notes(self) -> list[str]:
+        """What a reader must know of the records, one sentence each."""
+        found = []
+        if self.broken:
+            lines = "line of the results is" if self.broken == 1 else "lines of the results are"
+            found += [f"{self.broken} {lines} not a record of this format and left out"]
+        if len(self.versions) > 1:
+            found += [f"the records are of different versions of lmprune: {', '.join(self.versions)}"]
+        if self.failed:
+            found += [f"{len(self.failed)} of {len(self.records)} runs failed"]
+        return found
+
+
+def _version(record: Mapping[str, Any]) -> str:
+    commit = record.get("commit")
+    return record["versions"]["lmprune"] + (f" ({commit[:8]})" if commit else "")
+
+
+def read(path: Path) -> Results:
+    """Raises: UserError where there is no such file; lines that are no records are counted, not fatal."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"no study results at {path}: {error.strerror}") from None
+    found: dict[str, dict[str, Any]] = {}
+    broken = 0
+    for line in lines:
+        if not line.strip():
+            continue
+        record = _parsed(line)
+        if record is None:
+            broken += 1
+        else:
+            found[record["id"]] = record
+    return Results(tuple(found.values()), broken)
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+        config, versions = record["config"], record["versions"]
+        whole = record["format"] == FORMAT and {"id", "error", "seconds"} <= record.keys()
+        whole &= {"model", "task", "method", "keep", "seed", "distil"} <= config.keys() and "lmprune" in versions
+        whole &= record["error"] is not None or "eval" in record
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return record if whole else None
+
+
+def append(path: Path, record: Mapping[str, Any]) -> None:
+    """Add one record; a line that an earlier, killed run left unfinished is ended first."""
+    line = json.dumps(record, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+    with path.open("a+b") as file:
+        if file.seek(0, 2) and (file.seek(-1, 2), file.read(1))[1] != b"\n":
+            line = b"\n" + line
+        file.write(line)
+        file.flush()

@@ -1,0 +1,207 @@
+"""One run of a study: child processes of the lmprune command line, and the record that is made of theirs."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..pruning import versions
+from .grid import Options, Run
+from .records import FORMAT
+
+#: what the Trainer writes into a checkpoint's folder, a JSON object a line
+TRAINING_LOG = "training_log.jsonl"
+CHECKPOINT, LOG = "checkpoint", "log.txt"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker, here or on another machine, needs to do one run.
+
+    folder: of the run. dense: the reference's checkpoint, None for a reference. keep_checkpoint: when it is measured.
+    """
+
+    run: Run
+    study: str
+    folder: Path
+    dense: str | None
+    keep_checkpoint: bool
+    threads: int
+    cwd: Path
+
+
+class Failed(Exception):
+    """A command of the run ended badly."""
+
+
+#: the commands that run now, in this process's threads
+_children: set[subprocess.Popen[bytes]] = set()
+
+
+_libc = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+
+
+def _end_with_parent() -> None:
+    """A study that is killed (-9) must not leave a command behind that writes where the next one works; Linux only."""
+    if sys.platform == "linux":
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def stop() -> None:
+    """End the commands that run now, politely; their runs are not recorded."""
+    for child in list(_children):
+        child.terminate()
+
+
+def commands(task: Task) -> dict[str, list[str]]:
+    """command -> arguments after `lmprune`, in the order they are called."""
+    run, sections = task.run, task.run.sections
+    checkpoint = str(task.folder / CHECKPOINT)
+    found: dict[str, list[str]] = {}
+    at = run.model
+    if "prune" in sections:
+        start = task.dense if run.start == "dense" and task.dense else run.model
+        teacher = ["--teacher", task.dense] if run.distil and task.dense else []
+        pruned = checkpoint if "finetune" not in sections else str(task.folder / "pruned")
+        settings = ["--method", run.criterion, "--keep", f"{run.keep:g}", "--seed", str(run.seed), *teacher]
+        found["prune"] = ["prune", start, "--out", pruned, *settings, *_spelt(sections["prune"])]
+        at = pruned
+    if "finetune" in sections:
+        teacher = ["--teacher", task.dense] if run.distil and task.dense else []
+        rest = ["--seed", str(run.seed), *teacher, *_spelt(sections["finetune"])]
+        found["finetune"] = ["finetune", at, "--out", checkpoint, *rest]
+        at = checkpoint
+    baseline = ["--baseline", task.dense] if task.dense else []
+    found["eval"] = ["eval", at, *baseline, *_spelt(sections["eval"])]
+    found["analyze"] = ["analyze", at, *baseline, "--out", str(task.folder / "analysis"), *_spelt(sections["analyze"])]
+    if "bench" in sections:
+        found["bench"] = ["bench", at, *([task.dense] if task.dense else []), *_spelt(sections["bench"])]
+    return found
+
+
+def _spelt(options: Options) -> list[str]:
+    words = []
+    for name, value in options.items():
+        if value is False:
+            continue
+        words += ["--" + name.replace("_", "-"), *([] if value is True else [str(value)])]
+    return words
+
+
+def checkpoint_of(run: Run, folder: Path) -> str:
+    """Where the run's model is when it is done: a reference that is not trained is the model itself."""
+    return str(folder / CHECKPOINT) if {"prune", "finetune"} & run.sections.keys() else run.model
+
+
+def execute(task: Task, *, error: str | None = None) -> dict[str, Any]:
+    """Do the run; whatever happens to it, its record comes back. error: why it can't even be tried."""
+    todo = commands(task)
+    found: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
+    peak_kb, told = 0, {}
+    try:
+        if error is not None:
+            raise Failed(error)
+        shutil.rmtree(task.folder, ignore_errors=True)  # what a killed run left there
+        task.folder.mkdir(parents=True)
+        for name, arguments in todo.items():
+            start = time.perf_counter()
+            try:
+                found[name], used_kb = _call(arguments, task)
+            finally:
+                seconds[name] = time.perf_counter() - start
+            peak_kb = max(peak_kb, used_kb)
+        told = _told(found, task.folder)
+    except (Failed, OSError, ValueError) as failed:
+        error = str(failed)
+    record = {
+        "format": FORMAT,
+        "id": task.run.id,
+        "study": task.study,
+        "error": error,
+        "config": task.run.config(),
+        "commands": [["lmprune", *arguments] for arguments in todo.values()],
+        "versions": versions(),
+        "commit": commit(),
+        "machine": {"platform": platform.platform(), "cpus": os.cpu_count(), "threads": task.threads},
+        "seconds": {**seconds, "total": sum(seconds.values())},
+        "peak_memory_mb": peak_kb * 1024 / 1e6,
+        **told,
+    }
+    if not task.keep_checkpoint:
+        for name in (CHECKPOINT, "pruned"):
+            shutil.rmtree(task.folder / name, ignore_errors=True)
+    return record
+
+
+def _call(arguments: Sequence[str], task: Task) -> tuple[dict[str, Any], int]:
+    """(the command's record, the most memory it held, in KiB). Raises: Failed with its last words."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(task.threads), "MKL_NUM_THREADS": str(task.threads)}
+    log = task.folder / LOG
+    with log.open("ab") as errors:
+        errors.write(f"$ lmprune {' '.join(arguments)}\n".encode())
+        errors.flush()
+        line = [sys.executable, "-m", "lmprune", *arguments, "--json"]
+        child = subprocess.Popen(
+            line, stdout=subprocess.PIPE, stderr=errors, env=environment, cwd=task.cwd, preexec_fn=_end_with_parent
+        )
+        _children.add(child)
+        try:
+            assert child.stdout is not None
+            out = child.stdout.read()
+            _, status, usage = os.wait4(child.pid, 0)  # unlike `wait`, it tells this child's memory
+            child.returncode = os.waitstatus_to_exitcode(status)
+        finally:
+            _children.discard(child)
+    if child.returncode != 0:
+        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        raise Failed(f"lmprune {arguments[0]}: {said[-1].removeprefix('error: ') if said else 'no word'}")
+    return json.loads(out), usage.ru_maxrss
+
+
+def _told(found: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What the commands said, without what is long: look-alikes and their tokens stay in the run's folder."""
+    told = dict(found)
+    if (analysis := told.pop("analyze", None)) is not None:
+        told["redundancy"] = {name: value for name, value in analysis.items() if name != "clusters"}
+    log = next((f for f in (folder / CHECKPOINT / TRAINING_LOG, folder / "pruned" / TRAINING_LOG) if f.is_file()), None)
+    if log is not None:
+        told["training_log"] = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    plans = [f for f in (folder / "pruned" / "prune_plan.json", folder / CHECKPOINT / "prune_plan.json") if f.is_file()]
+    if plans:
+        plan = json.loads(plans[0].read_text(encoding="utf-8"))
+        told["widths_before"] = plan["widths_before"]
+        told["kept"] = [bitmap(k, width) for k, width in zip(plan["kept"], plan["widths_before"], strict=True)]
+    return told
+
+
+def bitmap(kept: Sequence[int], width: int) -> str:
+    """Kept neurons in hex, the first neuron the highest bit of the first digit.
+
+    >>> bitmap([0, 3, 4], 6)
+    '98'
+    """
+    digits = -(-width // 4)
+    return f"{sum(1 << (4 * digits - 1 - index) for index in kept):0{digits}x}"
+
+
+def commit() -> str | None:
+    """Of lmprune's own checkout; None where it is installed."""
+    here = Path(__file__).parent
+    try:
+        said = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return said.stdout.strip() or None if said.returncode == 0 else None

@@ -1,0 +1,300 @@
+"""A report from records whose numbers are known: tables, claims, figures, and the page in a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_up_records import LAYERS, METHODS, grid, made_up
+from test_bad_input import refused
+from tiny_checkpoints import documented, lmprune
+
+from lmprune.report import claims, figures, rows, svg, tables
+from lmprune.report.charts import HeatChart, LineChart, span, ticks
+from lmprune.report.job import build
+from lmprune.study import records
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+EVERYTHING = (
+    "perplexity uniqueness_ratio sensitivity_ratio uniqueness sensitivity pareto_params pareto_prefill pareto_decode "
+    "cos_ranges left training_loss training_perplexity training_keep maps"
+).split()
+
+
+def written(folder: Path, found: list[dict[str, Any]]) -> Path:
+    folder.mkdir(exist_ok=True)
+    for record in found:
+        records.append(folder / "results.jsonl", record)
+    return folder
+
+
+def section(found: list[dict[str, Any]]) -> rows.Section:
+    (only,) = rows.sections(found)
+    return only
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = written(tmp_path_factory.mktemp("study"), grid())
+    return lmprune("report", folder, "--json").record
+
+
+# -- rows, tables
+
+
+def test_rows_are_what_the_records_say():
+    found = section(grid(seeds=2))
+    assert found.title == "gpt-neo-mini, wikitext" and found.keeps == [0.5, 0.25] and found.metrics == ["perplexity"]
+    row = found.of("gum", 0.25)[0]
+    assert row.params == int(1_775_616 * 1.25) and row.speed == {"prefill": 1.75, "decode": 1.75}
+    assert rows.with_dense_params(found)[found.of("dense")[0].id] == 3_550_848
+    assert [r.seed for r in found.of("gum", 0.25, True)] == [0, 1] and all(
+        r.distil for r in found.of("gum", 0.25, True)
+    )
+
+
+def test_mean_and_interval_is_students():
+    mean, margin = rows.mean_and_interval([1.0, 2.0, 3.0, 4.0])
+    assert mean == 2.5 and margin == pytest.approx(3.182 * 1.2909944 / 2)  # t(3) · s / √4
+
+
+def test_pairs_share_a_seed():
+    found = section(grid(seeds=3))
+    shifted = [r for r in found.of("gum", 0.5) if r.seed != 1]
+    assert len(rows.paired(shifted, found.of("top_v", 0.5), lambda r: r.uniqueness)) == 2
+    assert rows.paired(shifted, [r for r in found.of("top_v", 0.5) if r.seed == 1], lambda r: r.uniqueness) == []
+
+
+def test_the_papers_numbers_stand_beside_ours_and_are_marked():
+    table = tables.of_section(section(grid(keeps=(0.5, 0.4))))[0]
+    assert table.header == ("method", "keep 0.5", "paper", "keep 0.4")  # the paper has no 40%
+    by_name = {row[0]: row for row in table.rows}
+    assert (
+        by_name["gum"][2] == "17.88 / 18.31" and by_name["hard"][2] == tables.MISSING and by_name["dense"][2] == "16.14"
+    )
+    assert "another model at another scale" in table.note and re.fullmatch(r"\d\d\.\d\d ± 0\.\d\d", by_name["gum"][1])
+    assert "paper" not in tables.of_section(section(grid(keeps=(0.4,))))[0].header
+
+
+def test_one_seed_has_no_spread():
+    table = tables.of_section(section(grid(seeds=1)))[0]
+    assert "One seed" in table.note and "±" not in "".join(sum(table.rows, ()))
+
+
+# -- claims
+
+
+def verdicts(found: list[dict[str, Any]]) -> dict[str, str]:
+    return {
+        claim.claim.split()[0] + claim.claim.split()[-1]: claim.verdict for claim in claims.of_section(section(found))
+    }
+
+
+def test_claims_hold_where_the_records_were_made_so():
+    assert verdicts(grid()) == {
+        "randommethods": "holds", "magnitudeworst": "holds", "gumtop_v": "holds", "gum'sratio": "holds",
+        "gum'shighest": "holds", "distillationmethod": "holds", "distillation50%": "does not hold",
+    }  # fmt: skip
+
+
+def test_claims_fail_where_they_were_made_to(monkeypatch: pytest.MonkeyPatch):
+    for method, (worse, unique) in {"gum": (0.9, 0.6), "random": (1.6, 0.8)}.items():
+        monkeypatch.setitem(METHODS, method, (worse, unique))
+    found = verdicts(grid())
+    assert {found["randommethods"], found["magnitudeworst"], found["gumtop_v"], found["gum'shighest"]} == {
+        "does not hold"
+    }
+
+
+def test_one_seed_or_noise_can_not_tell():
+    assert set(verdicts(grid(seeds=1)).values()) == {"can't tell"}
+    assert verdicts(grid(noise=0.1, model="noisy"))["gumtop_v"] == "can't tell"
+
+
+def test_claims_that_need_missing_methods_are_not_made():
+    few = [made_up("dense"), *(made_up("random", 0.5, seed=s) for s in range(3))]
+    assert claims.of_section(section(few)) == []
+
+
+def test_evidence_names_its_interval():
+    evidence = claims.Evidence("a - b", -0.5, 0.2, 3)
+    assert str(evidence) == "a - b: -0.500, 95% interval [-0.700, -0.300] of 3 seeds" and evidence.verdict == "holds"
+
+
+# -- figures
+
+
+def test_every_figure_is_made_with_every_run_in_it():
+    found = section(grid())
+    charts = {chart.id: chart for chart in figures.of_section(found, "")}
+    assert list(charts) == EVERYTHING
+    for name in EVERYTHING[:8]:
+        chart = charts[name]
+        assert isinstance(chart, LineChart)
+        assert sum(len(line.points) for line in chart.lines) == len(found.rows), name
+    maps = charts["maps"]
+    assert isinstance(maps, HeatChart) and len(maps.panels) == len(METHODS)
+    layer = maps.panels[0].rows_LC[0]
+    assert len(layer) == 64 and sum(layer) == 16 and "16 of 64 neurons" in maps.panels[0].row_tips[0]
+    left = charts["left"]
+    assert isinstance(left, LineChart) and len(left.lines[0].curve) == LAYERS
+    gum = next(line for line in left.lines if line.name == "gum")
+    assert [y for _, y in gum.curve] == pytest.approx([(14 + i) / 64 for i in range(LAYERS)])
+
+
+def test_figures_without_numbers_are_left_out():
+    bare = []
+    for record in grid(seeds=1, trained=False):
+        for key in ("bench", "redundancy", "kept"):
+            record.pop(key, None)
+        bare.append(record)
+    assert [chart.id for chart in figures.of_section(section(bare), "")] == ["perplexity", "pareto_params"]
+
+
+def test_svg_puts_a_point_where_its_value_is():
+    chart = next(c for c in figures.of_section(section(grid()), "") if c.id == "perplexity")
+    assert isinstance(chart, LineChart)
+    tree = ElementTree.fromstring(svg.standalone(chart))
+    name = "{http://www.w3.org/2000/svg}"
+    labels = {t.text: float(t.get("y", 0)) - 4 for t in tree.iter(f"{name}text") if t.get("class") == "tick y"}
+    (a, b), (ya, yb) = list(map(float, labels))[:2], list(labels.values())[:2]
+    points = [p for line in chart.lines for p in line.points]
+    circles = list(tree.iter(f"{name}circle"))
+    assert len(circles) == len(points)
+    for point, circle in zip(points, circles, strict=True):
+        assert float(circle.get("cy", 0)) == pytest.approx(ya + (point.y - a) / (b - a) * (yb - ya), abs=0.3)
+        assert circle.get("data-tip") == point.tip
+
+
+def test_ticks_and_spans():
+    assert ticks(*span([0.25, 0.5, 1.0])) == [0.4, 0.6, 0.8, 1.0] and ticks(*span([5.0, 5.0])) != []
+    assert ticks(20, 31.5) == [20, 22, 24, 26, 28, 30] and len(ticks(1e-3, 1e9, log=True)) <= 8
+    assert span([3.0])[0] < 3 < span([3.0])[1] and span([0.0, 0.0]) == (-1, 1)
+
+
+# -- the command
+
+
+def test_what_is_written(reported: dict[str, Any]):
+    assert set(reported) == documented("report")
+    out = Path(reported["out"])
+    assert reported["figures"] == [f"s1_{name}" for name in EVERYTHING] and reported["records"] == 75
+    for name in reported["figures"]:
+        ElementTree.parse(out / "figures" / f"{name}.svg")
+        assert (out / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    text = (out / "report.md").read_text()
+    assert all((out / target).is_file() for target in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text))
+    assert "**gum is at least as good as top_v**" in text and text.count("| gum |") >= 3
+
+
+def test_the_page_needs_no_network(reported: dict[str, Any]):
+    page = (Path(reported["out"]) / "index.html").read_text()
+    assert not re.findall(r"""(?:src|href)=|url\(|@import|fetch\(|https?://(?!www\.w3\.org)""", page)
+
+
+def test_odd_names_are_escaped(tmp_path: Path):
+    found = [made_up("dense", task="<b>&x"), *(made_up("gum", 0.5, task="<b>&x", seed=s) for s in range(2))]
+    record = lmprune("report", written(tmp_path / "s", found), "--json").record
+    page = (Path(record["out"]) / "index.html").read_text()
+    assert "<b>" not in page and "&lt;b&gt;&amp;x" in page
+
+
+def test_broken_lines_and_other_versions_are_said(tmp_path: Path):
+    folder = written(tmp_path / "s", [*grid(seeds=1), made_up("gum", 0.1, error="out of memory", version="0.1.0")])
+    written(folder, [made_up("gum", 0.75, version="0.2.0")])
+    with (folder / "results.jsonl").open("a") as file:
+        file.write('{"format": 1, "id": "half\n[]\n{"format": 99}\n')
+    shown = lmprune("report", folder)
+    assert shown.code == 0
+    for sentence in (
+        "3 lines of the results are not a record of this format and left out",
+        "the records are of different versions of lmprune: 0.1.0, 0.2.0",
+        "1 of 27 runs failed",
+    ):
+        assert sentence in shown.out and sentence in (folder / "report" / "index.html").read_text()
+
+
+def test_nothing_to_report(tmp_path: Path):
+    assert "no study results at" in refused("report", tmp_path)
+    (tmp_path / "results.jsonl").write_text("broken\n")
+    assert "ended well; 1 lines are no records: there is nothing to report" in refused("report", tmp_path)
+    written(tmp_path, [made_up("dense")])
+    (tmp_path / "file").write_text("")
+    assert "choose another --out" in refused("report", tmp_path, "--out", tmp_path / "file")
+
+
+@pytest.mark.slow
+def test_a_thousand_records(tmp_path: Path):
+    """Asked for: under 10 s, page under 5 MB; the time is of this process, as the machine is shared."""
+    found = [
+        record
+        for model in ("a", "b")
+        for task in ("wikitext", "wikisql")
+        for record in grid(model=model, task=task, keeps=(0.75, 0.5, 0.25, 0.1), seeds=5)
+    ]
+    folder = written(tmp_path / "s", found)
+    start = time.process_time()
+    record = lmprune("report", folder, "--json").record
+    assert record["records"] == 980 and time.process_time() - start < 20
+    assert (Path(record["out"]) / "index.html").stat().st_size < 5e6
+
+
+# -- in a browser
+
+PROBE = """<script>
+const shown = (s) => [...document.querySelectorAll(s)].filter((e) => getComputedStyle(e).display !== "none").length;
+const drawn = [...document.querySelectorAll("figure")].map((f) => {
+  const box = f.querySelector("svg").getBoundingClientRect();
+  return f.id + ":" + (box.width > 100 && box.height > 80 && f.querySelectorAll(".curve, circle, .cell").length > 2);
+});
+const before = [shown(".g-gum"), shown(".g-top-v")];
+document.querySelector('.chip[data-group="gum"]').click();
+const hidden = [shown(".g-gum"), shown(".g-top-v")];
+document.querySelector('svg .key[data-group="gum"] text').dispatchEvent(new MouseEvent("click", { bubbles: true }));
+const back = [shown(".g-gum"), shown(".g-top-v")];
+const dot = document.querySelector("circle[data-tip]");
+dot.dispatchEvent(new PointerEvent("pointermove", { bubbles: true, clientX: 9, clientY: 9 }));
+const hover = document.getElementById("tip");
+const said = hover.hidden ? "" : hover.textContent;
+const wanted = dot.dataset.tip;
+document.body.textContent = "PROBE" + JSON.stringify({ drawn, before, hidden, back, said, wanted }) + "END";
+</script>"""
+
+
+def browse(page: Path, tmp_path: Path) -> tuple[str, str]:
+    """(the page's DOM after its scripts, what Chromium says)."""
+    assert CHROMIUM is not None
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+         "--enable-logging=stderr", "--dump-dom", page.as_uri()],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    return done.stdout, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (Debian: apt-get install chromium)")
+def test_in_a_browser_every_figure_is_drawn_and_filters_work(reported: dict[str, Any], tmp_path: Path):
+    page = (Path(reported["out"]) / "index.html").read_text()
+    probed = tmp_path / "probed.html"
+    probed.write_text(page.replace("</body>", PROBE + "</body>"))
+    dom, said = browse(probed, tmp_path)
+    assert "CONSOLE" not in said, said
+    found = json.loads(re.search(r"PROBE(.*)END", dom, re.DOTALL)[1])  # type: ignore[index]
+    assert found["drawn"] == [f"s1_{name}:true" for name in EVERYTHING]
+    assert found["before"][0] > 10 and found["hidden"] == [0, found["before"][1]] and found["back"] == found["before"]
+    assert found["said"] == found["wanted"] != ""
+    probed.write_text(page.replace("</body>", "<script>nothing()</script></body>"))  # the control: an error is heard
+    assert "CONSOLE" in browse(probed, tmp_path)[1]
+
+
+def test_a_report_is_built_from_plain_values(tmp_path: Path):
+    folder = written(tmp_path / "s", grid(seeds=1))
+    assert build(records.read(folder / "results.jsonl")) == build(records.read(folder / "results.jsonl"))

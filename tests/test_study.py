@@ -1,0 +1,308 @@
+"""A study from YAML to records: the grid, what is wrong with it by line, resuming, failures, several machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+from made_up_records import made_up
+from test_bad_input import refused
+from tiny_checkpoints import documented, lmprune
+
+from lmprune.cli import app
+from lmprune.errors import UserError
+from lmprune.report.figures import _bits
+from lmprune.study import grid, records, run
+from lmprune.study.estimate import estimate
+from lmprune.study.run import Task, bitmap
+
+STUDY = """\
+name: tiny
+models: [{model}]
+tasks:
+  cats:
+    data: {text}
+    eval: {{context: 64}}
+methods: [random, {{name: magnitude, label: norm, prune: {{scope: global}}}}]
+keep: [0.5, 0.25]
+prune: {{multiple_of: 1}}
+eval: {{max_tokens: 512}}
+analyze: {{max_tokens: 256, seq_len: 64}}
+"""
+
+
+def commands() -> grid.Commands:
+    known: Any = typer.main.get_command(app)
+    return {name: {p.name: p.is_flag for p in c.params if hasattr(p, "is_flag")} for name, c in known.commands.items()}
+
+
+@pytest.fixture
+def written(model: Path, text: Path, tmp_path: Path) -> Any:
+    """Writes the study, with replacements, to study.yaml."""
+
+    def write(*changes: tuple[str, str]) -> Path:
+        content = STUDY.format(model=model, text=text)
+        for old, new in changes:
+            assert old in content
+            content = content.replace(old, new)
+        (tmp_path / "study.yaml").write_text(content)
+        return tmp_path / "study.yaml"
+
+    return write
+
+
+# -- the grid
+
+
+def test_the_grid_is_the_product_with_the_reference_first(written: Any) -> None:
+    found = grid.read(written(("keep:", "seeds: [3, 4]\ndistil: [false, true]\nkeep:")), commands())
+    settings = [(r.method, r.keep, r.seed, r.distil) for r in found.runs]
+    assert settings[0] == ("dense", 1.0, 3, False) and len(settings) == 1 + 2 * 2 * 2 * 2 == len(set(settings))
+    assert {r.criterion for r in found.runs if r.method == "norm"} == {"magnitude"}
+    assert all(found.reference(r) is found.runs[0] for r in found.runs)
+    assert len({r.id for r in found.runs}) == len(found.runs)
+
+
+def test_sections_lie_over_each_other(written: Any) -> None:
+    found = grid.read(written(), commands())
+    dense, random, *_ = found.runs
+    norm = next(r for r in found.runs if r.method == "norm")
+    assert set(dense.sections) == {"eval", "analyze"}
+    assert random.sections["eval"] == {"data": dense.sections["eval"]["data"], "max_tokens": 512, "context": 64}
+    assert random.sections["prune"] == {"data": dense.sections["eval"]["data"], "multiple_of": 1}
+    assert norm.sections["prune"]["scope"] == "global"
+    without = grid.read(written(("scope: global", "multiple_of: null")), commands())
+    assert "multiple_of" not in next(r for r in without.runs if r.method == "norm").sections["prune"]
+
+
+def test_an_id_changes_with_every_setting(written: Any) -> None:
+    ids = [
+        {r.id for r in grid.read(written(*changes), commands()).runs}
+        for changes in ((), [("max_tokens: 512", "max_tokens: 513")], [("context: 64", "context: 65")])
+    ]
+    assert not ids[0] & ids[1] and not ids[0] & ids[2] and not ids[1] & ids[2]
+    other = {r.id for r in grid.read(written(("scope: global", "scope: local")), commands()).runs}
+    assert len(ids[0] & other) == 3  # dense, random twice
+
+
+def training_commands() -> grid.Commands:
+    """The command line with training, which this tree may not have yet."""
+    known = {name: dict(options) for name, options in commands().items()}
+    known["prune"] |= {"steps": False, "lr": False, "teacher": False}
+    known["finetune"] = {"data": False, "steps": False, "seed": False, "teacher": False, "seq_len": False}
+    return known
+
+
+def test_commands_are_spelt_out(written: Any, tmp_path: Path) -> None:
+    training = (
+        ("methods: [random,", "methods: [{name: random, start: dense, finetune: {steps: 3}},"),
+        ("keep: [0.5, 0.25]", "keep: [0.5]\nseeds: [1, 2]\ndistil: [true]\nfinetune: {steps: 7, seq-len: 32}"),
+    )
+    found = grid.read(written(*training), training_commands())
+    assert [r.seed for r in found.runs if r.reference] == [1, 2]  # trained, so one a seed
+    pick = next(r for r in found.runs if (r.method, r.seed) == ("random", 2))
+    assert found.reference(pick).seed == 2
+    dense = Task(found.reference(pick), "s", tmp_path / "d", None, True, 1, tmp_path)
+    trained = run.commands(dense)
+    assert trained["finetune"][:4] == ["finetune", pick.model, "--out", str(tmp_path / "d" / "checkpoint")]
+    assert (
+        " ".join(trained["finetune"]).endswith("--steps 7 --seq-len 32")
+        and trained["eval"][1] == trained["finetune"][3]
+    )
+    pruned = run.commands(Task(pick, "s", tmp_path / "r", "DENSE", False, 1, tmp_path))
+    assert list(pruned) == ["prune", "finetune", "eval", "analyze"]
+    assert pruned["prune"][:4] == ["prune", "DENSE", "--out", str(tmp_path / "r" / "pruned")]
+    assert "--teacher DENSE" in " ".join(pruned["prune"]) and "--keep 0.5 --seed 2" in " ".join(pruned["prune"])
+    assert pruned["finetune"][1] == pruned["prune"][3] and "--steps 3" in " ".join(pruned["finetune"])
+    assert pruned["eval"][1:4] == [str(tmp_path / "r" / "checkpoint"), "--baseline", "DENSE"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "sentence"),
+    [
+        ("keep: [", "kep: [", 8, "unknown key 'kep'; did you mean keep?"),
+        ("methods: [random,", "methods: [randon,", 7, "unknown method 'randon'; did you mean random?"),
+        ("name: magnitude", "name: gumm", 7, "unknown method 'gumm'"),
+        ("label: norm", "lable: norm", 7, "unknown key 'lable'"),
+        ("label: norm", "label: dense", 7, "is the reference's own name"),
+        ("label: norm", "start: middle", 7, "unknown start 'middle'"),
+        ("models: [", "models: [/nowhere/at/all, ", 2, "no model at /nowhere/at/all"),
+        ("keep: [0.5", "keep: [50", 8, "to keep 50%, pass 0.5"),
+        ("keep: [0.5", "keep: [half", 8, "expected a number, got 'half'"),
+        ("keep: [0.5, 0.25]", "keep: 0.5", 8, "expected a list"),
+        ("multiple_of: 1", "multiple: 1", 9, "unknown option of `lmprune prune` 'multiple'; did you mean multiple_of?"),
+        ("multiple_of: 1", "out: x", 9, "unknown option of `lmprune prune` 'out'"),
+        ("    data:", "    dato:", 5, "a task needs 'data'"),
+        ("    eval:", "    colour: red\n    eval:", 6, "unknown key 'colour'"),
+        ("name: tiny", "name: tiny\nname: other", 2, "'name' is there twice"),
+        ("analyze:", "bench: {}\nanalyze:", 11, "has no command 'bench'"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_line(written: Any, old: str, new: str, line: int, sentence: str) -> None:
+    if "bench" in new and "bench" in commands():
+        pytest.skip("there is a bench command here")
+    file = written((old, new))
+    with pytest.raises(UserError) as caught:
+        grid.read(file, commands())
+    assert f"{file}, line {line}: " in str(caught.value) and sentence in str(caught.value), str(caught.value)
+
+
+def test_no_study_at_all(tmp_path: Path, written: Any) -> None:
+    assert "can't read the study" in refused("study", tmp_path / "none.yaml", "--out", tmp_path / "o")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    assert "is not YAML" in refused("study", tmp_path / "bad.yaml", "--out", tmp_path / "o")
+    (tmp_path / "bad.yaml").write_text("models: []")
+    assert "there is no 'tasks'" in refused("study", tmp_path / "bad.yaml", "--out", tmp_path / "o")
+    (tmp_path / "bad.yaml").write_text("- a")
+    assert "line 1: expected keys and values" in refused("study", tmp_path / "bad.yaml", "--out", tmp_path / "o")
+    twice = written(("[random,", "[random, random,"))
+    assert "the same run occurs twice" in refused("study", twice, "--out", tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("name", ["smoke", "oneshot", "paper_tables"])
+def test_studies_that_are_shipped_can_be_read(name: str, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "paper_tables" and "steps" not in commands()["prune"]:
+        pytest.skip("this lmprune can't train yet")
+    root = Path(__file__).parents[1]
+    monkeypatch.chdir(root)
+    found = grid.read(root / "studies" / f"{name}.yaml", commands())
+    assert len(found.runs) == {"smoke": 3, "oneshot": 17, "paper_tables": 2 * (3 + 6 * 3 * 3 * 2)}[name]
+
+
+# -- records
+
+
+def test_a_line_cut_short_is_ended_and_the_latest_record_counts(tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    records.append(file, made_up("gum", 0.5, error="lost"))
+    with file.open("ab") as half:
+        half.write(b'{"format": 1, "id": "ha')
+    records.append(file, made_up("gum", 0.5))
+    records.append(file, made_up("random", 0.5, error="lost"))
+    found = records.read(file)
+    assert (len(found.records), found.broken, len(found.done), len(found.failed)) == (2, 1, 1, 1)
+    assert [len(line) > 50 for line in file.read_text().splitlines()] == [True, False, True, True]
+
+
+@pytest.mark.parametrize("missing", ["format", "config", "versions", "eval", "seconds"])
+def test_what_is_no_record_is_not_read(tmp_path: Path, missing: str) -> None:
+    record = made_up("gum", 0.5)
+    del record[missing]
+    records.append(tmp_path / "r", record)
+    assert records.read(tmp_path / "r") == records.Results((), 1)
+
+
+def test_bitmaps_come_back(tmp_path: Path) -> None:
+    kept, width = [0, 2, 3, 9, 46], 47
+    bits = _bits({"kept": [bitmap(kept, width)], "widths_before": [width]})[0]
+    assert len(bits) == width and [i for i, bit in enumerate(bits) if bit] == kept
+
+
+# -- the time it takes
+
+
+def test_an_estimate_is_corrected_by_what_is_done(written: Any) -> None:
+    found = grid.read(written(), commands()).runs
+    free = estimate(found, [], jobs=1, threads=1)
+    assert 10 < free < 1000 and estimate(found, [], jobs=2, threads=1) < 0.8 * free
+    done = [{"id": found[0].id, "seconds": {"total": 1e4}}]
+    assert estimate(found, done, jobs=1, threads=1) > 50 * free
+    everything = [{"id": r.id, "seconds": {"total": 1.0}} for r in found]
+    assert estimate(found, everything, jobs=1, threads=1) == 0
+
+
+def test_a_dry_run_writes_nothing(written: Any, tmp_path: Path) -> None:
+    record = lmprune("study", written(), "--out", tmp_path / "o", "--dry-run", "--json").record
+    assert set(record) == {"study", "runs", "finished", "todo", "estimated_seconds"} and len(record["todo"]) == 5
+    shown = lmprune("study", written(), "--out", tmp_path / "o", "--dry-run").out
+    assert "5 of 5 runs to do" in shown and record["todo"][2] in shown and not (tmp_path / "o").exists()
+
+
+# -- end to end
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_a_study_from_end_to_end(written: Any, model: Path, tmp_path: Path) -> None:
+    """Two at a time; one run fails; a second call does only what is missing; the report reads it."""
+    out = tmp_path / "out"
+    broken = written(("[random,", "[{name: random, prune: {calibration_tokens: 0}}, {name: random, label: ok},"),
+                     ("keep: [0.5, 0.25]", "keep: [0.5]"))  # fmt: skip
+    record = lmprune("study", broken, "--out", out, "--jobs", 2, "--json").record
+    assert set(record) == documented("study") and (record["runs"], record["finished"]) == (4, 3)
+    assert len(record["failed"]) == 1 and "lmprune prune: " in record["failed"][0]["error"]
+    found = {r["config"]["method"]: r for r in lines(out)}
+    assert set(found) == {"dense", "ok", "norm", "random"} and lines(out)[0]["config"]["method"] == "dense"
+    norm = found["norm"]
+    assert norm["eval"]["baseline_perplexity"] == pytest.approx(found["dense"]["eval"]["perplexity"])
+    assert norm["redundancy"]["layers"][0]["left"] == norm["prune"]["widths"][0] / 48
+    assert [sum(map(sum, _bits(norm)))] == [sum(norm["prune"]["widths"])] and "clusters" not in norm["redundancy"]
+    assert norm["peak_memory_mb"] > 100 and set(norm["seconds"]) == {"prune", "eval", "analyze", "total"}
+    assert not (out / "runs" / norm["id"] / "checkpoint").exists()
+    assert "error" in (out / "runs" / found["random"]["id"] / "log.txt").read_text()
+    again = lmprune("study", broken, "--out", out, "--json")
+    assert "1 of 4 runs to do, 3 finished before" in again.err and len(lines(out)) == 5
+    assert lmprune("report", out, "--json").record["notes"] == ["1 of 4 runs failed"]
+    command = norm["commands"][0]
+    redone = lmprune(*[tmp_path / "redone" if a.endswith("checkpoint") else a for a in command[1:]], "--json").record
+    assert redone["widths"] == norm["prune"]["widths"]
+
+
+@pytest.mark.slow
+def test_runs_whose_reference_failed_are_not_tried(written: Any, tmp_path: Path) -> None:
+    file = written(("context: 64", "context: 100000"))
+    record = lmprune("study", file, "--out", tmp_path / "o", "--json").record
+    assert record["finished"] == 0 and len(record["failed"]) == 5
+    assert sum("its dense reference" in run["error"] for run in record["failed"]) == 4
+    assert "context 100000 is more than" in record["failed"][0]["error"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_study_goes_on(written: Any, tmp_path: Path, number: signal.Signals) -> None:
+    out, file = tmp_path / "o", written(("keep: [0.5, 0.25]", "keep: [0.5]"))
+    study = [sys.executable, "-m", "lmprune", "study", str(file), "--out", str(out)]
+    going = subprocess.Popen(study, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    for _ in range(1800):
+        if (out / "results.jsonl").is_file() and len(list((out / "runs").iterdir())) > 1:
+            break
+        time.sleep(0.1)
+    going.send_signal(number)
+    _, err = going.communicate(timeout=60)
+    assert number != signal.SIGTERM or (going.returncode == 130 and "interrupted" in err)
+    before = lines(out)
+    assert all(r["error"] is None for r in before) and 1 <= len(before) < 3  # what was interrupted has not failed
+    record = lmprune("study", file, "--out", out, "--json").record
+    assert (record["finished"], record["failed"]) == (3, []) and lines(out)[: len(before)] == before
+    assert len(lines(out)) == 3
+
+
+@pytest.mark.slow
+def test_two_studies_in_one_folder(written: Any, tmp_path: Path) -> None:
+    from lmprune.study.runner import _locked
+
+    with _locked(tmp_path / "o"):
+        assert "another study is at work in" in refused("study", written(), "--out", tmp_path / "o")
+
+
+@pytest.mark.slow
+def test_on_ray(written: Any, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    out = tmp_path / "o"
+    file = written(("[random, {", "[{"), ("keep: [0.5, 0.25]", "keep: [0.5]"))
+    record = lmprune("study", file, "--out", out, "--ray", "local", "--json").record
+    assert (record["runs"], record["finished"], record["failed"]) == (2, 2, [])
+    assert {r["config"]["method"] for r in lines(out)} == {"dense", "norm"}
+    assert "no Ray cluster at" in refused("study", written(), "--out", tmp_path / "p", "--ray", "127.0.0.1:1")
