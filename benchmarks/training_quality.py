@@ -23,7 +23,7 @@ from lmprune import data
 from lmprune.data.tokens import sequences, stream
 from lmprune.evaluation.perplexity import perplexity
 from lmprune.ffn import find_ffns
-from lmprune.gradual import GradualPruner
+from lmprune.gradual import GradualPruner, GradualSettings
 from lmprune.plan import PrunePlan
 from lmprune.shrink import shrink
 from lmprune.training.teachers import OnlineTeacher
@@ -35,12 +35,13 @@ EVALUATION_TOKENS = 65536
 
 @dataclass(frozen=True)
 class Recipe:
-    """method: None = dense. schedule: cubic, or oneshot. distil: KL to the dense model, fine-tuned as long."""
+    """method: None = dense. schedule: cubic, or oneshot. distil: KL to the dense model, fine-tuned as long.
+    warm_start: see GradualSettings."""
 
     method: str | None
     schedule: str = "cubic"
     distil: bool = False
-    scope: str | None = None
+    warm_start: bool = False
 
 
 RECIPES: dict[str, Recipe] = {
@@ -48,7 +49,10 @@ RECIPES: dict[str, Recipe] = {
     **{name: Recipe(name) for name in ("random", "magnitude", "soft", "hard", "top_v", "gum", "obs")},
     "obs, oneshot": Recipe("obs", "oneshot"),
     "obs, distilled": Recipe("obs", distil=True),
+    "obs, oneshot, distilled": Recipe("obs", "oneshot", distil=True),
     "gum, distilled": Recipe("gum", distil=True),
+    "gum, warm": Recipe("gum", warm_start=True),
+    "gum, warm, distilled": Recipe("gum", distil=True, warm_start=True),
 }
 
 
@@ -75,7 +79,10 @@ class Bench:
         if recipe.method and recipe.schedule == "oneshot":
             lmprune.prune(model, data=calibration, **how)  # type: ignore[arg-type]
         elif recipe.method:
-            pruner = GradualPruner(model, num_steps=steps, calibration=calibration[:64], **how)  # type: ignore[arg-type]
+            pruner = GradualPruner(
+                model, num_steps=steps, calibration=calibration[:64],
+                settings=GradualSettings(warm_start=recipe.warm_start), **how,  # type: ignore[arg-type]
+            )  # fmt: skip
         result = train(model, examples, settings, pruner=pruner, teacher=teacher)
         if pruner is not None:
             kept = pruner.finish()

@@ -15,10 +15,12 @@ from lmprune.ffn import find_ffns
 from lmprune.gradual import GradualPruner, GradualSettings
 from lmprune.gradual.similarity import SimilarityEstimate, cosines, mean_similarity
 from lmprune.gradual.soft import SoftThreshold
+from lmprune.gradual.warm_start import SPREAD
 from lmprune.masks import NeuronMasks
 from lmprune.methods import METHODS
+from lmprune.obs import error_curves
 from lmprune.plan import PrunePlan
-from lmprune.schedules import cubic
+from lmprune.schedules import cubic, milestones
 from lmprune.selection import num_kept
 from lmprune.shrink import shrink
 
@@ -135,6 +137,29 @@ def test_a_masked_neuron_returns_on_merit_where_all_are_computed():
             ever.append(pruner.masks.keep)
         returned[compute] = back
     assert returned["full"] > 0
+
+
+def test_a_warm_start_begins_where_obs_would_prune_and_refits_on_the_way():
+    model = tiny_model("llama")
+    curves = error_curves(model, find_ffns(model), tokens(6, 16, seed=3))
+    pruner = pruner_of(model, "gum", warm_start=True, keep=0.5)
+    start = [s.detach().clone() for s in pruner.masks.scores]
+    in_order = torch.cat(curves)[torch.cat(start).argsort()]
+    assert torch.equal(in_order, in_order.sort().values) and len(in_order.unique()) > 100
+    assert float(torch.cat(start).max()) == -float(torch.cat(start).min()) == SPREAD
+    first = milestones(STEPS, 5)[0]
+    for step in range(first + 1):
+        before = [ffn.reader().detach().clone() for ffn in find_ffns(model)]
+        pruner.begin_step(step)
+        after = [ffn.reader().detach() for ffn in find_ffns(model)]
+        changed = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+        assert all(changed) if step == first else not any(changed)
+    for reader, old, kept in zip(after, before, pruner.masks.kept, strict=True):
+        gone = torch.ones(WIDTH, dtype=torch.bool)
+        gone[kept] = False
+        assert torch.equal(reader[gone], old[gone])  # only what takes part is refitted
+    with pytest.raises(UserError, match="no learned scores to warm-start"):
+        pruner_of(tiny_model("llama"), "magnitude", warm_start=True)
 
 
 # -- what presses on scores

@@ -25,6 +25,7 @@ from .milestones import Milestones
 from .ranking import Ranking
 from .similarity import SimilarityEstimate
 from .soft import SoftThreshold
+from .warm_start import WarmStart
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class GradualSettings:
     penalty_weight: λ_f, the penalty's weight at the end. similarity_weight: λ_u, how much more a neuron is pressed
     that is like all others (u = 1). similarity_rows, similarity_every: token rows that u is estimated from, and the
     steps between two estimates. num_milestones: how often a criterion that reads text is asked during the descent.
+    warm_start: learned scores begin at the ranks of `obs`, whose refit is made at each milestone (`warm_start`).
     """
 
     compute: Compute = "gathered"
@@ -42,6 +44,7 @@ class GradualSettings:
     similarity_rows: int = 1024
     similarity_every: int = 16
     num_milestones: int = 5
+    warm_start: bool = False
 
 
 class Chooser(Protocol):
@@ -79,7 +82,9 @@ class GradualPruner:
         self.schedule = cubic(keep, num_steps)
         self.step = 0
         reads_text = needs_text(self.method)
-        if reads_text and calibration is None:
+        if settings.warm_start and not self.method.learned:
+            raise UserError(f"method {method!r} has no learned scores to warm-start; leave out --warm-start")
+        if (reads_text or settings.warm_start) and calibration is None:
             raise UserError(f"method {method!r} scores neurons on text while it prunes; pass calibration tokens")
         if self.method.refit == "bias":
             raise UserError(
@@ -106,12 +111,21 @@ class GradualPruner:
         else:
             self.chooser = Ranking(self.masks, self.method, scope=scope, multiple_of=multiple_of, seed=seed)
 
+        self.warm: WarmStart | None = None
+        if settings.warm_start:
+            assert calibration is not None
+            self.warm = WarmStart(
+                model, self.masks, calibration, num_steps, settings.num_milestones, scope=scope, seed=seed, spec=spec
+            )
+
     def begin_step(self, step: int) -> None:
         """Choose the neurons that take part in the next step, `step` being done."""
         self.step = step
         kept = self.chooser.choose(step, self.schedule(step))
         if kept is not None:
             self.masks.set(kept)
+        if self.warm is not None:
+            self.warm.refit(step)
         if self.estimate is not None and step > 0 and step % self.settings.similarity_every == 0:
             self.estimate.refresh()
 

@@ -45,7 +45,7 @@ class Milestones:
     def choose(self, step: int, keep: float) -> list[Tensor] | None:
         if step not in self.steps:
             return None
-        small, ffns = self._cut_copy()
+        small, ffns = cut_copy(self.model, self.masks, self.spec)
         plan = prune(
             small, method=self.method.name, keep=self._share(keep), scope=self.scope, data=self.calibration,
             multiple_of=self.multiple_of, seed=self.seed, spec=self.spec,
@@ -53,7 +53,7 @@ class Milestones:
         kept = [before[indices] for before, indices in zip(self.masks.kept, plan.indices(), strict=True)]
         if self.method.refit == "obs":
             for ffn, cut, indices in zip(self.masks.ffns, ffns, kept, strict=True):
-                _write_back(ffn, cut, indices)
+                write_back(ffn, cut, indices)
         return kept
 
     def _share(self, keep: float) -> float:
@@ -63,18 +63,20 @@ class Milestones:
             asked = num_kept(sum(mask.width for mask in self.masks), keep)
         return min(asked / sum(map(len, self.masks.kept)), 1.0)
 
-    def _cut_copy(self) -> tuple[Any, list[FFN]]:
-        kept = self.masks.kept
-        with self.masks.off():
-            small = copy.deepcopy(self.model)
-        ffns = find_ffns(small, self.spec)
-        for ffn, indices in zip(ffns, kept, strict=True):
-            ffn.keep(indices)
-        return small.eval(), ffns
+
+def cut_copy(model: Any, masks: NeuronMasks, spec: FFNSpec | None) -> tuple[Any, list[FFN]]:
+    """A copy of the masked model, cut to the kept neurons, and its layers."""
+    kept = masks.kept
+    with masks.off():
+        small = copy.deepcopy(model)
+    ffns = find_ffns(small, spec)
+    for ffn, indices in zip(ffns, kept, strict=True):
+        ffn.keep(indices)
+    return small.eval(), ffns
 
 
 @torch.no_grad()
-def _write_back(ffn: FFN, cut: FFN, kept: Tensor) -> None:
+def write_back(ffn: FFN, cut: FFN, kept: Tensor) -> None:
     """The cut layer's reader (and bias) into the rows of the whole layer that it was cut to."""
     ffn.reader()[kept] = cut.reader()
     bias, new_bias = ffn.reader_bias(), cut.reader_bias()
