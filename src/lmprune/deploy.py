@@ -30,14 +30,14 @@ def export(
     with terminal.busy(f"loading {model}"):
         loaded = models.load(model, dtype=target.load_as, trust_remote_code=trust_remote_code)
         tokenizer = _tokenizer(terminal, model, trust_remote_code)
-    plan = inspection.find_plan(model)
+    plan, source = inspection.find_plan(model), origin(model)
     ffns = find_ffns(loaded)
     job = exporting.Job(
         loaded,
         ffns,
         tokenizer,
         dtype,
-        name=origin(model).get("base_model") or Path(model).name,
+        name=source.get("base_model") or Path(model).name,
         plan=None if plan is None else inspection.plan_summary(plan),
         papers=papers(model),
     )
@@ -45,6 +45,8 @@ def export(
         details = exporting.export(job, out, to, force=force)
     written = out.expanduser().resolve()
     notes = details.pop("notes")
+    if kind := source.get("dequantised_from"):
+        notes = [*notes, f"the weights it started from were dequantised from {kind}"]
     return {
         "model": model,
         "to": to,

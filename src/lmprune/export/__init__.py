@@ -80,8 +80,14 @@ def check_target(target: Target, out: Path, dtype: str | None, *, force: bool = 
         raise UserError(f"{out} should end in {target.suffix}: what it becomes is a file")
     if out.is_dir() or (out.exists() and not force):
         raise UserError(f"{out} exists; choose another --out, or replace the file there with --force")
-    if out.exists() and out.read_bytes()[:4] != target.suffix[1:].upper().encode():
-        raise UserError(f"{out} is not a {target.suffix[1:].upper()} file, and --force replaces nothing else")
+    if out.exists() and not _begins(out, kind := target.suffix[1:].upper()):
+        raise UserError(f"{out} is not a {kind} file, and --force replaces nothing else")
+
+
+def _begins(file: Path, kind: str) -> bool:
+    """Whether it begins with its kind's name, as GGUF files do."""
+    with file.open("rb") as opened:
+        return opened.read(len(kind)) == kind.encode()
 
 
 def export(job: Job, out: Path, to: str, *, force: bool = False) -> dict[str, Any]:

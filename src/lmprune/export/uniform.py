@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .. import shim
 from ..errors import UserError
+from ..ffn import FFN
 from ..shrink import record_widths, stock_width
 from . import Job
 from .folder import save_model
@@ -26,7 +28,7 @@ def write(job: Job, folder: Path) -> dict[str, Any]:
     return {"width": width, "params_added": added, "notes": [note + cost]}
 
 
-def make_uniform(model: Any, ffns: Any) -> int:
+def make_uniform(model: Any, ffns: Sequence[FFN]) -> int:
     """Pad every layer to the widest one's width, up to a multiple of MULTIPLE where they differ; return that width.
 
     Where the family hard-codes the width, it is that. The model's outputs stay the same.
