@@ -66,7 +66,7 @@ def _claims(claims: Sequence[Claim]) -> str:
         return ""
     rows = "".join(
         f'<tr><td>{escape(c.section)}</td><td>{escape(c.claim)}</td><td class="v-{c.verdict.replace(" ", "-")[:3]}">'
-        f"{escape(c.verdict)}</td><td><details><summary>{len(c.evidence)} comparisons</summary><ul>"
+        f"{escape(c.verdict)}</td><td><details><summary>comparisons: {len(c.evidence)}</summary><ul>"
         + "".join(f"<li>{escape(str(e))}: {e.verdict}</li>" for e in c.evidence)
         + "</ul></details></td></tr>"
         for c in claims
