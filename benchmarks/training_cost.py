@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM, TrainingArguments
 import lmprune
 from lmprune import data
 from lmprune.data.tokens import sequences
+from lmprune.evaluation.memory import peak_memory_mb
 from lmprune.gradual import GradualPruner
 from lmprune.gradual.similarity import mean_similarity
 from lmprune.training.trainer import PruneTrainer, collate
@@ -162,7 +162,7 @@ def main() -> None:
             stepper.step(number)
         if stepper.pruner is not None:
             stepper.refresh_seconds()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
+        print(peak_memory_mb())
         return
     dense, gum = Stepper(None), Stepper("gum")
     start, end = step_ratio(dense, gum, 1, args.repeats), step_ratio(dense, gum, STEPS - 1, args.repeats)
