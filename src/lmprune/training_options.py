@@ -43,6 +43,7 @@ class Training:
     compute: str | None = None
     penalty_weight: float | None = None
     similarity_weight: float | None = None
+    warm_start: bool = False
     lora_rank: int | None = None
     bf16: bool = False
     gradient_checkpointing: bool = False
@@ -113,7 +114,8 @@ class Training:
         from .gradual import GradualSettings
 
         compute = {"compute": "full"} if self.lora_rank is not None else {}
-        return GradualSettings(**compute, **self.given("compute", "penalty_weight", "similarity_weight"))
+        given = self.given("compute", "penalty_weight", "similarity_weight", "warm_start")
+        return GradualSettings(**{**compute, **given})
 
     @property
     def kl_temperature(self) -> float:

@@ -24,6 +24,7 @@ from ..ffn import find_ffns
 from ..gradual import GradualPruner
 from ..methods import Method, needs_text
 from ..plan import PLAN_FILE, PrunePlan
+from ..redundancy import uniqueness
 from ..reproduce import data_record
 from ..selection import Scope
 from ..shrink import shrink
@@ -39,6 +40,8 @@ from .train import Teacher, TrainResult, train
 HELD_OUT_TOKENS = 16384
 #: tokens of the training text that a criterion which reads text is asked on at each milestone
 MILESTONE_TOKENS = 16384
+#: tokens of the training text that the uniqueness of the result is measured on
+UNIQUENESS_TOKENS = 16384
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ def prune_gradually(
 ) -> Pruned:  # fmt: skip
     """Train with masks that close along the cubic schedule, then cut. (model, plan, record, log)."""
     calibration = None
-    if needs_text(row):
+    if needs_text(row) or job.training.warm_start:
         calibration = sequences(
             job.tokenizer, job.text, seq_len=job.seq_len, num_tokens=max(MILESTONE_TOKENS, job.seq_len), seed=job.seed
         )
@@ -146,7 +149,7 @@ def prune_gradually(
         {"versions": pruning.versions(), **provenance, "training": data_record(job.text)},
     )  # fmt: skip
     shrink(model, plan, job.spec)
-    return model, plan, record_of(settings, result, "cubic"), result.log
+    return model, plan, record_of(settings, result, "cubic") | _redundancy(job, model), result.log
 
 
 def recover(job: Job, model: Any, prune: Callable[[Any], PrunePlan]) -> Pruned:
@@ -164,7 +167,15 @@ def recover(job: Job, model: Any, prune: Callable[[Any], PrunePlan]) -> Pruned:
         plan.kept, plan.widths_before, {**plan.settings, **_how(job, settings, "oneshot")},
         {**plan.provenance, "training": data_record(job.text)},
     )  # fmt: skip
-    return model, plan, record_of(settings, result, "oneshot"), result.log
+    return model, plan, record_of(settings, result, "oneshot") | _redundancy(job, model), result.log
+
+
+def _redundancy(job: Job, model: Any) -> dict[str, float]:
+    """The result's uniqueness on the first tokens it was trained on (METHODS 3)."""
+    few = max(UNIQUENESS_TOKENS, job.seq_len)
+    input_ids = sequences(job.tokenizer, job.text, seq_len=job.seq_len, num_tokens=few, seed=None)
+    with job.terminal.busy("measuring redundancy"):
+        return {"uniqueness": uniqueness(model, find_ffns(model, job.spec), input_ids.to(model.device))}
 
 
 def _how(job: Job, settings: TrainSettings, schedule: str) -> dict[str, Any]:
