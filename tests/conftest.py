@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,3 +40,28 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("text") / "cats.txt"
     file.write_text(TEXT)
     return file
+
+
+@pytest.fixture
+def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Any]], dict[str, Any]]:
+    """Makes `rows` what any data set of the hub holds, streamed by the real `datasets`; returns what was asked."""
+    import datasets
+    import huggingface_hub
+
+    asked: dict[str, Any] = {}
+
+    def install(rows: list[Any]) -> dict[str, Any]:
+        class Api:
+            def dataset_info(self, name: str, revision: str | None, timeout: float) -> Any:
+                asked.update(branch=revision)
+                return type("Info", (), {"sha": "abc123"})
+
+        def load_dataset(name: str, config: str | None, **kwargs: Any) -> Any:
+            asked.update(name=name, config=config, **kwargs)
+            return datasets.Dataset.from_list(rows).to_iterable_dataset()
+
+        monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        return asked
+
+    return install

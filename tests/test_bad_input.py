@@ -334,3 +334,47 @@ def test_baselines_that_are_no_baseline(model: Path, text: Path, tmp_path: Path)
 def test_a_tokenizer_of_another_model(tmp_path: Path, text: Path) -> None:
     small = tiny_checkpoint(tmp_path / "small", vocab_size=100, bos_token_id=0, eos_token_id=0)
     assert "does the tokenizer belong to this model?" in refused("eval", small, "--data", text)
+
+
+# -- eval on a task
+
+
+@pytest.fixture
+def pairs_file(tmp_path: Path) -> Path:
+    file = tmp_path / "own.jsonl"
+    file.write_text('{"context": "a", "completion": "b"}\n')
+    return file
+
+
+def test_options_of_the_other_kind_of_evaluation(model: Path, text: Path, pairs_file: Path) -> None:
+    for option, value in (("--context", 8), ("--max-tokens", 8), ("--baseline", model)):
+        sentence = f"drop {option}: it goes with texts, and {pairs_file} is a task"
+        assert refused("eval", model, "--data", pairs_file, option, value) == sentence
+    for option, value in (("--limit", 8), ("--decode", "beam"), ("--out", "x"), ("--batch-size", 2)):
+        sentence = f"drop {option}: it goes with tasks, and {text} is a text"
+        assert refused("eval", model, "--data", text, option, value) == sentence
+
+
+def test_tasks_that_can_not_be_decoded(model: Path, pairs_file: Path, tmp_path: Path) -> None:
+    of_task = ("eval", model, "--data", pairs_file)
+    assert "unknown decoding 'beams'; did you mean beam" in refused(*of_task, "--decode", "beams")
+    sentence = "256 new tokens leave no room for a context in the model's 256 positions"
+    assert refused(*of_task, "--max-new-tokens", 256) == sentence
+    assert "--limit" in refused(*of_task, "--limit", 0)
+    assert "holds something other than predictions" in refused(*of_task, "--out", tmp_path)
+
+
+def test_a_tokenizer_that_can_not_end_a_text(own: Path, pairs_file: Path) -> None:
+    config = json.loads((own / "tokenizer_config.json").read_text())
+    (own / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "eos_token"}))
+    (own / "special_tokens_map.json").unlink(missing_ok=True)
+    assert "no end-of-text token (eos)" in refused("eval", own, "--data", pairs_file)
+
+
+def test_pairs_that_are_broken(model: Path, pairs_file: Path, tmp_path: Path) -> None:
+    with pairs_file.open("a") as file:
+        file.write('{"context": "a", "completion": " "}\n')
+    sentence = f"{pairs_file}, line 2: field 'completion' is empty; give it a text, or leave that record out"
+    assert refused("eval", model, "--data", pairs_file) == sentence
+    assert "no validation.jsonl or val.json" in refused("eval", model, "--data", "samsum", "--data-dir", tmp_path)
+    assert "unknown split 'dev'" in refused("eval", model, "--data", "e2e", "--data-dir", tmp_path, "--split", "dev")

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from lmprune import console, models
 from lmprune.data import load as load_text
-from lmprune.data.tokens import stream
+from lmprune.data.tokens import cover
 from lmprune.evaluation.perplexity import perplexity
 from lmprune.methods import METHODS
 from lmprune.plan import PLAN_FILE, PrunePlan
@@ -43,13 +43,17 @@ def num_parameters(folder: str | Path) -> int:
 # -- help
 
 
-@pytest.mark.parametrize("command", [[], *([name] for name in ("inspect", "prune", "eval", "methods", "demo"))])
-def test_help_needs_neither_torch_nor_transformers(command: list[str]) -> None:
+@pytest.mark.parametrize(
+    "command", ["", *"inspect prune finetune teach eval analyze export bench study report methods demo".split()]
+)
+def test_help_needs_neither_torch_nor_transformers(command: str) -> None:
     code = (
         "import sys\nfrom lmprune.cli import app\ntry:\n    app(sys.argv[1:])\nexcept SystemExit as end:\n"
         "    assert not end.code\nprint({'torch', 'transformers', 'numpy'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command.split(), "--help"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "set()"
     assert "Usage: " in done.stdout
@@ -64,7 +68,7 @@ def test_without_a_command_help_is_shown() -> None:
 
 
 def test_prune_prints_one_object_with_the_documented_keys(pruned: dict[str, Any]) -> None:
-    assert set(pruned) == documented("prune")
+    assert set(pruned) == documented("prune") - {"training"}
     assert pruned["widths"] == [24] * LAYERS
     assert pruned["ffn_params_after"] * 2 == pruned["ffn_params_before"] + 32 * LAYERS  # `down` keeps its bias
     assert pruned["peak_memory_mb"] > 50 and pruned["seconds"] > 0
@@ -175,10 +179,11 @@ def test_eval_agrees_with_the_function(pruned: dict[str, Any], model: Path, text
     ).record
     assert set(record) == documented("eval")
     small, dense, tokenizer = models.load(pruned["out"]), models.load(model), models.load_tokenizer(model)
-    ids, num_bytes = stream(tokenizer, load_text(str(text)), 512)
-    expected = perplexity(small, ids, context=64, num_bytes=num_bytes, baseline=dense).to_dict()
+    ids, covered = cover(tokenizer, load_text(str(text)), 512)
+    sizes = {"num_bytes": len(covered.encode()), "num_words": len(covered.split())}
+    expected = perplexity(small, ids, context=64, baseline=dense, **sizes).to_dict()
     assert {key: record[key] for key in expected} == expected
-    assert record["tokens"] == 512 - 8 and num_bytes == 512
+    assert record["tokens"] == 512 - 8 and sizes["num_bytes"] == 512 and 80 < sizes["num_words"] < 130
 
 
 def test_a_model_compared_with_itself_does_not_differ(model: Path, text: Path) -> None:
@@ -197,6 +202,58 @@ def test_eval_by_default_takes_the_models_context(model: Path, text: Path) -> No
     record = lmprune("eval", model, "--data", text, "--max-tokens", 512, "--stride", 128, "--json").record
     assert (record["context"], record["stride"]) == (256, 128)
     assert "baseline" not in record and "kl" not in record
+
+
+# -- eval on a task
+
+
+@pytest.fixture
+def own_pairs(tmp_path: Path) -> Path:
+    file = tmp_path / "own.jsonl"
+    rows = [{"context": f"{i} + 1 =", "completion": f" {i + 1}"} for i in range(5)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_a_task_prints_one_object_with_the_documented_keys(model: Path, own_pairs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scores"
+    options = ("--limit", 3, "--max-new-tokens", 6, "--batch-size", 2, "--out", out, "--json")
+    record = lmprune("eval", model, "--data", own_pairs, *options).record
+    metrics = {"exact_match", "rouge1", "rouge2", "rougeL", "rougeLsum", "first_choices"}
+    names = documented("eval --data TASK")
+    assert {f"{name}_ci" for name in metrics} <= set(record) and metrics < names
+    bare = {name.removesuffix("_ci") for name in record}
+    assert bare == names - {
+        "logical_form",
+        "execution",
+        "bleu",
+        "chrf",
+        "num_beams",
+        "length_penalty",
+        "no_repeat_ngram",
+        "name",
+    }
+    assert (record["items"], record["decoded"], record["unfinished"]) == (3, 3, 3)
+    assert record["decode"] == {"name": "greedy", "num_beams": 1, "length_penalty": 1.0, "no_repeat_ngram": 0}
+    assert json.loads((out / "scores.json").read_text()) == record
+    assert len((out / "predictions.jsonl").read_text().splitlines()) == 3
+    more = lmprune("eval", model, "--data", own_pairs, *options[2:]).record
+    assert (more["items"], more["decoded"]) == (5, 2)
+
+
+def test_a_task_for_people(model: Path, own_pairs: Path) -> None:
+    shown = lmprune("eval", model, "--data", own_pairs, "--max-new-tokens", 4, "--decode", "beam")
+    assert f"evaluating on {own_pairs}" in shown.err and "decoding" in shown.err
+    assert re.search(r"beam +95% interval", shown.out)
+    assert re.search(r"exact match +0\.0000 +0\.0000–0\.0000", shown.out)
+    assert "5 outputs met the limit of 4 new tokens" in shown.out
+
+
+def test_pairs_are_calibrated_on(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "own.jsonl"
+    file.write_text("".join(json.dumps({"context": f"{i} + 1 =", "completion": f" {i + 1}"}) + "\n" for i in range(99)))
+    record = lmprune("prune", model, "--data", file, *QUICK, "--out", tmp_path / "o", "--json").record
+    assert record["data"]["documents"] == 99 and record["widths"] == [40] * LAYERS
 
 
 # -- methods, and --json in general

@@ -24,10 +24,13 @@ from lmprune.cli import app
 from lmprune.criteria import CRITERIA
 from lmprune.criteria.second_order import eliminate
 from lmprune.families import FAMILIES
+from lmprune.ffn import find_ffns
+from lmprune.gradual import GradualSettings
 from lmprune.methods import METHODS
 from lmprune.obs import PLAIN, ObsSettings
 from lmprune.pruning import GRADIENT_TOKENS
 from lmprune.shrink import shrink
+from lmprune.training.train import TrainSettings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -121,7 +124,7 @@ def test_the_families_table_names_every_family_once(tables: ModuleType):
 def test_the_readme_lists_every_file():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (tree,) = [block for block in blocks(text, "") if block.startswith("src/lmprune/")]
-    listed = re.findall(r"^  (\S+)  +\S", tree, re.MULTILINE)
+    listed = re.findall(r"^  (\S+) +\S", tree, re.MULTILINE)
     package = ROOT / "src" / "lmprune"
     files = {path.name for path in package.glob("*.py")}
     folders = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
@@ -214,6 +217,26 @@ def test_python_of_the_first_pages_runs(
     assert plan.widths == [{"README.md": 96, "docs/quickstart.md": 64}[page]] * 3
     assert lmprune.PrunePlan.load(tmp_path / "smaller" / "prune_plan.json") == plan
     assert (str(plan.widths) in capsys.readouterr().out) is (page != "README.md")
+
+
+def test_the_callback_in_one_s_own_trainer_runs(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    code = "\n".join(blocks((ROOT / "docs" / "training.md").read_text(encoding="utf-8"), "python"))
+    namespace: dict[str, Any] = {}
+    exec(compile(code.replace('"smollm2-135m"', repr(str(folders / "tiny"))), "training.md", "exec"), namespace)
+    plan = lmprune.PrunePlan.load(tmp_path / "smaller" / "prune_plan.json")
+    assert sum(plan.widths) == 3 * 64 and plan.kept == namespace["plan"].kept
+    assert [f.width for f in find_ffns(lmprune.load(tmp_path / "smaller"))] == plan.widths
+
+
+def test_numbers_of_the_training_page_are_the_defaults():
+    text = " ".join((ROOT / "docs" / "training.md").read_text(encoding="utf-8").split())
+    settings, training = GradualSettings(), TrainSettings(steps=1000)
+    assert f"λ_f | {settings.penalty_weight:g} |" in text and f"λ_u | {settings.similarity_weight:g} |" in text
+    assert f"{settings.similarity_rows:,} token rows" in text and f"every {settings.similarity_every} steps" in text
+    assert f"are asked {settings.num_milestones} times" in text and training.lr == 5e-4 and "| 5e-4 |" in text
+    assert training.score_lr_of(False) == 1e-2 and training.score_lr_of(True) == 1e-2
+    assert training.weight_decay == 0.1 and training.warmup == 0.1 and training.max_grad_norm == 1.0
 
 
 def test_numbers_of_the_methods_page_are_the_defaults():

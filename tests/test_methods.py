@@ -13,10 +13,12 @@ from lmprune.criteria import CRITERIA
 from lmprune.errors import UserError
 from lmprune.ffn import find_ffns
 from lmprune.methods import METHODS, get_method, methods_table
+from lmprune.penalties import PENALTIES
 from lmprune.refit import bias_compensation
 
 NAMES = (
     "magnitude random activation fluctuation taylor sensitivity obs plain_obs wanda_sp flap two_ssp minitron llm_pruner"
+    " gum top_v hard soft anti_gum"
 )
 
 
@@ -26,7 +28,9 @@ def test_the_table_is_complete_and_consistent():
         assert method.name == name and method.summary and method.source
         assert method.scope in ("local", "global") and method.refit in ("none", "bias", "obs")
         assert (method.criterion == "obs") == (method.refit == "obs")
-        assert method.criterion in CRITERIA or method.criterion == "obs"
+        assert method.criterion in CRITERIA or method.criterion == "obs" or method.learned
+        assert method.penalty in PENALTIES and (method.learned or method.penalty == "none")
+    assert {name for name, method in METHODS.items() if method.learned} == set("gum top_v hard soft anti_gum".split())
     assert (METHODS["flap"].criterion, METHODS["flap"].scope, METHODS["flap"].refit) == (
         "fluctuation",
         "global",
@@ -42,12 +46,12 @@ def test_an_unknown_method_teaches():
         get_method("magnitud")
 
 
-def test_the_markdown_table_has_a_row_a_method_and_five_cells_each():
+def test_the_markdown_table_has_a_row_a_method_and_six_cells_each():
     lines = methods_table().splitlines()
     assert len(lines) == 2 + len(METHODS) and set(lines[1]) == set("| -")
     for line, name in zip(lines[2:], METHODS, strict=True):
         cells = line.replace(r"\|", "").strip("|").split("|")
-        assert len(cells) == 5 and cells[0].strip() == f"`{name}`"
+        assert len(cells) == 6 and cells[0].strip() == f"`{name}`"
 
 
 @pytest.mark.parametrize("name", ["mistral", "gpt2", "phi3", "opt"])  # no bias on `down`; Conv1D; fused; bias

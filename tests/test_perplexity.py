@@ -61,12 +61,13 @@ CASES = [(16, None), (64, None), (50, None), (16, 4), (16, 16), (20, 7), (16, 15
 @pytest.mark.parametrize("context, stride", CASES)
 def test_against_token_by_token(ids, context, stride):
     model = tiny_model().eval()
-    result = perplexity(model, ids, context=context, stride=stride, num_bytes=1000)
+    result = perplexity(model, ids, context=context, stride=stride, num_bytes=1000, num_words=150)
     nll, window = brute_force(model, ids, context, stride)
     assert result.tokens == len(nll)
     assert result.nll == pytest.approx(nll.mean().item(), rel=1e-5)
     assert result.perplexity == pytest.approx(math.exp(nll.mean().item()), rel=1e-4)
     assert result.bits_per_byte == pytest.approx(nll.mean().item() / math.log(2) * 203 / 1000, rel=1e-5)
+    assert result.word_perplexity == pytest.approx(math.exp(nll.mean().item() * 203 / 150), rel=1e-4)
     # the ratio estimator's standard error, written out over windows
     mean, residuals = nll.mean(), []
     for number in window.unique():

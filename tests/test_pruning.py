@@ -16,7 +16,7 @@ def text(rows: int = 12, length: int = 24) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("scope", ["local", "global"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.learned])
 def test_every_method_cuts_to_the_count_and_its_plan_repeats_it(method: str, scope):
     model = tiny_model("qwen2")
     plan = lmprune.prune(model, method=method, keep=0.5, scope=scope, data=text(), multiple_of=1)
@@ -53,6 +53,7 @@ def test_six_lines(tmp_path, shared):
     ("options", "message"),
     [
         ({"method": "magnitud"}, "did you mean magnitude"),
+        ({"method": "gum"}, "learns its scores while the model trains; say how long"),
         ({"keep": 0}, r"keep must be in \(0, 1\]"),
         ({"keep": 75}, "to keep 75%, pass 0.75"),
         ({"multiple_of": 0}, "multiple_of must be at least 1"),

@@ -47,7 +47,7 @@ def test_models_take_turns_and_decode_runs_one_token_at_a_time(forwards):
 
 def test_rates_are_tokens_over_seconds_without_the_warm_up(monkeypatch):
     seconds = iter([(100.0, 100.0), (2.0, 1.0), (4.0, 0.5), (1.0, 2.0)])
-    monkeypatch.setattr(speed, "_time_once", lambda *args: next(seconds))
+    monkeypatch.setattr(speed, "time_once", lambda *args: next(seconds))
     result = measure_speed({"a": tiny_model()}, None, prompt_tokens=20, new_tokens=6, repeats=3)["a"]
     assert (result.prefill.median, result.prefill.min, result.prefill.max) == (10, 5, 20)
     assert (result.decode.median, result.decode.min, result.decode.max) == (6, 3, 12)
@@ -70,9 +70,9 @@ def test_what_is_timed_is_greedy_decoding_and_an_end_token_does_not_stop_it(monk
     monkeypatch.setattr(model, "generate", spy)
     model.generation_config.eos_token_id = None
     with torch.no_grad():
-        speed._time_once(model, prompt, 7)
+        speed.time_once(model, prompt, 7)
         model.generation_config.eos_token_id = int(plain[0, 12])
-        speed._time_once(model, prompt, 7)
+        speed.time_once(model, prompt, 7)
     assert torch.equal(outputs[0], plain)
     assert outputs[1].shape == plain.shape and model.generation_config.eos_token_id not in outputs[1][0, 11:]
 

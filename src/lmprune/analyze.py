@@ -13,11 +13,13 @@ from . import data as texts
 from .console import Terminal
 from .data.tokens import sequences
 from .errors import UserError
+from .evaluation.memory import peak_memory_mb
 from .evaluation.perplexity import max_context
 from .families import parse_spec
 from .ffn import find_ffns
-from .jobs import data_record, open_model, peak_memory_mb
+from .opening import open_model
 from .report import raster, svg
+from .reproduce import data_record
 from .writing import written_aside
 
 ANALYSIS_FILE = "analysis.json"

@@ -7,6 +7,7 @@ Uniform widths give a plain Hugging Face checkpoint. Other shapes carry `shim.py
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,12 @@ def save(
     card: str | None = None,
     spec: FFNSpec | None = None,
     force: bool = False,
+    files: Mapping[str, str] = {},
 ) -> Path:
     """Write the model (and tokenizer, `prune_plan.json`, README.md) to the folder `out`, and return its path.
 
-    card: text of the model card. spec: paths to use instead of the FAMILIES row. force: replace a checkpoint that is
-    already at `out`, once the new one is completely written.
+    card: text of the model card. files: name and text of others to go along. spec: paths to use instead of the FAMILIES
+    row. force: replace a checkpoint that is already at `out`, once the new one is completely written.
     Raises: UserError where `out` is taken or can't be written; nothing half-written is left behind.
     """
     out = Path(out).expanduser().resolve()
@@ -47,6 +49,8 @@ def save(
             (folder / PLAN_FILE).write_text(plan.to_json(), encoding="utf-8")
         if card is not None:
             (folder / "README.md").write_text(card, encoding="utf-8")
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
     return out
 
 

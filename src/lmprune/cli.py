@@ -7,15 +7,53 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .console import Commands, next_commands, talking
+from .console import Commands, Terminal, next_commands, talking
 from .errors import UserError
-from .options import SOURCES, ChatTemplate, DataDir, Device, Dtype, Ffn, Force, Json, Keep, Model, Trust
+from .options import (
+    SOURCES,
+    BatchSize,
+    Bf16,
+    ChatTemplate,
+    ComputeOption,
+    DataDir,
+    Device,
+    Dtype,
+    Epochs,
+    EvalEvery,
+    Ffn,
+    Force,
+    GradAccum,
+    GradientCheckpointing,
+    Json,
+    Keep,
+    KlWeight,
+    LoraRank,
+    Lr,
+    Model,
+    PenaltyWeight,
+    PushToHub,
+    ReportTo,
+    Resume,
+    SaveEvery,
+    ScheduleOption,
+    ScoreLr,
+    SeqLen,
+    SimilarityWeight,
+    Steps,
+    Teacher,
+    Temperature,
+    TrainTokens,
+    Trust,
+    Warmup,
+    WeightDecay,
+)  # fmt: skip
 
 app = typer.Typer(
     cls=Commands,
@@ -82,7 +120,7 @@ def prune(
     data: Annotated[str, typer.Option(metavar="SRC", help=f"Text to calibrate on (train): {SOURCES}")] = "wikitext",
     data_dir: DataDir = None,
     calibration_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="How much of the text is read.")] = 65536,
-    seq_len: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens a sequence.")] = 512,
+    seq_len: SeqLen = 512,
     multiple_of: Annotated[
         int, typer.Option(metavar="N", min=1, help="Every layer's width becomes a multiple of it.")
     ] = 32,
@@ -96,25 +134,137 @@ def prune(
     ffn: Ffn = None,
     chat_template: ChatTemplate = False,
     trust_remote_code: Trust = False,
+    push_to_hub: PushToHub = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    schedule: ScheduleOption = None,
+    lr: Lr = None,
+    score_lr: ScoreLr = None,
+    batch_size: BatchSize = None,
+    grad_accum: GradAccum = None,
+    warmup: Warmup = None,
+    weight_decay: WeightDecay = None,
+    train_tokens: TrainTokens = None,
+    eval_every: EvalEvery = None,
+    save_every: SaveEvery = None,
+    resume: Resume = False,
+    teacher: Teacher = None,
+    kl_weight: KlWeight = None,
+    temperature: Temperature = None,
+    compute: ComputeOption = None,
+    penalty_weight: PenaltyWeight = None,
+    similarity_weight: SimilarityWeight = None,
+    lora_rank: LoraRank = None,
+    bf16: Bf16 = False,
+    gradient_checkpointing: GradientCheckpointing = False,
+    report_to: ReportTo = None,
     as_json: Json = False,
 ) -> None:
     """Prune a model and write a checkpoint, with its tokenizer, `prune_plan.json` and a model card.
 
+    At once by default; with --steps or --epochs while it is fine-tuned on the same text (docs/training.md).
+
     JSON: `model`, `method`, `keep` (asked), `kept`, `scope`, `widths`, `params_before`, `params_after`,
-    `ffn_params_before`, `ffn_params_after`, `dtype`, `stock`, `data`, `seconds`, `peak_memory_mb`, `out`, `command`.
+    `ffn_params_before`, `ffn_params_after`, `dtype`, `stock`, `data`, `seconds`, `peak_memory_mb`, `out`, `command`,
+    `pushed`;
+    with training also `training` (its settings, `schedule`, `seconds`, `first_loss`, `last_loss`, `perplexity`).
     """
     options = _given(locals())
     if plan is not None:
-        _refuse_beside_plan(ctx, "method", "keep", "scope", "multiple_of")
+        _refuse_options(ctx, ", or --plan: the plan says which neurons stay", "method", "keep", "scope", "multiple_of")
     with talking(as_json) as terminal:
         from . import jobs, views
 
-        record = jobs.prune(terminal, **options)
+        with _pushed(terminal, push_to_hub) as push:
+            record = push(jobs.prune(terminal, **options))
         terminal.result(record, *views.pruning(record), next_commands(jobs.after_prune(options)))
+
+
+@app.command()
+def finetune(
+    model: Model,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the checkpoint.", show_default=False)],
+    data: Annotated[str, typer.Option(metavar="SRC", help=f"Text to train on (train): {SOURCES}")] = "wikitext",
+    data_dir: DataDir = None,
+    seq_len: SeqLen = 512,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the order of the examples.")] = 0,
+    force: Force = False,
+    chat_template: ChatTemplate = False,
+    trust_remote_code: Trust = False,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    lr: Lr = None,
+    score_lr: ScoreLr = None,
+    batch_size: BatchSize = None,
+    grad_accum: GradAccum = None,
+    warmup: Warmup = None,
+    weight_decay: WeightDecay = None,
+    train_tokens: TrainTokens = None,
+    eval_every: EvalEvery = None,
+    save_every: SaveEvery = None,
+    resume: Resume = False,
+    teacher: Teacher = None,
+    kl_weight: KlWeight = None,
+    temperature: Temperature = None,
+    lora_rank: LoraRank = None,
+    bf16: Bf16 = False,
+    gradient_checkpointing: GradientCheckpointing = False,
+    report_to: ReportTo = None,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a model, dense or pruned, without pruning it: a teacher, a reference, or recovery of a pruned one.
+
+    JSON: `model`, `params`, `data`, `training`, `seconds`, `peak_memory_mb`, `out`, `command`.
+    """
+    options = _given(locals())
+    with talking(as_json) as terminal:
+        from . import training_jobs, views
+
+        record = training_jobs.finetune(terminal, **options)
+        terminal.result(record, *views.finetuning(record))
+
+
+@app.command()
+def teach(
+    model: Model,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The `.safetensors` file to write.", show_default=False)],
+    data: Annotated[str, typer.Option(metavar="SRC", help=f"Text (train) that students train on: {SOURCES}")] = (
+        "wikitext"
+    ),
+    data_dir: DataDir = None,
+    seq_len: SeqLen = 512,
+    train_tokens: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Its first so many tokens.", show_default="all")
+    ] = None,
+    top_k: Annotated[int, typer.Option(metavar="K", min=1, help="Largest logits kept of each token.")] = 64,
+    temperature: Annotated[float, typer.Option(metavar="T", help="At which they are taken and used.")] = 2.0,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    chat_template: ChatTemplate = False,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Write down what a teacher predicts for a training text, for `--teacher FILE`: distillation without it in memory.
+
+    JSON: `model`, `data`, `examples`, `tokens`, `top_k`, `temperature`, `fingerprint`, `bytes`, `seconds`, `out`.
+    """
+    options = _given(locals())
+    with talking(as_json) as terminal:
+        from . import training_jobs, views
+
+        record = training_jobs.teach(terminal, **options)
+        terminal.result(record, *views.teaching(record))
+
+
+_ONLY_TEXTS = ("context", "stride", "max_tokens", "baseline", "chat_template")
+_ONLY_TASKS = ("limit", "decode", "max_new_tokens", "batch_size", "out")
 
 
 @app.command("eval")
 def evaluate(
+    ctx: typer.Context,
     model: Model,
     data: Annotated[str, typer.Option(metavar="SRC", help=f"Text: {SOURCES}", show_default=False)],
     data_dir: DataDir = None,
@@ -131,24 +281,46 @@ def evaluate(
     baseline: Annotated[
         str | None, typer.Option(metavar="DENSE", help="The model before pruning, to compare on the same tokens.")
     ] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Tasks: only the first N items.")] = None,
+    decode: Annotated[
+        str, typer.Option(metavar="greedy|beam", help="Tasks: beam is the paper's search with 10 beams.")
+    ] = "greedy",
+    max_new_tokens: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Tasks: where to stop.", show_default="as the task")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Tasks: how many are decoded at once.")] = 16,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Tasks: folder for predictions and scores; resumes what it holds."),
+    ] = None,
     dtype: Dtype = "float32",
     device: Device = "cpu",
     chat_template: ChatTemplate = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Perplexity with its standard error, and bits per byte; with a baseline, the paired difference.
+    """Perplexity on a text, with its standard error; with a baseline, the paired difference. Or the scores of a task.
 
-    JSON: `model`, `perplexity`, `perplexity_se`, `nll`, `nll_se`, `bits_per_byte`, `tokens`, `context`, `stride`,
-    `data`, `dtype`, `seconds`; with a baseline also `baseline`, `baseline_perplexity`, `perplexity_ratio`,
-    `nll_difference`, `nll_difference_se`, `kl`, `top1_agreement`.
+    JSON: `model`, `perplexity`, `perplexity_se`, `nll`, `nll_se`, `bits_per_byte`, `word_perplexity`, `tokens`,
+    `context`, `stride`, `data`, `dtype`, `seconds`; with a baseline also `baseline`, `baseline_perplexity`,
+    `perplexity_ratio`, `nll_difference`, `nll_difference_se`, `kl`, `top1_agreement`.
+
+    JSON of a task (`wikisql`, `samsum`, `e2e`, pairs): its metrics, each with `…_ci`, its 95% interval; `items`,
+    `decoded`, `contexts_cut`, `unfinished`, `sequences_per_second`, `decode`, `max_new_tokens`, `batch_size`, `out`.
     """
     options = _given(locals())
     with talking(as_json) as terminal:
         from . import jobs, views
+        from .data.pairs import is_source
 
-        record = jobs.evaluate(terminal, **options)
-        terminal.result(record, *views.evaluation(record))
+        if is_source(data):
+            _refuse_options(ctx, f": it goes with texts, and {data} is a task", *_ONLY_TEXTS)
+            record = jobs.evaluate_task(terminal, **{k: v for k, v in options.items() if k not in _ONLY_TEXTS})
+            terminal.result(record, *views.task(record))
+        else:
+            _refuse_options(ctx, f": it goes with tasks, and {data} is a text", *_ONLY_TASKS)
+            record = jobs.evaluate(terminal, **{k: v for k, v in options.items() if k not in _ONLY_TASKS})
+            terminal.result(record, *views.evaluation(record))
 
 
 @app.command("analyze")
@@ -188,6 +360,71 @@ def analysis(
 
         record = analyze(terminal, **options)
         terminal.result(record, *views.analysis(record))
+
+
+@app.command()
+def export(
+    model: Model,
+    to: Annotated[str, typer.Option(metavar="TARGET", help="gguf, onnx, vllm, or hf-uniform.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option(metavar="PATH", help="A file for gguf, a folder for the others.", show_default=False)
+    ],
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE",
+            help="gguf: f32, f16, bf16, q8_0, q5_0, q4_0; onnx: f32; vllm, hf-uniform: f32, f16, bf16.",
+            show_default="gguf f16, onnx f32, the others as it is",
+        ),
+    ] = None,
+    force: Force = False,
+    trust_remote_code: Trust = False,
+    push_to_hub: PushToHub = None,
+    as_json: Json = False,
+) -> None:
+    """Write a model, pruned or not, for llama.cpp, ONNX Runtime, vLLM, or as a stock checkpoint of one width.
+
+    JSON: `model`, `to`, `dtype`, `widths`, `params`, `megabytes`, `details`, `notes`, `seconds`, `peak_memory_mb`,
+    `out`, `command`, `pushed`.
+    """
+    options = _given(locals())
+    with talking(as_json) as terminal:
+        from . import deploy, views
+
+        with _pushed(terminal, push_to_hub) as push:
+            record = push(deploy.export(terminal, **options))
+        terminal.result(record, *views.exporting(record))
+
+
+@app.command()
+def bench(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...", help="Compared with the first: hub ids, folders, `.gguf` files.", show_default=False
+        ),
+    ],
+    engine: Annotated[str, typer.Option(metavar="NAME", help="torch, onnxruntime, or llamacpp.")] = "torch",
+    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Of each engine.")] = 2,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Sequences at once; llamacpp takes one.")] = 1,
+    prompt_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of the prompt.")] = 512,
+    new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens written after the first.")] = 32,
+    repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Turns that are measured, after one more.")] = 7,
+    as_json: Json = False,
+) -> None:
+    """Tokens per second of models in one engine, measured in turn, beside the speed-up that their sizes allow.
+
+    A checkpoint is first exported for the engine (onnxruntime: f32; llamacpp: f16), into a folder that vanishes.
+
+    JSON: `engine`, `threads`, `batch`, `prompt_tokens`, `new_tokens`, `repeats`, `results` (a list).
+    """
+    options = _given(locals())
+    with talking(as_json) as terminal:
+        from . import views
+        from .bench import bench as measure
+
+        record = measure(terminal, **options)
+        terminal.result(record, *views.benchmark(record))
 
 
 @app.command()
@@ -252,7 +489,7 @@ def report(
 def methods(as_json: Json = False) -> None:
     """The methods that `prune --method` takes.
 
-    JSON: `methods`, a list of `name`, `criterion`, `scope` (the default), `refit`, `summary`, `source`.
+    JSON: `methods`, a list of `name`, `criterion`, `scope` (the default), `refit`, `summary`, `source`, `penalty`.
     """
     with talking(as_json) as terminal:
         from dataclasses import asdict
@@ -287,15 +524,34 @@ def demo(
 
 def _given(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """A command's parameters, without what concerns only the command line."""
-    return {name: value for name, value in parameters.items() if name not in ("ctx", "as_json")}
+    return {name: value for name, value in parameters.items() if name not in ("ctx", "as_json", "push_to_hub")}
 
 
-def _refuse_beside_plan(ctx: typer.Context, *names: str) -> None:
+@contextmanager
+def _pushed(terminal: Terminal, repo_id: str | None) -> Iterator[Callable[[dict[str, Any]], dict[str, Any]]]:
+    """A function that pushes what a record says was written; who may not push hears it before the work."""
+    if repo_id is None:
+        yield lambda record: record | {"pushed": None}
+        return
+    from . import hub
+    from .deploy import papers
+
+    hub.check_login(repo_id)
+
+    def push(record: dict[str, Any]) -> dict[str, Any]:
+        with terminal.busy(f"pushing to {repo_id}"):
+            beside = papers(record["model"])
+            return record | {"pushed": hub.push(Path(record["out"]), repo_id, papers=beside)}
+
+    yield push
+
+
+def _refuse_options(ctx: typer.Context, why: str, *names: str) -> None:
+    """Complain of those that were given."""
     for name in names:
         source = ctx.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
-            option = "--" + name.replace("_", "-")
-            raise UserError(f"drop {option}, or --plan: the plan says which neurons stay")
+            raise UserError(f"drop --{name.replace('_', '-')}{why}")
 
 
 def main() -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,9 +19,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from typer.core import TyperGroup
 
-from .errors import UserError
+from .errors import Interrupted, UserError
 
 INTERRUPTED = 130  # the exit code that typer gives to Ctrl-C
+#: what a training run tells, and how
+_KNOWN = {"loss": ".3f", "keep": ".3f", "perplexity": ",.2f"}
 Stages = Callable[[str], Callable[[int, int], None]]
 
 
@@ -30,7 +33,9 @@ class Terminal:
     def __init__(self, *, as_json: bool):
         self._as_json = as_json
         self._stdout = sys.stdout
-        self._stderr = Console(stderr=True, highlight=False, emoji=False)
+        # under torchrun every process runs the command, and the first one speaks
+        self._silent = os.environ.get("RANK", "0") != "0"
+        self._stderr = Console(stderr=True, highlight=False, emoji=False, quiet=self._silent)
 
     def note(self, text: str) -> None:
         """What the user should know on the way, on stderr."""
@@ -54,8 +59,23 @@ class Terminal:
 
             yield stage
 
+    @contextmanager
+    def training(self, num_steps: int) -> Iterator[Callable[[int, int, Mapping[str, float]], None]]:
+        """A bar for the steps of a training run, with what is known on the way: loss, keep ratio, perplexity."""
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[known]}"), TimeRemainingColumn())
+        with Progress(TextColumn("training"), *columns, console=self._stderr) as bars:
+            task = bars.add_task("", total=num_steps, known="")
+
+            def report(done: int, total: int, known: Mapping[str, float]) -> None:
+                told = [f"{name} {known[name]:{form}}" for name, form in _KNOWN.items() if name in known]
+                bars.update(task, completed=done, total=total, known=", ".join(told))
+
+            yield report
+
     def result(self, record: dict[str, Any], *views: RenderableType | str) -> None:
         """What the command found out. views: the same for people; a text is printed as it is, whatever the width."""
+        if self._silent:
+            return
         if self._as_json:
             print(json.dumps(record, allow_nan=False, ensure_ascii=False), file=self._stdout, flush=True)
             return
@@ -86,7 +106,7 @@ class Commands(TyperGroup):
             if (sentence := explain(error)) is None:
                 raise
             complain(sentence)
-            sys.exit(2)
+            sys.exit(INTERRUPTED if isinstance(error, Interrupted) else 2)
         if code == INTERRUPTED:
             complain("interrupted; nothing was left half-written")
         sys.exit(code)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import checkpoint, inspection, jobs, models, pruning
+from . import checkpoint, inspection, models, pruning, reproduce
 from . import data as texts
 from .card import model_card
 from .console import Terminal
@@ -59,7 +59,7 @@ def run_demo(
     terminal.note(f"{model}: keeping {keep:.0%} of its feed-forward neurons with obs; this takes a few minutes")
     calibration, held_out = texts.load("python-docs", "train"), texts.load("python-docs", "validation")
     with terminal.busy(f"loading {model}"):
-        origin = jobs.origin(model)
+        origin = reproduce.origin(model)
         tokenizer, dense = models.load_tokenizer(model), models.load(model)
         pruned = copy.deepcopy(dense)
     eval_ids, num_bytes = stream(tokenizer, held_out, sizes.eval_tokens)
@@ -67,7 +67,7 @@ def run_demo(
         "model": model, "out": out, "method": "obs", "keep": keep, "data": "python-docs",
         "calibration_tokens": sizes.calibration_tokens, "seq_len": sizes.seq_len, "multiple_of": 32, "seed": 0,
     }  # fmt: skip
-    provenance = {"model": origin, "command": jobs.command("prune", options), "demo": True}
+    provenance = {"model": origin, "command": reproduce.command("prune", options), "demo": True}
     before = inspection.sizes(pruned, find_ffns(pruned))
     with terminal.stages() as stages:
         measured = {"context": sizes.context, "num_bytes": num_bytes}

@@ -10,6 +10,10 @@ class UserError(ValueError):
     """Bad input. The command line prints the message on stderr and exits with code 2."""
 
 
+class Interrupted(UserError):
+    """The user stopped a long job, which saved what it had. The command line exits with code 130."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """An error that teaches: the nearest known names first.
 

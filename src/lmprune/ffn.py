@@ -6,10 +6,12 @@ Axes: N tokens, D model width, F neurons of a layer.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .errors import UserError
 from .families import FFNSpec, family_of
@@ -18,7 +20,7 @@ from .families import FFNSpec, family_of
 OUT_NAMES, IN_NAMES = ("out_features", "nf"), ("in_features", "nx")
 
 
-def _rows_are_inputs(linear: nn.Module) -> bool:
+def rows_are_inputs(linear: nn.Module) -> bool:
     """transformers' Conv1D stores its weight (in, out); nn.Linear and its subclasses (out, in)."""
     return hasattr(linear, "nf")
 
@@ -71,7 +73,7 @@ class FFN:
     @staticmethod
     def _major(linear: nn.Module, *, writer: bool) -> Tensor:
         weight = cast(Tensor, linear.weight)
-        return weight.T if _rows_are_inputs(linear) == writer else weight
+        return weight.T if rows_are_inputs(linear) == writer else weight
 
     def keep(self, indices: Tensor) -> None:
         """Cut the layer down to the neurons `indices` (sorted, unique, (K,)); the rest of the model is untouched."""
@@ -81,6 +83,37 @@ class FFN:
             if writer is not None:
                 index_out(writer, rows)
         index_in(self.down, indices)
+
+    def compute_only(self, indices: Tensor | None) -> None:
+        """From now on compute only the neurons `indices` (sorted, unique, (K,)); None = all of them again.
+
+        The parameters stay whole: every forward pass gathers their rows, so that gradients reach the neurons that were
+        computed, and the others can come back. What passes the seam is then (…, K).
+        Raises: UserError for layers whose product is not a plain one (LoRA, quantised).
+        """
+        for linear in self.linears:
+            linear.__dict__.pop("forward", None)
+        if indices is None:
+            return
+        for linear in self.linears:
+            if not (isinstance(linear, nn.Linear) or rows_are_inputs(linear)):
+                raise UserError(
+                    f"layer {self.layer}: the neurons of a {type(linear).__name__} can't be gathered; "
+                    "use --compute full"
+                )
+        indices = indices.to(self.reader().device)
+        rows = torch.cat([indices, indices + self.width]) if self.spec.fused_gate else indices
+        for writer in self.linears[:-1]:
+            writer.forward = partial(_gathered, writer, rows, outputs=True)
+        self.down.forward = partial(_gathered, self.down, indices, outputs=False)
+
+    def pad(self, width: int) -> None:
+        """Add neurons without any effect, up to `width`: all weights zero."""
+        assert width >= self.width, "a layer is cut by `keep`"
+        more = width - self.width
+        for writer in filter(None, (self.up, self.gate)):
+            pad_out(writer, more, parts=2 if self.spec.fused_gate else 1)
+        pad_in(self.down, more)
 
     @torch.no_grad()
     def set_reader(self, reader_FD: Tensor, bias_D: Tensor | None = None) -> None:
@@ -113,7 +146,7 @@ def _record(linear: nn.Module, names: Sequence[str], size: int) -> None:
 def index_out(linear: nn.Module, rows: Tensor) -> None:
     """Keep only the outputs `rows` of a Linear or Conv1D."""
     weight = cast(Tensor, linear.weight)
-    _replace(linear, "weight", weight.index_select(1 if _rows_are_inputs(linear) else 0, rows.to(weight.device)))
+    _replace(linear, "weight", weight.index_select(1 if rows_are_inputs(linear) else 0, rows.to(weight.device)))
     if (bias := _bias(linear)) is not None:
         _replace(linear, "bias", bias.index_select(0, rows.to(bias.device)))
     _record(linear, OUT_NAMES, len(rows))
@@ -122,8 +155,40 @@ def index_out(linear: nn.Module, rows: Tensor) -> None:
 def index_in(linear: nn.Module, rows: Tensor) -> None:
     """Keep only the inputs `rows` of a Linear or Conv1D."""
     weight = cast(Tensor, linear.weight)
-    _replace(linear, "weight", weight.index_select(0 if _rows_are_inputs(linear) else 1, rows.to(weight.device)))
+    _replace(linear, "weight", weight.index_select(0 if rows_are_inputs(linear) else 1, rows.to(weight.device)))
     _record(linear, IN_NAMES, len(rows))
+
+
+def _gathered(linear: nn.Module, rows: Tensor, x: Tensor, *, outputs: bool) -> Tensor:
+    """What a Linear or Conv1D computes with only `rows` of its outputs, or of its inputs (x then has only those)."""
+    weight, bias = cast(Tensor, linear.weight), _bias(linear)
+    weight = weight.index_select(int(rows_are_inputs(linear) == outputs), rows)
+    if outputs and bias is not None:
+        bias = bias.index_select(0, rows)
+    return functional.linear(x, weight.T if rows_are_inputs(linear) else weight, bias)
+
+
+def pad_out(linear: nn.Module, more: int, *, parts: int = 1) -> None:
+    """Add outputs that are zero to a Linear or Conv1D: `more` after each of `parts` equal runs of outputs."""
+    weight = cast(Tensor, linear.weight)
+    dim = 1 if rows_are_inputs(linear) else 0
+    _replace(linear, "weight", torch.cat([_padded(run, more, dim) for run in weight.chunk(parts, dim)], dim))
+    if (bias := _bias(linear)) is not None:
+        _replace(linear, "bias", torch.cat([_padded(run, more, 0) for run in bias.chunk(parts)]))
+    _record(linear, OUT_NAMES, linear.weight.shape[dim])  # type: ignore[index]
+
+
+def pad_in(linear: nn.Module, more: int) -> None:
+    """Add `more` inputs that are not read to a Linear or Conv1D."""
+    dim = 0 if rows_are_inputs(linear) else 1
+    _replace(linear, "weight", _padded(cast(Tensor, linear.weight), more, dim))
+    _record(linear, IN_NAMES, linear.weight.shape[dim])  # type: ignore[index]
+
+
+def _padded(tensor: Tensor, more: int, dim: int) -> Tensor:
+    shape = list(tensor.shape)
+    shape[dim] = more
+    return torch.cat([tensor, tensor.new_zeros(shape)], dim)
 
 
 def find_ffns(model: nn.Module, spec: FFNSpec | None = None) -> list[FFN]:

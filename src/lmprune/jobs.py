@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import resource
-import sys
+import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,58 +13,97 @@ from . import checkpoint, inspection, models, pruning, sources
 from . import data as texts
 from .card import model_card
 from .console import Terminal
-from .data import TextData
-from .data.tokens import stream
-from .errors import UserError, unknown
+from .data import pairs
+from .data.records import PairData
+from .data.tokens import cover
+from .errors import unknown
+from .evaluation import predictions, tasks
+from .evaluation.decoding import DECODINGS
+from .evaluation.memory import peak_memory_mb
 from .evaluation.perplexity import perplexity
 from .families import parse_spec
 from .ffn import find_ffns
 from .methods import get_method, needs_text
+from .opening import open_model
 from .plan import PrunePlan
+from .reproduce import command, data_record, flat, log_file, origin, result_settings
 from .selection import SCOPES, check_keep
+from .training.run_folder import RunFolder
+from .training_options import Training, check_method
 
 
 def prune(
     terminal: Terminal, *, model: str, out: Path, method: str, keep: float, scope: Any, data: str,
     data_dir: Path | None, calibration_tokens: int, seq_len: int, multiple_of: int, plan: Path | None, dtype: str,
     device: str, seed: int, force: bool, ffn: str | None, chat_template: bool, trust_remote_code: bool,
+    **training_options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """`lmprune prune`, whose options these are. What can be checked is checked before the long work.
 
     Raises: UserError; nothing is written then.
     """
-    options = {name: value for name, value in locals().items() if name != "terminal"}
+    options = flat(locals())
+    training = Training.of(training_options)
     chosen = PrunePlan.load(plan) if plan else None
     row = get_method(chosen.settings.get("method", method) if chosen else method)
     check_keep(keep)
+    check_method(row, training)
     if scope not in (None, *SCOPES):
         raise unknown("scope", scope, SCOPES)
     checkpoint.check_out(out, force=force)
     spec = parse_spec(ffn) if ffn else None
+    calibrates = needs_text(row, chosen=chosen is not None)
+    load = partial(texts.load, data, data_dir=data_dir, chat_template=chat_template, seed=seed)
     read = None
-    if needs_text(row, chosen=chosen is not None):
-        read = partial(
-            texts.load, data, "train", data_dir=data_dir, chat_template=chat_template, seed=seed,
-            num_tokens=calibration_tokens,
-        )  # fmt: skip
+    if calibrates or training is not None:
+        read = partial(load, split="train", num_tokens=training.train_tokens if training else calibration_tokens)
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     dense, tokenizer, text = open_model(terminal, model, data, read, **how)
     if text is not None:
-        terminal.note(f"calibrating on {text.name}")
-        if chosen is not None and chosen.provenance.get("calibration", {}).get("sha256") != text.provenance["sha256"]:
+        terminal.note(f"{'training' if training else 'calibrating'} on {text.name}")
+        if (
+            calibrates
+            and chosen is not None
+            and chosen.provenance.get("calibration", {}).get("sha256") != text.provenance["sha256"]
+        ):
             terminal.note("that is not the text the plan was made on, so the refit will differ from the plan's own")
     ffns = find_ffns(dense, spec)
     before = inspection.sizes(dense, ffns)
 
+    provenance = {"model": origin(model), "command": command("prune", options)}
+
+    def at_once(dense: Any) -> PrunePlan:
+        with terminal.stages() as stages:
+            return pruning.prune(
+                dense, tokenizer, method=row.name, keep=keep, scope=scope, data=text or data, plan=chosen, spec=spec,
+                calibration_tokens=calibration_tokens, seq_len=seq_len, multiple_of=multiple_of, seed=seed,
+                stages=stages, provenance=provenance,
+            )  # fmt: skip
+
     start = time.perf_counter()
-    with terminal.stages() as stages:
-        done = pruning.prune(
-            dense, tokenizer, method=row.name, keep=keep, scope=scope, data=text or data, plan=chosen, spec=spec,
-            calibration_tokens=calibration_tokens, seq_len=seq_len, multiple_of=multiple_of, seed=seed, stages=stages,
-            provenance={"model": origin(model), "command": command("prune", options)},
-        )  # fmt: skip
+    trained: dict[str, Any] = {}
+    log: list[dict[str, Any]] = []
+    if training is None:
+        done = at_once(dense)
+    else:
+        from .training.job import Job, prune_gradually, recover
+
+        assert text is not None
+        job = Job(terminal, training, tokenizer, text, load, seq_len, seed, out, how, spec, result_settings(options))
+        if chosen is not None or training.schedule == "oneshot":
+            dense, done, trained, log = recover(job, dense, at_once, force=force)
+        else:
+            dense, done, trained, log = prune_gradually(
+                job, dense, row, keep=keep, scope=scope, multiple_of=multiple_of, force=force, provenance=provenance
+            )
+        ffns = find_ffns(dense, spec)
     seconds = time.perf_counter() - start
-    if chosen is None and text is not None and done.settings["calibration_tokens"] <= calibration_tokens - seq_len:
+    if (
+        chosen is None
+        and calibrates
+        and not training
+        and done.settings["calibration_tokens"] <= calibration_tokens - seq_len
+    ):
         terminal.note(f"that text has only {done.settings['calibration_tokens']} tokens in whole sequences")
 
     record = {
@@ -75,10 +113,15 @@ def prune(
         "scope": done.settings.get("scope"),
         **inspection.pruning(dense, ffns, before, done),
         "data": text and data_record(text),
+        **({"training": trained} if trained else {}),
     }
     with terminal.busy(f"writing {out}"):
-        card = model_card(done, record)
-        folder = checkpoint.save(dense, out, tokenizer=tokenizer, plan=done, card=card, spec=spec, force=force)
+        folder = checkpoint.save(
+            dense, out, tokenizer=tokenizer, plan=done, card=model_card(done, record), spec=spec, force=force,
+            files=log_file(log),
+        )  # fmt: skip
+    if training is not None:
+        RunFolder(out).remove()
     return record | {
         "seconds": seconds,
         "peak_memory_mb": peak_memory_mb(),
@@ -92,7 +135,7 @@ def evaluate(
     stride: int | None, max_tokens: int | None, baseline: str | None, dtype: str, device: str, chat_template: bool,
     trust_remote_code: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    """`lmprune eval`, whose options these are. Raises: UserError."""
+    """`lmprune eval` on a text, whose options these are. Raises: UserError."""
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     if baseline is not None:
         sources.resolve(baseline)
@@ -106,13 +149,13 @@ def evaluate(
     if baseline is not None:
         with terminal.busy(f"loading {baseline}"):
             dense = models.load(baseline, **how)
-    input_ids, num_bytes = stream(tokenizer, text, max_tokens)
+    input_ids, covered = cover(tokenizer, text, max_tokens)
 
     start = time.perf_counter()
     with terminal.stages() as stages:
         result = perplexity(
-            pruned, input_ids, context=context, stride=stride, num_bytes=num_bytes, baseline=dense,
-            progress=stages("windows"),
+            pruned, input_ids, context=context, stride=stride, num_bytes=len(covered.encode()),
+            num_words=len(covered.split()), baseline=dense, progress=stages("windows"),
         )  # fmt: skip
     return {
         "model": model,
@@ -124,21 +167,53 @@ def evaluate(
     }
 
 
-def origin(model: str) -> dict[str, str]:
-    """Where a model comes from, for the plan: `sources.describe`, and `base_model` where the hub has the original."""
-    base = sources.base_model(model)
-    return {**sources.describe(model), **({"base_model": base} if base else {})}
+def evaluate_task(
+    terminal: Terminal, *, model: str, data: str, data_dir: Path | None, split: str, limit: int | None, decode: str,
+    max_new_tokens: int | None, batch_size: int, out: Path | None, dtype: str, device: str, trust_remote_code: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """`lmprune eval` on pairs, whose options these are. Raises: UserError."""
+    if decode not in DECODINGS:
+        raise unknown("decoding", decode, DECODINGS)
+    if out is not None:
+        predictions.check_folder(out)
+    read = partial(_read_pairs, data, split, data_dir)
+    pruned, tokenizer, found = open_model(
+        terminal, model, data, read, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+    )
+    assert isinstance(found, PairData)
+    terminal.note(f"evaluating on {found.name}")
+    for sentence in found.notes:
+        terminal.note(sentence)
+    task = tasks.task_of(data)
+    max_new_tokens = task.max_new_tokens if max_new_tokens is None else max_new_tokens
+
+    start = time.perf_counter()
+    with terminal.stages() as stages, models.quiet():
+        result = tasks.evaluate(
+            pruned, tokenizer, found, DECODINGS[decode], task=task, limit=limit, max_new_tokens=max_new_tokens,
+            batch_size=batch_size, folder=out, stages=stages,
+        )  # fmt: skip
+    if result.contexts_cut:
+        terminal.note(f"{result.contexts_cut} of {result.items} contexts are too long and lost their beginning")
+    record = {
+        "model": model,
+        **result.to_dict(),
+        "decode": {"name": decode, **vars(DECODINGS[decode])},
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+        "data": data_record(found),
+        "out": out and str(out),
+        "dtype": str(pruned.dtype).removeprefix("torch."),
+        "seconds": time.perf_counter() - start,
+    }
+    if out is not None:
+        (out / predictions.SCORES).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return record
 
 
-def command(verb: str, options: Mapping[str, Any]) -> list[str]:
-    """The command line that does a job again, every setting spelt out; a plan stands for what it has decided."""
-    implied = {"method", "keep", "scope", "multiple_of"} if options.get("plan") else set()
-    line = ["lmprune", verb, options["model"]]
-    for name, value in options.items():
-        if name in {"model", "force", *implied} or value is None or value is False:
-            continue
-        line += ["--" + name.replace("_", "-"), *([] if value is True else [str(value)])]
-    return line
+def _read_pairs(data: str, split: str, data_dir: Path | None, *, tokenizer: Any) -> PairData:
+    pairs.eos_id(tokenizer)
+    return pairs.load(data, split, data_dir=data_dir)
 
 
 def after_prune(options: Mapping[str, Any]) -> list[list[str]]:
@@ -152,44 +227,3 @@ def after_prune(options: Mapping[str, Any]) -> list[list[str]]:
         ["eval", str(options["out"]), "--data", *data, *compare, *trust],
         ["inspect", str(options["out"]), *trust],
     ]
-
-
-def peak_memory_mb() -> float:
-    """The most memory that this process has held so far, in 10⁶ bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kibibytes, but bytes on macOS
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
-
-
-def open_model(
-    terminal: Terminal, source: str, data: str, read: Callable[..., TextData] | None, **how: Any
-) -> tuple[Any, Any, TextData | None]:
-    """(model, tokenizer, text). The text comes first, as it is the quicker to be wrong, but for what a model writes.
-
-    read: `texts.load` but for model and tokenizer; None where no text is needed, and a tokenizer only to pass it on.
-    """
-    models.check_device(how["device"])
-    models.check_dtype(how["dtype"])
-    tokenizer = text = None
-    try:
-        tokenizer = models.load_tokenizer(source, trust_remote_code=how["trust_remote_code"])
-    except UserError as error:
-        if read is not None:
-            raise
-        missing = error
-    else:
-        missing = None
-    if read is not None and data != "self":
-        with terminal.busy(f"reading {data}"):
-            text = read(tokenizer=tokenizer)
-    with terminal.busy(f"loading {source}"):
-        model = models.load(source, **how)
-    if missing is not None:
-        terminal.note(f"{missing}; the checkpoint will have none either")
-    if read is not None and text is None:
-        with terminal.busy("the model writes its own text"):
-            text = read(model=model, tokenizer=tokenizer)
-    return model, tokenizer, text
-
-
-def data_record(text: TextData) -> dict[str, Any]:
-    return {"name": text.name, **text.provenance}

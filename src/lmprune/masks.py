@@ -1,13 +1,24 @@
-"""Masks at the seam: the input of `down`, where setting `h_j = 0` is exactly the removal of neuron `j`."""
+"""Masks at the seam: the input of `down`, where setting `h_j = 0` is exactly the removal of neuron `j`.
+
+`masked` is for a moment's look; `NeuronMasks` stays on a model while it trains, and holds its learned scores.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, cast, get_args
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from .ffn import FFN
+
+#: `full`: all neurons are computed, and masked ones still get a gradient; `gathered`: only the kept ones are computed
+Compute = Literal["full", "gathered"]
+COMPUTES: tuple[Compute, ...] = get_args(Compute)
+#: the name under which a model holds its NeuronMasks
+ATTRIBUTE = "neuron_masks"
 
 
 @contextmanager
@@ -25,3 +36,127 @@ def _multiply(mask: Tensor):
         return (h_NF * mask.to(h_NF), *rest)
 
     return hook
+
+
+class NeuronMasks(nn.ModuleList):
+    """A mask on each layer of a model in training, one NeuronMask a layer, as a submodule of that model.
+
+    As its submodule, so that the learned scores are parameters of the model: whoever trains it (Trainer, DDP, an
+    optimizer over `model.parameters()`) trains, averages over processes and saves them too. `detach` takes it all off.
+    """
+
+    def __init__(self, model: nn.Module, ffns: Sequence[FFN], *, learned: bool, compute: Compute):
+        super().__init__(NeuronMask(ffn, learned, compute) for ffn in ffns)
+        self.ffns = list(ffns)
+        self._model = (model,)  # in a tuple, or the model would be a submodule of its own submodule
+        self.attach()
+
+    def __iter__(self) -> Iterator[NeuronMask]:
+        return cast(Iterator[NeuronMask], super().__iter__())
+
+    @property
+    def scores(self) -> list[nn.Parameter]:
+        """The learned scores, one (F_l,) a layer; empty where nothing is learned."""
+        return [mask.scores for mask in self if mask.scores is not None]
+
+    @property
+    def kept(self) -> list[Tensor]:
+        """The kept neurons of each layer, sorted, int64."""
+        return [mask.kept for mask in self]
+
+    @property
+    def keep(self) -> float:
+        """The share of all neurons that is kept now."""
+        return sum(map(len, self.kept)) / sum(mask.width for mask in self)
+
+    def set(self, kept: Sequence[Tensor]) -> None:
+        """From now on only the neurons `kept`, one sorted (K_l,) a layer, take part."""
+        for mask, indices in zip(self, kept, strict=True):
+            mask.set(indices)
+
+    def attach(self) -> None:
+        (model,) = self._model
+        assert not hasattr(model, ATTRIBUTE), "the model already has masks"
+        model.add_module(ATTRIBUTE, self)
+        for mask in self:
+            mask.attach()
+
+    def detach(self) -> None:
+        """The model as it was, without masks; its weights are what training made of them."""
+        for mask in self:
+            mask.detach()
+        delattr(self._model[0], ATTRIBUTE)
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """No masks for the length of a `with` block."""
+        self.detach()
+        try:
+            yield
+        finally:
+            self.attach()
+
+
+class NeuronMask(nn.Module):
+    """One layer's mask: which neurons are kept, how the others are left out, and the scores that are learned.
+
+    observer: called with (h, kept) in every training forward pass, h (…, K or F) the neurons' outputs before the mask.
+    """
+
+    def __init__(self, ffn: FFN, learned: bool, compute: Compute):
+        super().__init__()
+        device = ffn.reader().device
+        self.width, self.compute = ffn.width, compute
+        self.scores = nn.Parameter(torch.zeros(ffn.width, device=device)) if learned else None
+        self.observer: Callable[[Tensor, Tensor], None] | None = None
+        self._ffn = ffn
+        self.set(torch.arange(ffn.width))
+
+    def attach(self) -> None:
+        self._handle = self._ffn.down.register_forward_pre_hook(self._at_seam)
+        self.set(self.kept)
+
+    def set(self, kept: Tensor) -> None:
+        """Keep the neurons `kept` (K,), sorted."""
+        self.kept = kept
+        everything = len(kept) == self.width
+        self._where: Tensor | None = None if everything else kept.to(self._ffn.reader().device)
+        self._mask: Tensor | None = None
+        if not everything and self.compute == "full":
+            self._mask = torch.zeros(self.width, device=self._ffn.reader().device)
+            self._mask[self._where] = 1
+        if self.compute == "gathered":
+            self._ffn.compute_only(self._where)
+
+    def _at_seam(self, _down: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        h, *rest = args
+        if self.training and self.observer is not None:
+            self.observer(h.detach(), self.kept)
+        if self.training and self.scores is not None and torch.is_grad_enabled():
+            computed = self.scores if h.shape[-1] == self.width else self.scores[self._where]
+            return (cast(Tensor, _StraightThrough.apply(h, computed, self._mask)), *rest)
+        return args if self._mask is None else (h * self._mask.to(h), *rest)
+
+    def detach(self) -> None:
+        self._handle.remove()
+        self._ffn.compute_only(None)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """h' = h · mask forward; backward, the mask passes its gradient straight on to the scores: Σ_n h_nj ∂L/∂h'_nj.
+
+    With mask None, all of h is kept: h' = h. Source: METHODS 2, [MVP].
+    """
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, scores: Tensor, mask: Tensor | None) -> Tensor:
+        ctx.save_for_backward(h, *([] if mask is None else [mask]))
+        ctx.score_dtype = scores.dtype
+        return h.view_as(h) if mask is None else h * mask.to(h)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        h, *mask = ctx.saved_tensors
+        (grad,) = grads
+        score_grad = (h * grad).flatten(0, -2).sum(0, dtype=ctx.score_dtype)
+        return grad * mask[0].to(grad) if mask else grad, score_grad, None

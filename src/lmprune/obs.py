@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .criteria.second_order import Elimination, LeastSquares, eliminate
+from .criteria.second_order import LeastSquares, eliminate
 from .curvature import output_curvature
 from .ffn import FFN
 from .reconstruction import layer_problems
@@ -62,27 +62,59 @@ def obs(
     Under global scope a first, dense pass gives each layer's error curve, and the cheapest removals of all layers
     decide the widths; the neurons themselves are chosen in the second pass.
     """
-    metrics: list[Tensor | None] = [None] * len(ffns)
-    if settings.end_loss:
-        few = input_ids[: max(settings.gradient_tokens // input_ids.shape[1], 1)]
-        metrics = [*output_curvature(model, ffns, few, progress=stages("gradients of the end loss"))]
-
-    def order(ffn: FFN, problem: LeastSquares, until: int) -> Elimination:
-        return eliminate(problem, until=until, metric_DD=metrics[ffn.layer], seed=seed)
-
     if scope == "local":
-        counts = [num_kept(ffn.width, keep, multiple_of=multiple_of) for ffn in ffns]
+        widths = [num_kept(ffn.width, keep, multiple_of=multiple_of) for ffn in ffns]
     else:
-        one_pass = replace(settings, sequential=False)
-        dense = _problems(model, ffns, input_ids, one_pass, stages("error curves"))
-        scores = [order(ffn, problem, 1).scores() for ffn, problem in dense]
-        counts = [len(kept) for kept in select(scores, keep, scope=scope, multiple_of=multiple_of, seed=seed)]
+        scores = error_curves(model, ffns, input_ids, seed=seed, settings=settings, stages=stages)
+        widths = [len(kept) for kept in select(scores, keep, scope=scope, multiple_of=multiple_of, seed=seed)]
+    return obs_to_widths(model, ffns, input_ids, widths, seed=seed, settings=settings, stages=stages)
 
+
+@torch.no_grad()
+def error_curves(
+    model: Any,
+    ffns: Sequence[FFN],
+    input_ids: Tensor,
+    *,
+    seed: int = 0,
+    settings: ObsSettings = ObsSettings(),
+    stages: Stages = silent,
+) -> list[Tensor]:
+    """Scores (F_l,) that compare across layers, from one dense pass: what the error grows by as each neuron goes."""
+    metrics = _metrics(model, ffns, input_ids, settings, stages)
+    dense = _problems(model, ffns, input_ids, replace(settings, sequential=False), stages("error curves"))
+    return [eliminate(problem, until=1, metric_DD=metrics[ffn.layer], seed=seed).scores() for ffn, problem in dense]
+
+
+@torch.no_grad()
+def obs_to_widths(
+    model: Any,
+    ffns: Sequence[FFN],
+    input_ids: Tensor,
+    widths: Sequence[int],
+    *,
+    seed: int = 0,
+    settings: ObsSettings = ObsSettings(),
+    stages: Stages = silent,
+) -> list[Tensor]:
+    """Like `obs`, to given widths, one a layer."""
+    metrics = _metrics(model, ffns, input_ids, settings, stages)
     kept: list[Tensor] = []
     for ffn, problem in _problems(model, ffns, input_ids, settings, stages("pruning")):
-        kept.append(order(ffn, problem, counts[ffn.layer]).kept)
-        cut(ffn, kept[-1], problem)
+        found = eliminate(problem, until=widths[ffn.layer], metric_DD=metrics[ffn.layer], seed=seed)
+        kept.append(found.kept)
+        cut(ffn, found.kept, problem)
     return kept
+
+
+def _metrics(
+    model: Any, ffns: Sequence[FFN], input_ids: Tensor, settings: ObsSettings, stages: Stages
+) -> list[Tensor | None]:
+    """How much the end loss cares about each direction of each layer's output, (D, D); None = all alike."""
+    if not settings.end_loss:
+        return [None] * len(ffns)
+    few = input_ids[: max(settings.gradient_tokens // input_ids.shape[1], 1)]
+    return [*output_curvature(model, ffns, few, progress=stages("gradients of the end loss"))]
 
 
 @torch.no_grad()

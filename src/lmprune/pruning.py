@@ -18,7 +18,7 @@ from .errors import UserError, unknown
 from .evaluation.perplexity import max_context
 from .families import FFNSpec
 from .ffn import FFN, find_ffns
-from .methods import Method, get_method, needs_text
+from .methods import Method, get_method, must_train, needs_text
 from .obs import PLAIN, ObsSettings, obs, obs_refit
 from .plan import PrunePlan
 from .refit import bias_compensation
@@ -64,6 +64,8 @@ def prune(
     Raises: UserError; where the arguments or the data were wrong, the model is untouched.
     """
     row = get_method(plan.settings.get("method", method) if plan else method)
+    if row.learned and plan is None:
+        raise must_train(row)
     check_keep(keep)
     if multiple_of < 1:
         raise UserError(f"multiple_of must be at least 1, got {multiple_of}")

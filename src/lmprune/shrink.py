@@ -76,6 +76,15 @@ def record_widths(model: Any, ffns: Sequence[FFN]) -> None:
     _adopt(model, shim.pruned_class(stock), pruned)
 
 
+def stock_width(model: Any, spec: FFNSpec) -> int | None:
+    """F where the model's stock class hard-codes it, else None."""
+    if spec.width_key:
+        return None
+    stock = shim.stock_class(type(model))
+    native = stock.__module__.startswith("transformers.")
+    return find_ffns(_on_meta(stock, _plain(model.config, native)), spec)[0].width
+
+
 def _plain(config: Any, native: bool) -> Any:
     """A copy without anything that lmprune wrote. `auto_map` names code: the shim's (written anew by every save), or
     what the model was published with, which a native class of transformers does not need."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
@@ -70,9 +71,92 @@ def pruning(record: Mapping[str, Any]) -> Views:
     return [
         table(["", "before", "after", "left"], rows),
         f"widths: {width_summary(record['widths'])}",
+        *([_trained(record["training"])] if "training" in record else []),
         f"{record['seconds']:.1f} s, at most {record['peak_memory_mb']:,.0f} MB of memory",
         f"written to {record['out']}: {how}",
+        *_pushed(record),
     ]
+
+
+def finetuning(record: Mapping[str, Any]) -> Views:
+    return [
+        _trained(record["training"]),
+        f"{record['seconds']:.1f} s, at most {record['peak_memory_mb']:,.0f} MB of memory",
+        f"written to {record['out']}",
+    ]
+
+
+def _trained(training: Mapping[str, Any]) -> str:
+    told = f"trained for {training['steps']:,} steps: loss {training['first_loss']:.3f} → {training['last_loss']:.3f}"
+    return told + (f", perplexity {training['perplexity']:,.2f} on validation" if training["perplexity"] else "")
+
+
+def teaching(record: Mapping[str, Any]) -> Views:
+    return [
+        f"{record['tokens']:,} tokens of {record['data']['name']}, the {record['top_k']} likeliest of each "
+        f"at temperature {record['temperature']:g}",
+        f"written to {record['out']}, {record['bytes'] / 1e6:,.1f} MB, in {record['seconds']:.1f} s",
+    ]
+
+
+def exporting(record: Mapping[str, Any]) -> Views:
+    return [
+        f"written to {record['out']}: {record['to']}, {record['dtype']}, {_megabytes(record['megabytes'])} MB",
+        *record["notes"],
+        f"{record['seconds']:.1f} s, at most {record['peak_memory_mb']:,.0f} MB of memory",
+        *_pushed(record),
+    ]
+
+
+def benchmark(record: Mapping[str, Any]) -> Views:
+    results = [result | {"name": Path(result["model"]).name} for result in record["results"]]
+    sizes = [
+        [
+            result["name"], _megabytes(result["weight_megabytes"]), f"{result['peak_memory_mb']:,.0f}",
+            f"{result['first_token_ms']:,.0f}",
+        ]
+        for result in results
+    ]  # fmt: skip
+    rates = [
+        [
+            result["name"],
+            phase,
+            f"{result[phase]['median']:,.1f}",
+            _range(result[phase]["min"], result[phase]["max"], 1),
+        ]
+        for result in results
+        for phase in ("prefill", "decode")
+    ]
+    speedups = [_speedup(result, phase) for result in results[1:] for phase in ("prefill", "decode")]
+    views: Views = [
+        f"{record['engine']}, {record['threads']} threads, batch {record['batch']}: {record['prompt_tokens']} prompt "
+        f"tokens, {record['new_tokens']} new ones; medians of {record['repeats']} turns",
+        "",
+        table(["model", "weights, MB", "peak memory, MB", "first token, ms"], sizes),
+        "",
+        table(["model", "", "tokens/s", "least–most"], rates),
+    ]
+    return views if not speedups else [
+        *views, "",
+        f"How many times as fast as {results[0]['name']}, turn by turn. Ideal: the ratio of operations (prefill), of "
+        "weight bytes (decode).",
+        table(["model", "", "measured", "least–most", "ideal", "reached"], speedups),
+    ]  # fmt: skip
+
+
+def _speedup(result: Mapping[str, Any], phase: str) -> list[str]:
+    measured, ideal, share = (result[f"{what}_{phase}"] for what in ("speedup", "ideal", "share"))
+    span = _range(result[f"speedup_{phase}_min"], result[f"speedup_{phase}_max"], 2)
+    known = ["unknown", ""] if ideal is None else [f"{ideal:.2f}", f"{share:.0%}"]
+    return [result["name"], phase, f"{measured:.2f}", span, *known]
+
+
+def _range(low: float, high: float, digits: int) -> str:
+    return f"{low:,.{digits}f}–{high:,.{digits}f}"
+
+
+def _pushed(record: Mapping[str, Any]) -> Views:
+    return [f"pushed to {record['pushed']}"] if record["pushed"] else []
 
 
 def _before_after(name: str, before: int, after: int) -> list[str]:
@@ -84,6 +168,8 @@ def evaluation(record: Mapping[str, Any]) -> Views:
     rows = [["perplexity", _with_error(record["perplexity"], record["perplexity_se"], 2)]]
     if record["bits_per_byte"] is not None:
         rows += [["bits per byte", f"{record['bits_per_byte']:.4f}"]]
+    if record["word_perplexity"] is not None:
+        rows += [["perplexity per word", f"{record['word_perplexity']:,.2f}"]]
     if "baseline" in record:
         rows += [
             ["baseline's perplexity", f"{record['baseline_perplexity']:.2f}"],
@@ -98,6 +184,32 @@ def evaluation(record: Mapping[str, Any]) -> Views:
         f"{record['tokens']:,} tokens in {windows}, {record['seconds']:.1f} s",
         *(["one window only: no standard error"] if record["perplexity_se"] is None else []),
     ]
+
+
+def task(record: Mapping[str, Any]) -> Views:
+    metrics = [name.removesuffix("_ci") for name in record if name.endswith("_ci")]
+    rows = [
+        [_METRIC_NAMES.get(name, name), f"{record[name]:.{d}f}", "–".join(f"{x:.{d}f}" for x in record[f"{name}_ci"])]
+        for name in metrics
+        if (d := 4 if name in _METRIC_NAMES else 2)
+    ]
+    rate = record["sequences_per_second"]
+    speed = "" if rate is None else f", {record['decoded']} decoded in this run, {rate:.2f} a second"
+    return [
+        record["model"],
+        table(["", record["decode"]["name"], "95% interval"], rows),
+        f"{record['items']:,} items{speed}",
+        f"{record['unfinished']} outputs met the limit of {record['max_new_tokens']} new tokens",
+        *([f"predictions and scores are in {record['out']}"] if record["out"] else []),
+    ]
+
+
+_METRIC_NAMES = {
+    "exact_match": "exact match",
+    "logical_form": "logical form",
+    "execution": "execution",
+    "first_choices": "first choices right",
+}
 
 
 def _with_error(value: float, error: float | None, digits: int) -> str:
@@ -182,8 +294,9 @@ def report(record: Mapping[str, Any]) -> Views:
 
 
 def methods(record: Mapping[str, Any]) -> Views:
-    rows = [[m["name"], m["scope"], m["refit"], m["summary"], m["source"]] for m in record["methods"]]
-    return [table(["method", "scope", "refit", "score", "source"], rows, numbers=False)]
+    keys = ("name", "scope", "refit", "penalty", "summary", "source")
+    rows = [[method[key] for key in keys] for method in record["methods"]]
+    return [table(["method", "scope", "refit", "penalty", "score", "source"], rows, numbers=False)]
 
 
 def demo(record: Mapping[str, Any]) -> Views:

@@ -9,11 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, unknown
-from . import files, hub, python_docs, self_generated, wikitext
-from .records import render
+from . import files, hub, pairs, python_docs, self_generated, wikitext
+from .records import PairData, Records, render
 
 #: What `load` takes, as a message shows it.
-SOURCES = ("wikitext", "python-docs", "self", f"FILE ({' '.join(files.SUFFIXES)})", "ORG/NAME on the hub")
+SOURCES = (
+    "wikitext",
+    "wikisql",
+    "samsum",
+    "e2e",
+    "python-docs",
+    "self",
+    f"FILE ({' '.join(files.SUFFIXES)})",
+    "ORG/NAME on the hub",
+)
 
 
 @dataclass(frozen=True)
@@ -43,18 +52,24 @@ def load(
     """Load the text of `source`.
 
     source: `wikitext[:raw|:tokens]`, `python-docs`, `self`, a file (`.txt .raw .tokens .md .jsonl`, and
-        `file.jsonl:FIELD` for another field than `text`), or a hub data set id `org/name[:config]`.
+        `file.jsonl:FIELD` for another field than `text`), or a hub data set id `org/name[:config]`; of a source of
+        pairs (`wikisql`, `samsum`, `e2e`, see `pairs`) each context with its completion is a text.
     split: train, validation or test; a single file is the same for every split.
-    data_dir: for wikitext, a folder with wiki.{train,valid,test}.{raw,tokens}; None = the hub.
+    data_dir: for wikitext, a folder with wiki.{train,valid,test}.{raw,tokens}, for pairs as `pairs.load` says; None =
+        the hub.
     model, tokenizer, seed: what writes the text of `self`; the tokenizer also has the chat template.
     chat_template: render every record with the tokenizer's template, a plain text as one user message.
     num_tokens: how many tokens will be wanted. `self` writes that many; a hub stream stops when there is ample text.
     Raises: UserError for an unknown source or split, an unreadable file, a broken line, a hub that can't be reached.
     """
     base, _, variant = source.partition(":")
-    if data_dir is not None and base != "wikitext":
-        raise UserError(f"--data-dir goes with the source wikitext only, not with {source!r}")
-    if base == "wikitext":
+    if pairs.is_source(source):
+        if chat_template:
+            raise UserError(f"--chat-template does not go with pairs ({source}), which have templates of their own")
+        found = _as_texts(pairs.load(source, split, data_dir=data_dir), tokenizer)
+    elif data_dir is not None and base != "wikitext":
+        raise UserError(f"--data-dir goes with wikitext, wikisql, samsum and e2e, not with {source!r}")
+    elif base == "wikitext":
         found = wikitext.load(variant or None, split, data_dir, num_tokens)
     elif source == "python-docs":
         found = python_docs.load(split)
@@ -86,3 +101,9 @@ def load(
         "sha256": hashlib.sha256("".join(documents).encode()).hexdigest(),
     }
     return TextData(found.name + (", chat template" if chat_template else ""), documents, provenance)
+
+
+def _as_texts(found: PairData, tokenizer: Any) -> Records:
+    """Each pair in one piece, ended as in training where the tokenizer is known and has a token for it."""
+    end = getattr(tokenizer, "eos_token", None) or ""
+    return Records(found.name, [pair.context + pair.completion + end for pair in found.pairs], found.provenance)

@@ -1,9 +1,12 @@
-"""Text from a file: the whole file is one document, or each line of a .jsonl one record."""
+"""Text from a file: the whole file is one document, or each line of a .jsonl one record; and the rows of tables."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +48,50 @@ def load(path: Path, field: str | None, *, chat_template: bool) -> Records:
     provenance = {"file": str(path), "split": "the whole file"}
     if path.suffix != ".jsonl":
         return Records(str(path), [text], provenance)
-    records = [
-        pick(_parse_line(line, where), field, chat_template=chat_template, where=where)
-        for number, line in enumerate(text.split("\n"), 1)
-        if line.strip() and (where := f"{path}, line {number}")
-    ]
+    records = [pick(row, field, chat_template=chat_template, where=where) for where, row in _lines(path, text)]
     return Records(f"{path}:{field}" if field else str(path), records, provenance)
+
+
+def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, row) of each row of a .jsonl, a .json that holds one list, or a .csv with a header; place is for errors.
+
+    Raises: UserError for what can't be read, a line that is no object, or a .csv row of another length.
+    """
+    text = read_text(path)
+    if path.suffix == ".csv":
+        yield from _records(path, text)
+    elif path.suffix == ".json":
+        yield from _elements(path, text)
+    else:
+        yield from _lines(path, text)
+
+
+def _lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            yield where, _parse_line(line, where)
+
+
+def _elements(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        elements = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}); expected a list of objects") from None
+    if not isinstance(elements, list) or not all(isinstance(element, dict) for element in elements):
+        raise UserError(f"{path}: expected a list of objects")
+    for number, element in enumerate(elements, 1):
+        yield f"{path}, element {number}", element
+
+
+def _records(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    reader = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""))
+    header = next(reader)
+    for cells in filter(None, reader):
+        where = f"{path}, line {reader.line_num}"
+        if len(cells) != len(header):
+            raise UserError(f"{where}: {len(cells)} fields, but the header names {len(header)}: {', '.join(header)}")
+        yield where, dict(zip(header, cells, strict=True))
 
 
 def _parse_line(line: str, where: str) -> dict[str, Any]:
@@ -59,5 +100,5 @@ def _parse_line(line: str, where: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON ({error.msg}, column {error.colno}); expected an object a line") from None
     if not isinstance(row, dict):
-        raise UserError(f"{where}: expected an object with a text field, got {type(row).__name__}")
+        raise UserError(f"{where}: expected an object, got {type(row).__name__}")
     return row

@@ -51,16 +51,16 @@ class Dataset:
         return {"hub_id": self.name, "config": self.config or "default", "revision": self.revision}
 
 
-def find(name: str, config: str | None, split: str, *, cure: str = _LOCAL_FILE) -> Dataset:
+def find(name: str, config: str | None, split: str, *, revision: str | None = None, cure: str = _LOCAL_FILE) -> Dataset:
     """Ask the hub for the data set, once: `load_dataset` would retry for half a minute without a network.
 
-    cure: what to do instead where the hub can't be reached, for the error.
+    revision: a branch or commit; None = the main one. cure: what to do instead where the hub can't be reached.
     """
     from huggingface_hub import HfApi
 
     with _explained(name, cure):
-        info = HfApi().dataset_info(name, timeout=10)
-    return Dataset(name, config, split, info.sha or "main", cure)
+        info = HfApi().dataset_info(name, revision=revision, timeout=10)
+    return Dataset(name, config, split, info.sha or revision or "main", cure)
 
 
 def load(name: str, config: str | None, split: str, *, chat_template: bool, num_tokens: int | None) -> Records:

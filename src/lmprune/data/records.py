@@ -61,3 +61,26 @@ def _render(record: Record, tokenizer: Any, number: int) -> str:
         return tokenizer.apply_chat_template(messages, tokenize=False)
     except TemplateError as error:
         raise UserError(f"the model's chat template can't render record {number}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What a model reads, and what it should write after it.
+
+    completion: never empty. A token that begins it may need the space before it, which is then a part of it.
+    record: what the source's metric needs beyond the text (for WikiSQL, a `wikisql.Question`).
+    """
+
+    context: str
+    completion: str
+    record: Any = None
+
+
+@dataclass(frozen=True)
+class PairData:
+    """name, provenance: as `Records`. notes: what was left out, a sentence each."""
+
+    name: str
+    pairs: Sequence[Pair]
+    provenance: Mapping[str, str | int]
+    notes: tuple[str, ...] = ()

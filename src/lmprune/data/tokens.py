@@ -49,26 +49,32 @@ def sequences(tokenizer: Any, data: TextData, *, seq_len: int, num_tokens: int, 
 
 
 def stream(tokenizer: Any, data: TextData, max_tokens: int | None = None) -> tuple[Tensor, int]:
-    """The first `max_tokens` tokens (N,), int64, of the documents in order, and the UTF-8 bytes of text they cover.
+    """As `cover`, but with the UTF-8 bytes of the text alone."""
+    ids, text = cover(tokenizer, data, max_tokens)
+    return ids, len(text.encode())
+
+
+def cover(tokenizer: Any, data: TextData, max_tokens: int | None = None) -> tuple[Tensor, str]:
+    """The first `max_tokens` tokens (N,), int64, of the documents in order, and the text that they cover.
 
     None = all. A tokenizer without character offsets (a pure Python one) is asked to decode the last, cut document.
     Raises: UserError where there are fewer than two tokens, so that nothing can be predicted.
     """
     ids: list[int] = []
-    num_bytes = 0
+    covered: list[str] = []
     for document in data.documents:
         encoding = encode(tokenizer, document)
         room = len(encoding.input_ids) if max_tokens is None else max_tokens - len(ids)
         ids += encoding.input_ids[:room]
         if room >= len(encoding.input_ids):
-            num_bytes += len(document.encode())
+            covered.append(document)
         elif room > 0:
-            num_bytes += len(_covered(tokenizer, document, encoding, room).encode())
+            covered.append(_covered(tokenizer, document, encoding, room))
         if len(ids) == max_tokens:
             break
     if len(ids) < 2:
         raise UserError(f"{len(ids)} tokens of {data.name} are too few to evaluate on; at least 2 are needed")
-    return torch.tensor(ids), num_bytes
+    return torch.tensor(ids), "".join(covered)
 
 
 def _covered(tokenizer: Any, document: str, encoding: Any, num_tokens: int) -> str:

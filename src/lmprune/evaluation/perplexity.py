@@ -34,6 +34,7 @@ class PerplexityResult:
     nll: float
     nll_se: float
     bits_per_byte: float | None
+    word_perplexity: float | None
     tokens: int
     context: int
     stride: int | None
@@ -111,6 +112,7 @@ def perplexity(
     context: int | None = None,
     stride: int | None = None,
     num_bytes: int | None = None,
+    num_words: int | None = None,
     baseline: Any = None,
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -121,6 +123,8 @@ def perplexity(
     stride: None = disjoint windows, the first token of each not scored; else windows start every `stride` tokens, and
         after the first window each scores only the tokens that no window before it has scored.
     num_bytes: UTF-8 bytes of all N tokens; bits per byte = nll / ln 2 · N / num_bytes.
+    num_words: words of the text (between white space); word perplexity = exp(nll · N / num_words), which does not
+        depend on how the tokenizer cuts words.
     baseline: the dense model, run on the same windows.
     batch_size: windows at once; None = as many as keep the logits under 2,048 x V floats (one window at least).
     progress: called with (windows done, windows in all) after each batch.
@@ -139,7 +143,7 @@ def perplexity(
             sums += _window_sums(models, input_ids, batch)
             if progress is not None:
                 progress(len(sums), len(todo))
-    return _result(torch.stack(sums), todo, len(input_ids), num_bytes, context, stride)
+    return _result(torch.stack(sums), todo, len(input_ids), num_bytes, num_words, context, stride)
 
 
 def _check(model: Any, input_ids: Tensor, context: int, stride: int | None) -> None:
@@ -206,8 +210,9 @@ def _score_rows(targets_N: Tensor, logits_NV: Tensor, baseline_NV: Tensor | None
 
 
 def _result(
-    sums: Tensor, todo: list[Window], num_tokens: int, num_bytes: int | None, context: int, stride: int | None
-) -> PerplexityResult:
+    sums: Tensor, todo: list[Window], num_tokens: int, num_bytes: int | None, num_words: int | None, context: int,
+    stride: int | None,
+) -> PerplexityResult:  # fmt: skip
     counts = torch.tensor([w.stop - w.scored for w in todo], dtype=torch.float64)
     nll, nll_se = ratio_estimate(sums[:, 0], counts)
     paired: dict[str, float] = {}
@@ -228,6 +233,7 @@ def _result(
         nll=nll,
         nll_se=nll_se,
         bits_per_byte=None if num_bytes is None else nll / math.log(2) * num_tokens / num_bytes,
+        word_perplexity=None if not num_words else _exp(nll * num_tokens / num_words),
         tokens=int(counts.sum()),
         context=context,
         stride=stride,

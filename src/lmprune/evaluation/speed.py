@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -70,12 +70,12 @@ def measure_speed(
     with inference(*models.values()):
         for _ in range(repeats + 1):
             for name, model in models.items():
-                seconds[name].append(_time_once(model, prompt_T, new_tokens))
+                seconds[name].append(time_once(model, prompt_T, new_tokens))
     results = {}
     for name, times in seconds.items():
         prefill, decode = zip(*times[1:], strict=True)  # the first is the warm-up
         results[name] = SpeedResult(
-            _rate(prompt_tokens, prefill), _rate(new_tokens, decode), prompt_tokens, new_tokens, repeats
+            rate(prompt_tokens, prefill), rate(new_tokens, decode), prompt_tokens, new_tokens, repeats
         )
     return results
 
@@ -91,14 +91,14 @@ def _prompt(models: Mapping[str, Any], tokenizer: Any | None, prompt_tokens: int
     return ids[:prompt_tokens]
 
 
-def _time_once(model: Any, prompt_T: Tensor, new_tokens: int) -> tuple[float, float]:
-    """Seconds of one prefill and of one decode."""
+def time_once(model: Any, prompt_T: Tensor, new_tokens: int) -> tuple[float, float]:
+    """Seconds of one prefill and of one decode. prompt_T: ids, (T,) or (B, T)."""
     from transformers import GenerationConfig
 
-    ids_1T = prompt_T[None].to(model.device)
+    ids_BT = torch.atleast_2d(prompt_T).to(model.device)
     last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    prefill, output = _timed(model, lambda: model(input_ids=ids_1T, use_cache=True, **last_only))
-    ids_1T = torch.cat([ids_1T, output.logits[:, -1:].argmax(-1)], dim=1)
+    prefill, output = _timed(model, lambda: model(input_ids=ids_BT, use_cache=True, **last_only))
+    ids_BT = torch.cat([ids_BT, output.logits[:, -1:].argmax(-1)], dim=1)
     greedy = GenerationConfig(
         do_sample=False, use_cache=True, max_new_tokens=new_tokens, min_new_tokens=new_tokens, pad_token_id=0
     )
@@ -106,13 +106,13 @@ def _time_once(model: Any, prompt_T: Tensor, new_tokens: int) -> tuple[float, fl
     decode, output = _timed(
         model,
         lambda: model.generate(
-            ids_1T,
-            attention_mask=torch.ones_like(ids_1T),
+            ids_BT,
+            attention_mask=torch.ones_like(ids_BT),
             past_key_values=output.past_key_values,
             generation_config=greedy,
         ),
     )
-    assert output.shape[1] == ids_1T.shape[1] + new_tokens
+    assert output.shape[1] == ids_BT.shape[1] + new_tokens
     return prefill, decode
 
 
@@ -129,6 +129,7 @@ def _wait(model: Any) -> None:
         torch.accelerator.synchronize(model.device)
 
 
-def _rate(num_tokens: int, seconds: tuple[float, ...]) -> Rate:
+def rate(num_tokens: int, seconds: Sequence[float]) -> Rate:
+    """Of runs of `num_tokens` each."""
     rates = [num_tokens / s for s in seconds]
     return Rate(statistics.median(rates), min(rates), max(rates))

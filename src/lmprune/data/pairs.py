@@ -1,0 +1,168 @@
+"""Contexts with completions: to train on, to decode from, and as plain text to calibrate on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import UserError, unknown
+from . import e2e, files, samsum, wikisql
+from .records import Pair, PairData
+from .splits import filled_field
+
+#: What `load` takes, as a message shows it.
+SOURCES = ("wikisql", "samsum", "e2e", "FILE.jsonl with context and completion")
+LossOn = Literal["completion", "sequence"]
+LOSS_ON = ("completion", "sequence")
+IGNORED = -100  # the label that torch's cross-entropy leaves out
+
+
+def is_source(source: str) -> bool:
+    """Whether `source` names pairs rather than text; of a .jsonl, the first line tells."""
+    return source.partition(":")[0] in ("wikisql", "samsum", "e2e") or _is_file(source)
+
+
+def load(source: str, split: str = "validation", *, data_dir: Path | None = None) -> PairData:
+    """Load the pairs of `source`.
+
+    source: `wikisql[:types]`, `samsum`, `e2e`, or a .jsonl with `context` and `completion` on every line.
+    split: train, validation or test; a single file is the same for every split.
+    data_dir: a folder with the source's own files (docs/tasks.md); None = the hub.
+    Raises: UserError for an unknown source or split, a broken line or field (it is named), an unreachable hub.
+    """
+    base, _, variant = source.partition(":")
+    if variant and base != "wikisql":
+        raise unknown("data source", source, SOURCES)
+    if base == "wikisql":
+        found = wikisql.load(variant or None, split, data_dir)
+    elif base == "samsum":
+        found = samsum.load(split, data_dir)
+    elif base == "e2e":
+        found = e2e.load(split, data_dir)
+    elif Path(source).suffix == ".jsonl":
+        if data_dir is not None:
+            raise UserError(f"--data-dir does not go with a file; {source} is one")
+        found = _from_file(Path(source))
+    else:
+        raise unknown("source of pairs", source, SOURCES)
+    if not found.pairs:
+        raise UserError(f"there are no pairs in {found.name}")
+    digest = hashlib.sha256()
+    for pair in found.pairs:
+        digest.update(f"{pair.context}\0{pair.completion}\0".encode())
+    common = {"source": source, "split": split, **found.provenance, "documents": len(found.pairs)}
+    return replace(found, provenance={**common, "sha256": digest.hexdigest()})
+
+
+def _is_file(source: str) -> bool:
+    path = Path(source)
+    if path.suffix != ".jsonl" or not path.is_file():
+        return False
+    with path.open(encoding="utf-8", errors="replace") as file:
+        line = next(filter(str.strip, file), "")
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return False  # whoever reads it as text will say what is wrong
+    return isinstance(row, dict) and {"context", "completion"} <= set(row)
+
+
+def _from_file(path: Path) -> PairData:
+    fields = ("context", "completion")
+    pairs = [Pair(*(filled_field(row, name, where) for name in fields)) for where, row in files.rows(path)]
+    return PairData(str(path), pairs, {"file": str(path), "split": "the whole file"})
+
+
+@dataclass(frozen=True)
+class Item:
+    """One context to write after, and every completion that is right. record: as in `Pair`."""
+
+    context: str
+    references: tuple[str, ...]
+    record: Any = None
+
+
+def items_of(pairs: Sequence[Pair], *, merged: bool) -> list[Item]:
+    """merged: one item for each context, in the order of their first pairs; else one for each pair."""
+    if not merged:
+        return [Item(pair.context, (pair.completion,), pair.record) for pair in pairs]
+    references: dict[str, list[str]] = {}
+    for pair in pairs:
+        references.setdefault(pair.context, []).append(pair.completion)
+    return [Item(context, tuple(right)) for context, right in references.items()]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of one pair. completion: with eos. cut: how many tokens of the context were left out."""
+
+    context: list[int]
+    completion: list[int]
+    cut: int
+
+
+def encode(pairs: Sequence[Pair], tokenizer: Any, *, max_len: int) -> list[Encoded | None]:
+    """Context and completion of each pair, together at most `max_len` tokens.
+
+    They are tokenised apart, so that training and decoding see the same context. A context that is too long loses
+    its beginning; None stands for a completion that does not fit with one token of context.
+    Raises: UserError where the tokenizer has no end-of-text token.
+    """
+    eos = eos_id(tokenizer)
+    contexts = token_ids(tokenizer, [pair.context for pair in pairs])
+    completions = token_ids(tokenizer, [pair.completion for pair in pairs])
+    found: list[Encoded | None] = []
+    for context, completion in zip(contexts, completions, strict=True):
+        room = max_len - len(completion) - 1
+        cut = max(len(context) - room, 0)
+        found.append(Encoded(context[cut:], [*completion, eos], cut) if room >= 1 else None)
+    return found
+
+
+def examples(
+    pairs: Sequence[Pair],
+    tokenizer: Any,
+    *,
+    max_len: int,
+    loss_on: LossOn = "completion",
+    note: Callable[[str], None] | None = None,
+) -> list[dict[str, list[int]]]:
+    """Training examples, unpadded: `input_ids` and `labels` of the same length, at most `max_len`, eos at the end.
+
+    loss_on: `completion` gives IGNORED labels to the context; `sequence` none.
+    note: told, in a sentence each, how many contexts were cut (see `encode`) and how many pairs left out.
+    Raises: UserError as `encode`, or where no pair is left.
+    """
+    if loss_on not in LOSS_ON:
+        raise unknown("loss_on", loss_on, LOSS_ON)
+    encoded = encode(pairs, tokenizer, max_len=max_len)
+    fitting = [each for each in encoded if each is not None]
+    if not fitting:
+        raise UserError(f"none of the {len(pairs)} completions fits into {max_len} tokens with its context")
+    if note is not None and (dropped := len(encoded) - len(fitting)):
+        note(f"{dropped} of {len(pairs)} completions do not fit into {max_len} tokens and were left out")
+    if note is not None and (cut := sum(each.cut > 0 for each in fitting)):
+        note(f"{cut} of {len(pairs)} contexts lost their beginning to fit into {max_len} tokens")
+    return [
+        {
+            "input_ids": each.context + each.completion,
+            "labels": ([IGNORED] * len(each.context) if loss_on == "completion" else each.context) + each.completion,
+        }
+        for each in fitting
+    ]
+
+
+def eos_id(tokenizer: Any) -> int:
+    """The token that ends a completion. Raises: UserError where the tokenizer has none."""
+    if tokenizer.eos_token_id is None:
+        raise UserError("the tokenizer has no end-of-text token (eos), which ends a completion; set its eos_token")
+    return tokenizer.eos_token_id
+
+
+def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Each text's tokens, no special ones added."""
+    return tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids

@@ -1,0 +1,84 @@
+"""What `lmprune export` does: check, load, write; it returns its record (docs/json.md)."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from . import export as exporting
+from . import inspection, models
+from .console import Terminal
+from .errors import UserError
+from .evaluation.memory import peak_memory_mb
+from .ffn import find_ffns
+from .plan import PLAN_FILE
+from .reproduce import command, origin
+from .sources import resolve
+
+_PAPERS = ("README.md", PLAN_FILE)
+
+
+def export(
+    terminal: Terminal, *, model: str, out: Path, to: str, dtype: str | None, force: bool, trust_remote_code: bool
+) -> dict[str, Any]:
+    """`lmprune export`, whose options these are. Raises: UserError; nothing is written then."""
+    options = {name: value for name, value in locals().items() if name != "terminal"}
+    start = time.perf_counter()
+    target = exporting.get_target(to)
+    exporting.check_target(target, out, dtype, force=force)
+    with terminal.busy(f"loading {model}"):
+        loaded = models.load(model, dtype=target.load_as, trust_remote_code=trust_remote_code)
+        tokenizer = _tokenizer(terminal, model, trust_remote_code)
+    plan, source = inspection.find_plan(model), origin(model)
+    ffns = find_ffns(loaded)
+    job = exporting.Job(
+        loaded,
+        ffns,
+        tokenizer,
+        dtype,
+        name=source.get("base_model") or Path(model).name,
+        plan=None if plan is None else inspection.plan_summary(plan),
+        papers=papers(model),
+    )
+    with terminal.busy(f"writing {out}"):
+        details = exporting.export(job, out, to, force=force)
+    written = out.expanduser().resolve()
+    notes = details.pop("notes")
+    if kind := source.get("dequantised_from"):
+        notes = [*notes, f"the weights it started from were dequantised from {kind}"]
+    return {
+        "model": model,
+        "to": to,
+        "dtype": dtype or target.dtypes[0],
+        "widths": [ffn.width for ffn in ffns],
+        "params": inspection.sizes(loaded, ffns)["params"],
+        "megabytes": _num_bytes(written) / 1e6,
+        "details": details,
+        "notes": notes,
+        "seconds": time.perf_counter() - start,
+        "peak_memory_mb": peak_memory_mb(),
+        "out": str(written),
+        "command": command("export", options),
+    }
+
+
+def papers(source: str) -> dict[str, str]:
+    """The card and the plan that lie beside a checkpoint of lmprune's, by file name."""
+    found = resolve(source)
+    if found.on_hub or found.gguf or not (Path(found.place) / PLAN_FILE).is_file():
+        return {}
+    files = [Path(found.place) / name for name in _PAPERS]
+    return {file.name: file.read_text(encoding="utf-8") for file in files if file.is_file()}
+
+
+def _tokenizer(terminal: Terminal, model: str, trust_remote_code: bool) -> Any:
+    try:
+        return models.load_tokenizer(model, trust_remote_code=trust_remote_code)
+    except UserError as error:
+        terminal.note(str(error))
+        return None
+
+
+def _num_bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))

@@ -1,0 +1,106 @@
+"""Write a model for another runtime: one row a target, one file a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import check_out
+from ..errors import UserError, unknown
+from ..ffn import FFN
+from ..writing import written_aside
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be written; the model may be changed on the way.
+
+    name: of the model, for people. plan: how it was pruned. papers: file name -> text that goes into a folder beside
+    the model (its card, its plan).
+    """
+
+    model: Any
+    ffns: Sequence[FFN]
+    tokenizer: Any
+    dtype: str | None
+    name: str
+    plan: dict[str, Any] | None = None
+    papers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Target:
+    """module: the file here that has `write(job, path) -> details`. dtypes: the first is what is written unless asked.
+
+    suffix: of the file to write; None for a folder. load_as: the dtype to load the model in.
+    """
+
+    module: str
+    summary: str
+    dtypes: tuple[str, ...]
+    suffix: str | None = None
+    load_as: str = "auto"
+
+    @property
+    def write(self) -> Callable[[Job, Path], dict[str, Any]]:
+        return import_module(f".{self.module}", __name__).write
+
+
+_AS_IS = ("as it is", "f32", "f16", "bf16")
+
+TARGETS = {
+    "gguf": Target("gguf", "a GGUF file for llama.cpp", ("f16", "f32", "bf16", "q8_0", "q5_0", "q4_0"), suffix=".gguf"),
+    "onnx": Target("onnx", "an ONNX model with KV cache, for ONNX Runtime", ("f32",), load_as="float32"),
+    "vllm": Target("vllm", "a folder that vLLM opens, Llama's block with a width for each layer", _AS_IS),
+    "hf-uniform": Target("uniform", "a stock transformers checkpoint, padded to one width", _AS_IS),
+}
+
+
+def get_target(name: str) -> Target:
+    if name not in TARGETS:
+        raise unknown("target", name, TARGETS)
+    return TARGETS[name]
+
+
+def check_target(target: Target, out: Path, dtype: str | None, *, force: bool = False) -> None:
+    """Refuse what `export` would refuse, before the model is loaded. Raises: UserError."""
+    if dtype is not None and dtype not in target.dtypes:
+        if target.module == "gguf":
+            from .gguf_tensors import check_dtype
+
+            check_dtype(dtype)
+        raise unknown("dtype", dtype, target.dtypes)
+    if target.suffix is None:
+        check_out(out, force=force)
+        return
+    if out.suffix != target.suffix:
+        raise UserError(f"{out} should end in {target.suffix}: what it becomes is a file")
+    if out.is_dir() or (out.exists() and not force):
+        raise UserError(f"{out} exists; choose another --out, or replace the file there with --force")
+    if out.exists() and not _begins(out, kind := target.suffix[1:].upper()):
+        raise UserError(f"{out} is not a {kind} file, and --force replaces nothing else")
+
+
+def _begins(file: Path, kind: str) -> bool:
+    """Whether it begins with its kind's name, as GGUF files do."""
+    with file.open("rb") as opened:
+        return opened.read(len(kind)) == kind.encode()
+
+
+def export(job: Job, out: Path, to: str, *, force: bool = False) -> dict[str, Any]:
+    """Write the job's model to `out`, and return what there is to say of it: `notes`, sentences for people, and more.
+
+    Raises: UserError; `out` is then as it was.
+    """
+    target = get_target(to)
+    out = out.expanduser().resolve()
+    check_target(target, out, job.dtype, force=force)
+    with written_aside(out, folder=target.suffix is None) as path:
+        details = target.write(job, path)
+        if target.suffix is None:
+            for name, text in job.papers.items():
+                (path / name).write_text(text, encoding="utf-8")
+    return details

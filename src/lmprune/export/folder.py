@@ -1,0 +1,19 @@
+"""A Hugging Face folder: weights, configs, tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..checkpoint import write_model
+from . import Job
+
+_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+
+
+def save_model(job: Job, folder: Path) -> None:
+    """Write the job's model, in its dtype, and its tokenizer."""
+    if job.dtype in _DTYPES:
+        job.model.to(_DTYPES[job.dtype])
+    write_model(job.model, folder, job.tokenizer)

@@ -1,0 +1,136 @@
+"""A fast tokenizer as llama.cpp reads it: the vocabulary, how text is split before merging, special tokens, template.
+
+Two kinds can be written: byte-level BPE, and SentencePiece's BPE. llama.cpp knows a splitting rule by a name only, so
+a rule has to be in SPLITS.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from gguf import TokenType
+
+from ..errors import UserError
+from .architectures import BYTE_LEVEL, DIGITS, GPT2_SPLIT, SENTENCE_PIECE, SPLITS
+
+_UNDERLINE = "▁"  # what SentencePiece writes for a space
+
+
+def tokenizer_metadata(tokenizer: Any, vocab_size: int) -> dict[str, Any]:
+    """The `tokenizer.*` keys of a GGUF file.
+
+    vocab_size: rows of the model's embedding; those that no token has are filled with unused ones.
+    Raises: UserError for a tokenizer that llama.cpp could not run as it is.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise UserError(
+            f"{type(tokenizer).__name__} can't be written to GGUF: expected a fast tokenizer (with a tokenizer.json)"
+        )
+    if len(tokenizer) > vocab_size:
+        raise UserError(f"the tokenizer has {len(tokenizer)} tokens, but the model only {vocab_size} embeddings")
+    described = json.loads(backend.to_str())
+    if (kind := described["model"]["type"]) != "BPE":
+        raise UserError(f"a tokenizer of type {kind} can't be written to GGUF; BPE can")
+    write = _sentence_piece if described["model"].get("byte_fallback") else _byte_level
+    tokens = _tokens(tokenizer, vocab_size)
+    found = {
+        **write(described, tokens),
+        "tokens": [token for token, _ in tokens],
+        "token_type": [int(kind) for _, kind in tokens],
+        **_special(tokenizer),
+    }
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    return {
+        **{f"tokenizer.ggml.{key}": value for key, value in found.items()},
+        **({"tokenizer.chat_template": template} if template else {}),
+    }
+
+
+def _tokens(tokenizer: Any, vocab_size: int) -> list[tuple[str, TokenType]]:
+    """Every id's text and kind."""
+    added = tokenizer.added_tokens_decoder
+    texts = {index: text for text, index in tokenizer.get_vocab().items()}
+    kinds: list[tuple[str, TokenType]] = []
+    for index in range(vocab_size):
+        text = texts.get(index)
+        if text is None:
+            kinds.append((f"[PAD{index}]", TokenType.UNUSED))
+        elif index in added and index == tokenizer.unk_token_id != tokenizer.eos_token_id:
+            kinds.append((text, TokenType.UNKNOWN))
+        elif index in added:
+            kinds.append((text, TokenType.CONTROL if added[index].special else TokenType.USER_DEFINED))
+        else:
+            kinds.append((text, TokenType.NORMAL))
+    return kinds
+
+
+def _byte_level(described: dict[str, Any], tokens: list[tuple[str, TokenType]]) -> dict[str, Any]:
+    steps, bpe = list(_steps(described["pre_tokenizer"])), described["model"]
+    split = SPLITS.get((tuple(steps), bool(bpe.get("ignore_merges"))))
+    normalizer = (described["normalizer"] or {"type": "NFC"})["type"]
+    if split is None or normalizer != "NFC":  # which changes no text that is normal already, as nearly all text is
+        how = " then ".join(steps) if normalizer == "NFC" else f"a normalizer of type {normalizer}"
+        raise UserError(
+            f"the tokenizer can't be written to GGUF: llama.cpp has no name for its way of splitting ({how})"
+        )
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in bpe["merges"]]
+    if not merges:
+        raise UserError("the tokenizer can't be written to GGUF: llama.cpp wants a BPE tokenizer to have merges")
+    return {"model": BYTE_LEVEL, "pre": split, "merges": merges}
+
+
+def _steps(pre_tokenizer: dict[str, Any] | None) -> Iterator[str]:
+    """What a pre-tokenizer does, as the keys of SPLITS say it."""
+    for step in (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer or {"type": "none"}]):
+        plain = not step.get("add_prefix_space")
+        if step["type"] == "ByteLevel" and plain:
+            yield from [GPT2_SPLIT] if step.get("use_regex", True) else []
+        elif step["type"] == "Digits" and step["individual_digits"]:
+            yield DIGITS
+        elif step["type"] == "Split" and step["behavior"] == "Isolated" and not step["invert"]:
+            yield step["pattern"].get("Regex") or repr(step["pattern"])
+        else:
+            yield f"<{step['type']}{'' if plain else ' with a space first'}>"
+
+
+def _sentence_piece(described: dict[str, Any], tokens: list[tuple[str, TokenType]]) -> dict[str, Any]:
+    """llama.cpp merges the pair whose token has the highest score: the earlier a merge stands, the higher."""
+    steps = json.dumps([described["normalizer"], described["pre_tokenizer"]], ensure_ascii=False)
+    if _UNDERLINE not in steps:
+        raise UserError("the tokenizer can't be written to GGUF: BPE with byte fallback, but not SentencePiece's")
+    rank: dict[str, int] = {}
+    for number, merge in enumerate(described["model"]["merges"]):
+        rank.setdefault("".join(merge) if not isinstance(merge, str) else merge.replace(" ", "", 1), number)
+    for index, (text, kind) in enumerate(tokens):
+        if kind == TokenType.NORMAL and len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+            tokens[index] = (text, TokenType.BYTE)
+    first = '"Prepend"' in steps or '"prepend_scheme": "first"' in steps or '"prepend_scheme": "always"' in steps
+    return {
+        "model": SENTENCE_PIECE,
+        "pre": "default",
+        "scores": [float(-rank.get(text, len(rank))) for text, _ in tokens],
+        "add_space_prefix": first,
+    }
+
+
+def _special(tokenizer: Any) -> dict[str, Any]:
+    """Ids, and whether an encoding begins or ends with one, seen by encoding a word."""
+    names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    found = {
+        f"{theirs}_token_id": index
+        for ours, theirs in names.items()
+        if (index := getattr(tokenizer, f"{ours}_token_id")) is not None
+    }
+    bare, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    first, last = whole[:start], whole[start + len(bare) :]
+    if first not in ([], [tokenizer.bos_token_id]) or last not in ([], [tokenizer.eos_token_id]):
+        raise UserError(
+            "the tokenizer can't be written to GGUF: it adds other tokens to a text than its first and last special one"
+        )
+    return found | {"add_bos_token": bool(first), "add_eos_token": bool(last)}

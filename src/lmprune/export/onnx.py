@@ -1,0 +1,126 @@
+"""Write a model to ONNX, with its KV cache as inputs and outputs, so that ONNX Runtime generates token by token.
+
+The folder has Optimum's layout: `model.onnx`, `config.json` and the tokenizer. Inputs: `input_ids` (B, T),
+`attention_mask` (B, P + T), `position_ids` (B, T) where the model takes any, and for each layer
+`past_key_values.{i}.key` and `.value` (B, heads, P, head size), P = 0 at first. Outputs: `logits` (B, T, V) and
+`present.{i}.key` and `.value` (B, heads, P + T, head size). optimum-onnx itself still wants transformers 4.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..evaluation.engines import ONNX_FILE
+from ..evaluation.perplexity import inference
+from . import Job
+
+_LARGEST = 2**31 - 2**20  # bytes of one protobuf file; weights of larger models go into a second file
+
+Past = list[tuple[Tensor, Tensor]]
+
+
+class _Cached(nn.Module):
+    """The model with its cache as plain tensors: (keys, values) a layer."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+        self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None, past: Past
+    ) -> tuple[Tensor, Past]:
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(past):
+            cache.update(keys, values, layer)
+        positions = {"position_ids": position_ids} if self.takes_positions else {}
+        output = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True, **positions
+        )
+        return output.logits, [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+
+
+def write(job: Job, folder: Path) -> dict[str, Any]:
+    """Raises: UserError where torch can't trace the model, or a package that writes ONNX is missing."""
+    wrapped = _Cached(job.model.eval())
+    with inference(job.model), _quiet():
+        example = _example(wrapped)
+        layers = len(example[-1])
+        inputs = ["input_ids", "attention_mask", *(["position_ids"] if wrapped.takes_positions else [])]
+        try:
+            program = torch.onnx.export(
+                wrapped, example, dynamo=True, verbose=False, dynamic_shapes=_dynamic(example),
+                input_names=[*inputs, *_names("past_key_values", layers)],
+                output_names=["logits", *_names("present", layers)],
+            )  # fmt: skip
+        except ImportError as error:
+            raise UserError(f"writing ONNX needs the package {error.name}: pip install 'lmprune[onnx]'") from error
+        except torch.onnx.OnnxExporterError as error:
+            reason = str(error.__cause__ or error).strip().split("\n")[0]
+            raise UserError(f"torch can't write this {job.model.config.model_type} to ONNX: {reason}") from error
+        assert program is not None
+        size = sum(p.numel() * p.element_size() for p in job.model.parameters())
+        program.save(folder / ONNX_FILE, external_data=size > _LARGEST)
+    _write_config(job, folder)
+    return {"notes": [f"{ONNX_FILE} with the KV cache of {layers} layers as inputs and outputs"]}
+
+
+def _example(wrapped: _Cached) -> tuple[Tensor, Tensor, Tensor | None, Past]:
+    """Inputs of two sequences whose first three tokens are in the cache."""
+    past_length, length = 3, 5
+    ids = torch.arange(2 * (past_length + length)).view(2, -1) % 7
+    mask = torch.ones_like(ids)
+    cache = wrapped.model(input_ids=ids[:, :past_length], use_cache=True).past_key_values
+    positions = torch.arange(past_length, past_length + length).repeat(2, 1) if wrapped.takes_positions else None
+    return ids[:, past_length:], mask, positions, [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _dynamic(example: tuple[Tensor, Tensor, Tensor | None, Past]) -> tuple[Any, ...]:
+    """Which axes may have any length: batch, tokens, cached tokens."""
+    any_length = torch.export.Dim.DYNAMIC
+    row = {0: any_length, 1: any_length}
+    cached = {0: any_length, 2: any_length}
+    return (row, row, None if example[2] is None else row, [(cached, cached) for _ in example[-1]])
+
+
+def _names(prefix: str, layers: int) -> list[str]:
+    return [f"{prefix}.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+
+
+def _write_config(job: Job, folder: Path) -> None:
+    """What generation needs beside the graph."""
+    config = job.model.config
+    for name in ("lmprune", "auto_map"):  # the graph has the widths; no code is needed
+        config.__dict__.pop(name, None)
+    config.per_layer_config = None
+    config.save_pretrained(folder)
+    if job.model.can_generate():
+        job.model.generation_config.to_json_file(folder / "generation_config.json")
+    if job.tokenizer is not None:
+        job.tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.onnx tells of its progress and of packages that we do not need."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,75 @@
+"""A folder for vLLM: its Nemotron-NAS model builds each Llama-style layer from `config.block_configs[i]`.
+
+Field by field after vLLM's `model_executor/models/nemotron_nas.py` (read at commit 00bd1493); not run here, as vLLM has
+no CPU build on PyPI.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import shim
+from ..errors import UserError
+from ..ffn import FFN
+from . import Job
+from .architectures import NEMOTRON_NAS
+from .folder import save_model
+
+_CONFIG_CODE = "decilm.py"
+
+
+def write(job: Job, folder: Path) -> dict[str, Any]:
+    """A stock model stays a stock checkpoint, which vLLM opens as it is.
+
+    Raises: UserError where Nemotron-NAS is not the model's block.
+    """
+    if not hasattr(job.model.config, "lmprune"):
+        save_model(job, folder)
+        return {"layout": "stock", "notes": ["an ordinary checkpoint: vLLM opens it as it is"]}
+    config = nemotron_nas_config(job.model.config, job.ffns)
+    save_model(job, folder)
+    (folder / Path(shim.__file__).name).unlink()
+    shutil.copyfile(Path(__file__).with_name(_CONFIG_CODE), folder / _CONFIG_CODE)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return {
+        "layout": "nemotron-nas",
+        "notes": ["open it with `vllm serve … --trust-remote-code` (for its config); it was not run here"],
+    }
+
+
+def nemotron_nas_config(config: Any, ffns: Sequence[FFN]) -> dict[str, Any]:
+    """`config.json` of the layout. Raises: UserError."""
+    if config.model_type not in NEMOTRON_NAS:
+        raise UserError(
+            f"vLLM has no {config.model_type} with a width for each layer, only {' and '.join(NEMOTRON_NAS)}; "
+            "use --to hf-uniform, which it opens"
+        )
+    biases = {(len(ffn.writer_biases()) > 0, ffn.reader_bias() is not None) for ffn in ffns}
+    if biases not in ({(True, True)}, {(False, False)}):
+        raise UserError(
+            "vLLM's Nemotron-NAS has biases in all of an FFN's linears or in none, and here only some have one; "
+            "prune with a method without bias compensation (not flap)"
+        )
+    if getattr(config, "sliding_window", None):
+        raise UserError("vLLM's Nemotron-NAS has no sliding window, and this model has; use --to hf-uniform")
+    group = config.num_attention_heads // config.num_key_value_heads
+    plain = {k: v for k, v in config.to_dict().items() if k not in ("lmprune", "per_layer_config", "sliding_window")}
+    return plain | {
+        "architectures": ["DeciLMForCausalLM"],
+        "auto_map": {"AutoConfig": "decilm.DeciLMConfig"},
+        "model_type": "nemotron-nas",
+        "mlp_bias": biases == {(True, True)},
+        "intermediate_size": max(ffn.width for ffn in ffns),
+        "block_configs": [
+            {
+                "attention": {"no_op": False, "replace_with_linear": False, "n_heads_in_group": group},
+                # no `ffn_mult`: where that is, the width is computed from it
+                "ffn": {"no_op": False, "replace_with_linear": False, "intermediate_size": ffn.width},
+            }
+            for ffn in ffns
+        ],
+    }

@@ -1,0 +1,84 @@
+"""Criteria that read text, and `obs`, on a schedule: asked again a few times, on the model as it then is."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..families import FFNSpec
+from ..ffn import FFN, find_ffns
+from ..masks import NeuronMasks
+from ..methods import Method
+from ..pruning import prune
+from ..schedules import milestones
+from ..selection import Scope, num_kept
+
+
+class Milestones:
+    """At each milestone the one-shot method prunes a copy of the model, already cut to the kept neurons.
+
+    What was pruned stays pruned. The copy's refitted readers, if the method refits, go back into the model.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        masks: NeuronMasks,
+        method: Method,
+        calibration: Tensor,
+        num_steps: int,
+        number: int,
+        *,
+        scope: Scope,
+        multiple_of: int,
+        seed: int,
+        spec: FFNSpec | None,
+    ):
+        self.model, self.masks, self.method, self.calibration, self.spec = model, masks, method, calibration, spec
+        self.steps = milestones(num_steps, number)
+        self.scope: Scope = scope
+        self.multiple_of, self.seed = multiple_of, seed
+
+    def choose(self, step: int, keep: float) -> list[Tensor] | None:
+        if step not in self.steps:
+            return None
+        small, ffns = cut_copy(self.model, self.masks, self.spec)
+        plan = prune(
+            small, method=self.method.name, keep=self._share(keep), scope=self.scope, data=self.calibration,
+            multiple_of=self.multiple_of, seed=self.seed, spec=self.spec,
+        )  # fmt: skip
+        kept = [before[indices] for before, indices in zip(self.masks.kept, plan.indices(), strict=True)]
+        if self.method.refit == "obs":
+            for ffn, cut, indices in zip(self.masks.ffns, ffns, kept, strict=True):
+                write_back(ffn, cut, indices)
+        return kept
+
+    def _share(self, keep: float) -> float:
+        """The asked share of all neurons, as a share of those that are still there."""
+        asked = sum(num_kept(mask.width, keep, multiple_of=self.multiple_of) for mask in self.masks)
+        if self.scope == "global":
+            asked = num_kept(sum(mask.width for mask in self.masks), keep)
+        return min(asked / sum(map(len, self.masks.kept)), 1.0)
+
+
+def cut_copy(model: Any, masks: NeuronMasks, spec: FFNSpec | None) -> tuple[Any, list[FFN]]:
+    """A copy of the masked model, cut to the kept neurons, and its layers."""
+    kept = masks.kept
+    with masks.off():
+        small = copy.deepcopy(model)
+    ffns = find_ffns(small, spec)
+    for ffn, indices in zip(ffns, kept, strict=True):
+        ffn.keep(indices)
+    return small.eval(), ffns
+
+
+@torch.no_grad()
+def write_back(ffn: FFN, cut: FFN, kept: Tensor) -> None:
+    """The cut layer's reader (and bias) into the rows of the whole layer that it was cut to."""
+    ffn.reader()[kept] = cut.reader()
+    bias, new_bias = ffn.reader_bias(), cut.reader_bias()
+    if bias is not None and new_bias is not None:
+        bias.copy_(new_bias)

@@ -1,0 +1,29 @@
+"""The plain way to choose neurons while a model trains: rank them anew at every step."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..criteria import score_from
+from ..masks import NeuronMasks
+from ..methods import Method
+from ..selection import Scope, select
+
+
+class Ranking:
+    """The best neurons by their learned scores, or by a criterion that reads nothing but the weights."""
+
+    def __init__(self, masks: NeuronMasks, method: Method, *, scope: Scope, multiple_of: int, seed: int):
+        self.masks, self.method = masks, method
+        self.scope: Scope = scope
+        self.multiple_of, self.seed = multiple_of, seed
+
+    def choose(self, step: int, keep: float) -> list[Tensor] | None:
+        if keep == 1:
+            return None
+        return select(self._scores(), keep, scope=self.scope, multiple_of=self.multiple_of, seed=self.seed)
+
+    def _scores(self) -> list[Tensor]:
+        if self.method.learned:
+            return [scores.detach() for scores in self.masks.scores]
+        return score_from(self.masks.ffns, self.method.criterion, seed=self.seed)

@@ -1,0 +1,59 @@
+"""Soft movement pruning: a threshold on sigmoid(S), and a controller that makes the count come out (METHODS 2).
+
+With the threshold alone, the paper's runs ended with 1-3% too many neurons, or pruned nothing where the run was short.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..masks import NeuronMasks
+from ..schedules import descent
+from ..selection import select
+
+#: τ_f: in the end a neuron stays if sigmoid(S) is above it
+FINAL_THRESHOLD = 0.1
+#: how fast the penalty's effort follows the error: ln(effort) per step and unit of score
+GAIN = 0.1
+MAX_EFFORT = 1e4
+
+
+class SoftThreshold:
+    """Keeps sigmoid(S) > τ(t), τ rising 0 → τ_f along the cubic, and at least the final share of each layer.
+
+    The controller looks at the neuron on the border, the one whose rank is the asked count: as long as its score is
+    above the threshold too many stay, and the penalty's `effort` grows; once it is below, the effort falls.
+    """
+
+    def __init__(self, masks: NeuronMasks, keep: float, num_steps: int, *, multiple_of: int, seed: int):
+        self.masks, self.keep = masks, keep
+        self.remaining = descent(num_steps)
+        self.multiple_of, self.seed = multiple_of, seed
+        self.effort = 1.0
+
+    def choose(self, step: int, keep: float) -> list[Tensor] | None:
+        threshold = FINAL_THRESHOLD * (1 - self.remaining(step))
+        if threshold == 0:
+            return None
+        border = math.log(threshold / (1 - threshold))
+        scores = [s.detach().float().cpu() for s in self.masks.scores]
+        self._steer(torch.cat(scores), keep, border)
+        floors = select(scores, self.keep, scope="local", multiple_of=self.multiple_of, seed=self.seed)
+        kept = []
+        for scores_F, floor in zip(scores, floors, strict=True):
+            stays = scores_F > border
+            stays[floor] = True
+            kept.append(stays.nonzero().flatten())
+        return kept
+
+    def strength(self, step: int) -> float:
+        """λ(t) / λ_f: the threshold's share of the way, times the controller's effort."""
+        return (1 - self.remaining(step)) * self.effort
+
+    def _steer(self, scores: Tensor, keep: float, border: float) -> None:
+        rank = min(int(keep * len(scores)), len(scores) - 1)
+        excess = float(scores.sort(descending=True).values[rank]) - border
+        self.effort = min(max(self.effort * math.exp(GAIN * min(max(excess, -1.0), 1.0)), 1e-2), MAX_EFFORT)

@@ -1,0 +1,67 @@
+"""A warm start for learned scores: `obs` says where they begin, and refits the readers on the way down.
+
+Scores that start at 0 spend a short run finding out what second-order calibration knows at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..families import FFNSpec
+from ..masks import NeuronMasks
+from ..obs import error_curves, obs_refit
+from ..schedules import milestones
+from ..selection import Scope
+from .milestones import cut_copy, write_back
+
+#: the worst neuron starts at minus this, the best at plus: what scores move in some hundred steps
+SPREAD = 0.5
+
+
+def initial_scores(model: Any, masks: NeuronMasks, calibration: Tensor, scope: Scope, seed: int) -> list[Tensor]:
+    """Scores (F_l,) from the ranks under `obs`, evenly spread over ±SPREAD, among all layers or within each."""
+    with masks.off():
+        curves = error_curves(model, masks.ffns, calibration, seed=seed)
+    return _spread(curves) if scope == "global" else [_spread([curve])[0] for curve in curves]
+
+
+def _spread(curves: Sequence[Tensor]) -> list[Tensor]:
+    together = torch.cat(list(curves))
+    ranks = together.argsort(stable=True).argsort(stable=True).float()
+    even = (2 * ranks / max(len(together) - 1, 1) - 1) * SPREAD
+    return list(even.split([len(curve) for curve in curves]))
+
+
+class WarmStart:
+    """Sets the scores when it is made; refits the kept neurons' readers at each milestone of the descent."""
+
+    def __init__(
+        self,
+        model: Any,
+        masks: NeuronMasks,
+        calibration: Tensor,
+        num_steps: int,
+        number: int,
+        *,
+        scope: Scope,
+        seed: int,
+        spec: FFNSpec | None,
+    ):
+        self.model, self.masks, self.calibration, self.spec = model, masks, calibration, spec
+        self.steps = milestones(num_steps, number)
+        with torch.no_grad():
+            for scores, start in zip(masks.scores, initial_scores(model, masks, calibration, scope, seed), strict=True):
+                scores.copy_(start)
+
+    def refit(self, step: int) -> None:
+        """At a milestone, least squares on the kept neurons, in place; at another step nothing."""
+        if step not in self.steps:
+            return
+        small, ffns = cut_copy(self.model, self.masks, self.spec)
+        obs_refit(small, ffns, self.calibration, [torch.arange(ffn.width) for ffn in ffns])
+        for ffn, cut, kept in zip(self.masks.ffns, ffns, self.masks.kept, strict=True):
+            write_back(ffn, cut, kept)

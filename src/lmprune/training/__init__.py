@@ -1,0 +1,1 @@
+"""Training a model on transformers' Trainer, pruned on the way or not."""

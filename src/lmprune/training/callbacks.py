@@ -1,0 +1,134 @@
+"""What happens around the steps of a training run: progress and log, perplexity, saved states, a polite stop."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import TrainerCallback
+
+from ..gradual import GradualPruner
+from .run_folder import MARK, RunFolder
+
+#: called with (steps done, steps in all, what is known now: loss, keep, lr, perplexity)
+Report = Callable[[int, int, Mapping[str, float]], None]
+
+
+class Log(TrainerCallback):
+    """Writes one JSON line a logged step, and shows it: `step`, `loss` (all of it, the penalty too), `lr`, and where a
+    model is being pruned `keep`, the ratio of neurons that took part, `penalty`, and `similarity`, their mean u."""
+
+    def __init__(self, pruner: GradualPruner | None, folder: RunFolder | None, report: Report | None):
+        self.pruner, self.folder, self.report = pruner, folder, report
+        self.known: dict[str, float] = {}
+        self.lines: list[dict[str, float]] = []
+
+    def add(self, state: Any, values: Mapping[str, float]) -> None:
+        self.known |= values
+        self.lines.append({"step": state.global_step, **values})
+        if self.folder is not None and PartialState().is_main_process:
+            with self.folder.log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(self.lines[-1]) + "\n")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if logs is None or "loss" not in logs:
+            return
+        values = {"loss": float(logs["loss"]), "lr": float(logs["learning_rate"])}
+        if self.pruner is not None:
+            values["keep"] = self.pruner.masks.keep
+            if (penalty := self.pruner.penalty()) is not None:
+                values["penalty"] = float(penalty)
+            if self.pruner.estimate is not None:
+                values["similarity"] = self.pruner.estimate.mean()
+        self.add(state, values)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.report is not None:
+            self.report(state.global_step, state.max_steps, self.known)
+
+
+class HeldOut(TrainerCallback):
+    """Perplexity on held-out examples every so many steps, exp of the mean loss of all their counted tokens."""
+
+    def __init__(self, log: Log, examples: Sequence[dict[str, Tensor]], every: int):
+        self.log, self.batches, self.every = log, examples, every
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            self.log.add(state, {"perplexity": perplexity_of(model, self.batches)})
+
+
+@torch.no_grad()
+def perplexity_of(model: Any, batches: Sequence[Mapping[str, Tensor]]) -> float:
+    """exp of the mean negative log-likelihood over all counted tokens of the collated batches."""
+    training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    device = next(model.parameters()).device
+    for batch in batches:
+        inputs = {name: value.to(device) for name, value in batch.items() if name != "row"}
+        number = int((inputs["labels"][:, 1:] != -100).sum())
+        total += float(model(**inputs, use_cache=False).loss) * number
+        count += number
+    model.train(training)
+    return math.exp(min(total / max(count, 1), 700.0))
+
+
+class SavedStates(TrainerCallback):
+    """Completes each state that the Trainer saves with the pruner's own, and with the mark that says it is whole."""
+
+    def __init__(self, pruner: GradualPruner | None):
+        self.pruner = pruner
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        process = PartialState()
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if self.pruner is not None:
+            save_file(self.pruner.state(), _pruner_file(folder, process.process_index))
+        process.wait_for_everyone()
+        if process.is_main_process:
+            (folder / MARK).touch()
+
+    def restore(self, folder: Path) -> None:
+        if self.pruner is not None:
+            self.pruner.load_state(load_file(_pruner_file(folder, PartialState().process_index)))
+
+
+def _pruner_file(folder: Path, process: int) -> Path:
+    return folder / f"pruner-{process}.safetensors"
+
+
+class PoliteStop(TrainerCallback):
+    """Ctrl-C finishes the step, saves, and stops; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.stopped_at: int | None = None
+        self._before: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._ask)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.asked:
+            signal.default_int_handler(number, frame)
+        self.asked = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.asked and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
+            self.stopped_at = state.global_step
+
+    def restore(self) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)

@@ -1,0 +1,149 @@
+"""Teachers for distillation: a model at hand, or its stored outputs (METHODS 2, "Distillation").
+
+A stored teacher is one safetensors file: the top-k log-probabilities of every position of every training block at one
+temperature, with a fingerprint of the blocks, so that it can't be used with other data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..distillation import TopK, divergence, divergence_from_top_k, top_k
+from ..errors import UserError
+from ..statistics import Progress
+
+FORMAT = "lmprune teacher 1"
+#: the suffix by which a stored teacher is known
+STORED = ".safetensors"
+
+
+class OnlineTeacher:
+    """A model in memory. Raises: UserError where its vocabulary is not the student's."""
+
+    def __init__(self, model: Any, student: Any, temperature: float):
+        ours, theirs = (m.get_output_embeddings().weight.shape[0] for m in (student, model))
+        if ours != theirs:
+            raise UserError(
+                f"the teacher predicts {theirs} tokens, the student {ours}: distillation needs one vocabulary; "
+                "take as teacher the dense model that the student came from"
+            )
+        self.model, self.temperature = model.eval().requires_grad_(False), temperature
+
+    @torch.no_grad()
+    def _logits(self, inputs: dict[str, Tensor], where: Tensor) -> Tensor:
+        seen = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
+        return self.model(**seen, use_cache=False).logits[where]
+
+    def divergence(self, inputs: dict[str, Tensor], rows: Tensor | None, student_NV: Tensor, where: Tensor) -> Tensor:
+        return divergence(student_NV, self._logits(inputs, where), self.temperature)
+
+
+class StoredTeacher:
+    """The file that `write_teacher` made.
+
+    Raises: UserError where it can't be read, or was made for other examples, another vocabulary or temperature.
+    """
+
+    def __init__(self, path: Path, examples: Sequence[dict[str, Any]], student: Any, temperature: float):
+        if not path.is_file():
+            raise UserError(f"no teacher file at {path}; make one with `lmprune teach`")
+        try:
+            with safe_open(path, "pt") as file:
+                about = json.loads((file.metadata() or {}).get("lmprune", "{}"))
+        except (SafetensorError, ValueError) as error:
+            raise UserError(f"{path} is not a teacher file ({error}); make one with `lmprune teach`") from None
+        if about.get("format") != FORMAT:
+            raise UserError(f"{path} is not a teacher file; make one with `lmprune teach`")
+        expected = {
+            "fingerprint": ("examples", fingerprint(examples)),
+            "vocabulary": ("a vocabulary", student.get_output_embeddings().weight.shape[0]),
+            "temperature": ("a temperature", float(temperature)),
+        }
+        for key, (what, value) in expected.items():
+            if about[key] != value:
+                raise UserError(
+                    f"{path} was made for {what} of {about[key]}, this run has {value}; "
+                    "run `lmprune teach` with this run's --data, --seq-len, --train-tokens and --temperature"
+                )
+        self._file = safe_open(path, "pt").__enter__()
+        self.temperature = temperature
+
+    def divergence(self, inputs: dict[str, Tensor], rows: Tensor | None, student_NV: Tensor, where: Tensor) -> Tensor:
+        assert rows is not None, "a stored teacher needs to know which examples it sees"
+        length = inputs["input_ids"].shape[1]
+        log_probs, ids = (
+            torch.stack([_padded(self._file.get_tensor(f"{name}.{int(row)}"), length) for row in rows])
+            for name in ("log_probs", "ids")
+        )
+        device = student_NV.device
+        seen = TopK(log_probs.to(device)[where], ids.to(device)[where].long())
+        return divergence_from_top_k(student_NV, seen, self.temperature)
+
+
+def check_teacher_file(path: Path) -> None:
+    """Raises: UserError where `write_teacher` would refuse `path`; call it before long work."""
+    if path.suffix != STORED:
+        raise UserError(f"a teacher file ends in {STORED}, got {path}")
+    if path.exists():
+        raise UserError(f"{path} is there already; choose another --out, or remove it")
+
+
+def _padded(values_Tk: Tensor, length: int) -> Tensor:
+    return torch.nn.functional.pad(values_Tk, (0, 0, 0, length - len(values_Tk)))
+
+
+@torch.no_grad()
+def write_teacher(
+    model: Any,
+    examples: Sequence[dict[str, Any]],
+    path: Path,
+    *,
+    k: int = 64,
+    temperature: float = 2.0,
+    progress: Progress | None = None,
+) -> None:
+    """Let the model predict every position of every example, and store its top k to `path`.
+
+    Takes 8·k bytes a position. Raises: UserError where `path` exists or can't be written; nothing is left then.
+    """
+    check_teacher_file(path)
+    device = next(model.parameters()).device
+    tensors: dict[str, Tensor] = {}
+    model.eval()
+    for row, example in enumerate(examples):
+        ids = torch.as_tensor(example["input_ids"], dtype=torch.long, device=device)
+        best = top_k(model(ids[None], use_cache=False).logits[0], k, temperature)
+        tensors[f"log_probs.{row}"], tensors[f"ids.{row}"] = best.log_probs.cpu(), best.ids.to(torch.int32).cpu()
+        if progress:
+            progress(row + 1, len(examples))
+    about = {
+        "format": FORMAT, "fingerprint": fingerprint(examples), "temperature": float(temperature), "k": k,
+        "vocabulary": model.get_output_embeddings().weight.shape[0],
+    }  # fmt: skip
+    aside = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, aside, {"lmprune": json.dumps(about)})
+        aside.rename(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"can't write {path}: {error}; nothing was left there") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def fingerprint(examples: Sequence[dict[str, Any]]) -> str:
+    """SHA-256 of the examples' token ids, in order, and of their lengths."""
+    digest = hashlib.sha256()
+    for example in examples:
+        ids = torch.as_tensor(example["input_ids"], dtype=torch.int32)
+        digest.update(len(ids).to_bytes(4, "little") + ids.numpy().tobytes())
+    return digest.hexdigest()[:32]

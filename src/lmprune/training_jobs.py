@@ -1,0 +1,112 @@
+"""What `lmprune finetune` and `lmprune teach` do; each returns its record (docs/json.md). See also `jobs`."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from . import checkpoint, inspection
+from . import data as texts
+from .console import Terminal
+from .errors import UserError
+from .evaluation.memory import peak_memory_mb
+from .opening import open_model
+from .reproduce import command, data_record, flat, log_file, result_settings
+from .training.job import Job, blocks, check_seq_len, record_of
+from .training.teachers import check_teacher_file, fingerprint, write_teacher
+from .training_options import Training
+
+
+def finetune(
+    terminal: Terminal,
+    *,
+    model: str,
+    out: Path,
+    data: str,
+    data_dir: Path | None,
+    seq_len: int,
+    dtype: str,
+    device: str,
+    seed: int,
+    force: bool,
+    chat_template: bool,
+    trust_remote_code: bool,
+    **training_options: Any,
+) -> dict[str, Any]:
+    """`lmprune finetune`, whose options these are. Raises: UserError; nothing is written then."""
+    options = flat(locals())
+    training = Training.of(training_options)
+    if training is None:
+        raise UserError("say how long to train with --steps or --epochs")
+    checkpoint.check_out(out, force=force)
+    load = partial(texts.load, data, data_dir=data_dir, chat_template=chat_template, seed=seed)
+    how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    read = partial(load, split="train", num_tokens=training.train_tokens)
+    net, tokenizer, text = open_model(terminal, model, data, read, **how)
+    assert text is not None
+    terminal.note(f"training on {text.name}")
+    job = Job(terminal, training, tokenizer, text, load, seq_len, seed, out, how, None, result_settings(options))
+    start = time.perf_counter()
+    folder = job.folder(force=force)
+    net, settings, result = job.run(net, folder)
+    record = {
+        "model": model,
+        "params": sum(p.numel() for p in net.parameters()),
+        "data": data_record(text),
+        "training": record_of(settings, result, None),
+        "seconds": time.perf_counter() - start,
+        "peak_memory_mb": peak_memory_mb(),
+        "out": str(out),
+        "command": command("finetune", options),
+    }
+    if PartialState().is_main_process:
+        plan = inspection.find_plan(model)
+        checkpoint.save(net, out, tokenizer=tokenizer, plan=plan, force=force, files=log_file(result.log))
+        folder.remove()
+    return record
+
+
+def teach(
+    terminal: Terminal,
+    *,
+    model: str,
+    out: Path,
+    data: str,
+    data_dir: Path | None,
+    seq_len: int,
+    train_tokens: int | None,
+    top_k: int,
+    temperature: float,
+    dtype: str,
+    device: str,
+    chat_template: bool,
+    trust_remote_code: bool,
+) -> dict[str, Any]:
+    """`lmprune teach`, whose options these are. Raises: UserError; nothing is written then."""
+    check_teacher_file(out)
+    read = partial(
+        texts.load, data, split="train", data_dir=data_dir, chat_template=chat_template, num_tokens=train_tokens
+    )
+    how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    net, tokenizer, text = open_model(terminal, model, data, read, **how)
+    assert text is not None
+    start = time.perf_counter()
+    examples = blocks(tokenizer, text, check_seq_len(net, seq_len), train_tokens)
+    with terminal.stages() as stages:
+        write_teacher(net, examples, out, k=top_k, temperature=temperature, progress=stages("blocks"))
+    return {
+        "model": model,
+        "data": data_record(text),
+        "examples": len(examples),
+        "tokens": len(examples) * seq_len,
+        "top_k": top_k,
+        "temperature": temperature,
+        "fingerprint": fingerprint(examples),
+        "bytes": out.stat().st_size,
+        "seconds": time.perf_counter() - start,
+        "out": str(out),
+    }

@@ -1,0 +1,117 @@
+"""`lmprune bench`: the ratios are right, models take turns, each engine answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_bad_input import refused
+from test_checkpoint import uniform_plan
+from test_gguf import bpe, model_of
+from tiny_checkpoints import documented, lmprune
+
+from lmprune import bench, checkpoint
+from lmprune.errors import UserError
+from lmprune.evaluation import engines, workers
+from lmprune.evaluation.engines import ENGINES, LlamaCpp, Torch
+from lmprune.ffn import find_ffns
+from lmprune.shrink import shrink
+
+SMALL = ("--threads", 1, "--prompt-tokens", 20, "--new-tokens", 4, "--repeats", 2)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A dense checkpoint and the same cut to a third."""
+    room = tmp_path_factory.mktemp("pair")
+    model = model_of("llama-tied")
+    dense = checkpoint.save(model, room / "dense", tokenizer=bpe())
+    return dense, checkpoint.save(shrink(model, uniform_plan(model)), room / "third", tokenizer=bpe())
+
+
+class FakeWorker:
+    weight_bytes = 1
+
+    def __init__(self, log: list[str], name: str, seconds: list[tuple[float, float]]):
+        self.log, self.name, self.seconds = log, name, iter(seconds)
+
+    def time(self, prompt_BT: Any, new_tokens: int) -> tuple[float, float]:
+        self.log.append(self.name)
+        return next(self.seconds)
+
+
+def test_models_take_turns_and_the_first_turn_does_not_count() -> None:
+    log: list[str] = []
+    turns = {"a": [(99.0, 99.0), (4.0, 6.0), (8.0, 6.0)], "b": [(9.0, 9.0), (2.0, 2.0), (2.0, 3.0)]}
+    fakes = [FakeWorker(log, name, seconds) for name, seconds in turns.items()]
+    a, b = bench.interleaved(fakes, np.zeros((1, 4), np.int64), 2, 2, lambda *_: None)
+    assert log == ["a", "b"] * 3 and a == turns["a"][1:] and b == turns["b"][1:]
+    ratios = bench.compared(a, b)
+    assert (ratios["speedup_prefill"], ratios["speedup_prefill_min"], ratios["speedup_prefill_max"]) == (3.0, 2.0, 4.0)
+    assert (ratios["speedup_decode"], ratios["speedup_decode_min"], ratios["speedup_decode_max"]) == (2.5, 2.0, 3.0)
+
+
+def test_operations_are_those_that_torch_counts() -> None:
+    """An independent count of a prefill's matrix products; torch counts the whole square of attention."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = model_of("llama-tied", attn_implementation="eager")
+    parts = bench.parameters_by_part(model, find_ffns(model))
+    shape = {
+        "blocks": parts["attention"] + parts["ffn"], "head": model.lm_head.weight.numel(), "layers": 3,
+        "hidden_size": 32,
+    }  # fmt: skip
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.ones(1, 24, dtype=torch.long), logits_to_keep=1)
+    half_of_attention = 2 * 3 * 32 * 24**2
+    assert bench.operations(shape, 24) == pytest.approx(counter.get_total_flops() - half_of_attention, rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_bench(engine: str, pair: tuple[Path, Path]) -> None:
+    for package in {"onnxruntime": ["onnxruntime", "onnxscript"], "llamacpp": ["xllamacpp"]}.get(engine, []):
+        pytest.importorskip(package)
+    record = lmprune("bench", *pair, "--engine", engine, *SMALL, "--json").record
+    dense, third = record["results"]
+    keys = documented("bench")
+    assert set(record) | set(third) | set(third["decode"]) == keys and set(dense) < keys
+    assert third["ideal_decode"] == pytest.approx(dense["weight_megabytes"] / third["weight_megabytes"])
+    assert third["share_decode"] == pytest.approx(third["speedup_decode"] / third["ideal_decode"])
+    assert 1 < third["ideal_prefill"] < 2 and third["first_token_ms"] > 0 and third["peak_memory_mb"] > 20
+
+
+def test_bench_of_one_model_for_people(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Here(Torch):  # in this process
+        def __enter__(self) -> Here:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def peak_memory_mb(self) -> float:
+            return 1.0
+
+    monkeypatch.setattr(bench, "Worker", lambda engine, place, **how: Here(place, **how))
+    shown = lmprune("bench", *pair, *SMALL, "--batch", 2)
+    assert shown.code == 0, shown.err
+    assert "torch, 1 threads, batch 2: 20 prompt tokens" in shown.out and "reached" in shown.out
+    assert "reached" not in lmprune("bench", pair[0], *SMALL).out
+
+
+def test_bad_requests(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "did you mean torch" in refused("bench", pair[0], "--engine", "troch")
+    assert "exceed the 256 positions" in refused("bench", pair[0], "--prompt-tokens", 300)
+    with pytest.raises(UserError, match="needs the package not_there: pip install 'lmprune\\[onnx\\]'"):
+        engines._needed("not_there", "onnx")
+    llama = object.__new__(LlamaCpp)
+    with pytest.raises(UserError, match="one sequence at a time; drop --batch"):
+        llama.time(np.zeros((2, 3), np.int64), 1)
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_in_a_worker_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no model at"):
+        workers.Worker("torch", str(tmp_path / "nothing"), threads=1, context=8)

@@ -1,0 +1,73 @@
+"""Divergence from a teacher."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmprune.distillation import divergence, divergence_from_top_k, top_k
+from lmprune.errors import UserError
+
+N, V = 5, 11
+
+
+def pair(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return 2 * torch.randn(N, V, generator=g), 2 * torch.randn(N, V, generator=g)
+
+
+def by_hand(student: torch.Tensor, teacher_probs: torch.Tensor, temperature: float) -> list[float]:
+    """T² Σ p (ln p - ln q), written out."""
+    found = []
+    for s, p in zip(student.tolist(), teacher_probs.tolist(), strict=True):
+        scaled = [x / temperature for x in s]
+        norm = math.log(sum(math.exp(x) for x in scaled))
+        found.append(temperature**2 * sum(b * (math.log(b) - (x - norm)) for x, b in zip(scaled, p, strict=True)))
+    return found
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 0.5])
+def test_divergence_is_the_sum_written_out(temperature: float):
+    student, teacher = pair()
+    expected = by_hand(student, (teacher / temperature).softmax(-1), temperature)
+    assert divergence(student, teacher, temperature).tolist() == pytest.approx(expected, rel=1e-4)
+    assert divergence(teacher, teacher, temperature).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("k", [1, 4, 10])
+def test_the_tail_of_a_top_k_is_spread_evenly(k: int):
+    student, teacher = pair()
+    probs = (teacher / 2).softmax(-1)
+    best = probs.topk(k)
+    spread = (1 - best.values.sum(-1, keepdim=True)).expand(N, V) / (V - k)
+    spread = spread.scatter(-1, best.indices, best.values)
+    expected = by_hand(student, spread, 2.0)
+    assert divergence_from_top_k(student, top_k(teacher, k, 2.0), 2.0).tolist() == pytest.approx(expected, rel=1e-4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 1000))
+def test_a_top_k_of_everything_is_the_teacher_itself(seed: int):
+    student, teacher = pair(seed)
+    whole = divergence_from_top_k(student, top_k(teacher, V, 2.0), 2.0)
+    assert torch.allclose(whole, divergence(student, teacher, 2.0), atol=1e-4)
+
+
+def test_at_t_squared_the_gradient_does_not_fade_with_temperature():
+    student, teacher = pair()
+    sizes = []
+    for temperature in (1.0, 8.0):
+        s = student.clone().requires_grad_()
+        divergence(s, teacher, temperature).sum().backward()
+        assert s.grad is not None
+        sizes.append(float(s.grad.norm()))
+    assert 0.3 < sizes[1] / sizes[0] < 3
+
+
+def test_more_than_the_vocabulary_is_refused():
+    with pytest.raises(UserError, match="top-k must be within 1…11"):
+        top_k(pair()[1], 12, 2.0)

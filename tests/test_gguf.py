@@ -1,0 +1,356 @@
+"""GGUF files, run in stock llama.cpp and compared with transformers: every row of the table, every tokenizer rule."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import torch
+from llamacpp import LlamaCpp, serving
+from test_checkpoint import per_layer_plan, uniform_plan, with_reader_bias
+from tiny_models import NAMES, tiny_model
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, trainers
+from tokenizers import models as tokenizer_models
+from transformers import PreTrainedTokenizerFast
+
+import lmprune
+from lmprune.data import load as load_text
+from lmprune.errors import UserError
+from lmprune.export import Job, export
+from lmprune.export.architectures import GGUF, SPLITS
+from lmprune.ffn import find_ffns
+from lmprune.shrink import shrink
+
+VOCABULARY = 300
+TEXT = (
+    "On day 1234 the cat saw 56 birds, didn't it?\n\n  The king's men   asked: 'WE'LL see'…\n\tπ ≈ 3.14159, "
+    "naïve café; 我想在apple工作1314151天 🦙!! def f(x):\n        return x**2  # ok\r\n"
+)
+NAMES_IN_GGUF = sorted(name for name in NAMES if name.split("-")[0] in GGUF)
+
+
+def bpe(
+    split: pre_tokenizers.PreTokenizer | None = None, *, ignore_merges: bool = False, **extra: Any
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of VOCABULARY tokens."""
+    tokenizer = Tokenizer(tokenizer_models.BPE(ignore_merges=ignore_merges))
+    tokenizer.pre_tokenizer = split or pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=["<s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([TEXT * 3], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>", **extra)
+
+
+def model_of(name: str, **changes: Any) -> Any:
+    """A tiny model for `bpe`, whose norms are no longer the identity."""
+    sizes = {"vocab_size": VOCABULARY, "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 0}
+    model = tiny_model(name, **sizes, **changes)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+def written(
+    model: Any, out: Path, *, dtype: str = "f32", tokenizer: Any = None, plan: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    job = Job(model, find_ffns(model), tokenizer or bpe(), dtype, "tiny", plan)
+    return export(job, out, "gguf")
+
+
+@contextmanager
+def in_llama_cpp(model: Any, out: Path, **options: Any) -> Iterator[LlamaCpp]:
+    pytest.importorskip("xllamacpp", reason="llama.cpp is not here: pip install 'lmprune[gguf-test]'")
+    written(model, out, **options)
+    with serving(out) as llama:
+        yield llama
+
+
+@torch.no_grad()
+def difference(model: Any, llama: LlamaCpp) -> float:
+    """The largest of the next token's log probabilities after a few random ids."""
+    ids = torch.randint(1, VOCABULARY, (1, 13), generator=torch.Generator().manual_seed(3))
+    wanted = model(ids).logits[0, -1].log_softmax(-1)
+    return (llama.log_probs(ids[0].tolist(), VOCABULARY) - wanted).abs().max().item()
+
+
+# -- models
+
+
+@pytest.mark.parametrize("name", NAMES_IN_GGUF)
+def test_llama_cpp_computes_what_transformers_does(name: str, tmp_path: Path) -> None:
+    """Its GELU is the tanh approximation, from a table."""
+    model = model_of(name)
+    with in_llama_cpp(model, tmp_path / "m.gguf") as llama:
+        assert difference(model, llama) < 2e-3
+        with torch.no_grad():  # the control: one layer's reader is another
+            find_ffns(model)[1].reader().normal_()
+        assert difference(model, llama) > 5e-3
+
+
+def test_every_row_is_tried() -> None:
+    assert {name.split("-")[0] for name in NAMES_IN_GGUF} == set(GGUF)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-tied", "mistral", "gpt2", "qwen2", "bloom", "mpt"])
+def test_one_width_stays_the_models_own_architecture(name: str, tmp_path: Path) -> None:
+    model = model_of(name)
+    shrink(model, uniform_plan(model))
+    with in_llama_cpp(model, tmp_path / "m.gguf") as llama:
+        assert difference(model, llama) < 2e-3
+    assert field(tmp_path / "m.gguf", "general.architecture") == GGUF[name.split("-")[0]].arch
+    assert field(tmp_path / "m.gguf", f"{GGUF[name.split('-')[0]].arch}.feed_forward_length") == 16
+
+
+@pytest.mark.parametrize("case", ["llama", "llama-tied", "mistral", "bias"])
+def test_a_width_for_each_layer_runs_as_deci(case: str, tmp_path: Path) -> None:
+    model = model_of("llama-tied" if case == "bias" else case)
+    shrink(model, per_layer_plan(model))
+    if case == "bias":  # as flap leaves it
+        with_reader_bias(model)
+    with in_llama_cpp(model, tmp_path / "m.gguf") as llama:
+        assert difference(model, llama) < 1e-4
+    assert field(tmp_path / "m.gguf", "general.architecture") == "deci"
+    assert field(tmp_path / "m.gguf", "deci.feed_forward_length") == [24, 16, 12]
+
+
+@pytest.mark.parametrize("rope", [{"rope_type": "linear", "factor": 4.0}, {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}])  # fmt: skip
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_scaled_rotary_positions(rope: dict[str, Any], per_layer: bool, tmp_path: Path) -> None:
+    model = model_of("llama-tied", rope_parameters={"rope_theta": 10000.0, **rope})
+    if per_layer:
+        shrink(model, per_layer_plan(model))
+    with in_llama_cpp(model, tmp_path / "m.gguf") as llama:
+        assert difference(model, llama) < 1e-4
+    assert "rope_freqs.weight" in {tensor.name for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "limit"), [("f16", 5e-3), ("bf16", 5e-2), ("q8_0", 0.1), ("q5_0", 0.3), ("q4_0", 0.6)]
+)
+def test_smaller_types(dtype: str, limit: float, tmp_path: Path) -> None:
+    model = model_of("llama-tied", intermediate_size=64)
+    with in_llama_cpp(model, tmp_path / "m.gguf", dtype=dtype) as llama:
+        assert difference(model, llama) < limit
+    tensors = {tensor.name: tensor.tensor_type.name.lower() for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
+    assert tensors["blk.1.ffn_up.weight"] == dtype and tensors["blk.1.ffn_norm.weight"] == "f32"
+    assert tensors["token_embd.weight"] == {"q5_0": "q8_0", "q4_0": "q8_0"}.get(dtype, dtype)
+
+
+def test_the_sliding_window_that_llama_cpp_does_not_know_limits_the_context(tmp_path: Path) -> None:
+    written(model_of("mistral", sliding_window=40), tmp_path / "m.gguf")
+    assert field(tmp_path / "m.gguf", "llama.context_length") == 40
+
+
+def field(file: Path, key: str) -> Any:
+    return gguf.GGUFReader(file).fields[key].contents()
+
+
+# -- tokenizers
+
+
+def split_of(steps: tuple[str, ...]) -> pre_tokenizers.PreTokenizer:
+    """The pre-tokenizer that a key of SPLITS stands for."""
+    found: list[pre_tokenizers.PreTokenizer] = []
+    for step in steps:
+        if step == "<Digits>":
+            found.append(pre_tokenizers.Digits(individual_digits=True))
+        elif step == "<ByteLevel>":
+            found.append(pre_tokenizers.ByteLevel(add_prefix_space=False))
+        else:
+            from tokenizers import Regex
+
+            found += [
+                pre_tokenizers.Split(Regex(step), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+    return pre_tokenizers.Sequence(found)
+
+
+@pytest.mark.parametrize(("steps", "ignore_merges"), list(SPLITS), ids=list(SPLITS.values()))
+def test_llama_cpp_splits_as_the_tokenizer_does(steps: tuple[str, ...], ignore_merges: bool, tmp_path: Path) -> None:
+    tokenizer = bpe(split_of(steps), ignore_merges=ignore_merges)
+    with in_llama_cpp(model_of("llama-tied"), tmp_path / "m.gguf", tokenizer=tokenizer) as llama:
+        for text in (TEXT, TEXT[::-1], "  a  b\n\n\n c 12345678 don't 'S\t\t"):
+            assert llama.tokenize(text) == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert field(tmp_path / "m.gguf", "tokenizer.ggml.pre") == SPLITS[steps, ignore_merges]
+
+
+def test_special_tokens_and_the_template_come_along(tmp_path: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    tokenizer = bpe(chat_template=template)
+    written(model_of("llama-tied"), tmp_path / "none.gguf", tokenizer=tokenizer)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    with in_llama_cpp(model_of("llama-tied"), tmp_path / "m.gguf", tokenizer=tokenizer) as llama:
+        assert llama.tokenize("cat", special=True) == tokenizer("cat")["input_ids"]
+        assert llama.tokenize("cat<s>", special=True)[0::3][0] == 0
+        prompt = llama.post("/apply-template", {"messages": [{"role": "user", "content": "hi"}]})["prompt"]
+        assert prompt == "<user>hi"
+    assert [field(tmp_path / f"{name}.gguf", "tokenizer.ggml.add_bos_token") for name in ("none", "m")] == [False, True]
+    assert field(tmp_path / "m.gguf", "tokenizer.chat_template") == template
+
+
+def test_embeddings_that_no_token_has_are_unused_tokens(tmp_path: Path) -> None:
+    model = tiny_model("llama-tied", vocab_size=VOCABULARY + 4)
+    written(model, tmp_path / "m.gguf")
+    assert field(tmp_path / "m.gguf", "tokenizer.ggml.token_type")[-4:] == [int(gguf.TokenType.UNUSED)] * 4
+
+
+# -- what can't be written
+
+
+def refused(model: Any, tmp_path: Path, **options: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        written(model, tmp_path / "m.gguf", **options)
+    assert list(tmp_path.iterdir()) == []
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen2", "phi3", "gpt_neox-parallel", "phi"])
+def test_widths_that_llama_cpp_has_no_architecture_for(name: str, tmp_path: Path) -> None:
+    model = model_of(name)
+    shrink(model, per_layer_plan(model))
+    assert "export with --to hf-uniform first" in refused(model, tmp_path)
+
+
+def test_an_architecture_that_is_not_there(tmp_path: Path) -> None:
+    sentence = refused(model_of("gpt_neo"), tmp_path)
+    assert sentence.startswith("lmprune can't write gpt_neo to GGUF") and "use --to onnx" in sentence
+
+
+def test_what_llama_cpp_takes_for_granted(tmp_path: Path) -> None:
+    assert "hidden_act silu, but this model has relu" in refused(model_of("llama", hidden_act="relu"), tmp_path)
+    rope = {"rope_theta": 1e4, "rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 128}
+    assert "rotary positions of type yarn" in refused(model_of("llama", rope_parameters=rope), tmp_path)
+
+
+def test_dtypes_that_can_not_be_had(tmp_path: Path) -> None:
+    model = model_of("llama-tied")
+    assert "llama-quantize" in refused(model, tmp_path, dtype="q4_k")
+    assert "did you mean" in refused(model, tmp_path, dtype="q8")
+    assert "blocks of 32, but those of" in refused(model, tmp_path, dtype="q8_0")  # F = 48
+    with torch.no_grad():
+        model.get_input_embeddings().weight[0, 0] = 1e6
+    assert "beyond f16's 65,504" in refused(model, tmp_path, dtype="f16")
+
+
+def test_tokenizers_that_can_not_be_converted(tmp_path: Path) -> None:
+    model = model_of("llama-tied")
+    assert "no name for its way of splitting (<Whitespace>)" in refused(
+        model, tmp_path, tokenizer=bpe(pre_tokenizers.Whitespace())
+    )
+    lower = bpe()
+    lower.backend_tokenizer.normalizer = normalizers.Lowercase()
+    assert "a normalizer of type Lowercase" in refused(model, tmp_path, tokenizer=lower)
+    words = Tokenizer(tokenizer_models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    by_words = PreTrainedTokenizerFast(tokenizer_object=words)
+    assert "type WordLevel" in refused(model, tmp_path, tokenizer=by_words)
+    small = tiny_model("llama-tied")  # 128 embeddings
+    assert "300 tokens, but the model only 128 embeddings" in refused(small, tmp_path)
+    with pytest.raises(UserError, match="comes with none"):
+        export(Job(model, find_ffns(model), None, "f32", "tiny"), tmp_path / "m.gguf", "gguf")
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", full)
+    assert "No space left on device; nothing was left there" in refused(model_of("llama-tied"), tmp_path)
+
+
+def test_the_plan_is_in_the_file(tmp_path: Path) -> None:
+    written(model_of("llama-tied"), tmp_path / "m.gguf", plan={"method": "obs"})
+    assert json.loads(field(tmp_path / "m.gguf", "lmprune.plan")) == {"method": "obs"}
+
+
+# -- real models
+
+
+def continuation(model: Any, ids: list[int], number: int) -> list[int]:
+    output = model.generate(
+        torch.tensor([ids]), do_sample=False, max_new_tokens=number, eos_token_id=None, pad_token_id=0
+    )
+    return output[0, len(ids) :].tolist()
+
+
+@torch.no_grad()
+def nll(model: Any, llama: LlamaCpp, ids: list[int]) -> tuple[float, float]:
+    """Mean negative log likelihood of the second half of the ids, in transformers and in llama.cpp."""
+    wanted = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    scored = range(len(ids) // 2, len(ids))
+    theirs = [llama.log_probs(ids[:i], wanted.shape[1])[ids[i]].item() for i in scored]
+    return -sum(wanted[i - 1, ids[i]].item() for i in scored) / len(scored), -sum(theirs) / len(scored)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2-mini", "stories260k"])
+@pytest.mark.parametrize("pruned", [False, True])
+def test_real_text(shared: Path, tmp_path: Path, name: str, pruned: bool) -> None:
+    model, tokenizer = lmprune.load(shared / "models" / name), lmprune.load_tokenizer(shared / "models" / name)
+    if pruned:
+        lmprune.prune(model, method="magnitude", keep=0.75, multiple_of=4)
+    if name == "gpt2-mini":
+        text = load_text("wikitext:tokens", "validation", data_dir=shared / "data" / "wikitext").documents[0]
+    else:
+        text = "Once upon a time there was a little girl named Lily. She loved to play outside with her 2 dogs. " * 3
+    ids = tokenizer(text)["input_ids"][:200]
+    with in_llama_cpp(model, tmp_path / "m.gguf", tokenizer=tokenizer) as llama:
+        assert llama.tokenize(text, special=True)[:200] == ids
+        assert llama.greedy(ids[:30], 40) == continuation(model, ids[:30], 40)
+        here, there = nll(model, llama, ids)
+        assert there == pytest.approx(here, abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> tuple[Any, Any]:
+    pytest.importorskip("xllamacpp", reason="llama.cpp is not here: pip install 'lmprune[gguf-test]'")
+    try:
+        return lmprune.load("smollm2-135m"), lmprune.load_tokenizer("smollm2-135m")
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "arch"),
+    [
+        (None, "llama"),
+        ({"method": "activation", "scope": "local"}, "llama"),
+        ({"method": "activation", "scope": "global"}, "deci"),
+        ({"method": "flap"}, "deci"),  # with biases
+    ],
+)
+def test_smollm2(smollm2: tuple[Any, Any], options: dict[str, Any] | None, arch: str, tmp_path: Path) -> None:
+    dense, tokenizer = smollm2
+    model = copy.deepcopy(dense)
+    text = "\n".join(load_text("python-docs", "validation").documents)[:4000]
+    ids = tokenizer(text)["input_ids"]
+    if options:
+        lmprune.prune(model, keep=0.8, data=torch.tensor([ids[:512]]), **options)
+    with in_llama_cpp(model, tmp_path / "m.gguf", tokenizer=tokenizer) as llama:
+        assert field(tmp_path / "m.gguf", "general.architecture") == arch
+        assert llama.tokenize(text) == ids
+        assert llama.greedy(ids[-64:], 24) == continuation(model, ids[-64:], 24)
+        here, there = nll(model, llama, ids[-48:])
+        assert there == pytest.approx(here, abs=1e-3)
+        if options is None:
+            question = [{"role": "user", "content": "What is the capital of France?"}]
+            answer = llama.post("/v1/chat/completions", {"messages": question, "max_tokens": 16, "temperature": 0})
+            assert "Paris" in answer["choices"][0]["message"]["content"]

@@ -1,0 +1,352 @@
+"""Pruning while training, step by step and without a trainer: over every method of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import LAYERS, WIDTH, logits, tiny_model, tokens
+
+from lmprune.errors import UserError
+from lmprune.ffn import find_ffns
+from lmprune.gradual import GradualPruner, GradualSettings
+from lmprune.gradual.similarity import SimilarityEstimate, cosines, mean_similarity
+from lmprune.gradual.soft import SoftThreshold
+from lmprune.gradual.warm_start import SPREAD
+from lmprune.masks import NeuronMasks
+from lmprune.methods import METHODS
+from lmprune.obs import error_curves
+from lmprune.plan import PrunePlan
+from lmprune.schedules import cubic, milestones
+from lmprune.selection import num_kept
+from lmprune.shrink import shrink
+
+STEPS, KEEP = 20, 0.25
+TRAINABLE = [name for name, row in METHODS.items() if row.refit != "bias"]
+EXACT = [name for name in TRAINABLE if name != "soft"]
+
+
+def pruner_of(model: Any, method: str, **settings: Any) -> GradualPruner:
+    how = {name: settings.pop(name) for name in ("keep", "scope", "multiple_of", "seed") if name in settings}
+    return GradualPruner(
+        model, method=method, num_steps=STEPS, calibration=tokens(6, 16, seed=3), settings=GradualSettings(**settings),
+        **{"keep": KEEP, **how},
+    )  # fmt: skip
+
+
+def optimizer_of(model: Any, pruner: GradualPruner, lr: float = 1e-2) -> torch.optim.Optimizer:
+    scores = pruner.masks.scores
+    others = [p for p in model.parameters() if all(p is not s for s in scores)]
+    groups: list[dict[str, Any]] = [{"params": others, "lr": 1e-3}]
+    if scores:
+        groups.append({"params": scores, "lr": lr, "eps": 1e-4})
+    return torch.optim.AdamW(groups, weight_decay=0.0)
+
+
+def steps_of(model: Any, pruner: GradualPruner, num_steps: int = STEPS, lr: float = 1e-2) -> Iterator[int]:
+    """Train, and stop after `begin_step` of each step."""
+    optimizer = optimizer_of(model, pruner, lr)
+    model.train()
+    for step in range(num_steps):
+        pruner.begin_step(step)
+        yield step
+        batch = tokens(4, 16, seed=step)
+        loss = model(batch, labels=batch).loss
+        if (penalty := pruner.penalty()) is not None:
+            loss = loss + penalty
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        pruner.end_step()
+    model.eval()
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("name", EXACT)
+def test_the_count_is_exact_at_every_step_and_the_cut_is_the_masked_model(name: str, scope: Any):
+    model = tiny_model("llama")
+    pruner = pruner_of(model, name, scope=scope)
+    schedule, steps = cubic(KEEP, STEPS), pruner_steps(pruner)
+    asked = 1.0
+    for step in steps_of(model, pruner):
+        asked = schedule(step) if steps is None or step in steps else asked
+        widths = [len(kept) for kept in pruner.masks.kept]
+        expected = LAYERS * num_kept(WIDTH, asked) if scope == "local" else num_kept(LAYERS * WIDTH, asked)
+        assert sum(widths) == expected, step
+        assert min(widths) >= 1 and (scope == "global" or len(set(widths)) == 1)
+        assert all(torch.equal(k, k.unique()) for k in pruner.masks.kept)
+    trained = logits(model)
+    kept = pruner.finish()
+    assert not torch.allclose(logits(model), trained, atol=1e-4)  # the control: the whole model is another
+    shrink(model, PrunePlan(tuple(tuple(k.tolist()) for k in kept), (WIDTH,) * LAYERS))
+    assert torch.allclose(logits(model), trained, atol=1e-4)
+
+
+def pruner_steps(pruner: GradualPruner) -> list[int] | None:
+    """Where the mask moves at milestones only: those; None = at every step."""
+    return getattr(pruner.chooser, "steps", None)
+
+
+def test_ties_are_no_trouble_and_two_processes_agree():
+    """All scores are 0 at first: the count must be right from the first masked step, and the same everywhere."""
+    kept = []
+    for _ in range(2):
+        model = tiny_model("gpt_neo")
+        pruner = pruner_of(model, "top_v", seed=5)
+        pruner.begin_step(STEPS)
+        kept.append(pruner.finish())
+        assert sum(map(len, kept[-1])) == num_kept(LAYERS * WIDTH, KEEP)
+    assert all(torch.equal(a, b) for a, b in zip(*kept, strict=True))
+
+
+@pytest.mark.parametrize("name", ["top_v", "gum", "hard", "magnitude"])
+def test_multiples_are_kept_to(name: str):
+    model = tiny_model("llama")
+    pruner = pruner_of(model, name, multiple_of=8, keep=0.5)
+    for _ in steps_of(model, pruner):
+        assert all(len(kept) % 8 == 0 for kept in pruner.masks.kept)
+
+
+def test_both_ways_to_compute_learn_the_same_while_nothing_is_masked():
+    found = []
+    for compute in ("full", "gathered"):
+        model = tiny_model("llama")
+        pruner = pruner_of(model, "gum", compute=compute)
+        for _ in steps_of(model, pruner, 3):
+            pass
+        found.append([s.detach().clone() for s in pruner.masks.scores])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))
+    assert all(s.abs().sum() > 0 for s in found[0])
+
+
+def test_a_masked_neuron_returns_on_merit_where_all_are_computed():
+    returned = {}
+    for compute in ("full", "gathered"):
+        model = tiny_model("gpt2")
+        pruner = pruner_of(model, "top_v", compute=compute)
+        ever, gone, back = [], [set() for _ in range(LAYERS)], 0
+        for _ in steps_of(model, pruner, lr=0.1):
+            for layer, kept in enumerate(pruner.masks.kept):
+                now = set(kept.tolist())
+                back += len(now & gone[layer])
+                gone[layer] |= set(range(WIDTH)) - now
+                gone[layer] -= now
+            ever.append(pruner.masks.keep)
+        returned[compute] = back
+    assert returned["full"] > 0
+
+
+def test_a_warm_start_begins_where_obs_would_prune_and_refits_on_the_way():
+    model = tiny_model("llama")
+    curves = error_curves(model, find_ffns(model), tokens(6, 16, seed=3))
+    pruner = pruner_of(model, "gum", warm_start=True, keep=0.5)
+    start = [s.detach().clone() for s in pruner.masks.scores]
+    in_order = torch.cat(curves)[torch.cat(start).argsort()]
+    assert torch.equal(in_order, in_order.sort().values) and len(in_order.unique()) > 100
+    assert float(torch.cat(start).max()) == -float(torch.cat(start).min()) == SPREAD
+    first = milestones(STEPS, 5)[0]
+    for step in range(first + 1):
+        before = [ffn.reader().detach().clone() for ffn in find_ffns(model)]
+        pruner.begin_step(step)
+        after = [ffn.reader().detach() for ffn in find_ffns(model)]
+        changed = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+        assert all(changed) if step == first else not any(changed)
+    for reader, old, kept in zip(after, before, pruner.masks.kept, strict=True):
+        gone = torch.ones(WIDTH, dtype=torch.bool)
+        gone[kept] = False
+        assert torch.equal(reader[gone], old[gone])  # only what takes part is refitted
+    with pytest.raises(UserError, match="no learned scores to warm-start"):
+        pruner_of(tiny_model("llama"), "magnitude", warm_start=True)
+
+
+# -- what presses on scores
+
+
+def look_alikes(**settings: Any) -> tuple[Any, GradualPruner]:
+    """A model whose neurons 0…11 of layer 1 are one and the same."""
+    model = tiny_model("gpt_neo", resid_dropout=0.0, embed_dropout=0.0, attention_dropout=0.0)
+    ffn = find_ffns(model)[1]
+    with torch.no_grad():
+        for rows in (*ffn.writers(), *ffn.writer_biases(), ffn.reader()):
+            rows[:12] = rows[0]
+    return model, pruner_of(model, settings.pop("method", "gum"), **settings)
+
+
+def scores_after(steps: int = 12, **settings: Any) -> torch.Tensor:
+    """λ_f is small, since it is shared by only 144 neurons: their gradient must stay near the optimizer's ε."""
+    settings = {"penalty_weight": 0.005, **settings}
+    model, pruner = look_alikes(similarity_every=1, **settings)
+    optimizer = optimizer_of(model, pruner)
+    model.train()
+    for step in range(steps):  # the penalty alone: what it does is not hidden by the loss
+        pruner.begin_step(0)
+        pruner.estimate and pruner.estimate.refresh() if step else None
+        model(tokens(8, 16, seed=step))
+        penalty = pruner.penalty()
+        assert penalty is not None
+        optimizer.zero_grad()
+        penalty.backward()
+        optimizer.step()
+        pruner.end_step()
+    return pruner.masks.scores[1].detach()
+
+
+def test_look_alikes_sink_faster_under_gum_and_slower_under_anti_gum():
+    gum, anti = scores_after(), scores_after(method="anti_gum")
+    assert gum[:12].mean() < gum[12:].mean() - 1e-3
+    assert anti[:12].mean() > anti[12:].mean() + 1e-3
+
+
+def test_the_penalty_s_size_reaches_the_scores():
+    """The optimizer's ε: with torch's 1e-8 every score would sink by lr × sign, whatever the weight (METHODS 2)."""
+    weak, strong = scores_after(penalty_weight=0.001), scores_after(penalty_weight=0.01)
+    assert strong.mean() < 3 * weak.mean() < 0
+    alike = [scores_after(similarity_weight=w) for w in (0.0, 5.0)]
+    assert (alike[0][:12].mean() - alike[0][12:].mean()).abs() < 1e-5
+    assert alike[1][:12].mean() < alike[1][12:].mean() - 1e-3
+
+
+@pytest.mark.parametrize("asked", [0.25, 0.5, 0.8])
+def test_soft_lands_within_1_percent(asked: float):
+    """Scores that drift up on their own, some faster: the controller has to press them down to the count."""
+    model = tiny_model("llama")
+    masks = NeuronMasks(model, find_ffns(model), learned=True, compute="full")
+    num_steps = 200
+    soft = SoftThreshold(masks, asked, num_steps, multiple_of=1, seed=0)
+    pull = [torch.rand(WIDTH) * 2e-4 for _ in masks.scores]
+    optimizer = torch.optim.AdamW(masks.scores, lr=10 / num_steps, eps=1e-4, weight_decay=0.0)
+    schedule = cubic(asked, num_steps)
+    for step in range(num_steps):
+        kept = soft.choose(step, schedule(step))
+        if kept is not None:
+            masks.set(kept)
+        for scores, up in zip(masks.scores, pull, strict=True):
+            pressed = scores.detach().sigmoid()
+            pressed = pressed * (1 - pressed) / WIDTH / LAYERS
+            scores.grad = 0.67 * soft.strength(step) * pressed - up
+        optimizer.param_groups[0]["lr"] = 10 / num_steps * (1 - step / num_steps)
+        optimizer.step()
+    assert masks.keep == pytest.approx(asked, abs=0.01)
+    floor = num_kept(WIDTH, asked)
+    assert all(len(kept) >= floor for kept in masks.kept)
+
+
+# -- similarities
+
+
+def test_cosines_are_the_brute_force_ones_and_a_silent_neuron_has_none():
+    h = torch.randn(50, 6, dtype=torch.float64)
+    h[:, 2] = 0
+    h[:, 5] = -3 * h[:, 0]
+    found = cosines(h.T @ h)
+    for j in range(6):
+        for k in range(6):
+            expected = 0.0
+            if j != k and 2 not in (j, k):
+                expected = abs(float(h[:, j] @ h[:, k] / (h[:, j].norm() * h[:, k].norm())))
+            assert float(found[j, k]) == pytest.approx(expected, abs=1e-9)
+    assert float(found[0, 5]) == pytest.approx(1) and float(found.max()) <= 1
+    assert float(mean_similarity(h.T @ h, 6.0)[2]) == 0
+
+
+@contextmanager
+def estimating(max_rows: int = 10**6, stride: int = 1) -> Iterator[tuple[Any, NeuronMasks, SimilarityEstimate]]:
+    model = tiny_model("llama").train()
+    masks = NeuronMasks(model, find_ffns(model), learned=True, compute="gathered")
+    estimate = SimilarityEstimate(masks, max_rows=max_rows, stride=stride)
+    estimate.observe()
+    yield model, masks, estimate
+
+
+def outputs_of(model: Any, layer: int, ids: torch.Tensor) -> torch.Tensor:
+    seen: list[torch.Tensor] = []
+    handle = find_ffns(model)[layer].down.register_forward_pre_hook(lambda _m, args: seen.append(args[0].detach()))
+    model(ids)
+    handle.remove()
+    return seen[0].flatten(0, 1).double()
+
+
+def test_the_estimate_of_all_rows_is_exact_and_masked_neurons_have_0():
+    with estimating() as (model, masks, estimate):
+        kept = [torch.arange(0, WIDTH, 3)] * LAYERS
+        masks.set(kept)
+        model(tokens(4, 12))
+        estimate.end_step()
+        estimate.refresh()
+        found = [u.clone() for u in estimate.similarities]
+        h = outputs_of(model, 1, tokens(4, 12))
+        for position, j in enumerate(kept[1].tolist()):
+            each = [abs(float(torch.cosine_similarity(h[:, position], h[:, k], dim=0))) for k in range(h.shape[1])]
+            assert float(found[1][j]) == pytest.approx((sum(each) - 1) / (WIDTH * masks.keep), rel=1e-3)
+        gone = torch.ones(WIDTH, dtype=torch.bool)
+        gone[kept[1]] = False
+        assert not found[1][gone].any()
+
+
+def test_padding_does_not_count():
+    with estimating() as (model, _masks, estimate):
+        model(tokens(1, 8))
+        estimate.refresh()
+        alone = [u.clone() for u in estimate.similarities]
+    with estimating() as (model, _masks, estimate):
+        padded = torch.cat([tokens(1, 8), torch.full((1, 5), 7)], dim=1)
+        estimate.counts_BT = torch.tensor([[True] * 8 + [False] * 5])
+        model(padded, attention_mask=estimate.counts_BT.long())
+        estimate.refresh()
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(alone, estimate.similarities, strict=True))
+        estimate.counts_BT = torch.ones(1, 13, dtype=torch.bool)
+        model(padded)
+        estimate.refresh()  # the control: counted, the padding shows
+        assert not all(torch.allclose(a, b, atol=1e-5) for a, b in zip(alone, estimate.similarities, strict=True))
+
+
+def test_a_batch_in_parts_leaves_the_same_rows():
+    states = []
+    for parts in (1, 4):
+        with estimating(max_rows=40, stride=4) as (model, _masks, estimate):
+            for step in range(6):
+                for part in tokens(4, 16, seed=step).chunk(parts):
+                    model(part)
+                estimate.end_step()
+            estimate.refresh()
+            states.append([u.clone() for u in estimate.similarities])
+            assert sum(len(rows) for _, rows in estimate._steps[0]) == 48  # whole steps, at least 40 rows
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*states, strict=True))
+
+
+def test_the_state_goes_on_where_it_was():
+    model = tiny_model("llama")
+    pruner = pruner_of(model, "gum", similarity_every=4)
+    for step in steps_of(model, pruner, 15):
+        if step == 14:
+            saved = {name: value.clone() for name, value in pruner.state().items()}
+    other = tiny_model("llama")
+    again = pruner_of(other, "gum", similarity_every=4)
+    assert not torch.equal(again.state()["estimate.0.similarities"], saved["estimate.0.similarities"])
+    again.load_state(saved)
+    assert set(again.state()) == set(saved)
+    assert all(torch.equal(again.state()[name], value) for name, value in saved.items())
+    again.estimate.end_step()  # type: ignore[union-attr]
+    again.estimate.refresh()  # type: ignore[union-attr]
+
+
+# -- what is refused
+
+
+def test_bad_requests_leave_the_model_untouched():
+    model = tiny_model("llama")
+    names = set(dict(model.named_parameters()))
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"method": "gum", "keep": 0.5, "num_steps": 5}, "too few for the cubic"),
+        ({"method": "gumm", "keep": 0.5, "num_steps": 50}, "did you mean gum"),
+        ({"method": "gum", "keep": 50, "num_steps": 50}, "pass 0.5"),
+        ({"method": "flap", "keep": 0.5, "num_steps": 50, "calibration": tokens()}, "--schedule oneshot"),
+        ({"method": "obs", "keep": 0.5, "num_steps": 50}, "pass calibration tokens"),
+    ]
+    for given, message in wrong:
+        with pytest.raises(UserError, match=message):
+            GradualPruner(model, **given)
+        assert set(dict(model.named_parameters())) == names
