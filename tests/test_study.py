@@ -298,8 +298,9 @@ def test_two_studies_in_one_folder(written: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_on_ray(written: Any, tmp_path: Path) -> None:
+def test_on_ray(written: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # as it is, 15: on a busy machine they would not get on
     out = tmp_path / "o"
     file = written(("[random, {", "[{"), ("keep: [0.5, 0.25]", "keep: [0.5]"))
     record = lmprune("study", file, "--out", out, "--ray", "local", "--json").record

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from .records import RESULTS_FILE
 from .run import Task, checkpoint_of, execute, stop
 
 RUNS = "runs"
+_ANSWER_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,11 @@ def _on_ray(tasks: Sequence[Task], address: str) -> Iterator[dict[str, Any]]:
         raise UserError("--ray needs the package ray: pip install 'lmprune[ray]'") from None
     path = os.environ.get("PYTHONPATH")
     try:
+        host, _, port = address.removeprefix("ray://").partition(":")
+        if port.isdigit():  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
         ray.init(address, runtime_env={"env_vars": {"PYTHONPATH": path}} if path else None, log_to_driver=False)
-    except (ConnectionError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"no Ray cluster at {address!r}: {str(error).splitlines()[0]}") from None
     try:
         waiting = [ray.remote(num_cpus=task.threads)(execute).remote(task) for task in tasks]
