@@ -196,7 +196,6 @@ def finetune(
     steps: Steps = None,
     epochs: Epochs = None,
     lr: Lr = None,
-    score_lr: ScoreLr = None,
     batch_size: BatchSize = None,
     grad_accum: GradAccum = None,
     warmup: Warmup = None,

@@ -21,8 +21,8 @@ OUT_NAMES, IN_NAMES = ("out_features", "nf"), ("in_features", "nx")
 
 
 def rows_are_inputs(linear: nn.Module) -> bool:
-    """transformers' Conv1D stores its weight (in, out); nn.Linear and its subclasses (out, in)."""
-    return hasattr(linear, "nf")
+    """transformers' Conv1D stores its weight (in, out); nn.Linear and its subclasses (out, in); LoRA wraps either."""
+    return hasattr(getattr(linear, "base_layer", linear), "nf")
 
 
 class FFN:
@@ -96,7 +96,7 @@ class FFN:
         if indices is None:
             return
         for linear in self.linears:
-            if not (isinstance(linear, nn.Linear) or rows_are_inputs(linear)):
+            if not (isinstance(linear, nn.Linear) or hasattr(linear, "nf")):
                 raise UserError(
                     f"layer {self.layer}: the neurons of a {type(linear).__name__} can't be gathered; "
                     "use --compute full"
