@@ -90,7 +90,8 @@ def test_a_killed_run_goes_on(text: Path, forks: Any, tmp_path: Path, monkeypatc
 def test_what_lora_can_not_do(model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     args = ("prune", model, "--data", text, *SHORT, "--out", tmp_path / "o")
     assert "leave out --compute gathered" in refused(*args, *GUM, "--compute", "gathered")
-    assert "looks at the whole weights on the way" in refused(*args, "--method", "obs")
+    assert "method 'obs' works on the whole weights" in refused(*args, "--method", "obs")
+    assert "--warm-start works on the whole weights" in refused(*args, *GUM, "--warm-start")
     assert "lora-rank must be at least 1, got 0" in refused(*args, *GUM, "--lora-rank", 0)
     monkeypatch.setattr("lmprune.training.lora.find_spec", lambda _name: None)
     assert refused(*args, *GUM) == "--lora-rank needs peft; install it with: pip install 'lmprune[lora]'"

@@ -237,6 +237,7 @@ def fails(model: Path, text: Path, tmp_path: Path) -> Any:
         ("--steps 20 --method hard --penalty-weight 1", "--penalty-weight is about the penalty on learned scores"),
         ("--steps 20 --method soft --similarity-weight 1", "--similarity-weight is about the penalty on neurons that"),
         ("--steps 20 --method gum --penalty-weight -1", "penalty-weight must be 0 or more, got -1"),
+        ("--steps 20 --method magnitude --warm-start", "--warm-start is about learned scores, which this run"),
         ("--steps 20 --schedule oneshot --compute full", "--compute is about pruning on a schedule"),
         ("--steps 20 --method flap", "gives layers a bias, which an optimizer at work can't take in"),
         ("--steps 20 --report-to nowhere", "can't report to 'nowhere'; installed here: "),

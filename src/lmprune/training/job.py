@@ -122,7 +122,7 @@ def prune_gradually(
 ) -> Pruned:  # fmt: skip
     """Train with masks that close along the cubic schedule, then cut. (model, plan, record, log)."""
     calibration = None
-    if needs_text(row):
+    if needs_text(row) or job.training.warm_start:
         calibration = sequences(
             job.tokenizer, job.text, seq_len=job.seq_len, num_tokens=max(MILESTONE_TOKENS, job.seq_len), seed=job.seed
         )
