@@ -145,8 +145,9 @@ def test_a_killed_run_ends_bit_for_bit_like_the_whole_one(
     assert lmprune(*broken, "--resume").code == 0
     assert result(tmp_path / "broken") == result(tmp_path / "whole")
     assert not folder.exists()
-    other = lmprune(*arguments(name, models, text, tmp_path / "other"), "--seed", 1)
-    assert other.code == 0 and result(tmp_path / "other")["weights"] != result(tmp_path / "whole")["weights"]
+    if name == "gum":  # control: that the results are equal says something
+        other = lmprune(*arguments(name, models, text, tmp_path / "other"), "--seed", 1)
+        assert other.code == 0 and result(tmp_path / "other")["weights"] != result(tmp_path / "whole")["weights"]
 
 
 def test_a_pruned_model_is_not_pruned_again(

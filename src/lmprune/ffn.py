@@ -96,7 +96,7 @@ class FFN:
         if indices is None:
             return
         for linear in self.linears:
-            if not (isinstance(linear, nn.Linear) or rows_are_inputs(linear)):
+            if not (isinstance(linear, nn.Linear) or hasattr(linear, "nf")):
                 raise UserError(
                     f"layer {self.layer}: the neurons of a {type(linear).__name__} can't be gathered; "
                     "use --compute full"

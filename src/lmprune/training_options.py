@@ -114,8 +114,8 @@ class Training:
         from .gradual import GradualSettings
 
         compute = {"compute": "full"} if self.lora_rank is not None else {}
-        given = self.given("compute", "penalty_weight", "similarity_weight", "warm_start")
-        return GradualSettings(**{**compute, **given})
+        given = self.given("compute", "penalty_weight", "similarity_weight")
+        return GradualSettings(warm_start=self.warm_start, **{**compute, **given})
 
     @property
     def kl_temperature(self) -> float:
@@ -148,15 +148,17 @@ def check_method(row: Method, training: Training | None, *, keep: float, planned
         "score_lr": (gradual and row.learned, "learned scores"),
         "penalty_weight": (gradual and row.penalty != "none", "the penalty on learned scores"),
         "similarity_weight": (gradual and "uniqueness" in row.penalty, "the penalty on neurons that are alike"),
+        "warm_start": (gradual and row.learned, "learned scores"),
         "compute": (gradual, "pruning on a schedule"),
     }
     for name, (used, what) in uses.items():
-        if getattr(training, name) is not None and not used:
+        if getattr(training, name) not in (None, False) and not used:
             raise UserError(f"--{name.replace('_', '-')} is about {what}, which this run does not have; leave it out")
     if gradual and training.steps is not None:
         cubic(keep, training.steps)
-    if gradual and training.lora_rank is not None and needs_text(row):
+    if gradual and training.lora_rank is not None and (needs_text(row) or training.warm_start):
+        what = "--warm-start" if training.warm_start else f"method {row.name!r}"
         raise UserError(
-            f"method {row.name!r} looks at the whole weights on the way, and --lora-rank leaves them frozen; "
-            "use --schedule oneshot, or a method that learns its scores"
+            f"{what} works on the whole weights on the way, and --lora-rank leaves them frozen; "
+            "use --schedule oneshot, or a method that learns its scores from the start"
         )

@@ -65,7 +65,8 @@ class Job:
         settings = self.training.settings(len(examples), self.seed)
         teacher = self.teacher(model, examples)
         held_out = self.held_out()
-        trained = model if self.training.lora_rank is None else add_lora(model, self.training.lora_rank)
+        rank = self.training.lora_rank
+        trained = model if rank is None else add_lora(model, rank, self.seed)
         attached = pruner(settings) if pruner else None
         with self.terminal.training(settings.steps) as report, models.quiet():
             try:

@@ -6,6 +6,8 @@ import warnings
 from importlib.util import find_spec
 from typing import Any
 
+import torch
+
 from ..errors import UserError
 
 
@@ -15,13 +17,17 @@ def check_peft() -> None:
         raise UserError("--lora-rank needs peft; install it with: pip install 'lmprune[lora]'")
 
 
-def add_lora(model: Any, rank: int) -> Any:
-    """The model with trainable factors of `rank` on all its linear layers but the output embedding; all else frozen."""
+def add_lora(model: Any, rank: int, seed: int = 0) -> Any:
+    """The model with trainable factors of `rank` on all its linear layers but the output embedding; all else frozen.
+
+    seed: of the factors' start.
+    """
     from peft import LoraConfig, get_peft_model
 
     # alpha = 2·rank, peft's own advice; B starts at 0, so that nothing changes before the first step
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.random.fork_rng():
+        torch.manual_seed(seed)
         warnings.simplefilter("ignore")  # that it has understood Conv1D, and what transformers calls things in v6
         return get_peft_model(model, config)
 

@@ -1,0 +1,141 @@
+"""The same global batch on one process, in parts, or on two processes: the same neurons, and the same losses."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_resume import forks, run_and_die  # noqa: F401
+from tiny_checkpoints import TEXT, Outcome, lmprune, tiny_checkpoint
+
+from lmprune import models
+from lmprune.plan import PLAN_FILE, PrunePlan
+from lmprune.training.run_folder import MARK
+
+STEPS = 12
+GUM = ("--method", "gum", "--keep", 0.5, "--multiple-of", 1, "--steps", STEPS, "--seq-len", 32, "--eval-every", 6)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """32 blocks, so that 4 at once come out even; of different lengths the counts of tokens would differ as well."""
+    file = tmp_path_factory.mktemp("pairs") / "cats.jsonl"
+    lines = [{"context": TEXT[i : i + 9], "completion": TEXT[i + 9 : i + 16 + i % 13]} for i in range(0, 1280, 40)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("teacher") / "llama", seed=1)
+
+
+def environment(rank: int, port: int) -> dict[str, str]:
+    """What torchrun tells each of two processes."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return dict(zip(names, map(str, (rank, rank, 2, 2, "127.0.0.1", port)), strict=True))
+
+
+def one_of_two(args: list[object], rank: int, port: int, answer: Any, die_after: int | None) -> None:
+    os.environ.update(environment(rank, port))
+    torch.set_num_threads(1)
+    if die_after is not None:
+        run_and_die(args, "after", die_after)
+    answer.send(lmprune(*args))
+
+
+def on_two(forks: Any, args: list[object], die_after: int | None = None) -> list[Outcome]:  # noqa: F811
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pipes = [forks.Pipe(duplex=False) for _ in range(2)]
+    started = [
+        forks.Process(target=one_of_two, args=(args, rank, port, pipes[rank][1], die_after)) for rank in range(2)
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+    return [receiver.recv() for receiver, _ in pipes if receiver.poll()]
+
+
+def outcome(out: Path) -> tuple[Any, list[float]]:
+    lines = [json.loads(line) for line in (out / "training_log.jsonl").read_text().splitlines()]
+    values = [line[key] for line in lines for key in ("loss", "penalty", "similarity", "perplexity") if key in line]
+    return PrunePlan.load(out / PLAN_FILE).kept, values
+
+
+def command(model: Path, text: Path, teacher: Path, out: Path, batch: int, accum: int) -> list[object]:
+    sizes = ("--batch-size", batch, "--grad-accum", accum)
+    return ["prune", model, "--data", text, "--teacher", teacher, *GUM, *sizes, "--out", out]
+
+
+def test_one_process_in_parts_and_two_processes_agree(
+    model: Path,
+    text: Path,
+    teacher: Path,
+    forks: Any,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    assert lmprune(*command(model, text, teacher, tmp_path / "whole", 4, 1)).code == 0
+    assert lmprune(*command(model, text, teacher, tmp_path / "parts", 1, 4)).code == 0
+    first, second = on_two(forks, [*command(model, text, teacher, tmp_path / "two", 2, 1), "--json"])
+    assert (first.code, second.code) == (0, 0), (first.err, second.err)
+    assert first.record["training"]["steps"] == STEPS and second.out == "", "only the first process speaks"
+    kept, values = outcome(tmp_path / "whole")
+    for name in ("parts", "two"):
+        assert outcome(tmp_path / name)[0] == kept, name
+        assert outcome(tmp_path / name)[1] == pytest.approx(values, rel=2e-4), name
+    weights = [dict(models.load(tmp_path / name).named_parameters()) for name in ("whole", "parts", "two")]
+    for name, value in weights[0].items():
+        for other in weights[1:]:
+            torch.testing.assert_close(other[name], value, rtol=1e-2, atol=2e-4)
+    assert lmprune(*command(model, text, teacher, tmp_path / "half", 2, 1)).code == 0
+    assert outcome(tmp_path / "half")[1] != pytest.approx(values, rel=2e-4), "control: the batch matters"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["half", "parts", "two", "whole"]
+
+
+def test_two_processes_go_on_where_they_were_killed(
+    model: Path,
+    text: Path,
+    teacher: Path,
+    forks: Any,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    whole, broken = (
+        [*command(model, text, teacher, tmp_path / out, 2, 1), "--save-every", 4] for out in ("whole", "broken")
+    )
+    assert [each.code for each in on_two(forks, whole)] == [0, 0]
+    assert on_two(forks, broken, die_after=7) == []
+    folder = tmp_path / "broken.training"
+    assert (folder / "checkpoint-4" / MARK).exists() and len([*folder.glob("checkpoint-4/pruner-*")]) == 2
+    alone = lmprune(*broken, "--resume")
+    assert alone.code == 2 and "had other settings: processes (was 2, is now 1)" in alone.err
+    assert [each.code for each in on_two(forks, [*broken, "--resume"])] == [0, 0]
+    assert outcome(tmp_path / "broken") == outcome(tmp_path / "whole")
+    assert (tmp_path / "broken" / "model.safetensors").read_bytes() == (
+        tmp_path / "whole" / "model.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.slow
+def test_torchrun(model: Path, text: Path, teacher: Path, tmp_path: Path) -> None:
+    args = [str(arg) for arg in command(model, text, teacher, tmp_path / "two", 2, 1)]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lmprune",
+         *args, "--json"],
+        capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["training"]["steps"] == STEPS
+    assert lmprune(*command(model, text, teacher, tmp_path / "whole", 4, 1)).code == 0
+    kept, values = outcome(tmp_path / "whole")
+    assert outcome(tmp_path / "two")[0] == kept
+    assert outcome(tmp_path / "two")[1] == pytest.approx(values, rel=2e-4)

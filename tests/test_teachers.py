@@ -1,0 +1,170 @@
+"""A stored teacher says what the model in memory says; it is refused for anything it was not made for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_bad_input import refused
+from tiny_checkpoints import lmprune, tiny_checkpoint
+from tiny_models import VOCABULARY, tiny_model
+
+import lmprune as package
+from lmprune.data import load as load_text
+from lmprune.errors import UserError
+from lmprune.training.examples import blocks
+from lmprune.training.teachers import OnlineTeacher, StoredTeacher, fingerprint, write_teacher
+from lmprune.training.trainer import IGNORED, collate
+
+TEMPERATURE = 2.0
+
+
+def examples_of(number: int = 5) -> list[dict[str, Any]]:
+    """Of different lengths, the first half of every other one not counted."""
+    generator = torch.Generator().manual_seed(4)
+    found: list[dict[str, Any]] = []
+    for row in range(number):
+        ids = torch.randint(1, VOCABULARY, (8 + 3 * row,), generator=generator)
+        found.append({"input_ids": ids, "row": row})
+        if row % 2:
+            labels = ids.clone()
+            labels[: len(ids) // 2] = IGNORED
+            found[-1]["labels"] = labels
+    return found
+
+
+def divergence_of(teacher: Any, student: Any, examples: list[dict[str, Any]]) -> torch.Tensor:
+    inputs = collate(examples)
+    rows = inputs.pop("row")
+    counted = torch.zeros_like(inputs["labels"], dtype=torch.bool)
+    counted[:, :-1] = inputs["labels"][:, 1:] != IGNORED
+    with torch.no_grad():
+        logits = student(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        return teacher.divergence(inputs, rows, logits[counted], counted)
+
+
+@pytest.fixture(scope="module")
+def student() -> Any:
+    return tiny_model("llama", seed=1)
+
+
+@pytest.fixture(scope="module")
+def dense() -> Any:
+    return tiny_model("llama")
+
+
+def stored(dense: Any, student: Any, folder: Path, k: int) -> StoredTeacher:
+    file = folder / f"{k}.safetensors"
+    write_teacher(dense, examples_of(), file, k=k, temperature=TEMPERATURE)
+    return StoredTeacher(file, examples_of(), student, TEMPERATURE)
+
+
+def test_all_logits_stored_are_the_model_in_memory(dense: Any, student: Any, tmp_path: Path):
+    online = OnlineTeacher(dense, student, TEMPERATURE)
+    offline = stored(dense, student, tmp_path, VOCABULARY)
+    mixed = [examples_of()[row] for row in (4, 1, 2)]  # as a shuffled batch has them
+    ours, theirs = (divergence_of(teacher, student, mixed) for teacher in (offline, online))
+    assert len(theirs) == sum(len(e["input_ids"]) - 1 for e in mixed) - (len(mixed[1]["input_ids"]) // 2 - 1)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    wrong = [{**example, "row": 4 - example["row"]} for example in mixed]
+    assert (divergence_of(offline, student, wrong) - theirs).abs().max() > 1e-2, "control: rows matter"
+
+
+def test_fewer_logits_are_the_closer_the_more_there_are(dense: Any, student: Any, tmp_path: Path):
+    exact = divergence_of(OnlineTeacher(dense, student, TEMPERATURE), student, examples_of()).mean()
+    errors = [
+        float((divergence_of(stored(dense, student, tmp_path, k), student, examples_of()).mean() - exact).abs())
+        for k in (4, 32, 112)
+    ]
+    assert errors == sorted(errors, reverse=True) and errors[-1] < 0.02 * float(exact) < errors[0]
+
+
+def test_a_training_is_the_same_with_either(tmp_path: Path, text: Path):
+    student, dense = tiny_checkpoint(tmp_path / "student", seed=1), tiny_checkpoint(tmp_path / "dense")
+    how = ("--data", text, "--seq-len", 32, "--train-tokens", 640)
+    lmprune("teach", dense, *how, "--top-k", 257, "--out", tmp_path / "t.safetensors")
+    logs = []
+    for teacher in (tmp_path / "t.safetensors", dense, None):
+        out = tmp_path / f"out{len(logs)}"
+        distil = () if teacher is None else ("--teacher", teacher)
+        assert lmprune("finetune", student, *how, "--steps", 6, *distil, "--out", out).code == 0
+        lines = (out / "training_log.jsonl").read_text().splitlines()
+        logs.append([json.loads(line)["loss"] for line in lines])
+    assert logs[0] == pytest.approx(logs[1], rel=1e-5)
+    assert logs[2] != pytest.approx(logs[1], rel=1e-2), "control: the teacher matters"
+
+
+# -- what is refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"examples": examples_of(4)}, "was made for examples of "),
+        ({"examples": examples_of()[::-1]}, "was made for examples of "),
+        ({"temperature": 1.0}, "was made for a temperature of 2.0, this run has 1.0; run `lmprune teach` with this"),
+        ({"student": tiny_model("llama", vocab_size=64)}, "was made for a vocabulary of 128, this run has 64"),
+    ],
+)
+def test_a_file_for_something_else(changes: dict[str, Any], sentence: str, dense: Any, student: Any, tmp_path: Path):
+    file = tmp_path / "t.safetensors"
+    write_teacher(dense, examples_of(), file, k=4, temperature=TEMPERATURE)
+    fitting = {"examples": examples_of(), "student": student, "temperature": TEMPERATURE}
+    StoredTeacher(file, **fitting)
+    with pytest.raises(UserError, match=sentence.replace("(", r"\(")):
+        StoredTeacher(file, **{**fitting, **changes})
+
+
+def test_other_data_is_named_on_the_command_line(model: Path, text: Path, tmp_path: Path):
+    teacher = tmp_path / "t.safetensors"
+    assert lmprune("teach", model, "--data", text, "--seq-len", 32, "--train-tokens", 640, "--out", teacher).code == 0
+    args = ("finetune", model, "--data", text, "--seq-len", 32, "--steps", 4, "--teacher", teacher)
+    sentence = refused(*args, "--train-tokens", 320, "--out", tmp_path / "o")
+    assert sentence.endswith("run `lmprune teach` with this run's --data, --seq-len, --train-tokens and --temperature")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["t.safetensors"]
+
+
+def test_files_that_are_no_teacher(student: Any, tmp_path: Path):
+    file = tmp_path / "t.safetensors"
+    file.write_bytes(b"not one")
+    with pytest.raises(UserError, match="is not a teacher file"):
+        StoredTeacher(file, examples_of(), student, TEMPERATURE)
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(1)}, file)
+    with pytest.raises(UserError, match="is not a teacher file; make one with `lmprune teach`"):
+        StoredTeacher(file, examples_of(), student, TEMPERATURE)
+
+
+def test_the_fingerprint_sees_order_and_lengths():
+    one, two = [{"input_ids": [1, 2]}, {"input_ids": [3]}], [{"input_ids": [1]}, {"input_ids": [2, 3]}]
+    assert fingerprint(one) == fingerprint([{"input_ids": torch.tensor([1, 2])}, {"input_ids": [3]}])
+    assert len({fingerprint(x) for x in (one, two, one[::-1], one[:1])}) == 4
+
+
+def test_more_logits_than_there_are(dense: Any, tmp_path: Path):
+    with pytest.raises(UserError, match="top-k must be within 1…128, the vocabulary, got 129"):
+        write_teacher(dense, examples_of(), tmp_path / "t.safetensors", k=VOCABULARY + 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_64_logits_of_a_real_teacher(shared: Path, tmp_path: Path):
+    """gpt-neo-mini teaches itself with half of its neurons gone."""
+    folder = shared / "models" / "gpt-neo-mini"
+    dense, tokenizer = package.load(folder), package.load_tokenizer(folder)
+    student = package.load(folder)
+    package.prune(student, method="magnitude", keep=0.5)
+    text = load_text("wikitext:tokens", "validation", data_dir=shared / "data" / "wikitext")
+    examples = [{**block, "row": row} for row, block in enumerate(blocks(tokenizer, text, 256, 4 * 256))]
+    exact = divergence_of(OnlineTeacher(dense, student, TEMPERATURE), student, examples)
+    relative = {}
+    for k in (16, 64, 256):
+        write_teacher(dense, examples, file := tmp_path / f"{k}.safetensors", k=k, temperature=TEMPERATURE)
+        found = divergence_of(StoredTeacher(file, examples, student, TEMPERATURE), student, examples)
+        relative[k] = float(found.mean() / exact.mean())
+    print(f"\nKL with the top k over KL with all: {relative}; exact {float(exact.mean()):.3f} nats")
+    assert abs(relative[256] - 1) < abs(relative[64] - 1) < abs(relative[16] - 1) and abs(relative[64] - 1) < 0.5

@@ -1,0 +1,299 @@
+"""`prune --steps`, `finetune` and `teach` as a user meets them: records, files, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_bad_input import refused
+from tiny_checkpoints import DOCS, byte_tokenizer, documented, lmprune, tiny_checkpoint
+from tiny_models import LAYERS, WIDTH
+
+from lmprune import models
+from lmprune.data.pairs import IGNORED
+from lmprune.ffn import find_ffns
+from lmprune.plan import PLAN_FILE, PrunePlan
+from lmprune.training.examples import Corpus
+from lmprune.training.settings import TrainSettings
+from lmprune.training.train import train
+from lmprune.training_options import Training
+
+SHORT = ("--steps", 12, "--seq-len", 32)
+GUM = ("--method", "gum", "--keep", 0.5, "--multiple-of", 1)
+PAIRS = [{"context": f"{i} and {i} is", "completion": f" {2 * i}"} for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def pruned(model: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The record of a pruning on the way of a training."""
+    out = tmp_path_factory.mktemp("pruned") / "llama"
+    return lmprune("prune", model, "--data", text, *SHORT, *GUM, "--eval-every", 5, "--out", out, "--json").record
+
+
+@pytest.fixture(scope="module")
+def numbers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs of one's own."""
+    file = tmp_path_factory.mktemp("pairs") / "numbers.jsonl"
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
+    return file
+
+
+def keys_of_training() -> set[str]:
+    """What docs/json.md says is in `training`."""
+    (told,) = re.findall(r"`training` is an object: (.*?)\n\n", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    return set(re.findall(r"`(\w+)`", told.split("The checkpoint's")[0])) - {"cubic", "oneshot", "null", "finetune"}
+
+
+# -- what comes out
+
+
+def test_prune_with_steps(pruned: dict[str, Any], model: Path) -> None:
+    assert set(pruned) == documented("prune")
+    assert set(pruned["training"]) == keys_of_training()
+    assert pruned["training"]["schedule"] == "cubic" and pruned["training"]["steps"] == 12
+    assert pruned["kept"] == 0.5 and sum(pruned["widths"]) == LAYERS * WIDTH // 2
+    out = Path(pruned["out"])
+    assert [ffn.width for ffn in find_ffns(models.load(out))] == pruned["widths"]
+    assert not out.with_name("llama.training").exists()
+    plan = PrunePlan.load(out / PLAN_FILE)
+    assert plan.widths == pruned["widths"] and plan.settings["training"]["steps"] == 12
+    card = (out / "README.md").read_text()
+    assert "and fine-tuned on the way down for 12 steps" in card and "without any training" not in card
+    assert models.load_tokenizer(out).decode([65])
+
+
+def test_the_log(pruned: dict[str, Any]) -> None:
+    lines = [json.loads(line) for line in (Path(pruned["out"]) / "training_log.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 13))
+    assert set(steps[0]) == {"step", "loss", "lr", "keep", "penalty", "similarity"}
+    assert steps[0]["keep"] == 1 and steps[-1]["keep"] == 0.5
+    assert [line["step"] for line in lines if "perplexity" in line] == [5, 10, 12]
+    assert pruned["training"]["perplexity"] == lines[-2]["perplexity"] > 1
+    assert pruned["training"]["last_loss"] == steps[-1]["loss"] != pruned["training"]["first_loss"]
+
+
+def test_the_recorded_command_makes_the_same_model(pruned: dict[str, Any], tmp_path: Path) -> None:
+    out = Path(pruned["out"])
+    again = [str(tmp_path / "o") if word == str(out) else word for word in pruned["command"][1:]]
+    assert lmprune(*again).code == 0
+    assert (tmp_path / "o" / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+    (shown,) = re.findall(r"```sh\n(lmprune .*)\n```", (out / "README.md").read_text())
+    assert shlex.split(shown) == pruned["command"]
+
+
+def test_people_see_how_it_went(model: Path, text: Path, tmp_path: Path) -> None:
+    shown = lmprune("prune", model, "--data", text, *SHORT, *GUM, "--eval-every", 12, "--out", tmp_path / "o")
+    assert re.search(r"trained for 12 steps: loss \d\.\d{3} → \d\.\d{3}, perplexity [\d,.]+ on validation", shown.out)
+    assert f"training on {text}" in shown.err and "12/12 loss" in shown.err and "keep 0.500" in shown.err
+    assert "has no validation split: perplexity will be of the training text" in shown.err
+
+
+def test_the_plan_of_a_learned_method_is_applied_at_once(pruned: dict[str, Any], model: Path, tmp_path: Path) -> None:
+    plan = Path(pruned["out"]) / PLAN_FILE
+    record = lmprune("prune", model, "--plan", plan, "--out", tmp_path / "o", "--json").record
+    assert record["widths"] == pruned["widths"] and record["data"] is None and "training" not in record
+
+
+def test_a_plan_and_then_training(pruned: dict[str, Any], model: Path, text: Path, tmp_path: Path) -> None:
+    plan = Path(pruned["out"]) / PLAN_FILE
+    out = tmp_path / "o"
+    record = lmprune("prune", model, "--plan", plan, "--data", text, *SHORT, "--out", out, "--json").record
+    assert record["widths"] == pruned["widths"] and record["training"]["schedule"] == "oneshot"
+    assert "and fine-tuned afterwards for 12 steps" in (out / "README.md").read_text()
+    assert PrunePlan.load(out / PLAN_FILE).kept == PrunePlan.load(plan).kept
+
+
+def test_finetune(model: Path, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o"
+    shown = lmprune("finetune", model, "--data", text, *SHORT, "--lr", 3e-3, "--out", out, "--json")
+    record = shown.record
+    assert set(record) == documented("finetune") and set(record["training"]) == keys_of_training()
+    assert record["training"]["schedule"] is None and record["training"]["lr"] == 3e-3
+    assert record["training"]["last_loss"] < record["training"]["first_loss"]
+    before, after = models.load(model), models.load(out)
+    assert record["params"] == sum(p.numel() for p in after.parameters()) == sum(p.numel() for p in before.parameters())
+    assert not torch.equal(find_ffns(before)[0].reader(), find_ffns(after)[0].reader())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["o"]
+
+
+def test_finetuning_a_pruned_model_keeps_its_plan(pruned: dict[str, Any], text: Path, tmp_path: Path) -> None:
+    record = lmprune("finetune", pruned["out"], "--data", text, *SHORT, "--out", tmp_path / "o", "--json").record
+    assert record["params"] == pruned["params_after"]
+    assert PrunePlan.load(tmp_path / "o" / PLAN_FILE) == PrunePlan.load(Path(pruned["out"]) / PLAN_FILE)
+    assert [ffn.width for ffn in find_ffns(models.load(tmp_path / "o"))] == pruned["widths"]
+
+
+def test_teach(model: Path, text: Path, tmp_path: Path) -> None:
+    file = tmp_path / "teacher.safetensors"
+    record = lmprune(
+        "teach", model, "--data", text, "--seq-len", 32, "--train-tokens", 320, "--out", file, "--json"
+    ).record
+    assert set(record) == documented("teach")
+    assert (record["examples"], record["tokens"]) == (10, 320) and record["bytes"] == file.stat().st_size
+    how = ("--seq-len", 64, "--train-tokens", 320)
+    again = lmprune("teach", model, "--data", text, *how, "--out", tmp_path / "t.safetensors")
+    assert f"320 tokens of {text}, the 64 likeliest of each at temperature 2" in again.out
+
+
+def test_epochs_become_steps(model: Path, text: Path, tmp_path: Path) -> None:
+    record = lmprune(
+        "finetune", model, "--data", text, "--seq-len", 32, "--train-tokens", 640, "--epochs", 1.5, "--batch-size", 2,
+        "--grad-accum", 2, "--out", tmp_path / "o", "--json",
+    ).record  # fmt: skip
+    assert record["training"]["steps"] == 8  # 20 blocks, 1.5 times, 4 at once
+
+
+# -- pairs
+
+
+def test_pairs_are_trained_on_with_the_loss_on_the_completion(numbers: Path) -> None:
+    examples = Corpus(str(numbers)).examples("train", byte_tokenizer(), seq_len=32)
+    assert len(examples) == len(PAIRS)
+    first = examples[7]
+    assert byte_tokenizer().decode(first["input_ids"]) == "7 and 7 is 14<s>"
+    assert first["labels"] == [IGNORED] * len("7 and 7 is") + first["input_ids"][len("7 and 7 is") :]
+    few = Corpus(str(numbers)).examples("train", byte_tokenizer(), seq_len=32, num_tokens=50)
+    assert few == examples[:3]
+
+
+def test_a_model_is_pruned_on_pairs_with_their_stored_teacher(numbers: Path, model: Path, tmp_path: Path) -> None:
+    how = ("--data", numbers, "--seq-len", 32)
+    teacher = tmp_path / "teacher.safetensors"
+    taught = lmprune("teach", model, *how, "--out", teacher, "--json").record
+    assert taught["examples"] == 40
+    args = ("prune", model, *how, *GUM, "--steps", 12, "--teacher", teacher, "--eval-every", 6)
+    record = lmprune(*args, "--out", tmp_path / "o", "--json").record
+    assert record["data"]["source"] == str(numbers) and record["training"]["perplexity"] > 1
+    assert record["kept"] == 0.5
+
+
+# -- from Python
+
+
+def test_gradient_checkpointing_is_switched_on(model: Path) -> None:
+    net = models.load(model)
+    examples = [{"input_ids": torch.arange(16) + i} for i in range(4)]
+    assert not net.is_gradient_checkpointing
+    train(net, examples, TrainSettings(steps=1, gradient_checkpointing=True))
+    assert net.is_gradient_checkpointing
+
+
+def test_nothing_is_saved_without_a_folder(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    examples = [{"input_ids": torch.arange(16) + i} for i in range(4)]
+    result = train(models.load(model), examples, TrainSettings(steps=2, save_every=1))
+    assert [line["step"] for line in result.log] == [1, 2] and list(tmp_path.iterdir()) == []
+
+
+# -- what is refused
+
+
+@pytest.fixture
+def fails(model: Path, text: Path, tmp_path: Path) -> Any:
+    """`lmprune prune` of the tiny model with training options; checks that it wrote nothing."""
+
+    def run(*args: object, verb: str = "prune", data: object = text, out: Path | None = None) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        seq_len = () if "--seq-len" in args else ("--seq-len", 32)
+        sentence = refused(verb, model, "--data", data, *seq_len, "--out", out or tmp_path / "o", *args)
+        assert sorted(tmp_path.rglob("*")) == before
+        return sentence
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--method gum", "method 'gum' learns its scores while the model trains; say how long with --steps"),
+        ("--method gum --steps 20 --schedule oneshot", "--schedule oneshot leaves it no time"),
+        ("--lr 0.1", "--lr is about training; say how long with --steps or --epochs, or leave it out"),
+        ("--score-lr 0", "--score-lr is about training"),
+        ("--resume", "--resume is about training"),
+        ("--steps 0", "steps must be at least 1, got 0"),
+        ("--steps 9 --method gum", "9 training steps are too few for the cubic schedule, which needs at least 10"),
+        ("--epochs 0.01 --method gum", "1 training steps are too few for the cubic schedule"),
+        ("--steps 20 --epochs 1", "give --steps or --epochs, not both"),
+        ("--epochs nan", "epochs must be above 0, got nan"),
+        ("--steps 20 --method gum --score-lr 0", "score-lr must be above 0, got 0: nothing would be learned"),
+        ("--steps 20 --lr 0", "lr must be above 0, got 0: nothing would be learned"),
+        ("--steps 20 --lr nan", "lr must be above 0, got nan"),
+        ("--steps 20 --warmup 5", "warmup is a share of the steps, in [0, 1), got 5"),
+        ("--steps 20 --weight-decay -1", "weight-decay must be 0 or more, got -1"),
+        ("--steps 20 --batch-size 0", "batch-size must be at least 1, got 0"),
+        ("--steps 20 --save-every 0", "save-every must be at least 1, got 0"),
+        ("--steps 20 --schedule linear", "unknown schedule 'linear'; known: cubic, oneshot"),
+        ("--steps 20 --method gum --compute gatherd", "unknown compute 'gatherd'; did you mean gathered?"),
+        ("--steps 20 --kl-weight 0.3", "--kl-weight and --temperature are about distillation; name a --teacher"),
+        ("--steps 20 --teacher x --kl-weight 2", "kl-weight must be in (0, 1], got 2"),
+        ("--steps 20 --teacher x --temperature 0", "temperature must be above 0, got 0"),
+        ("--steps 20 --method magnitude --score-lr 0.1", "--score-lr is about learned scores, which this run"),
+        ("--steps 20 --method hard --penalty-weight 1", "--penalty-weight is about the penalty on learned scores"),
+        ("--steps 20 --method soft --similarity-weight 1", "--similarity-weight is about the penalty on neurons that"),
+        ("--steps 20 --method gum --penalty-weight -1", "penalty-weight must be 0 or more, got -1"),
+        ("--steps 20 --method magnitude --warm-start", "--warm-start is about learned scores, which this run"),
+        ("--steps 20 --schedule oneshot --compute full", "--compute is about pruning on a schedule"),
+        ("--steps 20 --method flap", "gives layers a bias, which an optimizer at work can't take in"),
+        ("--steps 20 --report-to nowhere", "can't report to 'nowhere'; installed here: "),
+        ("--steps 20 --data self", "say how much with --train-tokens"),
+        ("--steps 20 --data self --train-tokens 64 --eval-every 5", "has no validation split; leave out --eval-every"),
+        ("--steps 20 --train-tokens 96", "3 training examples are fewer than one step's 4; give more text"),
+        ("--steps 20 --train-tokens 20", "20 tokens don't hold one sequence of 32"),
+        ("--steps 20 --seq-len 512", "seq_len 512 is more than the model's 256 positions; use 256 or less"),
+    ],
+)  # fmt: skip
+def test_options_that_can_not_be(fails: Any, options: str, sentence: str) -> None:
+    method = () if "--method" in options else ("--method", "random")
+    assert sentence in fails(*method, *options.split())
+
+
+def test_finetune_without_an_end(fails: Any) -> None:
+    assert fails(verb="finetune") == "say how long to train with --steps or --epochs"
+    assert "--lr is about training" in fails("--lr", 1e-3, verb="finetune")
+    assert "No such option" in fails("--steps", 10, "--score-lr", 1, verb="finetune")
+
+
+def test_a_plan_is_not_applied_little_by_little(fails: Any, pruned: dict[str, Any]) -> None:
+    plan = Path(pruned["out"]) / PLAN_FILE
+    assert "a plan prunes at once" in fails("--plan", plan, "--steps", 20, "--schedule", "cubic")
+
+
+def test_an_out_that_is_taken(fails: Any, tmp_path: Path) -> None:
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "thesis.tex").write_text("ten years of work")
+    for verb in ("prune", "finetune"):
+        assert "is not empty; choose another --out" in fails("--steps", 12, verb=verb)
+    file = tmp_path / "taken.safetensors"
+    file.write_text("")
+    assert "is there already; choose another --out" in fails(verb="teach", out=file)
+    assert "a teacher file ends in .safetensors" in fails(verb="teach")
+
+
+def test_teachers_that_are_no_teacher(fails: Any, tmp_path: Path) -> None:
+    other = tiny_checkpoint(tmp_path / "other", vocab_size=300)
+    assert fails("--method", "random", "--steps", 12, "--teacher", other) == (
+        "the teacher predicts 300 tokens, the student 257: distillation needs one vocabulary; "
+        "take as teacher the dense model that the student came from"
+    )
+    assert "no model at" in fails("--method", "random", "--steps", 12, "--teacher", tmp_path / "none")
+    none = tmp_path / "none.safetensors"
+    assert "no teacher file at" in fails("--method", "random", "--steps", 12, "--teacher", none)
+
+
+def test_pairs_that_do_not_fit(fails: Any, numbers: Path) -> None:
+    sentence = fails("--steps", 12, "--seq-len", 3, "--method", "random", data=numbers)
+    assert "none of the 40 completions fits into 3 tokens" in sentence
+
+
+def test_training_options_from_python() -> None:
+    assert Training.of({"steps": None, "resume": False, "lr": None}) is None
+    given = Training.of({"steps": 5, "bf16": True, "score_lr": 0.5, "ctx": 1})
+    assert given == Training(steps=5, bf16=True, score_lr=0.5)
+    assert given.settings(100, seed=3) == TrainSettings(steps=5, bf16=True, score_lr=0.5, seed=3)
+    assert Training(steps=5, lora_rank=2).gradual().compute == "full"
