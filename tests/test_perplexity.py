@@ -200,7 +200,17 @@ def test_one_window_has_no_standard_error(ids):
 
 
 def test_json_keys(ids):
-    always = ["perplexity", "perplexity_se", "nll", "nll_se", "bits_per_byte", "tokens", "context", "stride"]
+    always = [
+        "perplexity",
+        "perplexity_se",
+        "nll",
+        "nll_se",
+        "bits_per_byte",
+        "word_perplexity",
+        "tokens",
+        "context",
+        "stride",
+    ]
     with_baseline = [
         "baseline_perplexity", "perplexity_ratio", "nll_difference", "nll_difference_se", "kl", "top1_agreement",
     ]  # fmt: skip

@@ -23,7 +23,7 @@ def model_card(plan: PrunePlan, report: Mapping[str, Any]) -> str:
     """
     origin = plan.provenance.get("model") or {}
     source = origin.get("source", "a model")
-    name = Path(source).name if source.startswith((".", "/", "~")) else source
+    name = _public(source)
     front = ["library_name: transformers", "pipeline_tag: text-generation"]
     if base := origin.get("base_model"):
         front += [f"base_model: {base}"]
@@ -37,6 +37,11 @@ def model_card(plan: PrunePlan, report: Mapping[str, Any]) -> str:
         _measured(report, source),
     ]
     return "\n".join(["---", *front, "---", ""]) + "\n" + "\n\n".join(sections) + "\n"
+
+
+def _public(source: str) -> str:
+    """A model's name without the folders of the maker's disk."""
+    return Path(source).name if source.startswith((".", "/", "~")) else source
 
 
 def width_summary(widths: Sequence[int]) -> str:
@@ -57,7 +62,7 @@ def _what(plan: PrunePlan, report: Mapping[str, Any], name: str) -> str:
     origin = f"`{name}`" + (f" (revision `{revision}`)" if revision else "")
     text = (
         f"This is {origin} with whole neurons cut out of its feed-forward layers by "
-        "lmprune, without any training afterwards.\n\n"
+        f"lmprune, {_trained(plan)}.\n\n"
         "| | before | after | |\n| --- | ---: | ---: | ---: |\n"
         f"| parameters | {before:,} | {after:,} | {after / before:.1%} |\n"
         f"| of them feed-forward | {report['ffn_params_before']:,} | {report['ffn_params_after']:,} "
@@ -66,6 +71,15 @@ def _what(plan: PrunePlan, report: Mapping[str, Any], name: str) -> str:
     if quantised := (plan.provenance.get("model") or {}).get("dequantised_from"):
         text += f"\n\nThe weights it started from were dequantised from {quantised}: the original's were more precise."
     return text
+
+
+def _trained(plan: PrunePlan) -> str:
+    """What was done beside the cut, in a clause."""
+    training = plan.settings.get("training")
+    if training is None:
+        return "without any training afterwards"
+    when = "on the way down" if plan.settings.get("schedule") == "cubic" else "afterwards"
+    return f"and fine-tuned {when} for {training['steps']:,} steps"
 
 
 def _widths(plan: PrunePlan) -> str:
@@ -89,6 +103,13 @@ def _how(plan: PrunePlan) -> str:
             f"Calibrated on {settings.get('calibration_tokens', 0):,} tokens of `{calibration['source']}`, "
             f"split {calibration['split']}, in sequences of {settings.get('seq_len')} "
             f"(SHA-256 of the text: `{calibration['sha256'][:16]}…`)."
+        ]
+    if (training := settings.get("training")) and (text := plan.provenance.get("training")):
+        distilled = f", distilled from `{_public(training['teacher'])}`" if "teacher" in training else ""
+        lora = f", LoRA of rank {training['lora_rank']}" if "lora_rank" in training else ""
+        lines += [
+            f"Trained for {training['steps']:,} steps on `{text['source']}`, split {text['split']}{distilled}{lora} "
+            f"(SHA-256 of the text: `{text['sha256'][:16]}…`); `training_log.jsonl` has the loss of each step."
         ]
     if versions := plan.provenance.get("versions"):
         lines += ["Made with " + ", ".join(f"{name} {number}" for name, number in versions.items()) + "."]

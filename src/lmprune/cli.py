@@ -51,6 +51,7 @@ from .options import (
     Temperature,
     TrainTokens,
     Trust,
+    WarmStart,
     Warmup,
     WeightDecay,
 )  # fmt: skip
@@ -154,6 +155,7 @@ def prune(
     compute: ComputeOption = None,
     penalty_weight: PenaltyWeight = None,
     similarity_weight: SimilarityWeight = None,
+    warm_start: WarmStart = False,
     lora_rank: LoraRank = None,
     bf16: Bf16 = False,
     gradient_checkpointing: GradientCheckpointing = False,
@@ -196,7 +198,6 @@ def finetune(
     steps: Steps = None,
     epochs: Epochs = None,
     lr: Lr = None,
-    score_lr: ScoreLr = None,
     batch_size: BatchSize = None,
     grad_accum: GradAccum = None,
     warmup: Warmup = None,

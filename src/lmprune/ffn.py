@@ -21,8 +21,8 @@ OUT_NAMES, IN_NAMES = ("out_features", "nf"), ("in_features", "nx")
 
 
 def rows_are_inputs(linear: nn.Module) -> bool:
-    """transformers' Conv1D stores its weight (in, out); nn.Linear and its subclasses (out, in)."""
-    return hasattr(linear, "nf")
+    """transformers' Conv1D stores its weight (in, out); nn.Linear and its subclasses (out, in); LoRA wraps either."""
+    return hasattr(getattr(linear, "base_layer", linear), "nf")
 
 
 class FFN:

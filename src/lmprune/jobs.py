@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from accelerate import PartialState
 
 from . import checkpoint, inspection, models, pruning, sources
 from . import data as texts
 from .card import model_card
 from .console import Terminal
-from .data import pairs
+from .data import TextData, pairs
 from .data.records import PairData
 from .data.tokens import cover
 from .errors import unknown
@@ -28,8 +31,9 @@ from .opening import open_model
 from .plan import PrunePlan
 from .reproduce import command, data_record, flat, log_file, origin, result_settings
 from .selection import SCOPES, check_keep
+from .training.examples import Corpus
 from .training.run_folder import RunFolder
-from .training_options import Training, check_method
+from .training_options import Training, check_method, check_source
 
 
 def prune(
@@ -47,29 +51,26 @@ def prune(
     chosen = PrunePlan.load(plan) if plan else None
     row = get_method(chosen.settings.get("method", method) if chosen else method)
     check_keep(keep)
-    check_method(row, training)
+    check_method(row, training, keep=keep, planned=chosen is not None)
     if scope not in (None, *SCOPES):
         raise unknown("scope", scope, SCOPES)
     checkpoint.check_out(out, force=force)
     spec = parse_spec(ffn) if ffn else None
     calibrates = needs_text(row, chosen=chosen is not None)
-    load = partial(texts.load, data, data_dir=data_dir, chat_template=chat_template, seed=seed)
-    read = None
-    if calibrates or training is not None:
-        read = partial(load, split="train", num_tokens=training.train_tokens if training else calibration_tokens)
+    corpus = Corpus(data, data_dir, chat_template, seed)
+    num_tokens = training.train_tokens if training else calibration_tokens
+    read = partial(corpus.text, "train", num_tokens) if calibrates or training else None
+    run = None
+    if training is not None:
+        check_source(data, training.train_tokens, training.eval_every)
+        run = RunFolder(out, result_settings(options), resume=training.resume, force=force)
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     dense, tokenizer, text = open_model(terminal, model, data, read, **how)
     if text is not None:
         terminal.note(f"{'training' if training else 'calibrating'} on {text.name}")
-        if (
-            calibrates
-            and chosen is not None
-            and chosen.provenance.get("calibration", {}).get("sha256") != text.provenance["sha256"]
-        ):
-            terminal.note("that is not the text the plan was made on, so the refit will differ from the plan's own")
-    ffns = find_ffns(dense, spec)
-    before = inspection.sizes(dense, ffns)
-
+    if text is not None and calibrates and chosen is not None and not _calibrated_on(chosen, text):
+        terminal.note("that is not the text the plan was made on, so the refit will differ from the plan's own")
+    before = inspection.sizes(dense, find_ffns(dense, spec))
     provenance = {"model": origin(model), "command": command("prune", options)}
 
     def at_once(dense: Any) -> PrunePlan:
@@ -83,51 +84,51 @@ def prune(
     start = time.perf_counter()
     trained: dict[str, Any] = {}
     log: list[dict[str, Any]] = []
-    if training is None:
-        done = at_once(dense)
-    else:
-        from .training.job import Job, prune_gradually, recover
-
-        assert text is not None
-        job = Job(terminal, training, tokenizer, text, load, seq_len, seed, out, how, spec, result_settings(options))
-        if chosen is not None or training.schedule == "oneshot":
-            dense, done, trained, log = recover(job, dense, at_once, force=force)
+    with run.begun() if run else nullcontext():
+        if training is None or run is None:
+            done = at_once(dense)
+            num_read = done.settings.get("calibration_tokens", calibration_tokens)
+            if chosen is None and num_read <= calibration_tokens - seq_len:
+                terminal.note(f"that text has only {num_read} tokens in whole sequences")
         else:
-            dense, done, trained, log = prune_gradually(
-                job, dense, row, keep=keep, scope=scope, multiple_of=multiple_of, force=force, provenance=provenance
-            )
-        ffns = find_ffns(dense, spec)
-    seconds = time.perf_counter() - start
-    if (
-        chosen is None
-        and calibrates
-        and not training
-        and done.settings["calibration_tokens"] <= calibration_tokens - seq_len
-    ):
-        terminal.note(f"that text has only {done.settings['calibration_tokens']} tokens in whole sequences")
+            from .training.job import Job, prune_gradually, recover
 
-    record = {
-        "model": model,
-        "method": row.name,
-        "keep": done.settings.get("keep"),
-        "scope": done.settings.get("scope"),
-        **inspection.pruning(dense, ffns, before, done),
-        "data": text and data_record(text),
-        **({"training": trained} if trained else {}),
-    }
-    with terminal.busy(f"writing {out}"):
-        folder = checkpoint.save(
-            dense, out, tokenizer=tokenizer, plan=done, card=model_card(done, record), spec=spec, force=force,
-            files=log_file(log),
-        )  # fmt: skip
-    if training is not None:
-        RunFolder(out).remove()
+            assert text is not None
+            job = Job(terminal, training, tokenizer, corpus, text, seq_len, seed, run, how, spec)
+            if chosen is not None or training.schedule == "oneshot":
+                dense, done, trained, log = recover(job, dense, at_once)
+            else:
+                dense, done, trained, log = prune_gradually(
+                    job, dense, row, keep=keep, scope=scope, multiple_of=multiple_of, provenance=provenance
+                )
+        seconds = time.perf_counter() - start
+        record = {
+            "model": model,
+            "method": row.name,
+            "keep": done.settings.get("keep"),
+            "scope": done.settings.get("scope"),
+            **inspection.pruning(dense, find_ffns(dense, spec), before, done),
+            "data": text and data_record(text),
+            **({"training": trained} if trained else {}),
+        }
+        if run is None or PartialState().is_main_process:
+            with terminal.busy(f"writing {out}"):
+                checkpoint.save(
+                    dense, out, tokenizer=tokenizer, plan=done, card=model_card(done, record), spec=spec, force=force,
+                    files=log_file(log),
+                )  # fmt: skip
+    if run is not None:
+        run.finish()
     return record | {
         "seconds": seconds,
         "peak_memory_mb": peak_memory_mb(),
-        "out": str(folder),
+        "out": str(out.expanduser().resolve()),
         "command": command("prune", options),
     }
+
+
+def _calibrated_on(plan: PrunePlan, text: TextData) -> bool:
+    return plan.provenance.get("calibration", {}).get("sha256") == text.provenance["sha256"]
 
 
 def evaluate(

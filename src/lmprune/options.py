@@ -69,6 +69,7 @@ Temperature = Annotated[float | None, _training("T", "Of the distillation.", "2"
 ComputeOption = Annotated[str | None, _training("full|gathered", "All neurons, or only the kept.", "gathered")]
 PenaltyWeight = Annotated[float | None, _training("λ_f", "How hard scores are pressed (soft, gum).")]
 SimilarityWeight = Annotated[float | None, _training("λ_u", "How much harder neurons that are like others (gum).")]
+WarmStart = Annotated[bool, _switch("--warm-start", "Learned scores begin at the ranks of obs, with its refit.")]
 LoraRank = Annotated[int | None, _training("N", "Train LoRA factors of this rank instead of all weights.")]
 Bf16 = Annotated[bool, _switch("--bf16", "Mixed precision.")]
 GradientCheckpointing = Annotated[bool, _switch("--gradient-checkpointing", "Less memory, more time.")]

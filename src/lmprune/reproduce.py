@@ -32,11 +32,14 @@ def flat(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 def result_settings(options: Mapping[str, Any]) -> dict[str, Any]:
     """What a run's result depends on, of a command's options: what `--resume` must find unchanged."""
-    return {
+    from accelerate import PartialState
+
+    given = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in options.items()
         if name not in {"out", "force", "resume", "save_every", "report_to"} and value is not None
     }
+    return given | {"processes": PartialState(cpu=options["device"] == "cpu").num_processes}
 
 
 def command(verb: str, options: Mapping[str, Any]) -> list[str]:

@@ -10,15 +10,16 @@ from typing import Any
 from accelerate import PartialState
 
 from . import checkpoint, inspection
-from . import data as texts
 from .console import Terminal
 from .errors import UserError
 from .evaluation.memory import peak_memory_mb
 from .opening import open_model
 from .reproduce import command, data_record, flat, log_file, result_settings
-from .training.job import Job, blocks, check_seq_len, record_of
+from .training.examples import Corpus
+from .training.job import Job, check_seq_len, record_of
+from .training.run_folder import RunFolder
 from .training.teachers import check_teacher_file, fingerprint, write_teacher
-from .training_options import Training
+from .training_options import Training, check_source
 
 
 def finetune(
@@ -42,31 +43,32 @@ def finetune(
     training = Training.of(training_options)
     if training is None:
         raise UserError("say how long to train with --steps or --epochs")
+    check_source(data, training.train_tokens, training.eval_every)
     checkpoint.check_out(out, force=force)
-    load = partial(texts.load, data, data_dir=data_dir, chat_template=chat_template, seed=seed)
+    run = RunFolder(out, result_settings(options), resume=training.resume, force=force)
+    corpus = Corpus(data, data_dir, chat_template, seed)
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-    read = partial(load, split="train", num_tokens=training.train_tokens)
+    read = partial(corpus.text, "train", training.train_tokens)
     net, tokenizer, text = open_model(terminal, model, data, read, **how)
     assert text is not None
     terminal.note(f"training on {text.name}")
-    job = Job(terminal, training, tokenizer, text, load, seq_len, seed, out, how, None, result_settings(options))
     start = time.perf_counter()
-    folder = job.folder(force=force)
-    net, settings, result = job.run(net, folder)
-    record = {
-        "model": model,
-        "params": sum(p.numel() for p in net.parameters()),
-        "data": data_record(text),
-        "training": record_of(settings, result, None),
-        "seconds": time.perf_counter() - start,
-        "peak_memory_mb": peak_memory_mb(),
-        "out": str(out),
-        "command": command("finetune", options),
-    }
-    if PartialState().is_main_process:
-        plan = inspection.find_plan(model)
-        checkpoint.save(net, out, tokenizer=tokenizer, plan=plan, force=force, files=log_file(result.log))
-        folder.remove()
+    with run.begun():
+        net, settings, result = Job(terminal, training, tokenizer, corpus, text, seq_len, seed, run, how).run(net)
+        record = {
+            "model": model,
+            "params": sum(p.numel() for p in net.parameters()),
+            "data": data_record(text),
+            "training": record_of(settings, result, None),
+            "seconds": time.perf_counter() - start,
+            "peak_memory_mb": peak_memory_mb(),
+            "out": str(out.expanduser().resolve()),
+            "command": command("finetune", options),
+        }
+        if PartialState().is_main_process:
+            plan = inspection.find_plan(model)
+            checkpoint.save(net, out, tokenizer=tokenizer, plan=plan, force=force, files=log_file(result.log))
+    run.finish()
     return record
 
 
@@ -88,21 +90,23 @@ def teach(
 ) -> dict[str, Any]:
     """`lmprune teach`, whose options these are. Raises: UserError; nothing is written then."""
     check_teacher_file(out)
-    read = partial(
-        texts.load, data, split="train", data_dir=data_dir, chat_template=chat_template, num_tokens=train_tokens
-    )
+    check_source(data, train_tokens)
+    corpus = Corpus(data, data_dir, chat_template)
+    read = partial(corpus.text, "train", train_tokens)
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     net, tokenizer, text = open_model(terminal, model, data, read, **how)
     assert text is not None
     start = time.perf_counter()
-    examples = blocks(tokenizer, text, check_seq_len(net, seq_len), train_tokens)
+    examples = corpus.examples(
+        "train", tokenizer, seq_len=check_seq_len(net, seq_len), num_tokens=train_tokens, text=text, note=terminal.note
+    )
     with terminal.stages() as stages:
         write_teacher(net, examples, out, k=top_k, temperature=temperature, progress=stages("blocks"))
     return {
         "model": model,
         "data": data_record(text),
         "examples": len(examples),
-        "tokens": len(examples) * seq_len,
+        "tokens": sum(len(example["input_ids"]) for example in examples),
         "top_k": top_k,
         "temperature": temperature,
         "fingerprint": fingerprint(examples),

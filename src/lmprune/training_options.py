@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import UserError, unknown
 from .masks import COMPUTES
-from .methods import Method, must_train
+from .methods import Method, must_train, needs_text
+from .schedules import cubic
+from .training.lora import check_peft
+from .training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from .gradual import GradualSettings
-    from .training.train import TrainSettings
 
 SCHEDULES = ("cubic", "oneshot")
 
@@ -41,6 +43,7 @@ class Training:
     compute: str | None = None
     penalty_weight: float | None = None
     similarity_weight: float | None = None
+    warm_start: bool = False
     lora_rank: int | None = None
     bf16: bool = False
     gradient_checkpointing: bool = False
@@ -52,7 +55,8 @@ class Training:
 
         Raises: UserError where an option is about a training that nobody asked for.
         """
-        given = {f.name: options[f.name] for f in fields(cls) if options.get(f.name) not in (None, False)}
+        values = {f.name: options.get(f.name) for f in fields(cls)}
+        given = {name: value for name, value in values.items() if value is not None and value is not False}
         if "steps" in given and "epochs" in given:
             raise UserError("give --steps or --epochs, not both")
         if given and not {"steps", "epochs"} & given.keys():
@@ -73,6 +77,16 @@ class Training:
             raise UserError(f"temperature must be above 0, got {self.temperature:g}")
         if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise UserError(f"epochs must be above 0, got {self.epochs:g}")
+        for name in ("penalty_weight", "similarity_weight"):
+            if not 0 <= (getattr(self, name) or 0) < math.inf:
+                raise UserError(f"{name.replace('_', '-')} must be 0 or more, got {getattr(self, name):g}")
+        if self.lora_rank is not None and self.lora_rank < 1:
+            raise UserError(f"lora-rank must be at least 1, got {self.lora_rank}")
+        if self.lora_rank is not None and self.compute == "gathered":
+            raise UserError("with --lora-rank neurons can't be gathered; leave out --compute gathered")
+        if self.lora_rank is not None:
+            check_peft()
+        self._settings(self.steps if self.steps is not None else 1, seed=0)
         return self
 
     def given(self, *names: str) -> dict[str, Any]:
@@ -80,33 +94,69 @@ class Training:
 
     def settings(self, num_examples: int, seed: int) -> TrainSettings:
         """For a data set of so many examples; epochs become steps."""
+        if self.steps is not None:
+            return self._settings(self.steps, seed)
         from accelerate import PartialState
 
-        from .training.train import TrainSettings
+        assert self.epochs is not None
+        once = self._settings(1, seed)
+        a_step = once.batch_size * once.grad_accum * PartialState().num_processes
+        return replace(once, steps=max(math.ceil(num_examples * self.epochs / a_step), 1))
 
+    def _settings(self, steps: int, seed: int) -> TrainSettings:
         names = ("lr", "score_lr", "batch_size", "grad_accum", "warmup", "weight_decay", "eval_every", "save_every")
-        settings = TrainSettings(
-            steps=self.steps or 1, bf16=self.bf16, gradient_checkpointing=self.gradient_checkpointing, seed=seed,
+        return TrainSettings(
+            steps=steps, bf16=self.bf16, gradient_checkpointing=self.gradient_checkpointing, seed=seed,
             **self.given(*names, "report_to"),
         )  # fmt: skip
-        if self.epochs is None:
-            return settings
-        a_step = settings.batch_size * settings.grad_accum * PartialState().num_processes
-        return replace(settings, steps=max(math.ceil(num_examples * self.epochs / a_step), 1))
 
     def gradual(self) -> GradualSettings:
         from .gradual import GradualSettings
 
-        return GradualSettings(**self.given("compute", "penalty_weight", "similarity_weight"))
+        compute = {"compute": "full"} if self.lora_rank is not None else {}
+        given = self.given("compute", "penalty_weight", "similarity_weight", "warm_start")
+        return GradualSettings(**{**compute, **given})
 
     @property
     def kl_temperature(self) -> float:
         return self.temperature or 2.0
 
 
-def check_method(row: Method, training: Training | None) -> None:
-    """Raises: UserError where a method must train and nobody said how long, or can't."""
-    if row.learned and training is None:
-        raise must_train(row)
-    if row.learned and training is not None and training.schedule == "oneshot":
+def check_source(data: str, train_tokens: int | None, eval_every: int | None = None) -> None:
+    """Raises: UserError where the model is to write its own text, and nobody said how much."""
+    if data == "self" and train_tokens is None:
+        raise UserError("the model writes as much text (self) as you like; say how much with --train-tokens")
+    if data == "self" and eval_every is not None:
+        raise UserError("text that the model writes itself (self) has no validation split; leave out --eval-every")
+
+
+def check_method(row: Method, training: Training | None, *, keep: float, planned: bool) -> None:
+    """planned: a plan says which neurons stay.
+
+    Raises: UserError where a method must train and nobody said how long, or can't train as it was asked to.
+    """
+    if training is None:
+        if row.learned and not planned:
+            raise must_train(row)
+        return
+    if planned and training.schedule == "cubic":
+        raise UserError("drop --schedule cubic, or --plan: a plan prunes at once, and the rest is trained")
+    gradual = not planned and training.schedule != "oneshot"
+    if row.learned and not (gradual or planned):
         raise UserError(f"method {row.name!r} learns its scores on the way; --schedule oneshot leaves it no time")
+    uses = {
+        "score_lr": (gradual and row.learned, "learned scores"),
+        "penalty_weight": (gradual and row.penalty != "none", "the penalty on learned scores"),
+        "similarity_weight": (gradual and "uniqueness" in row.penalty, "the penalty on neurons that are alike"),
+        "compute": (gradual, "pruning on a schedule"),
+    }
+    for name, (used, what) in uses.items():
+        if getattr(training, name) is not None and not used:
+            raise UserError(f"--{name.replace('_', '-')} is about {what}, which this run does not have; leave it out")
+    if gradual and training.steps is not None:
+        cubic(keep, training.steps)
+    if gradual and training.lora_rank is not None and needs_text(row):
+        raise UserError(
+            f"method {row.name!r} looks at the whole weights on the way, and --lora-rank leaves them frozen; "
+            "use --schedule oneshot, or a method that learns its scores"
+        )

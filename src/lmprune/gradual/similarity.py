@@ -15,17 +15,16 @@ from ..masks import NeuronMasks
 
 
 def cosines(gram_KK: Tensor) -> Tensor:
-    """|cos| of each pair of neurons, (K, K), from their uncentred second moments; the diagonal is 0.
+    """|cos| of each pair of neurons, from their uncentred second moments, in their place; the diagonal is 0.
 
     A neuron that never fired has no direction: its cosines are 0.
     """
-    norms_K = gram_KK.diagonal().clamp_min(0).sqrt()
-    cos_KK = gram_KK.abs() / torch.outer(norms_K, norms_K).clamp_min(torch.finfo(gram_KK.dtype).tiny)
-    return cos_KK.clamp_(max=1).fill_diagonal_(0)
+    norms_K = gram_KK.diagonal().clamp_min(torch.finfo(gram_KK.dtype).tiny).sqrt()
+    return gram_KK.abs_().div_(norms_K[:, None]).div_(norms_K).clamp_(max=1).fill_diagonal_(0)
 
 
 def mean_similarity(gram_KK: Tensor, count: float) -> Tensor:
-    """u (K,): Σ_{k≠j} |cos_jk| / count, how alike each neuron is to the others."""
+    """u (K,): Σ_{k≠j} |cos_jk| / count, how alike each neuron is to the others; uses up `gram_KK`."""
     return cosines(gram_KK).sum(1) / count
 
 

@@ -11,21 +11,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback
 
+from ..errors import UserError
 from ..gradual import GradualPruner
 from .run_folder import MARK, RunFolder
+from .trainer import IGNORED
 
 #: called with (steps done, steps in all, what is known now: loss, keep, lr, perplexity)
 Report = Callable[[int, int, Mapping[str, float]], None]
+_SCORES = "scores."
 
 
 class Log(TrainerCallback):
-    """Writes one JSON line a logged step, and shows it: `step`, `loss` (all of it, the penalty too), `lr`, and where a
-    model is being pruned `keep`, the ratio of neurons that took part, `penalty`, and `similarity`, their mean u."""
+    """Writes one JSON line a step, and shows it: `step`, `loss` (all of it, the penalty too), `lr`; where a model is
+    being pruned also `keep`, the ratio of neurons that took part, `penalty`, and `similarity`, their mean u.
+
+    A line a step and no averages over several, so that a resumed run's log is the uninterrupted one's.
+    """
 
     def __init__(self, pruner: GradualPruner | None, folder: RunFolder | None, report: Report | None):
         self.pruner, self.folder, self.report = pruner, folder, report
@@ -42,16 +49,19 @@ class Log(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if logs is None or "loss" not in logs:
             return
+        if not math.isfinite(logs.get("grad_norm", 0.0)):  # the weights are spoilt: before this state is saved
+            raise UserError(f"the gradient of step {state.global_step} is not finite; try a smaller --lr")
         values = {"loss": float(logs["loss"]), "lr": float(logs["learning_rate"])}
         if self.pruner is not None:
             values["keep"] = self.pruner.masks.keep
             if (penalty := self.pruner.penalty()) is not None:
-                values["penalty"] = float(penalty)
+                values["penalty"] = float(penalty.detach())
             if self.pruner.estimate is not None:
                 values["similarity"] = self.pruner.estimate.mean()
         self.add(state, values)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_log = True
         if self.report is not None:
             self.report(state.global_step, state.max_steps, self.known)
 
@@ -59,8 +69,8 @@ class Log(TrainerCallback):
 class HeldOut(TrainerCallback):
     """Perplexity on held-out examples every so many steps, exp of the mean loss of all their counted tokens."""
 
-    def __init__(self, log: Log, examples: Sequence[dict[str, Tensor]], every: int):
-        self.log, self.batches, self.every = log, examples, every
+    def __init__(self, log: Log, batches: Sequence[dict[str, Tensor]], every: int):
+        self.log, self.batches, self.every = log, batches, every
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
@@ -76,7 +86,7 @@ def perplexity_of(model: Any, batches: Sequence[Mapping[str, Tensor]]) -> float:
     device = next(model.parameters()).device
     for batch in batches:
         inputs = {name: value.to(device) for name, value in batch.items() if name != "row"}
-        number = int((inputs["labels"][:, 1:] != -100).sum())
+        number = int((inputs["labels"][:, 1:] != IGNORED).sum())
         total += float(model(**inputs, use_cache=False).loss) * number
         count += number
     model.train(training)
@@ -84,23 +94,40 @@ def perplexity_of(model: Any, batches: Sequence[Mapping[str, Tensor]]) -> float:
 
 
 class SavedStates(TrainerCallback):
-    """Completes each state that the Trainer saves with the pruner's own, and with the mark that says it is whole."""
+    """Says when to save, and completes what the Trainer saves: the pruner's state, and the mark that it is whole.
 
-    def __init__(self, pruner: GradualPruner | None):
-        self.pruner = pruner
+    every: steps between two states, None = only where the run is stopped. None is saved after the last step: a run
+    that ends writes its checkpoint next.
+    """
+
+    def __init__(self, pruner: GradualPruner | None, every: int | None):
+        self.pruner, self.every = pruner, every
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.every and state.global_step % self.every == 0 and state.global_step < state.max_steps:
+            control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_save = True  # until all of it is there: see `train`
         process = PartialState()
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if self.pruner is not None:
-            save_file(self.pruner.state(), _pruner_file(folder, process.process_index))
+            # the scores too: with LoRA the Trainer saves the factors and nothing else of the model
+            scores = {f"{_SCORES}{layer}": s.detach() for layer, s in enumerate(self.pruner.masks.scores)}
+            save_file(self.pruner.state() | scores, _pruner_file(folder, process.process_index))
         process.wait_for_everyone()
         if process.is_main_process:
             (folder / MARK).touch()
+        control.should_save = False
 
+    @torch.no_grad()
     def restore(self, folder: Path) -> None:
-        if self.pruner is not None:
-            self.pruner.load_state(load_file(_pruner_file(folder, PartialState().process_index)))
+        if self.pruner is None:
+            return
+        state = load_file(_pruner_file(folder, PartialState().process_index))
+        for layer, scores in enumerate(self.pruner.masks.scores):
+            scores.copy_(state.pop(f"{_SCORES}{layer}"))
+        self.pruner.load_state(state)
 
 
 def _pruner_file(folder: Path, process: int) -> Path:
@@ -108,16 +135,18 @@ def _pruner_file(folder: Path, process: int) -> Path:
 
 
 class PoliteStop(TrainerCallback):
-    """Ctrl-C finishes the step, saves, and stops; a second one stops at once."""
+    """Ctrl-C, or a polite kill, finishes the step, saves, and stops; a second one stops at once."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
         self.asked = False
         self.stopped_at: int | None = None
-        self._before: Any = None
+        self._before: dict[signal.Signals, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._ask)
+            self._before = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
 
     def _ask(self, number: int, frame: Any) -> None:
         if self.asked:
@@ -125,10 +154,19 @@ class PoliteStop(TrainerCallback):
         self.asked = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.asked and state.global_step < state.max_steps:
+        if _anywhere(self.asked) and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
             self.stopped_at = state.global_step
 
     def restore(self) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _anywhere(asked: bool) -> bool:
+    """Whether any process was asked: all of them have to save the same step."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return asked
+    found = torch.tensor(float(asked), device=PartialState().device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return bool(found)

@@ -8,73 +8,125 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from ..errors import UserError
+from ..writing import written_aside
 
 MARK = "lmprune_complete"
 
 
 class RunFolder:
-    """out: where the run's checkpoint will be."""
+    """out: where the run's checkpoint will be. settings: all that its result depends on.
 
-    def __init__(self, out: Path):
+    resume: take up the run that is there. force: replace it. Nothing is written yet: see `begun`.
+    Raises: UserError where there is nothing to resume, where the run there was asked for with other settings, and where
+    there is a run that nobody said to resume or to replace.
+    """
+
+    def __init__(self, out: Path, settings: Mapping[str, Any], *, resume: bool = False, force: bool = False):
         out = out.expanduser().resolve()
         self.path = out.with_name(f"{out.name}.training")
         self.log = self.path / "training_log.jsonl"
+        #: where a model that is pruned before it is trained waits for a resumed run
+        self.cut = self.path / "cut"
+        self.resume = resume
         self._settings = self.path / "settings.json"
-
-    def begin(self, settings: Mapping[str, Any], *, resume: bool, force: bool) -> None:
-        """Make the folder, or take up what is there.
-
-        settings: all that the result depends on. Raises: UserError where there is nothing to resume, where the run
-        there was asked for with other settings, and where there is a run that nobody said to resume or to replace.
-        """
-        settings = json.loads(json.dumps(settings))
+        self._asked: dict[str, Any] = json.loads(json.dumps(settings))
         if resume:
-            self._check_same(settings)
-            return
-        if self.path.exists():
-            if not force:
-                raise UserError(
-                    f"an unfinished run is in {self.path}; go on with --resume, or throw it away with --force"
-                )
-            shutil.rmtree(self.path)
-        self.path.mkdir(parents=True)
-        self._settings.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+            self._check_same()
+        elif self._settings.is_file() and not force:
+            raise UserError(f"an unfinished run is in {self.path}; go on with --resume, or throw it away with --force")
 
-    def _check_same(self, settings: Mapping[str, Any]) -> None:
+    def _check_same(self) -> None:
         if not self._settings.is_file():
             raise UserError(f"there is no run to resume in {self.path}; leave out --resume")
-        before = json.loads(self._settings.read_text(encoding="utf-8"))
-        differing = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
+        now, before = self._asked, json.loads(self._settings.read_text(encoding="utf-8"))
+        differing = sorted(name for name in {**before, **now} if before.get(name) != now.get(name))
         if differing:
-            told = ", ".join(f"{n} (was {before.get(n)}, is now {settings.get(n)})" for n in sorted(differing))
+            told = ", ".join(f"{n.replace('_', '-')} (was {before.get(n)}, is now {now.get(n)})" for n in differing)
             raise UserError(f"the run in {self.path} had other settings: {told}; resume it with its own")
 
-    def newest_state(self) -> Path | None:
-        """The last complete saved state; what a killed run left incomplete is removed."""
-        found = {int(folder.name.split("-")[1]): folder for folder in self.path.glob("checkpoint-*")}
-        for step, folder in list(found.items()):
-            if not (folder / MARK).exists():
-                shutil.rmtree(folder)
-                del found[step]
-        return found[max(found)] if found else None
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """The folder is there for the length of a `with` block, and stays after it.
 
-    def rewind_log(self, step: int) -> None:
-        """Forget what was logged after `step`: those steps will be made again."""
+        But an error that leaves nothing in it to go on from takes it along.
+        """
+        process = PartialState()
+        if process.is_main_process and not self.resume:
+            try:
+                if self.path.exists():
+                    shutil.rmtree(self.path)
+                self.path.mkdir(parents=True)
+            except OSError as error:
+                raise UserError(f"can't write {self.path}: {error.strerror}") from error
+            self._write(self._settings, json.dumps(self._asked, indent=1))
+        process.wait_for_everyone()
+        try:
+            yield
+        except BaseException:
+            if process.is_main_process and not self.can_go_on:
+                self.remove()
+            raise
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether a resumed run would find more than its settings."""
+        return self.cut.exists() or self.newest_state() is not None
+
+    def newest_state(self) -> Path | None:
+        """The last complete saved state."""
+        complete = {step_of(state): state for state in self._states() if (state / MARK).exists()}
+        return complete[max(complete)] if complete else None
+
+    def rewind(self) -> Path | None:
+        """Forget what came after the newest complete state, and return that: those steps will be made again."""
+        self.drop_incomplete()
+        state = self.newest_state()
         if self.log.exists():
-            kept = [line for line in self.read_log() if line["step"] <= step]
-            self.log.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            done = step_of(state) if state else 0
+            kept = [line for line in self.read_log() if line["step"] <= done]
+            self._write(self.log, "".join(json.dumps(line) + "\n" for line in kept))
+        return state
+
+    def drop_incomplete(self) -> None:
+        """Remove what a run left behind that ended while it saved."""
+        for state in self._states():
+            if not (state / MARK).exists():
+                shutil.rmtree(state, ignore_errors=True)
 
     def read_log(self) -> list[dict[str, Any]]:
-        """The run's log, one dict a line: `step`, and `loss`, `keep`, `lr`, or `perplexity`."""
+        """The run's log, one dict a line: `step`, and `loss`, `keep`, `lr`, …, or `perplexity`."""
         if not self.log.exists():
             return []
         lines = self.log.read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines if line.endswith("}")]  # a killed run may have left half a line
 
+    def finish(self) -> None:
+        """The run's checkpoint is written: the folder goes, and every process waits for that."""
+        process = PartialState()
+        if process.is_main_process:
+            self.remove()
+        process.wait_for_everyone()
+
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
+
+    def _states(self) -> list[Path]:
+        return list(self.path.glob("checkpoint-*"))
+
+    @staticmethod
+    def _write(file: Path, text: str) -> None:
+        with written_aside(file, folder=False) as aside:
+            aside.write_text(text, encoding="utf-8")
+
+
+def step_of(state: Path) -> int:
+    """The steps that were done when the state was saved."""
+    return int(state.name.split("-")[1])

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..distillation import TopK, divergence, divergence_from_top_k, top_k
 from ..errors import UserError
 from ..statistics import Progress
+from ..writing import written_aside
 
 FORMAT = "lmprune teacher 1"
 #: the suffix by which a stored teacher is known
@@ -129,15 +130,8 @@ def write_teacher(
         "format": FORMAT, "fingerprint": fingerprint(examples), "temperature": float(temperature), "k": k,
         "vocabulary": model.get_output_embeddings().weight.shape[0],
     }  # fmt: skip
-    aside = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(path, folder=False) as aside:
         save_file(tensors, aside, {"lmprune": json.dumps(about)})
-        aside.rename(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"can't write {path}: {error}; nothing was left there") from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def fingerprint(examples: Sequence[dict[str, Any]]) -> str:

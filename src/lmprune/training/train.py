@@ -2,61 +2,28 @@
 
 from __future__ import annotations
 
-import math
+import errno
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from safetensors import SafetensorError
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 
 from ..errors import Interrupted, UserError
 from ..gradual import GradualPruner
 from .callbacks import HeldOut, Log, PoliteStop, Report, SavedStates
-from .run_folder import RunFolder
+from .run_folder import RunFolder, step_of
+from .settings import TrainSettings
 from .trainer import PruneTrainer, Teacher, collate
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """steps: optimizer steps. lr, score_lr: peak learning rates of the weights and of learned scores (None = 1e-2;
-    for `soft` at least 10 / steps, or it would prune nothing). batch_size: examples of one process at once; times
-    grad_accum, times the processes, a step. warmup: share of the steps. eval_every, save_every: in steps, None = only
-    at the end, never. max_grad_norm: the gradient is clipped to it. Sources: METHODS 4, settings of [GUM-code].
-    """
-
-    steps: int
-    lr: float = 5e-4
-    score_lr: float | None = None
-    batch_size: int = 4
-    grad_accum: int = 1
-    warmup: float = 0.1
-    weight_decay: float = 0.1
-    max_grad_norm: float = 1.0
-    eval_every: int | None = None
-    save_every: int | None = None
-    bf16: bool = False
-    gradient_checkpointing: bool = False
-    report_to: str = "none"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "grad_accum", "eval_every", "save_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name.replace('_', '-')} must be at least 1, got {value}")
-        for name in ("lr", "score_lr"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise UserError(f"{name.replace('_', '-')} must be above 0, got {value:g}: nothing would be learned")
-
-    def score_lr_of(self, soft: bool) -> float:
-        """The scores' learning rate. `soft`'s must be able to sink to logit(0.1) = -2.2 within the run."""
-        return self.score_lr or (max(1e-2, 10 / self.steps) if soft else 1e-2)
 
 
 @dataclass(frozen=True)
@@ -79,31 +46,30 @@ def train(
     pad_token_id: int = 0,
     folder: RunFolder | None = None,
     report: Report | None = None,
-    resume: bool = False,
 ) -> TrainResult:
     """Train the model in place.
 
     examples, held_out: dicts of `input_ids` and, where not all tokens count, `labels`. folder: where states and log
-    go; it was begun. resume: go on from its newest complete state, if there is one.
+    go, begun; a resumed one's newest state is gone on from. Without it nothing is saved.
     Raises: UserError for too little data or a loss that is not finite, Interrupted after Ctrl-C, the state saved.
     """
-    world = int(torch.distributed.get_world_size()) if torch.distributed.is_initialized() else 1
-    if len(examples) < (needed := settings.batch_size * settings.grad_accum * world):
-        raise UserError(f"{len(examples)} training examples are fewer than one step's {needed}; give more text")
-    rows = [{**example, "row": row} for row, example in enumerate(examples)]
-    stop, saved, log = PoliteStop(), SavedStates(pruner), Log(pruner, folder, report)
-    callbacks: list[Any] = [stop, log, saved]
     padded = partial(collate, pad_token_id=pad_token_id)
-    if held_out:
-        batches = [padded(held_out[i : i + settings.batch_size]) for i in range(0, len(held_out), settings.batch_size)]
-        callbacks.insert(1, HeldOut(log, batches, settings.eval_every or settings.steps))
-    state = folder.newest_state() if folder is not None and resume else None
     start = time.perf_counter()
     with TemporaryDirectory() as nowhere:
+        arguments = _arguments(settings, str(folder.path) if folder else nowhere, next(model.parameters()).device)
+        a_step = settings.batch_size * settings.grad_accum * arguments.world_size
+        if len(examples) < a_step:
+            raise UserError(f"{len(examples)} training examples are fewer than one step's {a_step}; give more text")
+        log = Log(pruner, folder, report)
+        callbacks: list[Any] = [log]
+        if held_out:
+            size = settings.batch_size
+            batches = [padded(held_out[i : i + size]) for i in range(0, len(held_out), size)]
+            callbacks.insert(0, HeldOut(log, batches, settings.eval_every or settings.steps))
         trainer = PruneTrainer(
             model=model,
-            args=_arguments(settings, str(folder.path) if folder else nowhere, next(model.parameters()).device),
-            train_dataset=rows,  # type: ignore[arg-type]
+            args=arguments,
+            train_dataset=[{**example, "row": row} for row, example in enumerate(examples)],  # type: ignore[arg-type]
             data_collator=padded,
             callbacks=callbacks,
             pruner=pruner,
@@ -112,20 +78,58 @@ def train(
             score_lr=settings.score_lr_of(pruner is not None and pruner.soft is not None),
         )
         trainer.remove_callback(PrinterCallback)
-        if folder is not None and resume:
-            folder.rewind_log(int(state.name.split("-")[1]) if state else 0)
-        if state is not None:
-            saved.restore(state)
-        try:
-            trainer.train(resume_from_checkpoint=str(state) if state else None)
-        finally:
-            stop.restore()
+        if folder is None:
+            trainer.train()
+            return TrainResult(time.perf_counter() - start, log.lines)
+        _train_in(folder, trainer, SavedStates(pruner, settings.save_every))
+    return TrainResult(time.perf_counter() - start, folder.read_log())
+
+
+def _train_in(folder: RunFolder, trainer: PruneTrainer, saved: SavedStates) -> None:
+    """Train, on from the folder's newest state if it is resumed; whatever ends it leaves complete states only."""
+    state = _taken_up(folder) if folder.resume else None
+    if state is not None:
+        saved.restore(state)
+    stop = PoliteStop()
+    trainer.add_callback(stop)
+    trainer.add_callback(saved)
+    try:
+        trainer.train(resume_from_checkpoint=str(state) if state else None)
+    except UserError as error:
+        raise UserError(f"{error}{_what_is_left(folder)}") from error
+    except (OSError, SafetensorError, RuntimeError) as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not (full or trainer.control.should_save):  # which stays until a state is saved
+            raise
+        folder.drop_incomplete()
+        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
+        left = _what_is_left(folder)
+        cure = "make room and go on with --resume" if left else "make room and run it again"
+        step = trainer.state.global_step
+        raise UserError(f"can't save the run in {folder.path} after step {step}: {reason}{left}; {cure}") from error
+    finally:
+        stop.restore()
     if stop.stopped_at is not None:
-        raise Interrupted(f"stopped after step {stop.stopped_at} of {settings.steps}, which is saved")
-    return TrainResult(time.perf_counter() - start, folder.read_log() if folder else log.lines)
+        raise Interrupted(f"stopped after step {stop.stopped_at} of {trainer.state.max_steps}, which is saved")
+
+
+def _taken_up(folder: RunFolder) -> Path | None:
+    process = PartialState()
+    if process.is_main_process:
+        folder.rewind()
+    process.wait_for_everyone()
+    return folder.newest_state()
+
+
+def _what_is_left(folder: RunFolder) -> str:
+    state = folder.newest_state()
+    return f"; the state after step {step_of(state)} is kept in {state}" if state else ""
 
 
 def _arguments(settings: TrainSettings, folder: str, device: torch.device) -> TrainingArguments:
+    known = ["none", *get_available_reporting_integrations()]
+    if settings.report_to not in known:
+        raise UserError(f"can't report to {settings.report_to!r}; installed here: {', '.join(known[1:]) or 'nothing'}")
     return TrainingArguments(
         output_dir=folder,
         max_steps=settings.steps,
@@ -138,9 +142,8 @@ def _arguments(settings: TrainSettings, folder: str, device: torch.device) -> Tr
         gradient_accumulation_steps=settings.grad_accum,
         gradient_checkpointing=settings.gradient_checkpointing or None,  # type: ignore[arg-type]  # False warns in 5.23
         bf16=settings.bf16,
-        logging_steps=max(settings.steps // 100, 1),
-        save_strategy="no" if settings.save_every is None else "steps",
-        save_steps=settings.save_every or 1,
+        logging_strategy="no",  # `Log` and `SavedStates` say when
+        save_strategy="no",
         save_total_limit=2,  # the one before stays until the new one is whole
         report_to=settings.report_to,
         disable_tqdm=True,

@@ -97,10 +97,8 @@ class PruneTrainer(Trainer):
             if self.pruner is not None and (penalty := self.pruner.penalty()) is not None:
                 loss = loss + penalty / (self.current_gradient_accumulation_steps if in_parts else 1)
             if not loss.isfinite():
-                raise UserError(
-                    f"the loss is {loss.item()} at step {self.state.global_step}; the last saved state is kept: "
-                    "go on from it with a smaller --lr, or look at the data"
-                )
+                step = self.state.global_step + 1
+                raise UserError(f"the loss of step {step} is {loss.item()}; try a smaller --lr, or look at the data")
         return (loss, outputs) if return_outputs else loss
 
     def _divergence(

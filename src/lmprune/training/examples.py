@@ -1,0 +1,72 @@
+"""From a data source to training examples: blocks of a text, or pairs with the loss on the completion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .. import data
+from ..data import TextData, pairs
+from ..data.tokens import sequences
+
+_EVERYTHING = 2**62
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A source as `data.load` knows it, and how it is read. seed: of a text that the model writes itself."""
+
+    source: str
+    data_dir: Path | None = None
+    chat_template: bool = False
+    seed: int = 0
+
+    def text(self, split: str, num_tokens: int | None = None, **whose: Any) -> TextData:
+        """whose: tokenizer, and for the source `self` model."""
+        return data.load(
+            self.source, split, data_dir=self.data_dir, chat_template=self.chat_template, seed=self.seed,
+            num_tokens=num_tokens, **whose,
+        )  # fmt: skip
+
+    def examples(
+        self,
+        split: str,
+        tokenizer: Any,
+        *,
+        seq_len: int,
+        num_tokens: int | None = None,
+        text: TextData | None = None,
+        note: Callable[[str], None] | None = None,
+    ) -> list[dict[str, Any]]:
+        """`input_ids`, at most seq_len of them, and for pairs `labels`; the first `num_tokens` tokens, None = all.
+
+        text: what `text` gave for the split, if it was read already. note: told what was cut or left out.
+        """
+        if not pairs.is_source(self.source):
+            return blocks(tokenizer, text or self.text(split, num_tokens, tokenizer=tokenizer), seq_len, num_tokens)
+        found = pairs.load(self.source, split, data_dir=self.data_dir)
+        if note is not None:
+            for sentence in found.notes:
+                note(sentence)
+        examples = pairs.examples(found.pairs, tokenizer, max_len=seq_len, note=note)
+        return examples if num_tokens is None else _first(examples, num_tokens)
+
+
+def blocks(tokenizer: Any, text: TextData, seq_len: int, num_tokens: int | None) -> list[dict[str, Tensor]]:
+    """The text's tokens in order, in blocks of `seq_len`, without a remainder."""
+    rows = sequences(tokenizer, text, seq_len=seq_len, num_tokens=num_tokens or _EVERYTHING, seed=None)
+    return [{"input_ids": row} for row in rows]
+
+
+def _first(examples: list[dict[str, Any]], num_tokens: int) -> list[dict[str, Any]]:
+    seen, found = 0, []
+    for example in examples:
+        seen += len(example["input_ids"])
+        if seen > num_tokens:
+            break
+        found.append(example)
+    return found

@@ -1,0 +1,53 @@
+"""The settings of a training run. Imports neither torch nor transformers, so that wrong ones are told at once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """steps: optimizer steps. lr, score_lr: peak learning rates of the weights and of learned scores (None = 1e-2;
+    for `soft` at least 10 / steps, or it would prune nothing). batch_size: examples of one process at once; times
+    grad_accum, times the processes, a step. warmup: share of the steps. eval_every, save_every: in steps, None = only
+    at the end, never. max_grad_norm: the gradient is clipped to it. report_to: where transformers logs to as well.
+    Sources: METHODS 4, settings of [GUM-code].
+
+    Raises: UserError for what can't be trained with.
+    """
+
+    steps: int
+    lr: float = 5e-4
+    score_lr: float | None = None
+    batch_size: int = 4
+    grad_accum: int = 1
+    warmup: float = 0.1
+    weight_decay: float = 0.1
+    max_grad_norm: float = 1.0
+    eval_every: int | None = None
+    save_every: int | None = None
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    report_to: str = "none"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "grad_accum", "eval_every", "save_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name.replace('_', '-')} must be at least 1, got {value}")
+        for name in ("lr", "score_lr"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"{name.replace('_', '-')} must be above 0, got {value:g}: nothing would be learned")
+        if not 0 <= self.warmup < 1:
+            raise UserError(f"warmup is a share of the steps, in [0, 1), got {self.warmup:g}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"weight-decay must be 0 or more, got {self.weight_decay:g}")
+
+    def score_lr_of(self, soft: bool) -> float:
+        """The scores' learning rate. `soft`'s must be able to sink to logit(0.1) = -2.2 within the run."""
+        return self.score_lr or (max(1e-2, 10 / self.steps) if soft else 1e-2)
