@@ -93,20 +93,12 @@ def test_an_id_changes_with_every_setting(written: Any) -> None:
     assert len(ids[0] & other) == 3  # dense, random twice
 
 
-def training_commands() -> grid.Commands:
-    """The command line with training, which this tree may not have yet."""
-    known = {name: dict(options) for name, options in commands().items()}
-    known["prune"] |= {"steps": False, "lr": False, "teacher": False}
-    known["finetune"] = {"data": False, "steps": False, "seed": False, "teacher": False, "seq_len": False}
-    return known
-
-
 def test_commands_are_spelt_out(written: Any, tmp_path: Path) -> None:
     training = (
         ("methods: [random,", "methods: [{name: random, start: dense, finetune: {steps: 3}},"),
         ("keep: [0.5, 0.25]", "keep: [0.5]\nseeds: [1, 2]\ndistil: [true]\nfinetune: {steps: 7, seq-len: 32}"),
     )
-    found = grid.read(written(*training), training_commands())
+    found = grid.read(written(*training), commands())
     assert [r.seed for r in found.runs if r.reference] == [1, 2]  # trained, so one a seed
     pick = next(r for r in found.runs if (r.method, r.seed) == ("random", 2))
     assert found.reference(pick).seed == 2
@@ -123,6 +115,17 @@ def test_commands_are_spelt_out(written: Any, tmp_path: Path) -> None:
     assert "--teacher DENSE" in " ".join(pruned["prune"]) and "--keep 0.5 --seed 2" in " ".join(pruned["prune"])
     assert pruned["finetune"][1] == pruned["prune"][3] and "--steps 3" in " ".join(pruned["finetune"])
     assert pruned["eval"][1:4] == [str(tmp_path / "r" / "checkpoint"), "--baseline", "DENSE"]
+
+
+def test_a_task_has_no_baseline_and_bench_compares_with_dense(written: Any, text: Path, tmp_path: Path) -> None:
+    task = ((f"data: {text}", "data: wikisql"), ("eval: {context: 64}", "data_dir: d"))
+    options = (("eval: {max_tokens: 512}", "bench: {prompt_tokens: 8}"),)
+    found = grid.read(written(*task, *options), commands())
+    pruned = run.commands(Task(found.runs[1], "s", tmp_path / "r", "DENSE", False, 1, tmp_path))
+    at = str(tmp_path / "r" / "checkpoint")
+    assert pruned["eval"] == ["eval", at, "--data", "wikisql", "--data-dir", "d"]
+    assert pruned["bench"] == ["bench", "DENSE", at, "--prompt-tokens", "8"]
+    assert "bench" not in run.commands(Task(found.runs[0], "s", tmp_path / "d", None, True, 1, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -143,12 +146,10 @@ def test_commands_are_spelt_out(written: Any, tmp_path: Path) -> None:
         ("    data:", "    dato:", 5, "a task needs 'data'"),
         ("    eval:", "    colour: red\n    eval:", 6, "unknown key 'colour'"),
         ("name: tiny", "name: tiny\nname: other", 2, "'name' is there twice"),
-        ("analyze:", "bench: {}\nanalyze:", 11, "has no command 'bench'"),
+        ("analyze:", "bench: {models: [a]}\nanalyze:", 11, "unknown option of `lmprune bench` 'models'"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_line(written: Any, old: str, new: str, line: int, sentence: str) -> None:
-    if "bench" in new and "bench" in commands():
-        pytest.skip("there is a bench command here")
     file = written((old, new))
     with pytest.raises(UserError) as caught:
         grid.read(file, commands())
@@ -170,8 +171,6 @@ def test_no_study_at_all(tmp_path: Path, written: Any) -> None:
 
 @pytest.mark.parametrize("name", ["smoke", "oneshot", "paper_tables"])
 def test_studies_that_are_shipped_can_be_read(name: str, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if name == "paper_tables" and "steps" not in commands()["prune"]:
-        pytest.skip("this lmprune can't train yet")
     root = Path(__file__).parents[1]
     monkeypatch.chdir(root)
     found = grid.read(root / "studies" / f"{name}.yaml", commands())
@@ -258,6 +257,27 @@ def test_a_study_from_end_to_end(written: Any, model: Path, tmp_path: Path) -> N
     command = norm["commands"][0]
     redone = lmprune(*[tmp_path / "redone" if a.endswith("checkpoint") else a for a in command[1:]], "--json").record
     assert redone["widths"] == norm["prune"]["widths"]
+
+
+@pytest.mark.slow
+def test_a_study_that_trains_and_distils(written: Any, tmp_path: Path) -> None:
+    file = written(
+        ("methods: [random, {name: magnitude, label: norm, prune: {scope: global}}]", "methods: [gum]\ndistil: [true]"),
+        ("keep: [0.5, 0.25]", "keep: [0.5]"),
+        (
+            "prune: {multiple_of: 1}",
+            "finetune: {steps: 20, batch_size: 2, seq_len: 64}\n"
+            "prune: {steps: 20, batch_size: 2, seq_len: 64, multiple_of: 1}",
+        ),
+    )
+    out = tmp_path / "o"
+    record = lmprune("study", file, "--out", out, "--json").record
+    assert record["failed"] == [] and record["finished"] == 2
+    dense, gum = lines(out)
+    assert gum["commands"][0][gum["commands"][0].index("--teacher") + 1] == dense["commands"][1][2]
+    assert len(gum["training_log"]) > 1 and gum["training_log"][-1]["keep"] == pytest.approx(0.5, abs=0.02)
+    figures = lmprune("report", out, "--json").record["figures"]
+    assert {"s1_training_loss", "s1_training_keep", "s1_perplexity"} <= set(figures)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ METRICS: Mapping[str, tuple[str, bool]] = {
     "logical_form": ("logical form", False),
     "exact_match": ("exact match", False),
     "execution": ("execution", False),
+    "first_choices": ("first choices right", False),
     "rougeL": ("ROUGE-L", False),
     "rouge1": ("ROUGE-1", False),
     "rouge2": ("ROUGE-2", False),
@@ -124,12 +125,9 @@ def _row(record: Mapping[str, Any]) -> Row:
 
 
 def _speed(record: Mapping[str, Any]) -> dict[str, float]:
-    """`prefill` and `decode`: times the dense model's tokens a second, both measured in one call of `lmprune bench`."""
-    measured = (record.get("bench") or {}).get("models") or []
-    if len(measured) < 2:
-        return {}
-    ours, dense = measured[0], measured[-1]
-    return {kind: ours[kind]["median"] / dense[kind]["median"] for kind in ("prefill", "decode")}
+    """`prefill` and `decode`: the dense model's time over this one's, the two measured in turn by `lmprune bench`."""
+    measured = (record.get("bench") or {}).get("results") or []
+    return {kind: measured[1][f"speedup_{kind}"] for kind in ("prefill", "decode")} if len(measured) == 2 else {}
 
 
 def with_dense_params(found: Section) -> dict[str, int]:

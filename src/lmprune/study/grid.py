@@ -28,7 +28,22 @@ Options = dict[str, Any]
 #: the sections that are passed on to the command of that name
 SECTIONS = ("finetune", "prune", "eval", "analyze", "bench")
 #: what the study itself sets, and a section can't
-_OURS = {"out", "force", "model", "baseline", "method", "keep", "seed", "teacher", "plan", "as_json", "json", "help"}
+_OURS = {
+    "out",
+    "force",
+    "model",
+    "models",
+    "baseline",
+    "method",
+    "keep",
+    "seed",
+    "teacher",
+    "plan",
+    "resume",
+    "as_json",
+    "json",
+    "help",
+}
 _KEYS = ("name", "models", "tasks", "methods", "keep", "seeds", "distil", *SECTIONS)
 _METHOD_KEYS = ("name", "label", "start", "prune", "finetune")
 DENSE = "dense"
@@ -119,7 +134,7 @@ class _Reader:
             layers = [common, tasks[task]]
             measured = ["eval", "analyze", *(["bench"] if "bench" in common else [])]
             trains = any("finetune" in layer for layer in layers)
-            dense = self.sections([*(["finetune"] if trains else []), *measured], layers)
+            dense = self.sections([*(["finetune"] if trains else []), "eval", "analyze"], layers)
             for seed in seeds if trains else seeds[:1]:
                 runs += [Run(model, task, DENSE, DENSE, 1.0, seed, False, "base", dense)]
             for method, keep, distilled, seed in product(methods, keeps, distil, seeds):

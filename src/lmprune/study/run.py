@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data.pairs import is_source
 from ..pruning import versions
 from .grid import Options, Run
 from .records import FORMAT
@@ -84,10 +85,11 @@ def commands(task: Task) -> dict[str, list[str]]:
         found["finetune"] = ["finetune", at, "--out", checkpoint, *rest]
         at = checkpoint
     baseline = ["--baseline", task.dense] if task.dense else []
-    found["eval"] = ["eval", at, *baseline, *_spelt(sections["eval"])]
+    paired = [] if is_source(str(sections["eval"].get("data"))) else baseline  # a task's scores are of one model
+    found["eval"] = ["eval", at, *paired, *_spelt(sections["eval"])]
     found["analyze"] = ["analyze", at, *baseline, "--out", str(task.folder / "analysis"), *_spelt(sections["analyze"])]
-    if "bench" in sections:
-        found["bench"] = ["bench", at, *([task.dense] if task.dense else []), *_spelt(sections["bench"])]
+    if "bench" in sections and task.dense:
+        found["bench"] = ["bench", task.dense, at, *_spelt(sections["bench"])]
     return found
 
 
