@@ -35,7 +35,7 @@ from lmprune.evaluation.workers import Worker
 from lmprune.export import Job, export, get_target
 from lmprune.ffn import find_ffns
 from lmprune.selection import num_kept
-from lmprune.shrink import shrink
+from lmprune.shrinking import shrink
 
 STUB = 32
 PHASES = ("prefill", "decode")

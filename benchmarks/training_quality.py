@@ -25,7 +25,7 @@ from lmprune.evaluation.perplexity import perplexity
 from lmprune.ffn import find_ffns
 from lmprune.gradual import GradualPruner, GradualSettings
 from lmprune.plan import PrunePlan
-from lmprune.shrink import shrink
+from lmprune.shrinking import shrink
 from lmprune.training.teachers import OnlineTeacher
 from lmprune.training.train import TrainSettings, train
 

@@ -148,3 +148,8 @@ def test_help_imports_neither_torch_nor_transformers():
 
 def test_no_utils():
     assert not {module.split(".")[-1] for module in MODULES} & {"utils", "helpers", "common", "misc"}
+
+
+def test_no_module_hides_a_public_name():
+    """Importing `lmprune.x` sets the attribute x of the package: a public function of that name would be gone."""
+    assert not {module.split(".")[0] for module in MODULES} & set(lmprune.__all__)

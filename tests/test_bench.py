@@ -18,7 +18,7 @@ from lmprune.errors import UserError
 from lmprune.evaluation import engines, workers
 from lmprune.evaluation.engines import ENGINES, LlamaCpp, Torch
 from lmprune.ffn import find_ffns
-from lmprune.shrink import shrink
+from lmprune.shrinking import shrink
 
 SMALL = ("--threads", 1, "--prompt-tokens", 20, "--new-tokens", 4, "--repeats", 2)
 

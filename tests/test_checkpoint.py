@@ -23,7 +23,7 @@ from lmprune import checkpoint, models, shim
 from lmprune.errors import UserError
 from lmprune.ffn import find_ffns
 from lmprune.plan import PLAN_FILE, PrunePlan
-from lmprune.shrink import record_widths, shrink
+from lmprune.shrinking import record_widths, shrink
 
 #: seen from outside: no lmprune, no network
 STRANGER = """

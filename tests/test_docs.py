@@ -29,7 +29,7 @@ from lmprune.gradual import GradualSettings
 from lmprune.methods import METHODS
 from lmprune.obs import PLAIN, ObsSettings
 from lmprune.pruning import GRADIENT_TOKENS
-from lmprune.shrink import shrink
+from lmprune.shrinking import shrink
 from lmprune.training.train import TrainSettings
 
 ROOT = Path(__file__).parents[1]

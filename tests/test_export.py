@@ -24,7 +24,7 @@ from lmprune.export import TARGETS, Job, export
 from lmprune.families import FAMILIES
 from lmprune.ffn import find_ffns
 from lmprune.plan import PLAN_FILE
-from lmprune.shrink import shrink
+from lmprune.shrinking import shrink
 
 
 @pytest.fixture(autouse=True)

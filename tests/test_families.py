@@ -16,7 +16,7 @@ from lmprune.families import COUPLED, FAMILIES, FFNSpec, family_of, parse_spec, 
 from lmprune.ffn import find_ffns
 from lmprune.masks import masked
 from lmprune.plan import PrunePlan
-from lmprune.shrink import shrink
+from lmprune.shrinking import shrink
 
 KEPT = {"uniform": (0.5, 0.5, 0.5), "per_layer": (0.75, 0.25, 0.5)}
 

@@ -26,7 +26,7 @@ from lmprune.errors import UserError
 from lmprune.export import Job, export
 from lmprune.export.architectures import GGUF, SPLITS
 from lmprune.ffn import find_ffns
-from lmprune.shrink import shrink
+from lmprune.shrinking import shrink
 
 VOCABULARY = 300
 TEXT = (

@@ -22,7 +22,7 @@ from lmprune.obs import error_curves
 from lmprune.plan import PrunePlan
 from lmprune.schedules import cubic, milestones
 from lmprune.selection import num_kept
-from lmprune.shrink import shrink
+from lmprune.shrinking import shrink
 
 STEPS, KEEP = 20, 0.25
 TRAINABLE = [name for name, row in METHODS.items() if row.refit != "bias"]

@@ -12,7 +12,7 @@ from lmprune import checkpoint, models
 from lmprune.ffn import find_ffns
 from lmprune.inspection import KEEPS, find_plan, inspect, neuron_size, parameters_by_part, pruning, saving, sizes
 from lmprune.plan import PrunePlan
-from lmprune.shrink import shrink
+from lmprune.shrinking import shrink
 
 
 def first(model, width: int) -> PrunePlan:

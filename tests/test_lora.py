@@ -16,7 +16,7 @@ from lmprune import models
 from lmprune.ffn import find_ffns
 from lmprune.gradual import GradualPruner, GradualSettings
 from lmprune.plan import PLAN_FILE, PrunePlan
-from lmprune.shrink import shrink
+from lmprune.shrinking import shrink
 from lmprune.training.lora import add_lora, merged
 from lmprune.training.settings import TrainSettings
 from lmprune.training.train import train

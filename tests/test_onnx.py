@@ -17,7 +17,7 @@ from lmprune.errors import UserError
 from lmprune.evaluation.engines import OnnxRuntime
 from lmprune.export import Job, export
 from lmprune.ffn import find_ffns
-from lmprune.shrink import shrink
+from lmprune.shrinking import shrink
 
 pytest.importorskip("onnxscript", reason="no ONNX here: pip install 'lmprune[onnx]'")
 pytest.importorskip("onnxruntime", reason="no ONNX Runtime here: pip install 'lmprune[onnx]'")

@@ -14,7 +14,7 @@ from tiny_models import is_pruned_class, logits, tiny_model
 from lmprune.errors import UserError
 from lmprune.ffn import find_ffns
 from lmprune.plan import PLAN_FILE, PrunePlan
-from lmprune.shrink import record_widths, shrink
+from lmprune.shrinking import record_widths, shrink
 
 PLAN = PrunePlan(((0, 2), (1,)), (3, 4), {"method": "obs", "keep": 0.5}, {"model": "tiny"})
 

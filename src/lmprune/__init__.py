@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .models import load, load_tokenizer
     from .plan import PrunePlan
     from .pruning import prune
-    from .shrink import shrink
+    from .shrinking import shrink
 
 __all__ = [
     "FFNSpec",
@@ -40,7 +40,7 @@ _HOME = {
     "prune": "pruning",
     "register_family": "families",
     "save": "checkpoint",
-    "shrink": "shrink",
+    "shrink": "shrinking",
 }
 
 

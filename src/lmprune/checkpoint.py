@@ -16,7 +16,7 @@ from .families import FFNSpec
 from .ffn import find_ffns
 from .models import quiet
 from .plan import PLAN_FILE, PrunePlan
-from .shrink import record_widths
+from .shrinking import record_widths
 from .writing import written_aside
 
 #: fields of a generation config that only sampling uses

@@ -23,7 +23,7 @@ from .obs import PLAIN, ObsSettings, obs, obs_refit
 from .plan import PrunePlan
 from .refit import bias_compensation
 from .selection import SCOPES, Scope, check_keep, select
-from .shrink import check_plan, record_widths
+from .shrinking import check_plan, record_widths
 from .spec_check import check_ffns
 from .statistics import SeamStatistics, Stages, collect, silent
 

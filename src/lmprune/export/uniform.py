@@ -9,7 +9,7 @@ from typing import Any
 from .. import shim
 from ..errors import UserError
 from ..ffn import FFN
-from ..shrink import record_widths, stock_width
+from ..shrinking import record_widths, stock_width
 from . import Job
 from .folder import save_model
 

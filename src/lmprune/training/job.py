@@ -27,7 +27,7 @@ from ..plan import PLAN_FILE, PrunePlan
 from ..redundancy import uniqueness
 from ..reproduce import data_record
 from ..selection import Scope
-from ..shrink import shrink
+from ..shrinking import shrink
 from ..training_options import Training
 from .examples import Corpus
 from .lora import add_lora, merged
