@@ -57,9 +57,8 @@ def build(results: Results) -> Page:
     )
     studies = sorted({record["study"] for record in results.done})
     hours = sum(record["seconds"]["total"] for record in results.done) / 3600
-    summary = (
-        f"{len(results.done)} runs by lmprune {', '.join(results.versions)}; {hours:.1f} hours of commands in all."
-    )
+    made_by = ", ".join(sorted({record["versions"]["lmprune"] for record in results.done}))
+    summary = f"{len(results.done)} runs by lmprune {made_by}; {hours:.1f} hours of commands in all."
     return Page(
         title=f"Study: {', '.join(studies)}",
         summary=summary,
