@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from test_bad_input import refused
-from test_resume import RUNS, arguments, forks, killed, result  # noqa: F401
+from test_resume import RUNS, arguments, killed, result
 from tiny_checkpoints import lmprune, tiny_checkpoint
 from tiny_models import LAYERS, WIDTH, logits, tiny_model, tokens
 
@@ -73,7 +73,7 @@ def test_recovery_and_finetuning(model: Path, text: Path, tmp_path: Path):
     assert record["training"]["last_loss"] < record["training"]["first_loss"]
 
 
-def test_a_killed_run_goes_on(text: Path, forks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+def test_a_killed_run_goes_on(text: Path, forks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     dense = {"gpt2": tiny_checkpoint(tmp_path / "gpt2", "gpt2", n_positions=256)}
     monkeypatch.setitem(RUNS, "lora", ("prune", "gpt2", (*GUM, "--lora-rank", 4, "--train-tokens", 1024)))
     whole, broken = (arguments("lora", dense, text, tmp_path / out) for out in ("whole", "broken"))

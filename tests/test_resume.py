@@ -10,8 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from multiprocessing import get_context
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +51,6 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("text") / "cats.txt"
     file.write_text(TEXT[: 32 * 32 + 5])
     return file
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Any]:
-    """Makes processes quickly: a server that has imported everything, and forks."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["test_resume", "lmprune.jobs", "lmprune.training_jobs", "lmprune.training.job"])
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), before]))
-    yield context
-    os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
 
 
 def arguments(name: str, models: dict[str, Path], text: Path, out: Path) -> list[object]:

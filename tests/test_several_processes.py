@@ -12,12 +12,19 @@ from typing import Any
 
 import pytest
 import torch
-from test_resume import forks, run_and_die  # noqa: F401
-from tiny_checkpoints import TEXT, Outcome, lmprune, tiny_checkpoint
+import torch.distributed as dist
+from test_resume import run_and_die
+from tiny_checkpoints import TEXT, lmprune, tiny_checkpoint
+from tiny_models import tiny_model, tokens
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from lmprune import models
+from lmprune.gradual import GradualPruner, GradualSettings
 from lmprune.plan import PLAN_FILE, PrunePlan
 from lmprune.training.run_folder import MARK
+from lmprune.training.trainer import separate
 
 STEPS = 12
 GUM = ("--method", "gum", "--keep", 0.5, "--multiple-of", 1, "--steps", STEPS, "--seq-len", 32, "--eval-every", 6)
@@ -51,14 +58,13 @@ def one_of_two(args: list[object], rank: int, port: int, answer: Any, die_after:
     answer.send(lmprune(*args))
 
 
-def on_two(forks: Any, args: list[object], die_after: int | None = None) -> list[Outcome]:  # noqa: F811
+def on_two(forks: Any, what: Any, target: Any = one_of_two, die_after: int | None = None) -> list[Any]:
+    """What two processes answer; one that was killed does not."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     pipes = [forks.Pipe(duplex=False) for _ in range(2)]
-    started = [
-        forks.Process(target=one_of_two, args=(args, rank, port, pipes[rank][1], die_after)) for rank in range(2)
-    ]
+    started = [forks.Process(target=target, args=(what, rank, port, pipes[rank][1], die_after)) for rank in range(2)]
     for process in started:
         process.start()
     for process in started:
@@ -81,7 +87,7 @@ def test_one_process_in_parts_and_two_processes_agree(
     model: Path,
     text: Path,
     teacher: Path,
-    forks: Any,  # noqa: F811
+    forks: Any,
     tmp_path: Path,
 ) -> None:
     assert lmprune(*command(model, text, teacher, tmp_path / "whole", 4, 1)).code == 0
@@ -106,7 +112,7 @@ def test_two_processes_go_on_where_they_were_killed(
     model: Path,
     text: Path,
     teacher: Path,
-    forks: Any,  # noqa: F811
+    forks: Any,
     tmp_path: Path,
 ) -> None:
     whole, broken = (
@@ -123,6 +129,66 @@ def test_two_processes_go_on_where_they_were_killed(
     assert (tmp_path / "broken" / "model.safetensors").read_bytes() == (
         tmp_path / "whole" / "model.safetensors"
     ).read_bytes()
+
+
+# -- FSDP2, by hand: accelerate has none on the CPU
+
+
+def pruned_by_hand(method: str, compute: Any, share: slice, spread: Any = None) -> tuple[list[float], list[list[int]]]:
+    """The losses of a training loop without a Trainer, and the neurons that it kept. share: of each batch."""
+    model = tiny_model("llama")
+    settings = GradualSettings(compute=compute, similarity_every=4)
+    pruner = GradualPruner(model, method=method, keep=0.5, num_steps=STEPS, settings=settings)
+    if spread is not None:
+        spread(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    if scores := pruner.masks.scores:
+        assert all(isinstance(s, DTensor) for s in scores) == (spread is not None)
+        separate(optimizer, scores, lr=1e-2)
+    model.train()
+    losses = []
+    for step in range(STEPS):
+        pruner.begin_step(step)
+        batch = tokens(4, 16, seed=step)[share]
+        loss = model(batch, labels=batch).loss
+        losses.append(float(loss.detach()))
+        if (penalty := pruner.penalty()) is not None:
+            loss = loss + penalty
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        pruner.end_step()
+    return losses, [kept.tolist() for kept in pruner.masks.kept]
+
+
+def sharded(what: tuple[str, str], rank: int, port: int, answer: Any, _die: None) -> None:
+    os.environ.update(environment(rank, port))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    mesh = init_device_mesh("cpu", (2,))
+
+    def spread(model: Any) -> None:
+        for block in model.model.layers:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+
+    answer.send(pruned_by_hand(*what, slice(rank, None, 2), spread))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("method", "compute"), [("gum", "gathered"), ("top_v", "full"), ("soft", "full"), ("magnitude", "gathered")]
+)
+def test_fsdp_keeps_the_same_neurons(method: str, compute: str, forks: Any) -> None:
+    losses, kept = pruned_by_hand(method, compute, slice(None))
+    first, second = on_two(forks, (method, compute), target=sharded)
+    assert first[1] == second[1] == kept
+    both = [(a + b) / 2 for a, b in zip(first[0], second[0], strict=True)]
+    assert both == pytest.approx(losses, rel=1e-4)
+    assert first[0] != pytest.approx(losses, rel=1e-4), "control: each saw its own half"
+
+
+# -- the real thing
 
 
 @pytest.mark.slow

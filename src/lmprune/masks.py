@@ -11,6 +11,7 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from .ffn import FFN
 
@@ -19,6 +20,12 @@ Compute = Literal["full", "gathered"]
 COMPUTES: tuple[Compute, ...] = get_args(Compute)
 #: the name under which a model holds its NeuronMasks
 ATTRIBUTE = "neuron_masks"
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor's values, where FSDP has spread them over the processes all of them on each."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @contextmanager
@@ -58,6 +65,10 @@ class NeuronMasks(nn.ModuleList):
     def scores(self) -> list[nn.Parameter]:
         """The learned scores, one (F_l,) a layer; empty where nothing is learned."""
         return [mask.scores for mask in self if mask.scores is not None]
+
+    def whole_scores(self) -> list[Tensor]:
+        """The scores' values, one (F_l,) a layer."""
+        return [whole(scores) for scores in self.scores]
 
     @property
     def kept(self) -> list[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..criteria import score_from
-from ..masks import NeuronMasks
+from ..masks import NeuronMasks, whole
 from ..methods import Method
 from ..selection import Scope, select
 
@@ -25,5 +25,5 @@ class Ranking:
 
     def _scores(self) -> list[Tensor]:
         if self.method.learned:
-            return [scores.detach() for scores in self.masks.scores]
-        return score_from(self.masks.ffns, self.method.criterion, seed=self.seed)
+            return self.masks.whole_scores()
+        return [whole(scores) for scores in score_from(self.masks.ffns, self.method.criterion, seed=self.seed)]

@@ -39,7 +39,7 @@ class SoftThreshold:
         if threshold == 0:
             return None
         border = math.log(threshold / (1 - threshold))
-        scores = [s.detach().float().cpu() for s in self.masks.scores]
+        scores = [s.float().cpu() for s in self.masks.whole_scores()]
         self._steer(torch.cat(scores), keep, border)
         floors = select(scores, self.keep, scope="local", multiple_of=self.multiple_of, seed=self.seed)
         kept = []
