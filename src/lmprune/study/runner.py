@@ -101,7 +101,7 @@ def _here(tasks: Sequence[Task], jobs: int) -> Iterator[dict[str, Any]]:
 def _on_ray(tasks: Sequence[Task], address: str) -> Iterator[dict[str, Any]]:
     """address: as `ray.init` takes it (`local` starts a cluster of this machine). Machines share the file system."""
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError("--ray needs the package ray: pip install 'lmprune[ray]'") from None
     path = os.environ.get("PYTHONPATH")
