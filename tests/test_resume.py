@@ -256,6 +256,21 @@ def test_an_unfinished_run_is_not_thrown_away_unasked(stopped: list[object], tmp
     assert not folder.exists()
 
 
+def test_two_runs_do_not_share_a_folder(models: dict[str, Path], text: Path, forks: Any, tmp_path: Path) -> None:
+    args = arguments("gum", models, text, tmp_path / "o")
+    receiver, sender = forks.Pipe(duplex=False)
+    process = forks.Process(target=run_slowly, args=(args, sender))
+    process.start()
+    lines_of(tmp_path / "o.training" / "training_log.jsonl", 5)
+    for option in ("--resume", "--force"):
+        assert refused(*args, option) == (
+            f"a run is at work in {tmp_path / 'o.training'}; let it end, stop it, or choose another --out"
+        )
+    assert receiver.recv().code == 0
+    process.join(60)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["o"]
+
+
 def test_nothing_to_resume(models: dict[str, Path], text: Path, tmp_path: Path) -> None:
     sentence = refused(*arguments("gum", models, text, tmp_path / "o"), "--resume")
     assert sentence == f"there is no run to resume in {tmp_path / 'o.training'}; leave out --resume"

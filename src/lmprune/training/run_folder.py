@@ -9,16 +9,18 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from filelock import FileLock, Timeout
 
 from ..errors import UserError
 from ..writing import written_aside
 
 MARK = "lmprune_complete"
+LOCK = "lock"
 
 
 class RunFolder:
@@ -54,26 +56,46 @@ class RunFolder:
 
     @contextmanager
     def begun(self) -> Iterator[None]:
-        """The folder is there for the length of a `with` block, and stays after it.
+        """The folder is there and nobody else's for the length of a `with` block, and stays after it.
 
         But an error that leaves nothing in it to go on from takes it along.
+        Raises: UserError where it can't be written, or another run is at work in it.
         """
         process = PartialState()
-        if process.is_main_process and not self.resume:
+        with self._locked() if process.is_main_process else nullcontext():
+            if process.is_main_process and not self.resume:
+                self._clear()
+                self._write(self._settings, json.dumps(self._asked, indent=1))
+            process.wait_for_everyone()
             try:
-                if self.path.exists():
-                    shutil.rmtree(self.path)
-                self.path.mkdir(parents=True)
-            except OSError as error:
-                raise UserError(f"can't write {self.path}: {error.strerror}") from error
-            self._write(self._settings, json.dumps(self._asked, indent=1))
-        process.wait_for_everyone()
+                yield
+            except BaseException:
+                if process.is_main_process and not self.can_go_on:
+                    self.remove()
+                raise
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """The system's own lock, so that it goes with a process that is killed."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / LOCK)
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"a run is at work in {self.path}; let it end, stop it, or choose another --out") from None
+        except OSError as error:
+            raise UserError(f"can't write {self.path}: {error.strerror}") from error
         try:
             yield
-        except BaseException:
-            if process.is_main_process and not self.can_go_on:
-                self.remove()
-            raise
+        finally:
+            lock.release()
+
+    def _clear(self) -> None:
+        for entry in self.path.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != LOCK:
+                entry.unlink()
 
     @property
     def can_go_on(self) -> bool:
