@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from pathlib import Path
@@ -16,6 +17,7 @@ from tiny_models import LAYERS, WIDTH
 
 from lmprune import models
 from lmprune.data.pairs import IGNORED
+from lmprune.errors import UserError
 from lmprune.ffn import find_ffns
 from lmprune.plan import PLAN_FILE, PrunePlan
 from lmprune.training.examples import Corpus
@@ -140,6 +142,22 @@ def test_teach(model: Path, text: Path, tmp_path: Path) -> None:
     how = ("--seq-len", 64, "--train-tokens", 320)
     again = lmprune("teach", model, "--data", text, *how, "--out", tmp_path / "t.safetensors")
     assert f"320 tokens of {text}, the 64 likeliest of each at temperature 2" in again.out
+
+
+def test_logs_of_tensorboard_outlive_the_run(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR")
+    where: list[str] = []
+
+    def started(*_: Any, **__: Any) -> None:
+        where.append(os.environ["TENSORBOARD_LOGGING_DIR"])
+        raise UserError("enough")
+
+    monkeypatch.setattr("lmprune.training.job.train", started)
+    shown = lmprune("finetune", model, "--data", text, *SHORT, "--report-to", "tensorboard", "--out", tmp_path / "o")
+    assert where == [str(tmp_path / "o.tensorboard")] and where[0] in shown.err
 
 
 def test_epochs_become_steps(model: Path, text: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Under torchrun or accelerate every process runs the same code; the first one alo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -65,6 +66,9 @@ class Job:
         settings = self.training.settings(len(examples), self.seed)
         teacher = self.teacher(model, examples)
         held_out = self.held_out()
+        if self.training.report_to == "tensorboard":  # by default it would go with the run's folder
+            where = os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(self.folder.path.with_suffix(".tensorboard")))
+            self.terminal.note(f"TensorBoard's logs are in {where}")
         rank = self.training.lora_rank
         trained = model if rank is None else add_lora(model, rank, self.seed)
         attached = pruner(settings) if pruner else None
