@@ -40,6 +40,9 @@ class ObsSettings:
     gradient_tokens: int = 8192
 
 
+#: one a layer, see `end_loss_metrics`
+Metrics = Sequence[Tensor | None]
+
 PLAIN = ObsSettings(sequential=False, end_loss=False, compensation=0.0, rel_damp=1e-3, per_neuron=False)
 
 
@@ -62,12 +65,14 @@ def obs(
     Under global scope a first, dense pass gives each layer's error curve, and the cheapest removals of all layers
     decide the widths; the neurons themselves are chosen in the second pass.
     """
+    metrics = end_loss_metrics(model, ffns, input_ids, settings, stages)
+    how: dict[str, Any] = {"metrics": metrics, "seed": seed, "settings": settings, "stages": stages}
     if scope == "local":
         widths = [num_kept(ffn.width, keep, multiple_of=multiple_of) for ffn in ffns]
     else:
-        scores = error_curves(model, ffns, input_ids, seed=seed, settings=settings, stages=stages)
+        scores = error_curves(model, ffns, input_ids, **how)
         widths = [len(kept) for kept in select(scores, keep, scope=scope, multiple_of=multiple_of, seed=seed)]
-    return obs_to_widths(model, ffns, input_ids, widths, seed=seed, settings=settings, stages=stages)
+    return obs_to_widths(model, ffns, input_ids, widths, **how)
 
 
 @torch.no_grad()
@@ -76,12 +81,16 @@ def error_curves(
     ffns: Sequence[FFN],
     input_ids: Tensor,
     *,
+    metrics: Metrics | None = None,
     seed: int = 0,
     settings: ObsSettings = ObsSettings(),
     stages: Stages = silent,
 ) -> list[Tensor]:
-    """Scores (F_l,) that compare across layers, from one dense pass: what the error grows by as each neuron goes."""
-    metrics = _metrics(model, ffns, input_ids, settings, stages)
+    """Scores (F_l,) that compare across layers, from one dense pass: what the error grows by as each neuron goes.
+
+    metrics: the dense model's `end_loss_metrics`, where they were taken already.
+    """
+    metrics = metrics or end_loss_metrics(model, ffns, input_ids, settings, stages)
     dense = _problems(model, ffns, input_ids, replace(settings, sequential=False), stages("error curves"))
     return [eliminate(problem, until=1, metric_DD=metrics[ffn.layer], seed=seed).scores() for ffn, problem in dense]
 
@@ -93,12 +102,13 @@ def obs_to_widths(
     input_ids: Tensor,
     widths: Sequence[int],
     *,
+    metrics: Metrics | None = None,
     seed: int = 0,
     settings: ObsSettings = ObsSettings(),
     stages: Stages = silent,
 ) -> list[Tensor]:
-    """Like `obs`, to given widths, one a layer."""
-    metrics = _metrics(model, ffns, input_ids, settings, stages)
+    """Like `obs`, to given widths, one a layer. metrics: see `error_curves`."""
+    metrics = metrics or end_loss_metrics(model, ffns, input_ids, settings, stages)
     kept: list[Tensor] = []
     for ffn, problem in _problems(model, ffns, input_ids, settings, stages("pruning")):
         found = eliminate(problem, until=widths[ffn.layer], metric_DD=metrics[ffn.layer], seed=seed)
@@ -107,9 +117,9 @@ def obs_to_widths(
     return kept
 
 
-def _metrics(
-    model: Any, ffns: Sequence[FFN], input_ids: Tensor, settings: ObsSettings, stages: Stages
-) -> list[Tensor | None]:
+def end_loss_metrics(
+    model: Any, ffns: Sequence[FFN], input_ids: Tensor, settings: ObsSettings, stages: Stages = silent
+) -> Metrics:
     """How much the end loss cares about each direction of each layer's output, (D, D); None = all alike."""
     if not settings.end_loss:
         return [None] * len(ffns)
