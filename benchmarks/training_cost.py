@@ -158,7 +158,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.memory_of:
         stepper = Stepper(None if args.memory_of == "dense" else args.memory_of)
-        for number in range(1, 10 if args.memory_of == "gum" else 3):  # as many as fill the buffer of rows
+        for number in range(1, 10):  # as many as fill the buffer of rows
             stepper.step(number)
         if stepper.pruner is not None:
             stepper.refresh_seconds()
