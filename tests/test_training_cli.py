@@ -195,6 +195,14 @@ def test_a_model_is_pruned_on_pairs_with_their_stored_teacher(numbers: Path, mod
 # -- from Python
 
 
+def test_pairs_that_are_shorter_together_than_one_block_can_be_pruned_on(model: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(json.dumps({"context": f"{i} =", "completion": f" {i}"}) + "\n" for i in range(8)))
+    train = ("--steps", 10, "--batch-size", 2, "--seq-len", 256, "--multiple-of", 1)
+    done = lmprune("prune", model, "--method", "top_v", "--data", few, *train, "--out", tmp_path / "out", "--json")
+    assert 0 <= done.record["training"]["uniqueness"] <= 1 and (tmp_path / "out" / "config.json").exists()
+
+
 def test_gradient_checkpointing_is_switched_on(model: Path) -> None:
     net = models.load(model)
     examples = [{"input_ids": torch.arange(16) + i} for i in range(4)]

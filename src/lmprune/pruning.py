@@ -142,13 +142,20 @@ def _text(
     )  # fmt: skip
 
 
+def check_seq_len(model: Any, seq_len: int) -> int:
+    """`seq_len` as given, if the model has so many positions."""
+    limit = max_context(model.config)
+    if limit is not None and seq_len > limit:
+        raise UserError(f"seq_len {seq_len} is more than the model's {limit} positions; use {limit} or less")
+    return seq_len
+
+
 def check_tokens(input_ids: Tensor, model: Any) -> Tensor:
     """The calibration tokens (sequences, T), if the model can read them."""
     if input_ids.ndim != 2:
         raise UserError(f"calibration tokens must be of shape (sequences, T), got {tuple(input_ids.shape)}")
-    limit, vocabulary = max_context(model.config), model.get_input_embeddings().weight.shape[0]
-    if limit is not None and input_ids.shape[1] > limit:
-        raise UserError(f"seq_len {input_ids.shape[1]} is more than the model's {limit} positions; use {limit} or less")
+    check_seq_len(model, input_ids.shape[1])
+    vocabulary = model.get_input_embeddings().weight.shape[0]
     if input_ids.min() < 0 or input_ids.max() >= vocabulary:
         raise UserError(
             f"the text has token id {int(input_ids.max())}, but the model knows {vocabulary} tokens; "

@@ -14,9 +14,10 @@ from .console import Terminal
 from .errors import UserError
 from .evaluation.memory import peak_memory_mb
 from .opening import open_model
+from .pruning import check_seq_len
 from .reproduce import command, data_record, flat, log_file, result_settings
 from .training.examples import Corpus
-from .training.job import Job, check_seq_len, record_of
+from .training.job import Job, record_of
 from .training.run_folder import RunFolder
 from .training.teachers import check_teacher_file, fingerprint, write_teacher
 from .training_options import Training, check_source

@@ -17,9 +17,8 @@ from accelerate import PartialState
 from .. import checkpoint, models, pruning
 from ..console import Terminal
 from ..data import TextData
-from ..data.tokens import sequences
-from ..errors import Interrupted, UserError
-from ..evaluation.perplexity import max_context
+from ..data.tokens import sequences, stream
+from ..errors import Interrupted
 from ..families import FFNSpec
 from ..ffn import find_ffns
 from ..gradual import GradualPruner
@@ -84,7 +83,7 @@ class Job:
         return merged(trained), settings, result
 
     def examples(self, model: Any) -> list[dict[str, Any]]:
-        seq_len = check_seq_len(model, self.seq_len)
+        seq_len = pruning.check_seq_len(model, self.seq_len)
         with self.terminal.busy(f"tokenising {self.text.name}"):
             return self.corpus.examples(
                 "train", self.tokenizer, seq_len=seq_len, num_tokens=self.training.train_tokens, text=self.text,
@@ -113,14 +112,6 @@ class Job:
 
 Pruner = Callable[[TrainSettings], GradualPruner]
 Pruned = tuple[Any, PrunePlan, dict[str, Any], list[dict[str, Any]]]
-
-
-def check_seq_len(model: Any, seq_len: int) -> int:
-    """`seq_len` as given, if the model has so many positions."""
-    limit = max_context(model.config)
-    if limit is not None and seq_len > limit:
-        raise UserError(f"seq_len {seq_len} is more than the model's {limit} positions; use {limit} or less")
-    return seq_len
 
 
 def prune_gradually(
@@ -177,8 +168,9 @@ def recover(job: Job, model: Any, prune: Callable[[Any], PrunePlan]) -> Pruned:
 
 def _redundancy(job: Job, model: Any) -> dict[str, float]:
     """The result's uniqueness on the first tokens it was trained on (METHODS 3)."""
-    few = max(UNIQUENESS_TOKENS, job.seq_len)
-    input_ids = sequences(job.tokenizer, job.text, seq_len=job.seq_len, num_tokens=few, seed=None)
+    ids, _ = stream(job.tokenizer, job.text, max(UNIQUENESS_TOKENS, job.seq_len))
+    seq_len = min(job.seq_len, len(ids))  # pairs may be fewer tokens in all than one block of text
+    input_ids = ids[: len(ids) // seq_len * seq_len].view(-1, seq_len)
     with job.terminal.busy("measuring redundancy"):
         return {"uniqueness": uniqueness(model, find_ffns(model, job.spec), input_ids.to(model.device))}
 
