@@ -12,7 +12,6 @@ from . import analysis, inspection, models, pruning, redundancy
 from . import data as texts
 from .console import Terminal
 from .data.tokens import sequences
-from .errors import UserError
 from .evaluation.memory import peak_memory_mb
 from .evaluation.perplexity import max_context
 from .families import parse_spec
@@ -20,7 +19,7 @@ from .ffn import find_ffns
 from .opening import open_model
 from .report import raster, svg
 from .reproduce import data_record
-from .writing import written_aside
+from .writing import check_folder, written_aside
 
 ANALYSIS_FILE = "analysis.json"
 
@@ -32,7 +31,7 @@ def analyze(
 ) -> dict[str, Any]:  # fmt: skip
     """`lmprune analyze`, whose options these are. Raises: UserError; nothing is written then."""
     out = out.expanduser().resolve()
-    _check_out(out, force=force)
+    check_folder(out, "an analysis", _is_analysis, force=force)
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     spec = parse_spec(ffn) if ffn else None
     dense_ffns = None
@@ -85,12 +84,5 @@ def analyze(
     return record
 
 
-def _check_out(out: Path, *, force: bool) -> None:
-    if out.is_file():
-        raise UserError(f"{out} is a file; expected a folder that is empty or does not exist yet")
-    if not out.exists() or not any(out.iterdir()):
-        return
-    if not force:
-        raise UserError(f"{out} is not empty; choose another --out, or replace the analysis there with --force")
-    if not (out / ANALYSIS_FILE).is_file() or any(entry.is_dir() for entry in out.iterdir()):
-        raise UserError(f"{out} is not an analysis, and --force replaces nothing else; choose another --out")
+def _is_analysis(folder: Path) -> bool:
+    return (folder / ANALYSIS_FILE).is_file() and not any(entry.is_dir() for entry in folder.iterdir())

@@ -11,13 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
 from .families import FFNSpec
 from .ffn import find_ffns
 from .models import quiet
 from .plan import PLAN_FILE, PrunePlan
 from .shrinking import record_widths
-from .writing import written_aside
+from .writing import check_folder, written_aside
 
 #: fields of a generation config that only sampling uses
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -71,17 +70,7 @@ def check_out(out: Path | str, *, force: bool = False) -> None:
     Raises: UserError for a file, a folder that holds something (without `force`), and, with `force`, for anything that
     is not a checkpoint or holds the home or the working directory.
     """
-    out = Path(out).expanduser().resolve()
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; expected a folder that is empty or does not exist yet")
-    if not out.exists() or not any(out.iterdir()):
-        return
-    if not force:
-        raise UserError(f"{out} is not empty; choose another --out, or replace the checkpoint there with --force")
-    if any(place.is_relative_to(out) for place in (Path.home().resolve(), Path.cwd().resolve())):
-        raise UserError(f"{out} holds the home or the working directory, which --force does not replace")
-    if not _is_checkpoint(out):
-        raise UserError(f"{out} is not a model checkpoint, and --force replaces nothing else; choose another --out")
+    check_folder(Path(out), "a model checkpoint", _is_checkpoint, force=force)
 
 
 def _clear_unused_sampling(model: Any) -> None:

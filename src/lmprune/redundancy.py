@@ -193,7 +193,7 @@ class _Seen:
 
 def compare(moment_FF: Tensor, peak_tokens_FK: Tensor | None = None) -> LayerRedundancy:
     """What the uncentred second moments Σ_n h_j h_k of one layer's neurons say; `moment_FF` is overwritten."""
-    cos_FF, dead_F = _cosines(moment_FF)
+    cos_FF, dead_F = cosines(moment_FF)
     width = len(cos_FF)
     redundant_F = torch.zeros(width, dtype=torch.bool)
     nearest_F = torch.full((width,), -1.0, dtype=cos_FF.dtype)
@@ -215,8 +215,8 @@ def compare(moment_FF: Tensor, peak_tokens_FK: Tensor | None = None) -> LayerRed
     )
 
 
-def _cosines(moment_FF: Tensor) -> tuple[Tensor, Tensor]:
-    """(cos_FF in place of the moments, dead_F)."""
+def cosines(moment_FF: Tensor) -> tuple[Tensor, Tensor]:
+    """(cos_FF in place of the uncentred second moments, dead_F): a neuron that never fired has no direction, so 0."""
     square_F = moment_FF.diagonal().clone()
     dead_F = square_F <= _DEAD * square_F.mean()
     scale_F = square_F.rsqrt().masked_fill(dead_F, 0)

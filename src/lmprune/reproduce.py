@@ -1,4 +1,4 @@
-"""What a record says of how it came about: the command that makes it again, its model, its data, its memory."""
+"""What a record says of how it came about: the command that makes it again, its model, its data, its log."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 from . import sources
 from .data import TextData
 from .data.records import PairData
+from .training.run_folder import TRAINING_LOG
 
 
 def log_file(log: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """A training log as a file to go with the checkpoint: its name and its text."""
     lines = "".join(json.dumps(line) + "\n" for line in log)
-    return {"training_log.jsonl": lines} if lines else {}
+    return {TRAINING_LOG: lines} if lines else {}
 
 
 def origin(model: str) -> dict[str, str]:

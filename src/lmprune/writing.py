@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -39,6 +39,27 @@ def written_aside(out: Path, *, folder: bool = True) -> Iterator[Path]:
         raise UserError(f"can't write {out}: {reason}; nothing was left there") from error
     finally:
         _remove(partial)
+
+
+def check_folder(out: Path, what: str, is_one: Callable[[Path], bool], *, force: bool) -> None:
+    """Refuse an output folder before long work: one that is taken, or, with `force`, that `--force` must not replace.
+
+    what: what commands write there, with its article. is_one: whether a folder is such a thing, and nothing else.
+    Raises: UserError for a file, a folder that holds something (without `force`), and, with `force`, for anything that
+    is not `what`, or holds the home or the working directory.
+    """
+    out = out.expanduser().resolve()
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; expected a folder that is empty or does not exist yet")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not force:
+        kind = what.split()[-1]
+        raise UserError(f"{out} is not empty; choose another --out, or replace the {kind} there with --force")
+    if any(place.is_relative_to(out) for place in (Path.home().resolve(), Path.cwd().resolve())):
+        raise UserError(f"{out} holds the home or the working directory, which --force does not replace")
+    if not is_one(out):
+        raise UserError(f"{out} is not {what}, and --force replaces nothing else; choose another --out")
 
 
 def _remove(path: Path) -> None:

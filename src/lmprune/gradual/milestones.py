@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,8 +53,7 @@ class Milestones:
         )  # fmt: skip
         kept = [before[indices] for before, indices in zip(self.masks.kept, plan.indices(), strict=True)]
         if self.method.refit == "obs":
-            for ffn, cut, indices in zip(self.masks.ffns, ffns, kept, strict=True):
-                write_back(ffn, cut, indices)
+            write_back(self.masks.ffns, ffns, kept)
         return kept
 
     def _share(self, keep: float) -> float:
@@ -76,9 +76,10 @@ def cut_copy(model: Any, masks: NeuronMasks, spec: FFNSpec | None) -> tuple[Any,
 
 
 @torch.no_grad()
-def write_back(ffn: FFN, cut: FFN, kept: Tensor) -> None:
-    """The cut layer's reader (and bias) into the rows of the whole layer that it was cut to."""
-    ffn.reader()[kept] = cut.reader()
-    bias, new_bias = ffn.reader_bias(), cut.reader_bias()
-    if bias is not None and new_bias is not None:
-        bias.copy_(new_bias)
+def write_back(ffns: Sequence[FFN], cut: Sequence[FFN], kept: Sequence[Tensor]) -> None:
+    """The cut layers' readers (and biases) into the rows of the whole layers that they were cut to."""
+    for ffn, small, indices in zip(ffns, cut, kept, strict=True):
+        ffn.reader()[indices] = small.reader()
+        bias, new_bias = ffn.reader_bias(), small.reader_bias()
+        if bias is not None and new_bias is not None:
+            bias.copy_(new_bias)

@@ -11,16 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .. import redundancy
 from ..masks import NeuronMasks
 
 
 def cosines(gram_KK: Tensor) -> Tensor:
-    """|cos| of each pair of neurons, from their uncentred second moments, in their place; the diagonal is 0.
-
-    A neuron that never fired has no direction: its cosines are 0.
-    """
-    norms_K = gram_KK.diagonal().clamp_min(torch.finfo(gram_KK.dtype).tiny).sqrt()
-    return gram_KK.abs_().div_(norms_K[:, None]).div_(norms_K).clamp_(max=1).fill_diagonal_(0)
+    """|cos| of each pair of neurons, from their uncentred second moments, in their place; the diagonal is 0."""
+    cos_KK, _dead = redundancy.cosines(gram_KK)
+    return cos_KK.abs_().fill_diagonal_(0)
 
 
 def mean_similarity(gram_KK: Tensor, count: float) -> Tensor:

@@ -63,5 +63,4 @@ class WarmStart:
             return
         small, ffns = cut_copy(self.model, self.masks, self.spec)
         obs_refit(small, ffns, self.calibration, [torch.arange(ffn.width) for ffn in ffns])
-        for ffn, cut, kept in zip(self.masks.ffns, ffns, self.masks.kept, strict=True):
-            write_back(ffn, cut, kept)
+        write_back(self.masks.ffns, ffns, self.masks.kept)

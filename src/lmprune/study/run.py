@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from ..data.pairs import is_source
+from ..plan import PLAN_FILE
 from ..pruning import versions
+from ..training.run_folder import TRAINING_LOG
 from .grid import Options, Run
 from .records import FORMAT
 
-#: what the Trainer writes into a checkpoint's folder, a JSON object a line
-TRAINING_LOG = "training_log.jsonl"
 CHECKPOINT, LOG = "checkpoint", "log.txt"
 
 
@@ -181,7 +181,7 @@ def _told(found: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     log = next((f for f in (folder / CHECKPOINT / TRAINING_LOG, folder / "pruned" / TRAINING_LOG) if f.is_file()), None)
     if log is not None:
         told["training_log"] = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    plans = [f for f in (folder / "pruned" / "prune_plan.json", folder / CHECKPOINT / "prune_plan.json") if f.is_file()]
+    plans = [f for f in (folder / "pruned" / PLAN_FILE, folder / CHECKPOINT / PLAN_FILE) if f.is_file()]
     if plans:
         plan = json.loads(plans[0].read_text(encoding="utf-8"))
         told["widths_before"] = plan["widths_before"]

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback
 
+from ..data.pairs import IGNORED
 from ..errors import UserError
 from ..gradual import GradualPruner
 from .run_folder import MARK, RunFolder
-from .trainer import IGNORED
 
 #: called with (steps done, steps in all, what is known now: loss, keep, lr, perplexity)
 Report = Callable[[int, int, Mapping[str, float]], None]

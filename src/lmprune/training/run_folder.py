@@ -21,6 +21,8 @@ from ..writing import written_aside
 
 MARK = "lmprune_complete"
 LOCK = "lock"
+#: a JSON object a line, in the run's folder and then in the checkpoint's
+TRAINING_LOG = "training_log.jsonl"
 
 
 class RunFolder:
@@ -34,7 +36,7 @@ class RunFolder:
     def __init__(self, out: Path, settings: Mapping[str, Any], *, resume: bool = False, force: bool = False):
         out = out.expanduser().resolve()
         self.path = out.with_name(f"{out.name}.training")
-        self.log = self.path / "training_log.jsonl"
+        self.log = self.path / TRAINING_LOG
         #: where a model that is pruned before it is trained waits for a resumed run
         self.cut = self.path / "cut"
         self.resume = resume

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..data.pairs import IGNORED
 from ..errors import UserError
 from ..gradual import GradualPruner
 
 #: AdamW's ε for scores: with torch's 1e-8 every score would move by lr × sign, and the penalty's size cancel out
 SCORE_EPS = 1e-4
 SCORE_LR = 1e-2
-IGNORED = -100
 
 
 class Teacher(Protocol):
