@@ -18,6 +18,10 @@ ROOT = Path(lmprune.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 COMMAND_LINE = {
     *("__main__", "cli", "options", "console", "views", "inspection", "card", "demo", "analyze", "deploy", "bench"),
+    *(
+        f"commands{name}"
+        for name in ("", ".deploying", ".measuring", ".parameters", ".pruning", ".studies", ".training")
+    ),
     *("jobs", "training_jobs", "training_options", "training.job", "opening", "reproduce", "study.job"),
 }
 TRAINING = {"training.callbacks", "training.train", "training.trainer"}

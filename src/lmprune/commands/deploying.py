@@ -1,0 +1,45 @@
+"""The command that writes a model for other runtimes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..console import talking
+from ..options import Force, Json, Model, PushToHub, Trust
+from .parameters import given, pushed
+
+
+def export(
+    model: Model,
+    to: Annotated[str, typer.Option(metavar="TARGET", help="gguf, onnx, vllm, or hf-uniform.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option(metavar="PATH", help="A file for gguf, a folder for the others.", show_default=False)
+    ],
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE",
+            help="gguf: f32, f16, bf16, q8_0, q5_0, q4_0; onnx: f32; vllm, hf-uniform: f32, f16, bf16.",
+            show_default="gguf f16, onnx f32, the others as it is",
+        ),
+    ] = None,
+    force: Force = False,
+    trust_remote_code: Trust = False,
+    push_to_hub: PushToHub = None,
+    as_json: Json = False,
+) -> None:
+    """Write a model, pruned or not, for llama.cpp, ONNX Runtime, vLLM, or as a stock checkpoint of one width.
+
+    JSON: `model`, `to`, `dtype`, `widths`, `params`, `megabytes`, `details`, `notes`, `seconds`, `peak_memory_mb`,
+    `out`, `command`, `pushed`.
+    """
+    options = given(locals())
+    with talking(as_json) as terminal:
+        from .. import deploy, views
+
+        with pushed(terminal, push_to_hub) as push:
+            record = push(deploy.export(terminal, **options))
+        terminal.result(record, *views.exporting(record))

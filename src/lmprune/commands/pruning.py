@@ -1,0 +1,193 @@
+"""Commands that look at a model and prune it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..console import next_commands, talking
+from ..options import (
+    SOURCES,
+    BatchSize,
+    Bf16,
+    ChatTemplate,
+    ComputeOption,
+    DataDir,
+    Device,
+    Dtype,
+    Epochs,
+    EvalEvery,
+    Ffn,
+    Force,
+    GradAccum,
+    GradientCheckpointing,
+    Json,
+    Keep,
+    KlWeight,
+    LoraRank,
+    Lr,
+    Model,
+    PenaltyWeight,
+    PushToHub,
+    ReportTo,
+    Resume,
+    SaveEvery,
+    ScheduleOption,
+    ScoreLr,
+    SeqLen,
+    SimilarityWeight,
+    Steps,
+    Teacher,
+    Temperature,
+    TrainTokens,
+    Trust,
+    WarmStart,
+    Warmup,
+    WeightDecay,
+)
+from .parameters import given, pushed, refuse_options
+
+
+def inspect(
+    model: Model,
+    ffn: Ffn = None,
+    dtype: Annotated[str, typer.Option(metavar="TYPE", help="What megabytes are told in.")] = "float32",
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """What a model is made of, how it was pruned, and what each keep ratio would save; weights are not read.
+
+    JSON: `model`, `family`, `layers`, `hidden_size`, `widths`, `gated`, `params`, `megabytes`, `dtype`, `parts`,
+    `tied_embedding`, `multiple_of`, `keep` (a list), `plan` (how it was pruned, or null).
+    """
+    with talking(as_json) as terminal:
+        from .. import inspection, models, views
+        from ..families import parse_spec
+        from ..ffn import find_ffns
+
+        kind = models.check_dtype(dtype)
+        spec = parse_spec(ffn) if ffn else None
+        with terminal.busy(f"reading {model}"):
+            skeleton = models.skeleton(model, trust_remote_code=trust_remote_code)
+        kind = skeleton.dtype if isinstance(kind, str) else kind
+        record = {"model": model, "dtype": str(kind).removeprefix("torch.")}
+        plan = inspection.find_plan(model)
+        record |= inspection.inspect(
+            skeleton, find_ffns(skeleton, spec), bytes_per_param=kind.itemsize, plan=plan
+        )  # fmt: skip
+        terminal.result(record, *views.inspection(record))
+
+
+def prune(
+    ctx: typer.Context,
+    model: Model,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the checkpoint.", show_default=False)],
+    method: Annotated[str, typer.Option(metavar="NAME", help="One of those that `lmprune methods` lists.")] = "obs",
+    keep: Keep = 0.75,
+    scope: Annotated[
+        str | None,
+        typer.Option(
+            metavar="local|global",
+            help="The same share of every layer, or of all layers together.",
+            show_default="as the method",
+        ),
+    ] = None,
+    data: Annotated[str, typer.Option(metavar="SRC", help=f"Text to calibrate on (train): {SOURCES}")] = "wikitext",
+    data_dir: DataDir = None,
+    calibration_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="How much of the text is read.")] = 65536,
+    seq_len: SeqLen = 512,
+    multiple_of: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Every layer's width becomes a multiple of it.")
+    ] = 32,
+    plan: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep the neurons that this `prune_plan.json` names.")
+    ] = None,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the order of documents, of ties and random choices.")] = 0,
+    force: Force = False,
+    ffn: Ffn = None,
+    chat_template: ChatTemplate = False,
+    trust_remote_code: Trust = False,
+    push_to_hub: PushToHub = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    schedule: ScheduleOption = None,
+    lr: Lr = None,
+    score_lr: ScoreLr = None,
+    batch_size: BatchSize = None,
+    grad_accum: GradAccum = None,
+    warmup: Warmup = None,
+    weight_decay: WeightDecay = None,
+    train_tokens: TrainTokens = None,
+    eval_every: EvalEvery = None,
+    save_every: SaveEvery = None,
+    resume: Resume = False,
+    teacher: Teacher = None,
+    kl_weight: KlWeight = None,
+    temperature: Temperature = None,
+    compute: ComputeOption = None,
+    penalty_weight: PenaltyWeight = None,
+    similarity_weight: SimilarityWeight = None,
+    warm_start: WarmStart = False,
+    lora_rank: LoraRank = None,
+    bf16: Bf16 = False,
+    gradient_checkpointing: GradientCheckpointing = False,
+    report_to: ReportTo = None,
+    as_json: Json = False,
+) -> None:
+    """Prune a model and write a checkpoint, with its tokenizer, `prune_plan.json` and a model card.
+
+    At once by default; with --steps or --epochs while it is fine-tuned on the same text (docs/training.md).
+
+    JSON: `model`, `method`, `keep` (asked), `kept`, `scope`, `widths`, `params_before`, `params_after`,
+    `ffn_params_before`, `ffn_params_after`, `dtype`, `stock`, `data`, `seconds`, `peak_memory_mb`, `out`, `command`,
+    `pushed`;
+    with training also `training` (its settings, `schedule`, `seconds`, `first_loss`, `last_loss`, `perplexity`).
+    """
+    options = given(locals())
+    if plan is not None:
+        refuse_options(ctx, ", or --plan: the plan says which neurons stay", "method", "keep", "scope", "multiple_of")
+    with talking(as_json) as terminal:
+        from .. import jobs, views
+
+        with pushed(terminal, push_to_hub) as push:
+            record = push(jobs.prune(terminal, **options))
+        terminal.result(record, *views.pruning(record), next_commands(jobs.after_prune(options)))
+
+
+def methods(as_json: Json = False) -> None:
+    """The methods that `prune --method` takes.
+
+    JSON: `methods`, a list of `name`, `criterion`, `scope` (the default), `refit`, `summary`, `source`, `penalty`.
+    """
+    with talking(as_json) as terminal:
+        from dataclasses import asdict
+
+        from .. import views
+        from ..methods import METHODS
+
+        record = {"methods": [asdict(method) for method in METHODS.values()]}
+        terminal.result(record, *views.methods(record))
+
+
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the checkpoint.")] = Path("lmprune-demo"),
+    keep: Keep = 0.75,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Prune a real model, SmolLM2-135M-Instruct, in a few minutes and without a network, and compare before and after.
+
+    JSON: `model`, `dequantised_from`, `method`, `keep`, `calibration`, `evaluation`, `prompt`, `before` and `after`
+    (each: `params`, `megabytes`, `perplexity`, `perplexity_se`, `prefill_tokens_per_second`,
+    `decode_tokens_per_second`, `continuation`), `seconds`, `out`, `commands`.
+    """
+    with talking(as_json) as terminal:
+        from .. import views
+        from ..demo import run_demo
+
+        record = run_demo(terminal, out=out, keep=keep, force=force)
+        terminal.result(record, *views.demo(record), next_commands(record["commands"]))

@@ -1,0 +1,67 @@
+"""Commands that compare methods over a grid of runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..console import talking
+from ..options import Json
+
+
+def study(
+    ctx: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The grid (docs/studies.md).", show_default=False)],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for `results.jsonl`.", show_default=False)],
+    jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Runs at a time.")] = 1,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Spread the runs over this Ray cluster; `local` starts one.")
+    ] = None,
+    keep_checkpoints: Annotated[
+        bool, typer.Option("--keep-checkpoints", metavar="", help="Keep pruned models when they are measured.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", metavar="", help="Only show the runs, and an estimate of their time.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare methods: run a whole grid, add each run's record to `results.jsonl`; a killed study goes on.
+
+    JSON: `study`, `runs`, `finished`, `failed` (a list of `id` and `error`), `results`, `seconds`; with --dry-run
+    `study`, `runs`, `finished`, `todo` (a list of ids), `estimated_seconds`.
+    """
+    parent = ctx.find_root().command
+    with talking(as_json) as terminal:
+        from .. import views
+        from ..study.job import study as carry_out
+
+        known = {
+            name: {p.name: getattr(p, "is_flag", False) for p in command.params if p.name}
+            for name, command in getattr(parent, "commands", {}).items()
+        }
+        record = carry_out(
+            terminal, file=file, out=out, jobs=jobs, ray=ray, keep_checkpoints=keep_checkpoints, dry_run=dry_run,
+            commands=known,
+        )  # fmt: skip
+        terminal.result(record, *views.study(record))
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `lmprune study` wrote to.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for the pages.", show_default="DIR/report")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """From a study's records: a page of tables and figures (`index.html`, `report.md`), each figure as SVG and PNG.
+
+    JSON: `records`, `failed`, `broken`, `notes`, `figures`, `claims`, `out`, `seconds`.
+    """
+    with talking(as_json) as terminal:
+        from .. import views
+        from ..report.job import report as write
+
+        record = write(folder, out)
+        terminal.result(record, *views.report(record))
