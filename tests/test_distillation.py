@@ -39,14 +39,27 @@ def test_divergence_is_the_sum_written_out(temperature: float):
 
 
 @pytest.mark.parametrize("k", [1, 4, 10])
-def test_the_tail_of_a_top_k_is_spread_evenly(k: int):
+def test_all_beyond_the_top_k_is_one_outcome(k: int):
     student, teacher = pair()
-    probs = (teacher / 2).softmax(-1)
-    best = probs.topk(k)
-    spread = (1 - best.values.sum(-1, keepdim=True)).expand(N, V) / (V - k)
-    spread = spread.scatter(-1, best.indices, best.values)
-    expected = by_hand(student, spread, 2.0)
-    assert divergence_from_top_k(student, top_k(teacher, k, 2.0), 2.0).tolist() == pytest.approx(expected, rel=1e-4)
+    probs, best = (teacher / 2).softmax(-1), teacher.topk(k).indices
+    others = torch.ones(N, V, dtype=torch.bool).scatter(-1, best, False)
+    merged_teacher, merged_student = (
+        torch.cat([p.gather(-1, best), (p * others).sum(-1, keepdim=True)], -1)
+        for p in (probs, (student / 2).softmax(-1))
+    )
+    expected = by_hand(2 * merged_student.log(), merged_teacher, 2.0)
+    found = divergence_from_top_k(student, top_k(teacher, k, 2.0), 2.0)
+    assert found.tolist() == pytest.approx(expected, rel=1e-4)
+    assert (found <= divergence(student, teacher, 2.0) + 1e-5).all()
+
+
+@pytest.mark.parametrize("k", [1, 10, V])
+def test_a_student_like_its_teacher_learns_nothing_from_a_top_k(k: int):
+    teacher = pair()[1]
+    student = teacher.clone().requires_grad_()
+    found = divergence_from_top_k(student, top_k(teacher, k, 2.0), 2.0)
+    found.sum().backward()
+    assert found.abs().max() < 1e-5 and student.grad is not None and student.grad.abs().max() < 1e-5
 
 
 @settings(max_examples=25, deadline=None)

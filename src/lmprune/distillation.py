@@ -33,16 +33,18 @@ def divergence(student_NV: Tensor, teacher_NV: Tensor, temperature: float) -> Te
 
 
 def divergence_from_top_k(student_NV: Tensor, teacher: TopK, temperature: float) -> Tensor:
-    """The same from a teacher's top k: the rest of its mass is spread evenly over the other V - k tokens."""
+    """The same from a teacher's top k, all other tokens taken together as one outcome: a lower bound.
+
+    Within the rest nothing is asked of the student. Spread evenly over it, as METHODS has it, the teacher's mass would
+    pull at the student's own ranking of thousands of tokens (docs/training.md, "Distillation").
+    """
     student = (student_NV.float() / temperature).log_softmax(-1)
-    num_others = student.shape[-1] - teacher.ids.shape[-1]
-    probs = teacher.log_probs.exp()
     at_top = student.gather(-1, teacher.ids)
+    probs = teacher.log_probs.exp()
     found = (probs * (teacher.log_probs - at_top)).sum(-1)
-    if num_others > 0:
-        rest = (1 - probs.sum(-1)).clamp_min(0)
-        log_each = (rest / num_others).clamp_min(torch.finfo(rest.dtype).tiny).log()
-        found = found + rest * log_each - (rest / num_others) * (student.sum(-1) - at_top.sum(-1))
+    if teacher.ids.shape[-1] < student.shape[-1]:
+        rest = (1 - probs.sum(-1)).clamp_min(torch.finfo(probs.dtype).tiny)
+        found = found + rest * (rest.log() - student.scatter(-1, teacher.ids, -torch.inf).logsumexp(-1))
     return temperature**2 * found
 
 
