@@ -21,8 +21,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from lmprune import models
-from lmprune.gradual import GradualPruner, GradualSettings
+from lmprune.gradual import GradualPruner, GradualSettings, milestones
 from lmprune.plan import PLAN_FILE, PrunePlan
+from lmprune.pruning import prune
 from lmprune.training.run_folder import MARK
 from lmprune.training.trainer import separate
 
@@ -106,6 +107,25 @@ def test_one_process_in_parts_and_two_processes_agree(
     assert lmprune(*command(model, text, teacher, tmp_path / "half", 2, 1)).code == 0
     assert outcome(tmp_path / "half")[1] != pytest.approx(values, rel=2e-4), "control: the batch matters"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["half", "parts", "two", "whole"]
+
+
+def one_of_two_that_differ(args: list[object], rank: int, port: int, answer: Any, _: None) -> None:
+    """As if the second process's machine computed something else."""
+    if rank == 1:
+        milestones.prune = lambda *a, **how: prune(*a, **{**how, "data": how["data"] % 7})  # type: ignore[attr-defined]
+    one_of_two(args, rank, port, answer, None)
+
+
+def test_what_the_first_process_chooses_and_refits_is_done_on_all(
+    model: Path, text: Path, forks: Any, tmp_path: Path
+) -> None:
+    line = ["prune", model, "--data", text, "--method", "obs", "--keep", 0.5, "--multiple-of", 1, "--steps", STEPS]
+    line += ["--seq-len", 32, "--calibration-tokens", 128]
+    assert lmprune(*line, "--batch-size", 4, "--out", tmp_path / "one").code == 0
+    found = on_two(forks, [*line, "--batch-size", 2, "--out", tmp_path / "two"], one_of_two_that_differ)
+    assert [each.code for each in found] == [0, 0], [each.err for each in found]
+    kept, values = outcome(tmp_path / "one")
+    assert outcome(tmp_path / "two") == (kept, pytest.approx(values, rel=2e-4))
 
 
 def test_two_processes_go_on_where_they_were_killed(

@@ -35,11 +35,14 @@ from .training.examples import Corpus
 from .training.run_folder import RunFolder
 from .training_options import Training, check_method, check_source
 
+#: tokens that neurons are scored on: at once, and at each milestone of a training
+CALIBRATION_TOKENS, MILESTONE_TOKENS = 65536, 16384
+
 
 def prune(
     terminal: Terminal, *, model: str, out: Path, method: str, keep: float, scope: Any, data: str,
-    data_dir: Path | None, calibration_tokens: int, seq_len: int, multiple_of: int, plan: Path | None, dtype: str,
-    device: str, seed: int, force: bool, ffn: str | None, chat_template: bool, trust_remote_code: bool,
+    data_dir: Path | None, calibration_tokens: int | None, seq_len: int, multiple_of: int, plan: Path | None,
+    dtype: str, device: str, seed: int, force: bool, ffn: str | None, chat_template: bool, trust_remote_code: bool,
     **training_options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """`lmprune prune`, whose options these are. What can be checked is checked before the long work.
@@ -48,6 +51,9 @@ def prune(
     """
     options = flat(locals())
     training = Training.of(training_options)
+    gradual = training is not None and training.schedule != "oneshot" and plan is None
+    if calibration_tokens is None:
+        options["calibration_tokens"] = calibration_tokens = MILESTONE_TOKENS if gradual else CALIBRATION_TOKENS
     chosen = PrunePlan.load(plan) if plan else None
     row = get_method(chosen.settings.get("method", method) if chosen else method)
     check_keep(keep)
@@ -95,12 +101,13 @@ def prune(
 
             assert text is not None
             job = Job(terminal, training, tokenizer, corpus, text, seq_len, seed, run, how, spec)
-            if chosen is not None or training.schedule == "oneshot":
-                dense, done, trained, log = recover(job, dense, at_once)
-            else:
+            if gradual:
                 dense, done, trained, log = prune_gradually(
-                    job, dense, row, keep=keep, scope=scope, multiple_of=multiple_of, provenance=provenance
-                )
+                    job, dense, row, keep=keep, scope=scope, multiple_of=multiple_of,
+                    calibration_tokens=calibration_tokens, provenance=provenance,
+                )  # fmt: skip
+            else:
+                dense, done, trained, log = recover(job, dense, at_once)
         seconds = time.perf_counter() - start
         record = {
             "model": model,

@@ -96,7 +96,15 @@ def prune(
     ] = None,
     data: Annotated[str, typer.Option(metavar="SRC", help=f"Text to calibrate on (train): {SOURCES}")] = "wikitext",
     data_dir: DataDir = None,
-    calibration_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="How much of the text is read.")] = 65536,
+    calibration_tokens: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="How much of the text neurons are scored on; with --steps, at each milestone.",
+            show_default="65536, with --steps 16384",
+        ),
+    ] = None,
     seq_len: SeqLen = 512,
     multiple_of: Annotated[
         int, typer.Option(metavar="N", min=1, help="Every layer's width becomes a multiple of it.")

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor
 
 from ..families import FFNSpec
@@ -54,7 +56,7 @@ class Milestones:
         kept = [before[indices] for before, indices in zip(self.masks.kept, plan.indices(), strict=True)]
         if self.method.refit == "obs":
             write_back(self.masks.ffns, ffns, kept)
-        return kept
+        return agreed(kept)
 
     def _share(self, keep: float) -> float:
         """The asked share of all neurons, as a share of those that are still there."""
@@ -62,6 +64,12 @@ class Milestones:
         if self.scope == "global":
             asked = num_kept(sum(mask.width for mask in self.masks), keep)
         return min(asked / sum(map(len, self.masks.kept)), 1.0)
+
+
+def agreed(kept: list[Tensor]) -> list[Tensor]:
+    """The first process's choice, on every process: each has computed its own, perhaps on another kind of machine."""
+    choice = [kept]
+    return broadcast_object_list(choice)[0] if PartialState().num_processes > 1 else kept
 
 
 def cut_copy(model: Any, masks: NeuronMasks, spec: FFNSpec | None) -> tuple[Any, list[FFN]]:
@@ -77,9 +85,15 @@ def cut_copy(model: Any, masks: NeuronMasks, spec: FFNSpec | None) -> tuple[Any,
 
 @torch.no_grad()
 def write_back(ffns: Sequence[FFN], cut: Sequence[FFN], kept: Sequence[Tensor]) -> None:
-    """The cut layers' readers (and biases) into the rows of the whole layers that they were cut to."""
+    """The cut layers' readers (and biases) into the rows of the whole layers that they were cut to.
+
+    On several processes the first one's go into all.
+    """
     for ffn, small, indices in zip(ffns, cut, kept, strict=True):
         ffn.reader()[indices] = small.reader()
         bias, new_bias = ffn.reader_bias(), small.reader_bias()
         if bias is not None and new_bias is not None:
             bias.copy_(new_bias)
+        if PartialState().num_processes > 1:
+            for parameter in ffn.down.parameters():
+                broadcast(parameter.data)

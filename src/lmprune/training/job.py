@@ -38,8 +38,6 @@ from .train import Teacher, TrainResult, train
 
 #: tokens of the validation split that --eval-every reads
 HELD_OUT_TOKENS = 16384
-#: tokens of the training text that a criterion which reads text is asked on at each milestone
-MILESTONE_TOKENS = 16384
 #: tokens of the training text that the uniqueness of the result is measured on
 UNIQUENESS_TOKENS = 16384
 
@@ -116,13 +114,16 @@ Pruned = tuple[Any, PrunePlan, dict[str, Any], list[dict[str, Any]]]
 
 def prune_gradually(
     job: Job, model: Any, row: Method, *, keep: float, scope: Scope | None, multiple_of: int,
-    provenance: Mapping[str, Any],
+    calibration_tokens: int, provenance: Mapping[str, Any],
 ) -> Pruned:  # fmt: skip
-    """Train with masks that close along the cubic schedule, then cut. (model, plan, record, log)."""
+    """Train with masks that close along the cubic schedule, then cut. (model, plan, record, log).
+
+    calibration_tokens: of the training text, for a criterion that reads text, at each milestone.
+    """
     calibration = None
     if needs_text(row) or job.training.warm_start:
         calibration = sequences(
-            job.tokenizer, job.text, seq_len=job.seq_len, num_tokens=max(MILESTONE_TOKENS, job.seq_len), seed=job.seed
+            job.tokenizer, job.text, seq_len=job.seq_len, num_tokens=max(calibration_tokens, job.seq_len), seed=job.seed
         )
     attached: list[GradualPruner] = []
 
