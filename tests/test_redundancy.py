@@ -11,7 +11,6 @@ from tiny_models import LAYERS, NAMES, WIDTH, tiny_model, tokens
 
 from lmprune.errors import UserError
 from lmprune.ffn import find_ffns
-from lmprune.masks import masked
 from lmprune.redundancy import ALIKE, Redundancy, compare, measure, similarities, uniqueness
 
 KINDS = ["llama", "gpt2", "phi3", "opt"]
@@ -152,25 +151,6 @@ def test_peaks_are_the_tokens_that_fire_a_neuron_hardest(name: str):
             best = size_STF[:, :, neuron].amax(1).sort(descending=True).values[:3]
             assert size_STF.flatten(0, 1)[places, neuron].tolist() == pytest.approx(best.tolist(), rel=1e-9)
             assert len({place // 11 for place in places}) == 3  # one a sequence
-
-
-def test_masked_neurons_are_left_out_with_kept():
-    model, ids = with_twins("llama"), tokens(4, 8)
-    ffns = find_ffns(model)
-    kept = [torch.arange(WIDTH)[torch.arange(WIDTH) % 2 == 0] for _ in ffns]
-    masks = [(torch.arange(WIDTH) % 2 == 0).double() for _ in ffns]
-    with masked(ffns, masks):
-        found = measure(model, ffns, ids, kept=kept)
-        whole = uniqueness(model, ffns, ids)
-        alone = uniqueness(model, ffns, ids, kept=kept)
-    assert [layer.width for layer in found.layers] == [WIDTH // 2] * LAYERS
-    assert any({10, 15} <= set(cluster) for cluster in found.layers[1].clusters)  # 20 and 30
-    assert all(layer.sensitivity_F is not None and len(layer.sensitivity_F) == WIDTH // 2 for layer in found.layers)
-    for ffn, indices in zip(ffns, kept, strict=True):
-        ffn.keep(indices)
-    cut = measure(model, ffns, ids)
-    assert alone == found.uniqueness == cut.uniqueness != whole  # the masked ones would count as unique
-    assert found.sensitivity == pytest.approx(cut.sensitivity)
 
 
 def test_the_model_is_left_as_it_was():

@@ -89,9 +89,7 @@ def measure(
     ffns: Sequence[FFN],
     input_ids: Tensor,
     *,
-    kept: Sequence[Tensor] | None = None,
     num_peaks: int = 0,
-    batch_size: int = 4,
     stages: Stages = silent,
 ) -> Redundancy:
     """Sensitivity and uniqueness: one forward and backward pass, and one forward pass block by block.
@@ -99,30 +97,16 @@ def measure(
     Arguments: see `similarities`. Raises: UserError where sums are not finite, or there is too little text.
     """
     felt = collect(model, ffns, input_ids, needs=frozenset({"sensitivity"}), progress=stages("sensitivity"))
-    how: dict[str, Any] = {"kept": kept, "num_peaks": num_peaks, "batch_size": batch_size}
-    seen = similarities(model, ffns, input_ids, **how, progress=stages("similarity"))
-    layers = []
-    for layer, (found, stats) in enumerate(zip(seen, felt, strict=True)):
-        sensitivity_F = stats.per_sequence("sensitivity")
-        layers.append(replace(found, sensitivity_F=sensitivity_F if kept is None else sensitivity_F[kept[layer]]))
+    seen = similarities(model, ffns, input_ids, num_peaks=num_peaks, progress=stages("similarity"))
+    layers = [
+        replace(found, sensitivity_F=stats.per_sequence("sensitivity")) for found, stats in zip(seen, felt, strict=True)
+    ]
     return Redundancy(tuple(layers), input_ids.numel())
 
 
-def uniqueness(
-    model: Any,
-    ffns: Sequence[FFN],
-    input_ids: Tensor,
-    *,
-    kept: Sequence[Tensor] | None = None,
-    batch_size: int = 4,
-    progress: Progress | None = None,
-) -> float:
-    """The model's uniqueness alone, without gradients: quick enough to be logged while training.
-
-    input_ids: (sequences, T). kept: with masks attached, the indices of the neurons that stay, one tensor a layer.
-    """
-    layers = similarities(model, ffns, input_ids, kept=kept, batch_size=batch_size, progress=progress)
-    return Redundancy(tuple(layers), input_ids.numel()).uniqueness
+def uniqueness(model: Any, ffns: Sequence[FFN], input_ids: Tensor) -> float:
+    """The model's uniqueness alone, without gradients. input_ids: (sequences, T)."""
+    return Redundancy(tuple(similarities(model, ffns, input_ids)), input_ids.numel()).uniqueness
 
 
 def similarities(
@@ -130,15 +114,13 @@ def similarities(
     ffns: Sequence[FFN],
     input_ids: Tensor,
     *,
-    kept: Sequence[Tensor] | None = None,
     num_peaks: int = 0,
     batch_size: int = 4,
     progress: Progress | None = None,
 ) -> Iterator[LayerRedundancy]:
     """Each layer in order, without its sensitivity; the model is left as it was found, training mode too.
 
-    input_ids: (sequences, T) int64, no padding. Masks attached to the seam are respected.
-    kept: look at these neurons only, sorted indices, one tensor a layer; None = all.
+    input_ids: (sequences, T) int64, no padding.
     num_peaks: how many tokens a neuron are remembered that fire it hardest. batch_size: sequences at once.
     Raises: UserError where a layer's outputs are not finite.
     """
@@ -150,7 +132,7 @@ def similarities(
         hidden = [blocks.inputs(batch_BT.to(device)) for batch_BT in input_ids.split(batch_size)]
         for ffn in ffns:
             seen = _Seen(input_ids.shape[1], num_peaks)
-            with _tapped(ffn, seen, None if kept is None else kept[ffn.layer]):
+            with _tapped(ffn, seen):
                 for i, states_BTD in enumerate(hidden):
                     hidden[i] = blocks.run(ffn.layer, states_BTD)
             yield seen.result(ffn.layer)
@@ -237,11 +219,11 @@ def _clusters(alike_FF: Tensor) -> tuple[tuple[int, ...], ...]:
 
 
 @contextmanager
-def _tapped(ffn: FFN, seen: _Seen, kept: Tensor | None) -> Iterator[None]:
+def _tapped(ffn: FFN, seen: _Seen) -> Iterator[None]:
     """What enters `down` is added to `seen`, for the length of a `with` block."""
 
     def tap(_reader: Any, args: tuple[Tensor, ...]) -> None:
-        seen.add(args[0].detach() if kept is None else args[0].detach()[..., kept.to(args[0].device)])
+        seen.add(args[0].detach())
 
     handle = ffn.down.register_forward_pre_hook(tap)
     try:
