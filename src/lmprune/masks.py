@@ -116,12 +116,16 @@ class NeuronMask(nn.Module):
 
     def __init__(self, ffn: FFN, learned: bool, compute: Compute):
         super().__init__()
-        device = ffn.reader().device
-        self.width, self.compute = ffn.width, compute
-        self.scores = nn.Parameter(torch.zeros(ffn.width, device=device)) if learned else None
-        self.observer: Callable[[Tensor, Tensor], None] | None = None
         self._ffn = ffn
+        self.width, self.compute = ffn.width, compute
+        self.scores = nn.Parameter(torch.zeros(ffn.width, device=self.device)) if learned else None
+        self.observer: Callable[[Tensor, Tensor], None] | None = None
         self.set(torch.arange(ffn.width))
+
+    @property
+    def device(self) -> torch.device:
+        """The layer's, wherever the model has been moved."""
+        return self._ffn.reader().device
 
     def attach(self) -> None:
         self._handle = self._ffn.down.register_forward_pre_hook(self._at_seam)
@@ -131,10 +135,10 @@ class NeuronMask(nn.Module):
         """Keep the neurons `kept` (K,), sorted."""
         self.kept = kept
         everything = len(kept) == self.width
-        self._where: Tensor | None = None if everything else kept.to(self._ffn.reader().device)
+        self._where: Tensor | None = None if everything else kept.to(self.device)
         self._mask: Tensor | None = None
         if not everything and self.compute == "full":
-            self._mask = torch.zeros(self.width, device=self._ffn.reader().device)
+            self._mask = torch.zeros(self.width, device=self.device)
             self._mask[self._where] = 1
         if self.compute == "gathered":
             self._ffn.compute_only(self._where)

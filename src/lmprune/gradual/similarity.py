@@ -5,7 +5,7 @@ Axes: N token rows, F neurons of a layer, K of them kept.
 
 from __future__ import annotations
 
-from collections import deque
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,32 @@ def mean_similarity(gram_KK: Tensor, count: float) -> Tensor:
     return cosines(gram_KK).sum(1) / count
 
 
+class Rows:
+    """The newest `capacity` rows (n, F) that were added, in memory that is taken once, so that a long run's heap is not
+    full of holes."""
+
+    def __init__(self, capacity: int, width: int, device: torch.device):
+        self.rows_RF = torch.empty(capacity, width, device=device)
+        self.number = self.next = 0
+
+    def add(self, rows_nK: Tensor, columns: Tensor | None = None) -> None:
+        """columns: where a row's K values belong, the others being 0; None = K is F."""
+        while len(rows_nK):
+            room = self.rows_RF[self.next : self.next + len(rows_nK)]
+            piece, rows_nK = rows_nK[: len(room)], rows_nK[len(room) :]
+            if columns is None:
+                room.copy_(piece)
+            else:
+                room.zero_()[:, columns] = piece.to(room.dtype)
+            self.number = max(self.number, self.next + len(room))
+            self.next = (self.next + len(room)) % len(self.rows_RF)
+
+    @property
+    def seen(self) -> Tensor:
+        """In any order."""
+        return self.rows_RF[: self.number]
+
+
 class SimilarityEstimate:
     """A rolling buffer of token rows of each layer's neuron outputs, and the u of the kept neurons that it gives.
 
@@ -33,7 +59,7 @@ class SimilarityEstimate:
     Rows of many steps, Gram matrix only when asked: no average over matrices of different masks, so |cos| <= 1 always.
     A neuron that was not computed in a row counts as silent there. The rows are every `stride`-th token of each
     sequence, at an offset that moves from step to step, so they do not depend on how a batch is split over
-    accumulation steps and processes. Padding is left out.
+    accumulation steps; several processes hold `max_rows` between them. Padding is left out.
     """
 
     def __init__(self, masks: NeuronMasks, *, max_rows: int = 1024, stride: int = 8):
@@ -42,44 +68,31 @@ class SimilarityEstimate:
         self.step = 0
         #: True where a token counts, (B, T); whoever feeds the model sets it, None = all count
         self.counts_BT: Tensor | None = None
-        self._steps: list[deque[tuple[int, Tensor]]] = [deque() for _ in masks]  # (step, rows (n, F))
+        self._rows: list[Rows | None] = [None] * len(masks)
 
     def observe(self) -> None:
         """See what passes the seams in training forward passes."""
-        for mask, steps in zip(self.masks, self._steps, strict=True):
-            mask.observer = self._observer(mask.width, steps)
+        for layer, mask in enumerate(self.masks):
+            mask.observer = partial(self._see, layer, mask.width)
 
-    def _observer(self, width: int, steps: deque[tuple[int, Tensor]]):
-        def see(h: Tensor, kept: Tensor) -> None:
-            h_BTK = h if h.ndim == 3 else h.unflatten(0, (-1, self._seq_len(h)))
-            offset = self.step % self.stride
-            rows_nK = h_BTK[:, offset :: self.stride].flatten(0, 1).float()
-            if self.counts_BT is not None:
-                rows_nK = rows_nK[self.counts_BT[:, offset :: self.stride].flatten().to(h.device)]
-            rows_nF = rows_nK
-            if rows_nK.shape[1] < width:
-                rows_nF = rows_nK.new_zeros(len(rows_nK), width)
-                rows_nF[:, kept.to(h.device)] = rows_nK
-            steps.append((self.step, rows_nF))
+    def _see(self, layer: int, width: int, h: Tensor, kept: Tensor) -> None:
+        h_BTK = h if h.ndim == 3 else h.unflatten(0, (-1, self._seq_len()))
+        offset = self.step % self.stride
+        rows_nK = h_BTK[:, offset :: self.stride].flatten(0, 1)
+        if self.counts_BT is not None:
+            rows_nK = rows_nK[self.counts_BT[:, offset :: self.stride].flatten().to(h.device)]
+        rows = self._rows[layer] = self._rows[layer] or self._room(width, h.device)
+        rows.add(rows_nK, None if rows_nK.shape[1] == width else kept.to(h.device))
 
-        return see
+    def _room(self, width: int, device: torch.device) -> Rows:
+        return Rows(-(-self.max_rows // _num_processes()), width, device)
 
-    def _seq_len(self, h: Tensor) -> int:
+    def _seq_len(self) -> int:
         assert self.counts_BT is not None, "a family that flattens tokens needs the mask's shape"
         return self.counts_BT.shape[1]
 
     def end_step(self) -> None:
-        """Forget the oldest steps, as far as `max_rows` remain; the next forward passes belong to a new step."""
-        for steps in self._steps:
-            held = sum(len(rows) for _, rows in steps)
-            while steps:
-                oldest = steps[0][0]
-                size = sum(len(rows) for step, rows in steps if step == oldest)
-                if held - size < self.max_rows:
-                    break
-                held -= size
-                while steps and steps[0][0] == oldest:
-                    steps.popleft()
+        """The next forward passes belong to a new step."""
         self.step += 1
 
     @torch.no_grad()
@@ -90,10 +103,10 @@ class SimilarityEstimate:
         Where several processes train, their rows count together.
         """
         keep = self.masks.keep
-        for layer, (mask, steps) in enumerate(zip(self.masks, self._steps, strict=True)):
-            kept = mask.kept
-            rows_NF = torch.cat([rows for _, rows in steps])
-            gram_KK = _gram(rows_NF if len(kept) == mask.width else rows_NF[:, kept.to(rows_NF.device)])
+        for layer, (mask, rows) in enumerate(zip(self.masks, self._rows, strict=True)):
+            assert rows is not None, "nothing was seen yet"
+            kept, seen_NF = mask.kept, rows.seen
+            gram_KK = _gram(seen_NF if len(kept) == mask.width else seen_NF[:, kept.to(seen_NF.device)])
             u_F = gram_KK.new_zeros(mask.width)
             u_F[kept.to(u_F.device)] = mean_similarity(gram_KK, mask.width * keep)
             self.similarities[layer] = u_F
@@ -106,27 +119,29 @@ class SimilarityEstimate:
     def state(self) -> dict[str, Tensor]:
         """All that a resumed run needs, as named tensors."""
         found = {"step": torch.tensor(self.step)}
-        for layer, (mask, steps) in enumerate(zip(self.masks, self._steps, strict=True)):
+        for layer, (mask, rows) in enumerate(zip(self.masks, self._rows, strict=True)):
             found[f"{layer}.similarities"] = self.similarities[layer]
-            found[f"{layer}.steps"] = torch.tensor([step for step, _ in steps], dtype=torch.long)
-            found[f"{layer}.sizes"] = torch.tensor([len(rows) for _, rows in steps], dtype=torch.long)
-            rows = [rows for _, rows in steps] or [torch.zeros(0, mask.width)]
-            found[f"{layer}.rows"] = torch.cat(rows)
+            found[f"{layer}.rows"] = torch.zeros(0, mask.width) if rows is None else rows.seen
+            found[f"{layer}.next"] = torch.tensor(0 if rows is None else rows.next)
         return found
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Go on from what `state` gave."""
         self.step = int(state["step"])
-        for layer in range(len(self._steps)):
+        for layer, mask in enumerate(self.masks):
             self.similarities[layer] = state[f"{layer}.similarities"]
-            rows = state[f"{layer}.rows"].split(state[f"{layer}.sizes"].tolist())
-            self._steps[layer].clear()  # in place: the observers hold it
-            self._steps[layer].extend(zip(state[f"{layer}.steps"].tolist(), rows, strict=True))
+            rows = self._rows[layer] = self._room(mask.width, mask.device)
+            rows.add(state[f"{layer}.rows"])
+            rows.next = int(state[f"{layer}.next"])
+
+
+def _num_processes() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _gram(rows_NK: Tensor) -> Tensor:
     """HᵀH (K, K) over the rows of all processes."""
     gram_KK = rows_NK.T @ rows_NK
-    if dist.is_available() and dist.is_initialized():
+    if _num_processes() > 1:
         dist.all_reduce(gram_KK)
     return gram_KK
