@@ -46,12 +46,18 @@ def result_settings(options: Mapping[str, Any]) -> dict[str, Any]:
 def command(verb: str, options: Mapping[str, Any]) -> list[str]:
     """The command line that does a job again, every setting spelt out; a plan stands for what it has decided."""
     implied = {"method", "keep", "scope", "multiple_of"} if options.get("plan") else set()
-    line = ["lmprune", verb, options["model"]]
+    left_out = {"model", "force", "resume", *implied}
+    told = {name: value for name, value in options.items() if name not in left_out}
+    return ["lmprune", verb, options["model"], *spelt(told)]
+
+
+def spelt(options: Mapping[str, Any]) -> list[str]:
+    """Options by their names in Python, as words of a command line; None and False are what is not given."""
+    words: list[str] = []
     for name, value in options.items():
-        if name in {"model", "force", "resume", *implied} or value is None or value is False:
-            continue
-        line += ["--" + name.replace("_", "-"), *([] if value is True else [str(value)])]
-    return line
+        if value is not None and value is not False:
+            words += ["--" + name.replace("_", "-"), *([] if value is True else [str(value)])]
+    return words
 
 
 def data_record(text: TextData | PairData) -> dict[str, Any]:

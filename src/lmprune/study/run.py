@@ -19,8 +19,9 @@ from typing import Any
 from ..data.pairs import is_source
 from ..plan import PLAN_FILE
 from ..pruning import versions
+from ..reproduce import spelt
 from ..training.run_folder import TRAINING_LOG
-from .grid import Options, Run
+from .grid import Run
 from .records import FORMAT
 
 CHECKPOINT, LOG = "checkpoint", "log.txt"
@@ -77,29 +78,20 @@ def commands(task: Task) -> dict[str, list[str]]:
         teacher = ["--teacher", task.dense] if run.distil and task.dense else []
         pruned = checkpoint if "finetune" not in sections else str(task.folder / "pruned")
         settings = ["--method", run.criterion, "--keep", f"{run.keep:g}", "--seed", str(run.seed), *teacher]
-        found["prune"] = ["prune", start, "--out", pruned, *settings, *_spelt(sections["prune"])]
+        found["prune"] = ["prune", start, "--out", pruned, *settings, *spelt(sections["prune"])]
         at = pruned
     if "finetune" in sections:
         teacher = ["--teacher", task.dense] if run.distil and task.dense else []
-        rest = ["--seed", str(run.seed), *teacher, *_spelt(sections["finetune"])]
+        rest = ["--seed", str(run.seed), *teacher, *spelt(sections["finetune"])]
         found["finetune"] = ["finetune", at, "--out", checkpoint, *rest]
         at = checkpoint
     baseline = ["--baseline", task.dense] if task.dense else []
     paired = [] if is_source(str(sections["eval"].get("data"))) else baseline  # a task's scores are of one model
-    found["eval"] = ["eval", at, *paired, *_spelt(sections["eval"])]
-    found["analyze"] = ["analyze", at, *baseline, "--out", str(task.folder / "analysis"), *_spelt(sections["analyze"])]
+    found["eval"] = ["eval", at, *paired, *spelt(sections["eval"])]
+    found["analyze"] = ["analyze", at, *baseline, "--out", str(task.folder / "analysis"), *spelt(sections["analyze"])]
     if "bench" in sections and task.dense:
-        found["bench"] = ["bench", task.dense, at, *_spelt(sections["bench"])]
+        found["bench"] = ["bench", task.dense, at, *spelt(sections["bench"])]
     return found
-
-
-def _spelt(options: Options) -> list[str]:
-    words = []
-    for name, value in options.items():
-        if value is False:
-            continue
-        words += ["--" + name.replace("_", "-"), *([] if value is True else [str(value)])]
-    return words
 
 
 def checkpoint_of(run: Run, folder: Path) -> str:
