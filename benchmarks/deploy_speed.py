@@ -2,6 +2,7 @@
 
     python benchmarks/deploy_speed.py [--models smollm2-135m gpt-neo-125m] [--engines torch onnxruntime llamacpp]
         [--keeps 0.5 0.25] [--multiples 1 8 32 64] [--threads 2] [--out benchmarks/records/deploy_speed.jsonl]
+    python benchmarks/deploy_speed.py --table
 
 For each model and engine the dense model, each pruned one, and a stub with STUB neurons a layer are measured in turn,
 each in a process of its own. The ideal is Amdahl's law: the dense model's time in its FFNs, which is what it takes
@@ -139,9 +140,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--room", type=Path, help="where the exported models lie meanwhile")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "records" / "deploy_speed.jsonl")
+    parser.add_argument("--table", action="store_true", help="print what has been measured as Markdown")
     args = parser.parse_args()
     lines = args.out.read_text(encoding="utf-8").splitlines() if args.out.exists() else []
     done = [json.loads(line) for line in lines]
+    if args.table:
+        print(table(done))
+        return
     for name in args.models:
         for engine in args.engines:
             key = {"model": name, "engine": engine, **setting(args)}
@@ -157,6 +162,22 @@ def main() -> None:
             with args.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
             show(record)
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """Measured speed-up, the ideal, and the share of it that was reached."""
+    lines = ["| model, engine | neurons a layer | bytes | prefill | ideal | reached | decode | ideal | reached |"]
+    lines += ["| --- " * 9 + "|"]
+    for record in records:
+        for row in record["rows"]:
+            cells = [f"{record['model']}, {record['engine']}", f"{row['width']} of {record['dense_width']}"]
+            cells += [f"{row['bytes_ratio']:.2f}"]
+            for phase in PHASES:
+                cells += [f"{row[f'{key}_{phase}']:.2f}" for key in ("speedup", "ideal")] + [
+                    f"{row[f'share_{phase}']:.0%}"
+                ]
+            lines += [f"| {' | '.join(cells)} |"]
+    return "\n".join(lines)
 
 
 def show(record: dict[str, Any]) -> None:
