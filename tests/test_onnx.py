@@ -75,4 +75,10 @@ def test_real_text(shared: Path, tmp_path: Path, name: str) -> None:
     engine = exported(model, tmp_path / "out", tokenizer)
     assert np.abs(engine.step(np.array([ids]), [])[0] - wanted).max() < 1e-3
     assert engine.generate(np.array([ids]), 40)[0].tolist() == longer
+    many = torch.tensor([(ids * 50)[:450]])  # more than the half of the context that the graph was traced for
+    with torch.no_grad():
+        wanted = model(many).logits.numpy()
+    assert np.abs(engine.step(many.numpy(), [])[0] - wanted).max() < 1e-3
+    past = engine.step(many[:, :400].numpy(), [])[1]
+    assert np.abs(engine.step(many[:, 400:].numpy(), past)[0] - wanted[:, 400:]).max() < 1e-3
     assert lmprune.load_tokenizer(tmp_path / "out")("times")["input_ids"] == tokenizer("times")["input_ids"]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..evaluation.engines import ONNX_FILE
-from ..evaluation.perplexity import inference
+from ..evaluation.perplexity import inference, max_context
 from . import Job
 
 _LARGEST = 2**31 - 2**20  # bytes of one protobuf file; weights of larger models go into a second file
@@ -57,11 +57,11 @@ def write(job: Job, folder: Path) -> dict[str, Any]:
     wrapped = _Cached(job.model.eval())
     with inference(job.model), _quiet():
         example = _example(wrapped)
-        layers = len(example[-1])
+        layers, axes = len(example[-1]), _dynamic(example, max_context(job.model.config))
         inputs = ["input_ids", "attention_mask", *(["position_ids"] if wrapped.takes_positions else [])]
         try:
             program = torch.onnx.export(
-                wrapped, example, dynamo=True, verbose=False, dynamic_shapes=_dynamic(example),
+                wrapped, example, dynamo=True, verbose=False, dynamic_shapes=axes,
                 input_names=[*inputs, *_names("past_key_values", layers)],
                 output_names=["logits", *_names("present", layers)],
             )  # fmt: skip
@@ -87,12 +87,22 @@ def _example(wrapped: _Cached) -> tuple[Tensor, Tensor, Tensor | None, Past]:
     return ids[:, past_length:], mask, positions, [(layer.keys, layer.values) for layer in cache.layers]
 
 
-def _dynamic(example: tuple[Tensor, Tensor, Tensor | None, Past]) -> tuple[Any, ...]:
-    """Which axes may have any length: batch, tokens, cached tokens."""
-    any_length = torch.export.Dim.DYNAMIC
-    row = {0: any_length, 1: any_length}
-    cached = {0: any_length, 2: any_length}
-    return (row, row, None if example[2] is None else row, [(cached, cached) for _ in example[-1]])
+def _dynamic(example: tuple[Tensor, Tensor, Tensor | None, Past], limit: int | None) -> tuple[Any, ...]:
+    """Which axes may have any length: batch, tokens, cached tokens.
+
+    Named, so that torch knows all layers' caches to be as long as each other, and each at most half of the context, so
+    that the sum is within it: else it reasons about layer after layer, and GPT-Neo's twelve take longer than an hour.
+    The graph itself has no such bounds.
+    """
+    half = {"max": limit // 2} if limit else {}
+    batch, length, cached = (
+        torch.export.Dim("batch"),
+        torch.export.Dim("length", **half),
+        torch.export.Dim("cached", **half),
+    )
+    row, layer = {0: batch, 1: length}, {0: batch, 2: cached}
+    mask = {0: batch, 1: torch.export.Dim.DYNAMIC}  # cached and length together
+    return (row, mask, None if example[2] is None else row, [(layer, layer) for _ in example[-1]])
 
 
 def _names(prefix: str, layers: int) -> list[str]:
