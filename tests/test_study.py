@@ -166,6 +166,8 @@ def test_no_study_at_all(tmp_path: Path, written: Any) -> None:
     assert "line 1: expected keys and values" in refused("study", tmp_path / "bad.yaml", "--out", tmp_path / "o")
     twice = written(("[random,", "[random, random,"))
     assert "the same run occurs twice" in refused("study", twice, "--out", tmp_path / "o")
+    unlabelled = written(("label: norm, ", ""), ("[random, {", "[magnitude, {"))  # tables could not tell them apart
+    assert "give methods that differ in options a label each" in refused("study", unlabelled, "--out", tmp_path / "o")
     assert not (tmp_path / "o").exists()
 
 
