@@ -132,7 +132,7 @@ class _Reader:
         runs = []
         for model, task in product(models, tasks):
             layers = [common, tasks[task]]
-            measured = ["eval", "analyze", *(["bench"] if "bench" in common else [])]
+            measured = ["eval", "analyze", *(["bench"] if any("bench" in layer for layer in layers) else [])]
             trains = any("finetune" in layer for layer in layers)
             dense = self.sections([*(["finetune"] if trains else []), "eval", "analyze"], layers)
             for seed in seeds if trains else seeds[:1]:
