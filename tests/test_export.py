@@ -148,6 +148,13 @@ def test_vllm_finds_every_field(name: str, tmp_path: Path, monkeypatch: pytest.M
     assert stored and all(torch.equal(weights[key], value) for key, value in stored.items())
 
 
+def test_vllm_is_told_the_dtype_of_the_weights(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    shrink(model, per_layer_plan(model))
+    written(model, tmp_path / "out", "vllm", dtype="bf16")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
 def test_a_stock_model_stays_one_for_vllm(tmp_path: Path) -> None:
     model = tiny_model("gpt2")
     assert written(model, tmp_path / "out", "vllm")["layout"] == "stock"

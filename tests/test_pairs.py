@@ -121,8 +121,9 @@ def test_the_hubs_wikisql_is_the_files_wikisql(fake_hub, tmp_path):
 
 
 def test_samsum_and_e2e_from_the_hub(fake_hub):
-    asked = fake_hub([{"dialogue": "A: hi", "summary": "Hi."}])
-    assert pairs.load("samsum", "test").pairs == [Pair("A: hi\nSummary:", " Hi.")]
+    asked = fake_hub([{"dialogue": "A: hi", "summary": "Hi."}, {"dialogue": None, "summary": "An empty field."}])
+    assert (found := pairs.load("samsum", "test")).pairs == [Pair("A: hi\nSummary:", " Hi.")]
+    assert "1 of 2 records" in found.notes[0]
     assert (asked["name"], asked["branch"]) == ("knkarthick/samsum", None)
     asked = fake_hub([{"meaning_representation": "name[A]", "human_reference": "A."}])
     assert pairs.load("e2e", "test").pairs == [Pair("name[A]\nText:", " A.")]
@@ -224,6 +225,9 @@ def test_missing_files_and_fields(tmp_path):
     (tmp_path / "trainset.csv").write_text("mr,ref\na,b\nonly one\n")
     with pytest.raises(UserError, match=r"trainset\.csv, line 3: 1 fields, but the header names 2: mr, ref"):
         pairs.load("e2e", "train", data_dir=tmp_path)
+    (tmp_path / "devset.csv").write_text('mr,ref\na,b\nc,"d\n' + "e,f\n" * 50_000)
+    with pytest.raises(UserError, match=r"devset\.csv, line \d+: not CSV \(field larger .*quotation mark left open"):
+        pairs.load("e2e", data_dir=tmp_path)
     (tmp_path / "devset.csv").write_text("mr,text\na,b\n")
     with pytest.raises(UserError, match=r"devset\.csv, line 2: no field 'ref'; it has: mr, text"):
         pairs.load("e2e", data_dir=tmp_path)

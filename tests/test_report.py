@@ -60,6 +60,12 @@ def test_rows_are_what_the_records_say():
     )
 
 
+def test_models_of_the_same_name_are_not_mixed():
+    found = rows.sections([*grid(model="a/tiny", seeds=1), *grid(model="b/tiny", seeds=1), *grid(model="c/other")])
+    assert [each.title for each in found] == ["a/tiny, wikitext", "b/tiny, wikitext", "other, wikitext"]
+    assert len(found[0].of("gum", 0.5)) == len(found[1].of("gum", 0.5)) == 1
+
+
 def test_mean_and_interval_is_students():
     mean, margin = rows.mean_and_interval([1.0, 2.0, 3.0, 4.0])
     assert mean == 2.5 and margin == pytest.approx(3.182 * 1.2909944 / 2)  # t(3) · s / √4

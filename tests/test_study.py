@@ -126,6 +126,8 @@ def test_a_task_has_no_baseline_and_bench_compares_with_dense(written: Any, text
     assert pruned["eval"] == ["eval", at, "--data", "wikisql", "--data-dir", "d"]
     assert pruned["bench"] == ["bench", "DENSE", at, "--prompt-tokens", "8"]
     assert "bench" not in run.commands(Task(found.runs[0], "s", tmp_path / "d", None, True, 1, tmp_path))
+    of_a_task = grid.read(written(("eval: {context: 64}", "bench: {prompt_tokens: 8}")), commands())
+    assert of_a_task.runs[1].sections["bench"] == {"prompt_tokens": 8}
 
 
 @pytest.mark.parametrize(
@@ -166,6 +168,8 @@ def test_no_study_at_all(tmp_path: Path, written: Any) -> None:
     assert "line 1: expected keys and values" in refused("study", tmp_path / "bad.yaml", "--out", tmp_path / "o")
     twice = written(("[random,", "[random, random,"))
     assert "the same run occurs twice" in refused("study", twice, "--out", tmp_path / "o")
+    unlabelled = written(("label: norm, ", ""), ("[random, {", "[magnitude, {"))  # tables could not tell them apart
+    assert "give methods that differ in options a label each" in refused("study", unlabelled, "--out", tmp_path / "o")
     assert not (tmp_path / "o").exists()
 
 

@@ -86,12 +86,17 @@ def _elements(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _records(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     reader = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""))
-    header = next(reader)
-    for cells in filter(None, reader):
-        where = f"{path}, line {reader.line_num}"
-        if len(cells) != len(header):
-            raise UserError(f"{where}: {len(cells)} fields, but the header names {len(header)}: {', '.join(header)}")
-        yield where, dict(zip(header, cells, strict=True))
+    try:
+        header = next(reader)
+        for cells in filter(None, reader):
+            where = f"{path}, line {reader.line_num}"
+            if len(cells) != len(header):
+                raise UserError(
+                    f"{where}: {len(cells)} fields, but the header names {len(header)}: {', '.join(header)}"
+                )
+            yield where, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: not CSV ({error}); is a quotation mark left open?") from None
 
 
 def _parse_line(line: str, where: str) -> dict[str, Any]:

@@ -23,7 +23,8 @@ def load(split: str, data_dir: Path | None) -> PairData:
     found = open_split("samsum", HOME, split, data_dir)
     pairs, dropped = [], 0
     for where, row in found.rows:
-        dialogue = text_field(row, "dialogue", where).strip()
+        # `datasets` reads an empty field of the hub's .csv as None
+        dialogue = "" if row.get("dialogue", "") is None else text_field(row, "dialogue", where).strip()
         summary = filled_field(row, "summary", where).strip()
         if dialogue:
             pairs.append(Pair(dialogue + SEPARATOR, " " + summary))

@@ -55,10 +55,10 @@ class Predictions:
                 f"is {settings[name]!r}); choose another --out"
             )
         file = folder / PREDICTIONS
-        text = file.read_text(encoding="utf-8") if file.exists() else ""
-        if not text.endswith("\n") and text:  # stopped in the middle of writing
-            file.write_text(text := text[: text.rfind("\n") + 1], encoding="utf-8")
-        for row in map(json.loads, text.split("\n")[:-1]):
+        content = file.read_bytes() if file.exists() else b""
+        if not content.endswith(b"\n") and content:  # stopped in the middle of writing, perhaps of a character
+            file.write_bytes(content := content[: content.rfind(b"\n") + 1])
+        for row in map(json.loads, content.split(b"\n")[:-1]):
             self.outputs[row["index"]] = Output(row["prediction"], row["finished"])
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,22 +93,29 @@ class Section:
         return [r for r in self.rows if (r.method, r.distil) == (method, distil) and keep in (None, r.keep)]
 
 
-def sections(records: Iterable[Mapping[str, Any]]) -> list[Section]:
+def sections(records: Sequence[Mapping[str, Any]]) -> list[Section]:
     """records: of runs that ended well, in the order of the study."""
+    names = _names({record["config"]["model"] for record in records})
     found: dict[tuple[str, str], list[Row]] = {}
     for record in records:
-        row = _row(record)
+        row = _row(record, names[record["config"]["model"]])
         found.setdefault((row.model, row.task), []).append(row)
     return [Section(model, task, tuple(rows)) for (model, task), rows in found.items()]
 
 
-def _row(record: Mapping[str, Any]) -> Row:
+def _names(models: set[str]) -> dict[str, str]:
+    """What each model is called: the last part of its path, or all of it where two have the same last part."""
+    times = Counter(Path(model).name for model in models)
+    return {model: model if times[Path(model).name] > 1 else Path(model).name for model in models}
+
+
+def _row(record: Mapping[str, Any], model: str) -> Row:
     config, measured = record["config"], record["eval"]
     redundancy, prune = record.get("redundancy") or {}, record.get("prune") or {}
     dense = config["method"] == DENSE
     return Row(
         id=record["id"],
-        model=Path(config["model"]).name,
+        model=model,
         task=config["task"],
         method=config["method"],
         keep=config["keep"],

@@ -132,7 +132,7 @@ class _Reader:
         runs = []
         for model, task in product(models, tasks):
             layers = [common, tasks[task]]
-            measured = ["eval", "analyze", *(["bench"] if "bench" in common else [])]
+            measured = ["eval", "analyze", *(["bench"] if any("bench" in layer for layer in layers) else [])]
             trains = any("finetune" in layer for layer in layers)
             dense = self.sections([*(["finetune"] if trains else []), "eval", "analyze"], layers)
             for seed in seeds if trains else seeds[:1]:
@@ -142,7 +142,8 @@ class _Reader:
                 sections = self.sections(called, [*layers, method])
                 label, start = method.get("label", method["name"]), method.get("start", "base")
                 runs += [Run(model, task, label, method["name"], keep, seed, distilled, start, sections)]
-        if len({run.id for run in runs}) < len(runs):
+        # not by their ids: a report knows no more of a run than this
+        if len({(r.model, r.task, r.method, r.keep, r.seed, r.distil) for r in runs}) < len(runs):
             raise UserError(f"{self.path}: the same run occurs twice; give methods that differ in options a label each")
         name = self.value(keys["name"], str) if "name" in keys else self.path.stem
         return Study(name, tuple(sorted(runs, key=lambda run: not run.reference)))
