@@ -11,7 +11,7 @@ import torch
 from test_bad_input import refused
 from test_checkpoint import uniform_plan
 from test_gguf import bpe, model_of
-from tiny_checkpoints import documented, lmprune
+from tiny_checkpoints import documented, lmprune, tiny_checkpoint
 
 from lmprune import bench, checkpoint
 from lmprune.errors import UserError
@@ -115,3 +115,8 @@ def test_bad_requests(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) 
 def test_what_goes_wrong_in_a_worker_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no model at"):
         workers.Worker("torch", str(tmp_path / "nothing"), threads=1, context=8)
+    with workers.Worker("torch", str(tiny_checkpoint(tmp_path / "m")), threads=1, context=8) as worker:
+        worker._process.kill()
+        worker._process.join()
+        with pytest.raises(UserError, match="ran out of memory, or crashed"):
+            worker.time(np.ones((1, 4), dtype=np.int64), 2)

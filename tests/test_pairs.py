@@ -164,8 +164,6 @@ def test_a_completion_that_just_fits():
 
 def test_examples_refuse(tmp_path):
     tokenizer = byte_tokenizer()
-    with pytest.raises(UserError, match="unknown loss_on 'completions'; did you mean completion"):
-        pairs.examples([Pair("a", "b")], tokenizer, max_len=9, loss_on="completions")  # type: ignore[arg-type]
     tokenizer.eos_token = None
     with pytest.raises(UserError, match=r"no end-of-text token \(eos\)"):
         pairs.examples([Pair("a", "b")], tokenizer, max_len=9)
@@ -202,7 +200,10 @@ def test_broken_questions_are_named(tmp_path, bad, message):
     "table, message",
     [
         ({"id": "t"}, r"dev\.tables\.jsonl, line 1: field 'header' must be a list of names"),
-        ({**TABLE, "types": ["text"]}, r"line 1: field 'types' must name one type for each of the 2"),
+        ({**TABLE, "types": ["text"]}, r"line 1: field 'types' must name a type, text or real, for each of the 2"),
+        ({**TABLE, "types": ["text", "date"]}, r"line 1: field 'types' must name a type, text or real"),
+        ({**TABLE, "rows": 5}, r"line 1: field 'rows' has rows that are not of 2 values"),
+        ({**TABLE, "rows": [["a", ["b"]]]}, r"line 1: field 'rows' has rows that are not of 2 values"),
         ({**TABLE, "rows": [["a"]]}, r"line 1: field 'rows' has rows that are not of 2 values"),
     ],
 )

@@ -227,6 +227,29 @@ def test_broken_lines_and_other_versions_are_said(tmp_path: Path):
         assert sentence in shown.out and sentence in (folder / "report" / "index.html").read_text()
 
 
+def test_records_of_a_study_before_it_was_edited_are_left_out(tmp_path: Path):
+    old = {**made_up("gum", 0.5), "id": "older options", "eval": {"perplexity": 99.0}}
+    folder = written(tmp_path / "s", [made_up("dense"), old, made_up("gum", 0.5)])
+    shown = lmprune("report", folder)
+    assert "1 earlier records of runs whose options were changed since are left out" in shown.out
+    assert "99.0" not in (folder / "report" / "report.md").read_text()
+
+
+def test_layers_of_different_widths_and_bars_in_names(tmp_path: Path):
+    record = {**made_up("gum", 0.5), "widths_before": [8, 64, 64, 64], "kept": ["ff", *["f" * 16] * 3]}
+    record["config"] = {**record["config"], "method": r"a|b $\foo{$"}
+    page = lmprune("report", written(tmp_path / "s", [record]), "--json").record
+    assert r"a&#124;b $\foo{$" in (Path(page["out"]) / "report.md").read_text()
+
+
+def test_a_score_of_nothing_counts(monkeypatch: pytest.MonkeyPatch):
+    found = [made_up(m, 0.5, seed=s) for m in ("magnitude", "gum", "top_v") for s in range(3)]
+    for record in found:
+        record["eval"] = {"logical_form": {"magnitude": 0.0, "gum": 0.6, "top_v": 0.5}[record["config"]["method"]]}
+    verdicts = {c.claim: c for c in claims.of_section(section(found))}
+    assert len(verdicts["magnitude is worst"].evidence) == 2 and verdicts["magnitude is worst"].verdict == claims.HOLDS
+
+
 def test_nothing_to_report(tmp_path: Path):
     assert "no study results at" in refused("report", tmp_path)
     (tmp_path / "results.jsonl").write_text("broken\n")

@@ -148,6 +148,8 @@ def test_a_task_has_no_baseline_and_bench_compares_with_dense(written: Any, text
         ("    data:", "    dato:", 5, "a task needs 'data'"),
         ("    eval:", "    colour: red\n    eval:", 6, "unknown key 'colour'"),
         ("name: tiny", "name: tiny\nname: other", 2, "'name' is there twice"),
+        ("keep: [0.5", "keep: [!what 0.5", 8, "not a value: could not determine a constructor for the tag '!what'"),
+        ("name: tiny", "name: 2026-02-30", 1, "not a value: day is out of range for month"),
         ("analyze:", "bench: {models: [a]}\nanalyze:", 11, "unknown option of `lmprune bench` 'models'"),
     ],
 )
@@ -196,7 +198,7 @@ def test_a_line_cut_short_is_ended_and_the_latest_record_counts(tmp_path: Path) 
     assert [len(line) > 50 for line in file.read_text().splitlines()] == [True, False, True, True]
 
 
-@pytest.mark.parametrize("missing", ["format", "config", "versions", "eval", "seconds"])
+@pytest.mark.parametrize("missing", ["format", "study", "config", "versions", "eval", "seconds"])
 def test_what_is_no_record_is_not_read(tmp_path: Path, missing: str) -> None:
     record = made_up("gum", 0.5)
     del record[missing]
@@ -285,6 +287,16 @@ def test_a_study_that_trains_and_distils(written: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_command_that_was_killed_is_told(written: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = grid.read(written(), commands())
+    task = run.Task(found.runs[0], "tiny", tmp_path / "r", None, False, 1, Path.cwd())
+    shell = tmp_path / "python"
+    shell.write_text("#!/bin/sh\nkill -9 $$\n")
+    shell.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(shell))
+    assert run.execute(task)["error"] == "lmprune eval: killed by SIGKILL; was there memory?"
+
+
 def test_runs_whose_reference_failed_are_not_tried(written: Any, tmp_path: Path) -> None:
     file = written(("context: 64", "context: 100000"))
     record = lmprune("study", file, "--out", tmp_path / "o", "--json").record

@@ -177,6 +177,8 @@ def test_pairs_are_trained_on_with_the_loss_on_the_completion(numbers: Path) -> 
     first = examples[7]
     assert byte_tokenizer().decode(first["input_ids"]) == "7 and 7 is 14<s>"
     assert first["labels"] == [IGNORED] * len("7 and 7 is") + first["input_ids"][len("7 and 7 is") :]
+    whole = Corpus(str(numbers), loss_on="sequence").examples("train", byte_tokenizer(), seq_len=32)
+    assert [each["labels"] for each in whole] == [each["input_ids"] for each in examples]
     few = Corpus(str(numbers)).examples("train", byte_tokenizer(), seq_len=32, num_tokens=50)
     assert few == examples[:3]
 
@@ -257,6 +259,8 @@ def fails(model: Path, text: Path, tmp_path: Path) -> Any:
         ("--steps 20 --save-every 0", "save-every must be at least 1, got 0"),
         ("--steps 20 --schedule linear", "unknown schedule 'linear'; known: cubic, oneshot"),
         ("--steps 20 --method gum --compute gatherd", "unknown compute 'gatherd'; did you mean gathered?"),
+        ("--steps 20 --loss-on sequence", "--loss-on is about pairs of context and completion, and this is plain text"),
+        ("--steps 20 --loss-on context", "unknown loss 'context'; known: completion, sequence"),
         ("--steps 20 --kl-weight 0.3", "--kl-weight and --temperature are about distillation; name a --teacher"),
         ("--steps 20 --teacher x --kl-weight 2", "kl-weight must be in (0, 1], got 2"),
         ("--steps 20 --teacher x --temperature 0", "temperature must be above 0, got 0"),

@@ -74,6 +74,12 @@ def test_execution(query, result):
     assert wikisql.execute(query, TABLE) == result
 
 
+def test_integers_beyond_64_bits():
+    table = Table(("A", "B"), ("text", "real"), ((2**62, 2**70), (2**62, 1)))
+    assert wikisql.execute(Query(0, 4, ()), table) is None, "SQLite can't add them up: the query is wrong, not a crash"
+    assert wikisql.execute(Query(0, 0, ((1, 1, "1000"),)), table) == [str(2**62)]
+
+
 def test_numbers_in_text_columns_compare_as_text():
     table = Table(("A",), ("text",), (("3",), ("21",), (3,)))
     assert wikisql.execute(Query(0, 0, ((0, 0, "3"),)), table) == ["3", "3"]

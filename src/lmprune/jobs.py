@@ -63,12 +63,12 @@ def prune(
     checkpoint.check_out(out, force=force)
     spec = parse_spec(ffn) if ffn else None
     calibrates = needs_text(row, chosen=chosen is not None)
-    corpus = Corpus(data, data_dir, chat_template, seed)
+    corpus = Corpus(data, data_dir, chat_template, seed, **(training.given("loss_on") if training else {}))
     num_tokens = training.train_tokens if training else calibration_tokens
     read = partial(corpus.text, "train", num_tokens) if calibrates or training else None
     run = None
     if training is not None:
-        check_source(data, training.train_tokens, training.eval_every)
+        check_source(data, training.train_tokens, training)
         run = RunFolder(out, result_settings(options), resume=training.resume, force=force)
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     dense, tokenizer, text = open_model(terminal, model, data, read, **how)

@@ -73,4 +73,5 @@ WarmStart = Annotated[bool, _switch("--warm-start", "Begin learned scores at the
 LoraRank = Annotated[int | None, _training("N", "Train LoRA factors of this rank instead of all weights.")]
 Bf16 = Annotated[bool, _switch("--bf16", "Mixed precision.")]
 GradientCheckpointing = Annotated[bool, _switch("--gradient-checkpointing", "Less memory, more time.")]
+LossOn = Annotated[str | None, _training("completion|sequence", "Pairs: which tokens count in the loss.", "completion")]
 ReportTo = Annotated[str | None, _training("NAME", "Log to tensorboard, wandb, trackio, …", "nowhere")]

@@ -44,10 +44,10 @@ def finetune(
     training = Training.of(training_options)
     if training is None:
         raise UserError("say how long to train with --steps or --epochs")
-    check_source(data, training.train_tokens, training.eval_every)
+    check_source(data, training.train_tokens, training)
     checkpoint.check_out(out, force=force)
     run = RunFolder(out, result_settings(options), resume=training.resume, force=force)
-    corpus = Corpus(data, data_dir, chat_template, seed)
+    corpus = Corpus(data, data_dir, chat_template, seed, **training.given("loss_on"))
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     read = partial(corpus.text, "train", training.train_tokens)
     net, tokenizer, text = open_model(terminal, model, data, read, **how)

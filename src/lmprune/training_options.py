@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from .data.pairs import LOSS_ON, is_source
 from .errors import UserError, unknown
 from .masks import COMPUTES
 from .methods import Method, must_train, needs_text
@@ -34,6 +35,7 @@ class Training:
     warmup: float | None = None
     weight_decay: float | None = None
     train_tokens: int | None = None
+    loss_on: str | None = None
     eval_every: int | None = None
     save_every: int | None = None
     resume: bool = False
@@ -69,6 +71,8 @@ class Training:
             raise unknown("schedule", self.schedule, SCHEDULES)
         if self.compute not in (None, *COMPUTES):
             raise unknown("compute", self.compute, COMPUTES)
+        if self.loss_on not in (None, *LOSS_ON):
+            raise unknown("loss", self.loss_on, LOSS_ON)
         if self.teacher is None and (self.kl_weight is not None or self.temperature is not None):
             raise UserError("--kl-weight and --temperature are about distillation; name a --teacher")
         if self.kl_weight is not None and not 0 < self.kl_weight <= 1:
@@ -122,12 +126,17 @@ class Training:
         return self.temperature or 2.0
 
 
-def check_source(data: str, train_tokens: int | None, eval_every: int | None = None) -> None:
-    """Raises: UserError where the model is to write its own text, and nobody said how much."""
+def check_source(data: str, train_tokens: int | None, training: Training | None = None) -> None:
+    """Raises: UserError where the model is to write its own text, and nobody said how much, or an option does not go
+    with the source."""
     if data == "self" and train_tokens is None:
         raise UserError("the model writes as much text (self) as you like; say how much with --train-tokens")
-    if data == "self" and eval_every is not None:
+    if training is None:
+        return
+    if data == "self" and training.eval_every is not None:
         raise UserError("text that the model writes itself (self) has no validation split; leave out --eval-every")
+    if training.loss_on is not None and not is_source(data):
+        raise UserError("--loss-on is about pairs of context and completion, and this is plain text; leave it out")
 
 
 def check_method(row: Method, training: Training | None, *, keep: float, planned: bool) -> None:

@@ -137,8 +137,6 @@ def examples(
     note: told, in a sentence each, how many contexts were cut (see `encode`) and how many pairs left out.
     Raises: UserError as `encode`, or where no pair is left.
     """
-    if loss_on not in LOSS_ON:
-        raise unknown("loss_on", loss_on, LOSS_ON)
     encoded = encode(pairs, tokenizer, max_len=max_len)
     fitting = [each for each in encoded if each is not None]
     if not fitting:

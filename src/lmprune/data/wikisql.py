@@ -80,11 +80,18 @@ def _table(row: Mapping[str, Any], where: str) -> Table:
     header, types, rows = row.get("header"), row.get("types"), row.get("rows")
     if not isinstance(header, list) or not header or not all(isinstance(name, str) for name in header):
         raise UserError(f"{where}: field 'header' must be a list of names, got {header!r:.60}")
-    if types is not None and (not isinstance(types, list) or len(types) != len(header)):
-        raise UserError(f"{where}: field 'types' must name one type for each of the {len(header)} columns")
-    if rows is not None and any(len(cells) != len(header) for cells in rows):
+    if types is not None and not (_is_row(types, len(header)) and set(types) <= {"text", "real"}):
+        raise UserError(f"{where}: field 'types' must name a type, text or real, for each of the {len(header)} columns")
+    if rows is not None and not (isinstance(rows, list) and all(_is_row(cells, len(header)) for cells in rows)):
         raise UserError(f"{where}: field 'rows' has rows that are not of {len(header)} values, one a column")
     return Table(tuple(header), tuple(types) if types else None, tuple(map(tuple, rows)) if rows is not None else None)
+
+
+def _is_row(cells: Any, length: int) -> bool:
+    """A list of so many texts or numbers, whatever is missing being None."""
+    return (
+        isinstance(cells, list) and len(cells) == length and all(isinstance(c, str | int | float | None) for c in cells)
+    )
 
 
 def _question(row: Mapping[str, Any], where: str, tables: Mapping[str, Table] | None) -> Question:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 
 from ..data.sql import AGGREGATES, OPERATORS, Query, parse
 from ..data.wikisql import Question, Table
@@ -49,7 +50,8 @@ def same_result(query: Query, gold: Query, table: Table) -> bool:
 def execute(query: Query, table: Table) -> list[object] | None:
     """What SQLite returns: a value for each row that fulfils the conditions, or one where there is an aggregate.
 
-    Text is in lower case, as in the official databases. None where a number is asked for and the condition has none.
+    Text is in lower case, as in the official databases. None where a number is asked for and the condition has none,
+    and where SQLite can't: a sum over integers beyond 64 bits.
     """
     assert table.rows is not None
     types = table.types or ("text",) * len(table.header)
@@ -59,7 +61,7 @@ def execute(query: Query, table: Table) -> list[object] | None:
         if types[column] == "real" and number is None:
             return None
         values.append(value.lower() if number is None else number)
-    with sqlite3.connect(":memory:") as database:
+    with closing(sqlite3.connect(":memory:")) as database:
         columns = ", ".join(f"col{index} {kind}" for index, kind in enumerate(types))
         database.execute(f"CREATE TABLE t ({columns})")
         marks = ", ".join("?" * len(types))
@@ -67,7 +69,10 @@ def execute(query: Query, table: Table) -> list[object] | None:
         selected = f"{AGGREGATES[query.agg]}(col{query.sel})" if query.agg else f"col{query.sel}"
         where = " AND ".join(f"col{column} {OPERATORS[op]} ?" for column, op, _ in query.conds)
         statement = f"SELECT {selected} FROM t" + (f" WHERE {where}" if where else "")
-        return [row[0] for row in database.execute(statement, values)]
+        try:
+            return [row[0] for row in database.execute(statement, values)]
+        except sqlite3.OperationalError:
+            return None
 
 
 def _number(value: str) -> float | None:
@@ -80,4 +85,7 @@ def _number(value: str) -> float | None:
 
 
 def _lower(cell: object) -> object:
+    """As the database holds it: text in lower case, integers that SQLite has no room for as reals."""
+    if isinstance(cell, int) and abs(cell) >= 2**63:
+        return float(cell)
     return cell.lower() if isinstance(cell, str) else cell

@@ -33,18 +33,18 @@ class Worker:
 
     def time(self, prompt_BT: Any, new_tokens: int) -> tuple[float, float]:
         """See `engines.Engine.time`."""
-        self._end.send((prompt_BT, new_tokens))
-        return self._answer()
+        return self._answer((prompt_BT, new_tokens))
 
     def peak_memory_mb(self) -> float:
         """The most memory its process has held so far, in 10⁶ bytes."""
-        self._end.send(None)
-        return self._answer()
+        return self._answer(None)
 
-    def _answer(self) -> Any:
+    def _answer(self, *asked: Any) -> Any:
         try:
+            for question in asked:
+                self._end.send(question)
             good, answer = self._end.recv()
-        except EOFError:
+        except (EOFError, BrokenPipeError, ConnectionResetError):
             raise UserError("the engine's process ended without a word: it ran out of memory, or crashed") from None
         if not good:
             raise UserError(answer)

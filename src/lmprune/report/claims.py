@@ -69,13 +69,17 @@ def of_section(found: Section) -> list[Claim]:
 
 
 def _loss(found: Section) -> Callable[[Row], float | None]:
-    """Less is better, and differences are relative: log perplexity, -log of a score."""
+    """Less is better, and differences are relative: log perplexity, -log of a score.
+
+    A score of 0 counts as a thousandth of the best one, or the worst methods would be left out.
+    """
     key = found.metrics[0]
     sign = 1 if METRICS[key][1] else -1
+    least = 1e-3 * max(row.metrics.get(key, 0) for row in found.rows)
 
     def value(row: Row) -> float | None:
         measured = row.metrics.get(key)
-        return sign * math.log(measured) if measured else None
+        return sign * math.log(max(measured, least)) if measured is not None and least > 0 else None
 
     return value
 

@@ -172,13 +172,14 @@ def _maps(found: Section) -> Iterator[Chart]:
     for row in rows:
         bits = _bits(row.record)
         tips = tuple(f"{row.name}, layer {i}: {sum(layer)} of {len(layer)} neurons" for i, layer in enumerate(bits))
-        panels += [Panel(f"{row.name}, keep {row.keep:g}", row.method, tuple(map(_binned, bits)), tips)]
+        columns = min(MAP_COLUMNS, *map(len, bits))
+        shares = tuple(_binned(layer, columns) for layer in bits)
+        panels += [Panel(f"{row.name}, keep {row.keep:g}", row.method, shares, tips)]
     if panels:
         caption = "A row a layer, neurons in their order from left to right; stronger where more of them stayed."
         yield HeatChart("maps", "Which neurons stayed", caption, "neuron", "layer", tuple(panels))
 
 
-def _binned(bits: Sequence[int]) -> tuple[float, ...]:
-    columns = min(MAP_COLUMNS, len(bits))
+def _binned(bits: Sequence[int], columns: int) -> tuple[float, ...]:
     edges = [i * len(bits) // columns for i in range(columns + 1)]
     return tuple(sum(bits[a:b]) / (b - a) for a, b in pairwise(edges))

@@ -34,7 +34,7 @@ def report(folder: Path, out: Path | None) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"can't write {error.filename or out}: {error.strerror}; choose another --out") from None
     return {
-        "records": len(results.done),
+        "records": len(results.latest),
         "failed": len(results.failed),
         "broken": results.broken,
         "notes": list(made.notes),
@@ -50,15 +50,15 @@ def report(folder: Path, out: Path | None) -> dict[str, Any]:
 
 def build(results: Results) -> Page:
     """The page of these records, all of it plain values."""
-    sections = rows.sections(results.done)
+    sections = rows.sections(results.latest)
     parts = tuple(
         (found.title, tuple(tables.of_section(found)), tuple(figures.of_section(found, f"s{i}_")))
         for i, found in enumerate(sections, start=1)
     )
-    studies = sorted({record["study"] for record in results.done})
-    hours = sum(record["seconds"]["total"] for record in results.done) / 3600
-    made_by = ", ".join(sorted({record["versions"]["lmprune"] for record in results.done}))
-    summary = f"{len(results.done)} runs by lmprune {made_by}; {hours:.1f} hours of commands in all."
+    studies = sorted({record["study"] for record in results.latest})
+    hours = sum(record["seconds"]["total"] for record in results.latest) / 3600
+    made_by = ", ".join(sorted({record["versions"]["lmprune"] for record in results.latest}))
+    summary = f"{len(results.latest)} runs by lmprune {made_by}; {hours:.1f} hours of commands in all."
     return Page(
         title=f"Study: {', '.join(studies)}",
         summary=summary,

@@ -120,4 +120,5 @@ def markdown(page: Page, folder: str) -> str:
 
 def _markdown_table(table: Table) -> list[str]:
     rows = [table.header, ("---",) * len(table.header), *table.rows]
-    return [f"**{table.title}**", "", *(f"| {' | '.join(row)} |" for row in rows), "", table.note, ""]
+    lines = [" | ".join(cell.replace("|", "&#124;") for cell in row) for row in rows]
+    return [f"**{table.title}**", "", *(f"| {line} |" for line in lines), "", table.note, ""]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
@@ -23,8 +24,9 @@ COLOURS = (
 
 def write_png(chart: Chart, path: Path) -> None:
     """Draw the chart to `path`, light, 100 dots an inch."""
-    figure = _lines(chart) if isinstance(chart, LineChart) else _heat(chart)
-    FigureCanvasAgg(figure).print_png(path)
+    with rc_context({"text.parse_math": False}):  # a $ in a name is a $
+        figure = _lines(chart) if isinstance(chart, LineChart) else _heat(chart)
+        FigureCanvasAgg(figure).print_png(path)
 
 
 def _lines(chart: LineChart) -> Figure:

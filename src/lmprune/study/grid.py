@@ -185,8 +185,14 @@ class _Reader:
             raise self.fail(node, "expected a list with something in it, like [a, b]")
         return node.value
 
+    def constructed(self, node: yaml.Node) -> Any:
+        try:
+            return yaml.SafeLoader("").construct_object(node, deep=True)
+        except (yaml.YAMLError, ValueError) as error:  # an unknown tag, the 30th of February
+            raise self.fail(node, f"not a value: {' '.join(str(error).split())}") from None
+
     def value(self, node: yaml.Node, kind: type, check: Any = None) -> Any:
-        found = yaml.SafeLoader("").construct_object(node, deep=True)
+        found = self.constructed(node)
         if kind is float and type(found) is int:
             found = float(found)
         if type(found) is not kind:
@@ -245,7 +251,7 @@ class _Reader:
         return found
 
     def plain(self, node: yaml.Node) -> str | int | float | bool | None:
-        found = yaml.SafeLoader("").construct_object(node, deep=True)
+        found = self.constructed(node)
         if not isinstance(found, str | int | float | bool | None):
             raise self.fail(node, f"expected a single value, got {found!r}")
         return found

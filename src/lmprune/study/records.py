@@ -12,6 +12,7 @@ from ..errors import UserError
 
 RESULTS_FILE = "results.jsonl"
 FORMAT = 1
+_PLACE = ("model", "task", "method", "keep", "seed", "distil")
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ class Results:
     def done(self) -> list[dict[str, Any]]:
         """Of the runs that ended well."""
         return [record for record in self.records if record["error"] is None]
+
+    @property
+    def latest(self) -> list[dict[str, Any]]:
+        """Of those, the last of each place in a table: earlier ones are of a study whose options were edited since."""
+        return list({_place(record): record for record in self.done}.values())
 
     @property
     def failed(self) -> list[dict[str, Any]]:
@@ -41,11 +47,17 @@ class Results:
         if self.broken:
             lines = "line of the results is" if self.broken == 1 else "lines of the results are"
             found += [f"{self.broken} {lines} not a record of this format and left out"]
+        if old := len(self.done) - len(self.latest):
+            found += [f"{old} earlier records of runs whose options were changed since are left out"]
         if len(self.versions) > 1:
             found += [f"the records are of different versions of lmprune: {', '.join(self.versions)}"]
         if self.failed:
             found += [f"{len(self.failed)} of {len(self.records)} runs failed"]
         return found
+
+
+def _place(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(record["config"][name] for name in _PLACE)
 
 
 def _version(record: Mapping[str, Any]) -> str:
@@ -76,9 +88,9 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
         config, versions = record["config"], record["versions"]
-        whole = record["format"] == FORMAT and {"id", "error", "seconds"} <= record.keys()
-        whole &= {"model", "task", "method", "keep", "seed", "distil"} <= config.keys() and "lmprune" in versions
-        whole &= record["error"] is not None or "eval" in record
+        whole = record["format"] == FORMAT and {"id", "study", "error", "seconds"} <= record.keys()
+        whole &= set(_PLACE) <= config.keys() and "lmprune" in versions and "total" in record["seconds"]
+        whole &= record["error"] is not None or isinstance(record["eval"], dict)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     return record if whole else None

@@ -159,9 +159,11 @@ def _call(arguments: Sequence[str], task: Task) -> tuple[dict[str, Any], int]:
             child.returncode = os.waitstatus_to_exitcode(status)
         finally:
             _children.discard(child)
+    if child.returncode < 0:
+        raise Failed(f"lmprune {arguments[0]}: killed by {signal.Signals(-child.returncode).name}; was there memory?")
     if child.returncode != 0:
         said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        raise Failed(f"lmprune {arguments[0]}: {said[-1].removeprefix('error: ') if said else 'no word'}")
+        raise Failed(f"lmprune {arguments[0]}: {said[-1].removeprefix('error: ')}")
     return json.loads(out), usage.ru_maxrss
 
 

@@ -18,12 +18,16 @@ _EVERYTHING = 2**62
 
 @dataclass(frozen=True)
 class Corpus:
-    """A source as `data.load` knows it, and how it is read. seed: of a text that the model writes itself."""
+    """A source as `data.load` knows it, and how it is read.
+
+    seed: of a text that the model writes itself. loss_on: of pairs, see `pairs.examples`.
+    """
 
     source: str
     data_dir: Path | None = None
     chat_template: bool = False
     seed: int = 0
+    loss_on: pairs.LossOn = "completion"
 
     def text(self, split: str, num_tokens: int | None = None, **whose: Any) -> TextData:
         """whose: tokenizer, and for the source `self` model."""
@@ -52,7 +56,7 @@ class Corpus:
         if note is not None:
             for sentence in found.notes:
                 note(sentence)
-        examples = pairs.examples(found.pairs, tokenizer, max_len=seq_len, note=note)
+        examples = pairs.examples(found.pairs, tokenizer, max_len=seq_len, loss_on=self.loss_on, note=note)
         return examples if num_tokens is None else _first(examples, num_tokens)
 
 
