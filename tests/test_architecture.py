@@ -22,7 +22,7 @@ COMMAND_LINE = {
         f"commands{name}"
         for name in ("", ".deploying", ".measuring", ".parameters", ".pruning", ".studies", ".training")
     ),
-    *("jobs", "training_jobs", "training_options", "training.job", "opening", "reproduce", "study.job"),
+    *("jobs", "training_jobs", "training_options", "training.job", "opening", "study.job"),
 }
 TRAINING = {"training.callbacks", "training.train", "training.trainer"}
 USE_TRANSFORMERS = {

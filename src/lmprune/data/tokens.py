@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from .token_cache import cached
 
 if TYPE_CHECKING:
     from . import TextData
+
+_MOST_A_CHARACTER = 4  # tokens: the bytes of one in UTF-8
 
 
 def encode(tokenizer: Any, text: str) -> Any:
@@ -25,27 +28,35 @@ def sequences(tokenizer: Any, data: TextData, *, seq_len: int, num_tokens: int, 
     """Calibration sequences (n, seq_len), int64: documents in random order, concatenated and cut; no remainder.
 
     n = num_tokens // seq_len, or fewer where the text is shorter: look at the shape.
-    seed: of the order of documents; None = as they come. Only as many documents as needed are tokenised.
+    seed: of the order of documents; None = as they come. Only as many documents as needed are tokenised; where that
+    is all of a large text as it comes, they are kept for the next time (see `token_cache`).
     Raises: UserError where the text, or num_tokens, is shorter than one sequence.
     """
     if not 1 <= seq_len <= num_tokens:
         raise UserError(f"{num_tokens} tokens don't hold one sequence of {seq_len}; ask for more, or shorter sequences")
     wanted = num_tokens // seq_len * seq_len
-    order = range(len(data.documents))
+    documents = list(data.documents)
     if seed is not None:
-        order = torch.randperm(len(order), generator=torch.Generator().manual_seed(seed)).tolist()
-    ids: list[int] = []
-    for i in order:
-        ids += encode(tokenizer, data.documents[i]).input_ids
-        if len(ids) >= wanted:
-            break
+        order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed)).tolist()
+        documents = [documents[i] for i in order]
+
+    def read() -> list[int]:
+        ids: list[int] = []
+        for document in documents:
+            ids += encode(tokenizer, document).input_ids
+            if len(ids) >= wanted:
+                break
+        return ids
+
+    everything = seed is None and num_tokens >= _MOST_A_CHARACTER * sum(map(len, documents))
+    ids = cached(tokenizer, documents, read) if everything else torch.tensor(read(), dtype=torch.int64)
     num_sequences = min(len(ids), wanted) // seq_len
     if num_sequences == 0:
         raise UserError(
             f"{data.name} has {len(ids)} tokens, fewer than one sequence of {seq_len}; "
             "give a longer text or a smaller --seq-len"
         )
-    return torch.tensor(ids[: num_sequences * seq_len]).view(num_sequences, seq_len)
+    return ids[: num_sequences * seq_len].view(num_sequences, seq_len)
 
 
 def stream(tokenizer: Any, data: TextData, max_tokens: int | None = None) -> tuple[Tensor, int]:
