@@ -155,6 +155,15 @@ def test_every_figure_is_made_with_every_run_in_it():
     assert [y for _, y in gum.curve] == pytest.approx([(14 + i) / 64 for i in range(LAYERS)])
 
 
+def test_penalties_are_not_in_the_training_loss():
+    record = made_up("gum", 0.5)
+    plain = next(c for c in figures.of_section(section([record]), "") if c.id == "training_loss")
+    record["training_log"] = [{**e, "loss": e["loss"] + 2, "penalty": 2.0} for e in record["training_log"]]
+    penalised = next(c for c in figures.of_section(section([record]), "") if c.id == "training_loss")
+    assert isinstance(plain, LineChart) and isinstance(penalised, LineChart)
+    assert penalised.ys == pytest.approx(plain.ys)
+
+
 def test_figures_without_numbers_are_left_out():
     bare = []
     for record in grid(seeds=1, trained=False):

@@ -147,11 +147,18 @@ def _bits(record: Any) -> list[list[int]]:
 
 
 def _training(found: Section) -> Iterator[Chart]:
-    for key, title in (("loss", "Training loss"), ("perplexity", "Perplexity while training"), ("keep", "Keep ratio")):
+    for key, title in (
+        ("loss", "Training loss without penalties"),
+        ("perplexity", "Perplexity while training"),
+        ("keep", "Keep ratio"),
+    ):
         lines = []
         for row in found.rows:
             log = row.record.get("training_log") or []
             curve = [(float(e["step"]), float(e[key])) for e in log if e.get(key) is not None]
+            if key == "loss":  # what methods add to it can't be compared
+                added = {float(e["step"]): float(e.get("penalty") or 0) for e in log}
+                curve = [(step, loss - added[step]) for step, loss in curve]
             if len(curve) > 1:
                 lines += [Line(row.name, row.method, curve=_thinned(curve), dashed=row.distil, tip=tip(row))]
         if lines:
