@@ -143,7 +143,7 @@ def adds_to(gram_FF: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], Non
 
 
 def peak_mb(method: str) -> float:
-    """Peak resident size in MB of a process that takes 9 steps, which fill the buffer of rows, before pruning begins."""
+    """Peak resident size in MB of a process that takes 9 steps, which fill the buffer of rows."""
     code = [sys.executable, __file__, "--memory-of", method]
     return float(subprocess.run(code, capture_output=True, text=True, check=True).stdout.split()[-1])
 
