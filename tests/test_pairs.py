@@ -164,6 +164,8 @@ def test_a_completion_that_just_fits():
 
 def test_examples_refuse(tmp_path):
     tokenizer = byte_tokenizer()
+    with pytest.raises(UserError, match="unknown loss_on 'completions'; did you mean completion"):
+        pairs.examples([Pair("a", "b")], tokenizer, max_len=9, loss_on="completions")  # type: ignore[arg-type]
     tokenizer.eos_token = None
     with pytest.raises(UserError, match=r"no end-of-text token \(eos\)"):
         pairs.examples([Pair("a", "b")], tokenizer, max_len=9)

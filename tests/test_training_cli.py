@@ -260,7 +260,7 @@ def fails(model: Path, text: Path, tmp_path: Path) -> Any:
         ("--steps 20 --schedule linear", "unknown schedule 'linear'; known: cubic, oneshot"),
         ("--steps 20 --method gum --compute gatherd", "unknown compute 'gatherd'; did you mean gathered?"),
         ("--steps 20 --loss-on sequence", "--loss-on is about pairs of context and completion, and this is plain text"),
-        ("--steps 20 --loss-on context", "unknown loss 'context'; known: completion, sequence"),
+        ("--steps 20 --loss-on context", "unknown loss_on 'context'; known: completion, sequence"),
         ("--steps 20 --kl-weight 0.3", "--kl-weight and --temperature are about distillation; name a --teacher"),
         ("--steps 20 --teacher x --kl-weight 2", "kl-weight must be in (0, 1], got 2"),
         ("--steps 20 --teacher x --temperature 0", "temperature must be above 0, got 0"),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from .data.pairs import LOSS_ON, is_source
+from .data.pairs import check_loss_on, is_source
 from .errors import UserError, unknown
 from .masks import COMPUTES
 from .methods import Method, must_train, needs_text
@@ -71,8 +71,8 @@ class Training:
             raise unknown("schedule", self.schedule, SCHEDULES)
         if self.compute not in (None, *COMPUTES):
             raise unknown("compute", self.compute, COMPUTES)
-        if self.loss_on not in (None, *LOSS_ON):
-            raise unknown("loss", self.loss_on, LOSS_ON)
+        if self.loss_on is not None:
+            check_loss_on(self.loss_on)
         if self.teacher is None and (self.kl_weight is not None or self.temperature is not None):
             raise UserError("--kl-weight and --temperature are about distillation; name a --teacher")
         if self.kl_weight is not None and not 0 < self.kl_weight <= 1:

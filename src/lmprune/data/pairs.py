@@ -137,6 +137,7 @@ def examples(
     note: told, in a sentence each, how many contexts were cut (see `encode`) and how many pairs left out.
     Raises: UserError as `encode`, or where no pair is left.
     """
+    check_loss_on(loss_on)
     encoded = encode(pairs, tokenizer, max_len=max_len)
     fitting = [each for each in encoded if each is not None]
     if not fitting:
@@ -152,6 +153,12 @@ def examples(
         }
         for each in fitting
     ]
+
+
+def check_loss_on(name: str) -> None:
+    """Raises: UserError where `examples` would not know it."""
+    if name not in LOSS_ON:
+        raise unknown("loss_on", name, LOSS_ON)
 
 
 def eos_id(tokenizer: Any) -> int:
