@@ -152,13 +152,11 @@ def _training(found: Section) -> Iterator[Chart]:
         ("perplexity", "Perplexity while training"),
         ("keep", "Keep ratio"),
     ):
+        added = "penalty" if key == "loss" else None  # what methods add to it can't be compared
         lines = []
         for row in found.rows:
             log = row.record.get("training_log") or []
-            curve = [(float(e["step"]), float(e[key])) for e in log if e.get(key) is not None]
-            if key == "loss":  # what methods add to it can't be compared
-                added = {float(e["step"]): float(e.get("penalty") or 0) for e in log}
-                curve = [(step, loss - added[step]) for step, loss in curve]
+            curve = [(float(e["step"]), e[key] - (e.get(added) or 0.0)) for e in log if e.get(key) is not None]
             if len(curve) > 1:
                 lines += [Line(row.name, row.method, curve=_thinned(curve), dashed=row.distil, tip=tip(row))]
         if lines:

@@ -52,15 +52,16 @@ def report(folder: Path, out: Path | None) -> dict[str, Any]:
 
 def build(results: Results) -> Page:
     """The page of these records, all of it plain values."""
-    sections = rows.sections(results.latest)
+    runs = results.latest
+    sections = rows.sections(runs)
     parts = tuple(
         (found.title, tuple(tables.of_section(found)), tuple(figures.of_section(found, f"s{i}_")))
         for i, found in enumerate(sections, start=1)
     )
-    studies = sorted({record["study"] for record in results.latest})
-    hours = sum(record["seconds"]["total"] for record in results.latest) / 3600
-    made_by = ", ".join(sorted({record["versions"]["lmprune"] for record in results.latest}))
-    summary = f"{len(results.latest)} runs by lmprune {made_by}; {hours:.1f} hours of commands in all."
+    studies = sorted({record["study"] for record in runs})
+    hours = sum(record["seconds"]["total"] for record in runs) / 3600
+    made_by = ", ".join(sorted({record["versions"]["lmprune"] for record in runs}))
+    summary = f"{len(runs)} runs by lmprune {made_by}; {hours:.1f} hours of commands in all."
     return Page(
         title=f"Study: {', '.join(studies)}",
         summary=summary,
