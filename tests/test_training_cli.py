@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,18 @@ import torch
 from test_bad_input import refused
 from tiny_checkpoints import DOCS, byte_tokenizer, documented, lmprune, tiny_checkpoint
 from tiny_models import LAYERS, WIDTH
+from transformers import TrainerCallback
 
 from lmprune import models
 from lmprune.data.pairs import IGNORED
 from lmprune.errors import UserError
 from lmprune.ffn import find_ffns
+from lmprune.gradual import GradualPruner
 from lmprune.plan import PLAN_FILE, PrunePlan
 from lmprune.training.examples import Corpus
 from lmprune.training.settings import TrainSettings
 from lmprune.training.train import train
+from lmprune.training.trainer import PruneTrainer
 from lmprune.training_options import Training
 
 SHORT = ("--steps", 12, "--seq-len", 32)
@@ -76,7 +80,7 @@ def test_the_log(pruned: dict[str, Any]) -> None:
     assert [line["step"] for line in steps] == list(range(1, 13))
     assert set(steps[0]) == {"step", "loss", "lr", "keep", "penalty", "similarity"}
     assert steps[0]["keep"] == 1 and steps[-1]["keep"] == 0.5
-    assert [line["step"] for line in lines if "perplexity" in line] == [5, 10, 12]
+    assert [line["step"] for line in lines if "perplexity" in line] == [0, 5, 10, 12]
     assert pruned["training"]["perplexity"] == lines[-2]["perplexity"] > 1
     assert pruned["training"]["last_loss"] == steps[-1]["loss"] != pruned["training"]["first_loss"]
 
@@ -158,6 +162,28 @@ def test_logs_of_tensorboard_outlive_the_run(
     monkeypatch.setattr("lmprune.training.job.train", started)
     shown = lmprune("finetune", model, "--data", text, *SHORT, "--report-to", "tensorboard", "--out", tmp_path / "o")
     assert where == [str(tmp_path / "o.tensorboard")] and where[0] in shown.err
+
+
+def test_trackers_are_told_of_the_pruning_too(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, float]] = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            seen.append({"step": state.global_step, **logs})
+
+    monkeypatch.setattr("lmprune.training.train.PruneTrainer", partial(PruneTrainer, callbacks=[Tracker()]))
+    net = models.load(model)
+    pruner = GradualPruner(net, method="gum", keep=0.5, num_steps=12)
+    examples = [{"input_ids": list(range(i, i + 16))} for i in range(8)]
+    result = train(net, examples, TrainSettings(steps=12, eval_every=6), pruner=pruner, held_out=examples[:2])
+    perplexities = {line["step"]: line["perplexity"] for line in seen if "perplexity" in line}
+    assert list(perplexities) == [0, 6, 12]
+    assert perplexities == {line["step"]: line["perplexity"] for line in result.log if "perplexity" in line}
+    steps = [line for line in seen if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 13))
+    for line in steps:
+        assert {"keep", "penalty", "similarity"} <= set(line)
+    assert [line["keep"] for line in steps] == [line["keep"] for line in result.log if "loss" in line]
 
 
 def test_epochs_become_steps(model: Path, text: Path, tmp_path: Path) -> None:

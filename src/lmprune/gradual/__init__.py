@@ -143,6 +143,16 @@ class GradualPruner:
             return self.settings.penalty_weight * self.soft.strength(self.step)
         return self.settings.penalty_weight * self.schedule(self.step) / self.keep
 
+    def progress(self) -> dict[str, float]:
+        """What a log shows of this step: `keep`, the ratio of neurons that take part, and where the method has them
+        `penalty`, R, and `similarity`, the neurons' mean u."""
+        values = {"keep": self.masks.keep}
+        if (penalty := self.penalty()) is not None:
+            values["penalty"] = float(penalty.detach())
+        if self.estimate is not None:
+            values["similarity"] = self.estimate.mean()
+        return values
+
     def end_step(self) -> None:
         """The optimizer has stepped."""
         if self.estimate is not None:

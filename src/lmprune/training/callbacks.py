@@ -24,41 +24,36 @@ from .run_folder import MARK, RunFolder
 
 #: called with (steps done, steps in all, what is known now: loss, keep, lr, perplexity)
 Report = Callable[[int, int, Mapping[str, float]], None]
+#: the log's name of what the Trainer logs: its own, `GradualPruner.progress`, `HeldOut`
+LOGGED = {"loss": "loss", "learning_rate": "lr"} | {
+    name: name for name in ("keep", "penalty", "similarity", "perplexity")
+}
 _SCORES = "scores."
 
 
 class Log(TrainerCallback):
-    """Writes one JSON line a step, and shows it: `step`, `loss` (all of it, the penalty too), `lr`; where a model is
-    being pruned also `keep`, the ratio of neurons that took part, `penalty`, and `similarity`, their mean u.
+    """Writes what the Trainer logs, one JSON line a step, and shows it: `step`, `loss` (all of it, the penalty too),
+    `lr`, and of a model that is being pruned `keep`, `penalty`, `similarity`; `perplexity` in lines of its own.
 
     A line a step and no averages over several, so that a resumed run's log is the uninterrupted one's.
     """
 
-    def __init__(self, pruner: GradualPruner | None, folder: RunFolder | None, report: Report | None):
-        self.pruner, self.folder, self.report = pruner, folder, report
+    def __init__(self, folder: RunFolder | None, report: Report | None):
+        self.folder, self.report = folder, report
         self.known: dict[str, float] = {}
         self.lines: list[dict[str, float]] = []
 
-    def add(self, state: Any, values: Mapping[str, float]) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if not math.isfinite(logs.get("grad_norm", 0.0)):  # the weights are spoilt: before this state is saved
+            raise UserError(f"the gradient of step {state.global_step} is not finite; try a smaller --lr")
+        values = {ours: float(logs[name]) for name, ours in LOGGED.items() if name in logs}
+        if not values:  # the Trainer's summary of the run
+            return
         self.known |= values
         self.lines.append({"step": state.global_step, **values})
         if self.folder is not None and PartialState().is_main_process:
             with self.folder.log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(self.lines[-1]) + "\n")
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if logs is None or "loss" not in logs:
-            return
-        if not math.isfinite(logs.get("grad_norm", 0.0)):  # the weights are spoilt: before this state is saved
-            raise UserError(f"the gradient of step {state.global_step} is not finite; try a smaller --lr")
-        values = {"loss": float(logs["loss"]), "lr": float(logs["learning_rate"])}
-        if self.pruner is not None:
-            values["keep"] = self.pruner.masks.keep
-            if (penalty := self.pruner.penalty()) is not None:
-                values["penalty"] = float(penalty.detach())
-            if self.pruner.estimate is not None:
-                values["similarity"] = self.pruner.estimate.mean()
-        self.add(state, values)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         control.should_log = True
@@ -67,14 +62,19 @@ class Log(TrainerCallback):
 
 
 class HeldOut(TrainerCallback):
-    """Perplexity on held-out examples every so many steps, exp of the mean loss of all their counted tokens."""
+    """Logs the perplexity on held-out examples before the first step, every so many steps and after the last: exp of
+    the mean loss of all their counted tokens. log: the Trainer's."""
 
-    def __init__(self, log: Log, batches: Sequence[dict[str, Tensor]], every: int):
+    def __init__(self, log: Callable[[dict[str, float]], None], batches: Sequence[dict[str, Tensor]], every: int):
         self.log, self.batches, self.every = log, batches, every
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if state.global_step == 0:  # a resumed run has it
+            self.log({"perplexity": perplexity_of(model, self.batches)})
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
-            self.log.add(state, {"perplexity": perplexity_of(model, self.batches)})
+            self.log({"perplexity": perplexity_of(model, self.batches)})
 
 
 @torch.no_grad()

@@ -60,24 +60,23 @@ def train(
         a_step = settings.batch_size * settings.grad_accum * arguments.world_size
         if len(examples) < a_step:
             raise UserError(f"{len(examples)} training examples are fewer than one step's {a_step}; give more text")
-        log = Log(pruner, folder, report)
-        callbacks: list[Any] = [log]
-        if held_out:
-            size = settings.batch_size
-            batches = [padded(held_out[i : i + size]) for i in range(0, len(held_out), size)]
-            callbacks.insert(0, HeldOut(log, batches, settings.eval_every or settings.steps))
         trainer = PruneTrainer(
             model=model,
             args=arguments,
             train_dataset=[{**example, "row": row} for row, example in enumerate(examples)],  # type: ignore[arg-type]
             data_collator=padded,
-            callbacks=callbacks,
             pruner=pruner,
             teacher=teacher,
             kl_weight=kl_weight,
             score_lr=settings.score_lr_of(pruner is not None and pruner.soft is not None),
         )
         trainer.remove_callback(PrinterCallback)
+        if held_out:  # before `Log`, which asks for the step's own line
+            size = settings.batch_size
+            batches = [padded(held_out[i : i + size]) for i in range(0, len(held_out), size)]
+            trainer.add_callback(HeldOut(trainer.log, batches, settings.eval_every or settings.steps))
+        log = Log(folder, report)
+        trainer.add_callback(log)
         if folder is None:
             trainer.train()
             return TrainResult(time.perf_counter() - start, log.lines)

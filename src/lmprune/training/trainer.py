@@ -75,6 +75,12 @@ class PruneTrainer(Trainer):
             separate(optimizer, scores, self.score_lr)
         return optimizer
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """With what the pruner says of the step, so that TensorBoard, W&B and trackio show it too."""
+        if self.pruner is not None and "loss" in logs:
+            logs = logs | self.pruner.progress()
+        super().log(logs, start_time)
+
     def compute_loss(
         self,
         model: nn.Module,
