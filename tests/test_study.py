@@ -226,6 +226,19 @@ def test_an_estimate_is_corrected_by_what_is_done(written: Any) -> None:
     assert estimate(found, everything, jobs=1, threads=1) == 0
 
 
+def test_an_estimate_knows_pairs_and_epochs(written: Any, text: Path) -> None:
+    def seconds(data: str, length: str, evaluation: str = "") -> float:
+        sections = f"finetune: {{{length}}}\neval: {{{evaluation}}}"
+        file = written((f"data: {text}", f"data: {data}"), ("eval: {max_tokens: 512}", sections))
+        return estimate(grid.read(file, commands()).runs, [], jobs=1, threads=1)
+
+    long = "steps: 100000, seq_len: 512"
+    pairs = seconds("samsum", long, "limit: 10")
+    assert pairs < 0.5 * seconds("wikitext", long)  # a pair is no full block
+    assert seconds("samsum", long, "limit: 1000000") > 1.5 * pairs
+    assert seconds("wikitext", "epochs: 1000") > 10 * seconds("wikitext", "epochs: 1")
+
+
 def test_a_dry_run_writes_nothing(written: Any, tmp_path: Path) -> None:
     record = lmprune("study", written(), "--out", tmp_path / "o", "--dry-run", "--json").record
     assert set(record) == {"study", "runs", "finished", "todo", "estimated_seconds"} and len(record["todo"]) == 5

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .. import models
+from ..data.pairs import is_source
 from ..methods import get_method, needs_text
 from .grid import Options, Run
 
@@ -17,7 +18,10 @@ from .grid import Options, Run
 _EFFICIENCY = 0.35
 #: seconds that a command takes before it works: imports, loading
 _START = 7.0
-_WHOLE_SPLIT = 250_000  # tokens of a validation text that is read to its end
+#: where the study does not say it: tokens of a validation and of a training text, pairs of a validation split
+_WHOLE_SPLIT, _WHOLE_TRAIN, _ALL_PAIRS = 250_000, 2_500_000, 4_000
+#: tokens of a pair, padded to the longest beside it, and of an answer; the cost of a decoded token over one that is read
+_PAIR_TOKENS, _DECODED_TOKENS, _DECODING = 160, 40, 3
 
 
 def estimate(runs: Sequence[Run], done: Sequence[Mapping[str, Any]], *, jobs: int, threads: int) -> float:
@@ -54,7 +58,7 @@ def _rate(threads: int) -> float:
 def _seconds(run: Run, parameters: int, rate: float) -> float:
     """2 operations a parameter and token for a forward pass, 6 with the backward pass."""
     sections = run.sections
-    work = 2.0 * int(sections["eval"].get("max_tokens", _WHOLE_SPLIT)) * (1 if run.reference else 2)
+    work = _evaluation(sections["eval"], run.reference)
     work += 8.0 * int(sections["analyze"].get("max_tokens", 16384)) * (1 if run.reference else 2)
     for name in ("prune", "finetune"):
         work += 6.0 * _training_tokens(sections.get(name, {})) * (4 / 3 if run.distil else 1)
@@ -64,6 +68,18 @@ def _seconds(run: Run, parameters: int, rate: float) -> float:
     return work * parameters / rate + _START * len(sections)
 
 
-def _training_tokens(options: Options) -> int:
-    steps, batch = options.get("steps") or 0, options.get("batch_size") or 4
-    return int(steps * batch * (options.get("grad_accum") or 1) * (options.get("seq_len") or 512))
+def _evaluation(options: Options, reference: bool) -> float:
+    """Operations a parameter: a text is read by both models, answers are decoded by the one."""
+    if not is_source(options["data"]):
+        return 2.0 * int(options.get("max_tokens", _WHOLE_SPLIT)) * (1 if reference else 2)
+    return 2.0 * int(options.get("limit", _ALL_PAIRS)) * (_PAIR_TOKENS + _DECODED_TOKENS * _DECODING)
+
+
+def _training_tokens(options: Options) -> float:
+    if not options:
+        return 0
+    seq_len = options.get("seq_len") or 512
+    if options.get("epochs"):
+        return options["epochs"] * (options.get("train_tokens") or _WHOLE_TRAIN)
+    steps, batch = options.get("steps") or 0, (options.get("batch_size") or 4) * (options.get("grad_accum") or 1)
+    return steps * batch * (min(_PAIR_TOKENS, seq_len) if is_source(options["data"]) else seq_len)
