@@ -186,6 +186,20 @@ def test_trackers_are_told_of_the_pruning_too(model: Path, monkeypatch: pytest.M
     assert [line["keep"] for line in steps] == [line["keep"] for line in result.log if "loss" in line]
 
 
+def test_what_was_left_out_of_pairs_is_said_once(model: Path, tmp_path: Path) -> None:
+    rows = [{"id": str(i), "dialogue": "A: hi " * (i % 5), "summary": "They greet."} for i in range(40)]
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    of = ("--data", "samsum", "--data-dir", tmp_path)
+    commands: list[tuple[Any, ...]] = [
+        ("prune", model, *of, "--calibration-tokens", 64, "--seq-len", 32, "--out", tmp_path / "calibrated"),
+        ("finetune", model, *of, "--steps", 2, "--seq-len", 128, "--out", tmp_path / "tuned"),
+        ("eval", model, *of, "--limit", 1, "--max-new-tokens", 2),
+    ]
+    for command in commands:
+        assert lmprune(*command).err.count("8 of 40 records") == 1, command
+
+
 def test_epochs_become_steps(model: Path, text: Path, tmp_path: Path) -> None:
     record = lmprune(
         "finetune", model, "--data", text, "--seq-len", 32, "--train-tokens", 640, "--epochs", 1.5, "--batch-size", 2,

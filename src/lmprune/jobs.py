@@ -190,8 +190,6 @@ def evaluate_task(
     )
     assert isinstance(found, PairData)
     terminal.note(f"evaluating on {found.name}")
-    for sentence in found.notes:
-        terminal.note(sentence)
     task = tasks.task_of(data)
     max_new_tokens = task.max_new_tokens if max_new_tokens is None else max_new_tokens
 

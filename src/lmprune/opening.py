@@ -42,4 +42,7 @@ def open_model(
     if read is not None and text is None:
         with terminal.busy("the model writes its own text"):
             text = read(model=model, tokenizer=tokenizer)
+    if text is not None:
+        for sentence in text.notes:
+            terminal.note(sentence)
     return model, tokenizer, text

@@ -30,12 +30,13 @@ class TextData:
     """name: what was loaded, for people. documents: texts in the source's order; they may be empty.
 
     provenance: source, split, where it came from, `documents` (their number) and `sha256` of all of them joined;
-    for a plain file or WikiText that is the file's own checksum.
+    for a plain file or WikiText that is the file's own checksum. notes: what was left out, a sentence each.
     """
 
     name: str
     documents: list[str]
     provenance: Mapping[str, str | int]
+    notes: tuple[str, ...] = ()
 
 
 def load(
@@ -100,10 +101,11 @@ def load(
         "documents": len(documents),
         "sha256": hashlib.sha256("".join(documents).encode()).hexdigest(),
     }
-    return TextData(found.name + (", chat template" if chat_template else ""), documents, provenance)
+    return TextData(found.name + (", chat template" if chat_template else ""), documents, provenance, found.notes)
 
 
 def _as_texts(found: PairData, tokenizer: Any) -> Records:
     """Each pair in one piece, ended as in training where the tokenizer is known and has a token for it."""
     end = getattr(tokenizer, "eos_token", None) or ""
-    return Records(found.name, [pair.context + pair.completion + end for pair in found.pairs], found.provenance)
+    whole = [pair.context + pair.completion + end for pair in found.pairs]
+    return Records(found.name, whole, found.provenance, found.notes)

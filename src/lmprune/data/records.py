@@ -14,11 +14,12 @@ Record = str | list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Records:
-    """name: what was read, for people. provenance: where it came from, for machines."""
+    """name: what was read, for people. provenance: where it came from, for machines. notes: what was left out."""
 
     name: str
     records: Sequence[Record]
     provenance: Mapping[str, str | int]
+    notes: tuple[str, ...] = ()
 
 
 def pick(row: Mapping[str, Any], field: str | None, *, chat_template: bool, where: str) -> Record:

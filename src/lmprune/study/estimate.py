@@ -20,7 +20,7 @@ _EFFICIENCY = 0.35
 _START = 7.0
 #: where the study does not say it: tokens of a validation and of a training text, pairs of a validation split
 _WHOLE_SPLIT, _WHOLE_TRAIN, _ALL_PAIRS = 250_000, 2_500_000, 4_000
-#: tokens of a pair, padded to the longest beside it, and of an answer; the cost of a decoded token over one that is read
+#: tokens of a pair, padded to its batch, and of an answer; what a decoded token costs beside one that is read
 _PAIR_TOKENS, _DECODED_TOKENS, _DECODING = 160, 40, 3
 
 

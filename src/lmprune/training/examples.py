@@ -48,14 +48,11 @@ class Corpus:
     ) -> list[dict[str, Any]]:
         """`input_ids`, at most seq_len of them, and for pairs `labels`; the first `num_tokens` tokens, None = all.
 
-        text: what `text` gave for the split, if it was read already. note: told what was cut or left out.
+        text: what `text` gave for the split, if it was read already. note: told which pairs are too long.
         """
         if not pairs.is_source(self.source):
             return blocks(tokenizer, text or self.text(split, num_tokens, tokenizer=tokenizer), seq_len, num_tokens)
         found = pairs.load(self.source, split, data_dir=self.data_dir)
-        if note is not None:
-            for sentence in found.notes:
-                note(sentence)
         examples = pairs.examples(found.pairs, tokenizer, max_len=seq_len, loss_on=self.loss_on, note=note)
         return examples if num_tokens is None else _first(examples, num_tokens)
 
