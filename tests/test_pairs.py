@@ -240,6 +240,14 @@ def test_missing_files_and_fields(tmp_path):
     own = jsonl(tmp_path / "own.jsonl", {"context": "a", "completion": "b"}, {"context": "a"})
     with pytest.raises(UserError, match=r"own\.jsonl, line 2: no field 'completion'"):
         pairs.load(str(own))
+    own.write_text('{"context": "\\ud83d\\ude00 and \\\\ud83d", "completion": "a smile"}\n')
+    assert pairs.load(str(own)).pairs == [Pair("😀 and \\ud83d", "a smile")]
+    own.write_text(own.read_text() + '{"context": "\\uD83D\\ude00 \\uDE00", "completion": "b"}\n')
+    with pytest.raises(UserError, match=r"own\.jsonl, line 2: \\ude00 alone is half a character"):
+        pairs.load(str(own))
+    (tmp_path / "test.json").write_text('[{"dialogue": "a", "summary": "\\ud800"}]')
+    with pytest.raises(UserError, match=r"test\.json, element 1: \\ud800 alone is half a character"):
+        pairs.load("samsum", "test", data_dir=tmp_path)
 
 
 def test_bad_requests(tmp_path):

@@ -81,7 +81,9 @@ def _elements(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     if not isinstance(elements, list) or not all(isinstance(element, dict) for element in elements):
         raise UserError(f"{path}: expected a list of objects")
     for number, element in enumerate(elements, 1):
-        yield f"{path}, element {number}", element
+        where = f"{path}, element {number}"
+        _check_characters(element, text, where)
+        yield where, element
 
 
 def _records(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -106,4 +108,16 @@ def _parse_line(line: str, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: not JSON ({error.msg}, column {error.colno}); expected an object a line") from None
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected an object, got {type(row).__name__}")
+    _check_characters(row, line, where)
     return row
+
+
+def _check_characters(value: Any, text: str, where: str) -> None:
+    """JSON can spell halves of characters, which no tokenizer reads. text: what `value` was parsed from."""
+    if "\\ud" not in text.lower():
+        return
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):x}"
+        raise UserError(f"{where}: {half} alone is half a character; write both halves, or leave it out") from None
