@@ -1,6 +1,6 @@
 """Prune while fine-tuning, every method: validation perplexity at equal steps, beside dense fine-tuning.
 
-    python benchmarks/training_quality.py [--steps 300] [--seeds 0 1 2] [--keeps 0.25 0.5] [--only gum obs …]
+    python benchmarks/training_quality.py [--steps 500] [--seeds 0 1 2] [--keeps 0.25 0.5] [--only gum obs …]
     python benchmarks/training_quality.py --table
 
 Model gpt-neo-mini, data WikiText-2 in its .tokens form, steps of 4 × 256 tokens, lr 5e-4, everything else the
@@ -84,6 +84,8 @@ class Bench:
                 settings=GradualSettings(warm_start=recipe.warm_start), **how,  # type: ignore[arg-type]
             )  # fmt: skip
         result = train(model, examples, settings, pruner=pruner, teacher=teacher)
+        if recipe.method is None:
+            self.teachers[seed] = model
         if pruner is not None:
             kept = pruner.finish()
             widths = tuple(ffn.width for ffn in find_ffns(model))
@@ -126,7 +128,7 @@ def table(records: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--keeps", type=float, nargs="*", default=[0.25])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--only", nargs="*", default=list(RECIPES), metavar="RECIPE")
