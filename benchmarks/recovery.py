@@ -1,4 +1,4 @@
-"""Recovery after one-shot pruning: SmolLM2-135M cut to half of its neurons by `obs`, then distilled from the dense model.
+"""Recovery after one-shot pruning: SmolLM2-135M cut to half of its neurons by `obs`, distilled from the dense model.
 
     OMP_NUM_THREADS=1 python benchmarks/recovery.py --out out/recovery     # an hour and a half of one core; resumable
 
