@@ -111,7 +111,7 @@ def killed(forks: Any, args: list[object], where: str, step: int) -> None:
 KILLS = {
     "gum": [("after", 3), ("saving", 8), ("after", 10), ("saving weights", 12)],
     "soft": [("after", 9)],
-    "obs": [("after", 11)],
+    "obs": [("after", 2), ("after", 11)],  # before the first state too: its log begins with a perplexity
     "oneshot": [("after", 2), ("saving", 8)],
     "finetune": [("saving weights", 8), ("after", 13)],
 }

@@ -110,11 +110,11 @@ class RunFolder:
         return complete[max(complete)] if complete else None
 
     def rewind(self) -> Path | None:
-        """Forget what came after the newest complete state, and return that: those steps will be made again."""
+        """Forget what came after the newest complete state, all where there is none, and return that state."""
         self.drop_incomplete()
         state = self.newest_state()
         if self.log.exists():
-            done = step_of(state) if state else 0
+            done = step_of(state) if state else -1
             kept = [line for line in self.read_log() if line["step"] <= done]
             self._write(self.log, "".join(json.dumps(line) + "\n" for line in kept))
         return state
