@@ -80,9 +80,11 @@ def _elements(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
         raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}); expected a list of objects") from None
     if not isinstance(elements, list) or not all(isinstance(element, dict) for element in elements):
         raise UserError(f"{path}: expected a list of objects")
+    escaped = _escapes_halves(text)
     for number, element in enumerate(elements, 1):
         where = f"{path}, element {number}"
-        _check_characters(element, text, where)
+        if escaped:
+            _check_characters(element, where)
         yield where, element
 
 
@@ -108,14 +110,18 @@ def _parse_line(line: str, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: not JSON ({error.msg}, column {error.colno}); expected an object a line") from None
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected an object, got {type(row).__name__}")
-    _check_characters(row, line, where)
+    if _escapes_halves(line):
+        _check_characters(row, where)
     return row
 
 
-def _check_characters(value: Any, text: str, where: str) -> None:
-    """JSON can spell halves of characters, which no tokenizer reads. text: what `value` was parsed from."""
-    if "\\ud" not in text.lower():
-        return
+def _escapes_halves(text: str) -> bool:
+    """Whether JSON may spell half a character, alone or beside its other half."""
+    return "\\ud" in text or "\\uD" in text
+
+
+def _check_characters(value: Any, where: str) -> None:
+    """JSON can spell halves of characters alone, which no tokenizer reads. Raises: UserError for one."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
