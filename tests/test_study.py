@@ -175,12 +175,19 @@ def test_no_study_at_all(tmp_path: Path, written: Any) -> None:
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.parametrize("name", ["smoke", "oneshot", "training", "tasks", "paper_tables"])
+@pytest.mark.parametrize("name", ["smoke", "oneshot", "training", "tasks", "smollm2_wikisql", "paper_tables"])
 def test_studies_that_are_shipped_can_be_read(name: str, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = Path(__file__).parents[1]
     monkeypatch.chdir(root)
     found = grid.read(root / "studies" / f"{name}.yaml", commands())
-    sizes = {"smoke": 3, "oneshot": 17, "training": 18, "tasks": 8, "paper_tables": 2 * (3 + 6 * 3 * 3 * 2)}
+    sizes = {
+        "smoke": 3,
+        "oneshot": 17,
+        "training": 18,
+        "tasks": 8,
+        "smollm2_wikisql": 2,
+        "paper_tables": 2 * (3 + 6 * 3 * 3 * 2),
+    }
     assert len(found.runs) == sizes[name]
 
 

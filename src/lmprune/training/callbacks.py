@@ -25,8 +25,13 @@ from .run_folder import MARK, RunFolder
 #: called with (steps done, steps in all, what is known now: loss, keep, lr, perplexity)
 Report = Callable[[int, int, Mapping[str, float]], None]
 #: the log's name of what the Trainer logs: its own, `GradualPruner.progress`, `HeldOut`
-LOGGED = {"loss": "loss", "learning_rate": "lr"} | {
-    name: name for name in ("keep", "penalty", "similarity", "perplexity")
+LOGGED = {
+    "loss": "loss",
+    "learning_rate": "lr",
+    "keep": "keep",
+    "penalty": "penalty",
+    "similarity": "similarity",
+    "perplexity": "perplexity",
 }
 _SCORES = "scores."
 
