@@ -4,7 +4,8 @@
 
 Carries out `lmprune prune` and `lmprune eval` as a user would. Trained on WikiText-2 train (`.tokens`), 120 steps of
 4,096 tokens, KL to the dense model alone, the cut neurons gone. Perplexity along the way on the first 16,384 tokens of
-validation (raw), context 512; at both ends also on the first 32,768, context 1,024, as benchmarks/oneshot.py has it.
+validation (raw), context 512; the dense and the recovered model also on the first 32,768, context 1,024: there
+benchmarks/oneshot.py has `obs` alone.
 """
 
 from __future__ import annotations
