@@ -11,6 +11,7 @@ benchmarks/runs/training_quality.jsonl as they come, and what is there is not ru
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -31,17 +32,17 @@ from lmprune.training.train import TrainSettings, train
 
 RUNS = Path(__file__).parent / "runs" / "training_quality.jsonl"
 EVALUATION_TOKENS = 65536
+DEFAULT = GradualSettings()
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """method: None = dense. schedule: cubic, or oneshot. distil: KL to the dense model, fine-tuned as long.
-    warm_start: see GradualSettings."""
+    """method: None = dense. schedule: cubic, or oneshot. distil: KL to the dense model, fine-tuned as long."""
 
     method: str | None
     schedule: str = "cubic"
     distil: bool = False
-    warm_start: bool = False
+    settings: GradualSettings = DEFAULT
 
 
 RECIPES: dict[str, Recipe] = {
@@ -51,24 +52,32 @@ RECIPES: dict[str, Recipe] = {
     "obs, distilled": Recipe("obs", distil=True),
     "obs, oneshot, distilled": Recipe("obs", "oneshot", distil=True),
     "gum, distilled": Recipe("gum", distil=True),
-    "gum, warm": Recipe("gum", warm_start=True),
-    "gum, warm, distilled": Recipe("gum", distil=True, warm_start=True),
+    "gum, warm": Recipe("gum", settings=GradualSettings(warm_start=True)),
+    "gum, warm, distilled": Recipe("gum", distil=True, settings=GradualSettings(warm_start=True)),
 }
 
 
 class Bench:
-    def __init__(self, shared: Path):
+    """held_out: perplexity on the last 3% of the training blocks, which no step then reads: for choosing, where
+    validation is for reporting."""
+
+    def __init__(self, shared: Path, *, held_out: bool = False):
         self.model = str(shared / "models" / "gpt-neo-mini")
         self.tokenizer = lmprune.load_tokenizer(self.model)
         wikitext = shared / "data" / "wikitext"
         train_text = data.load("wikitext:tokens", "train", data_dir=wikitext)
         self.train_ids = sequences(self.tokenizer, train_text, seq_len=256, num_tokens=2**62, seed=None)
-        validation = data.load("wikitext:tokens", "validation", data_dir=wikitext)
-        self.validation_ids, _ = stream(self.tokenizer, validation, EVALUATION_TOKENS)
+        if held_out:
+            num_held_out = len(self.train_ids) * 3 // 100
+            self.evaluation_ids = self.train_ids[-num_held_out:].flatten()[:EVALUATION_TOKENS]
+            self.train_ids = self.train_ids[:-num_held_out]
+        else:
+            validation = data.load("wikitext:tokens", "validation", data_dir=wikitext)
+            self.evaluation_ids, _ = stream(self.tokenizer, validation, EVALUATION_TOKENS)
         self.teachers: dict[int, Any] = {}
 
-    def run(self, name: str, keep: float, seed: int, steps: int) -> dict[str, Any]:
-        recipe, start = RECIPES[name], time.perf_counter()
+    def run(self, recipe: Recipe, keep: float, seed: int, steps: int) -> dict[str, Any]:
+        start = time.perf_counter()
         model = lmprune.load(self.model)
         examples = [{"input_ids": row} for row in self.train_ids]
         settings = TrainSettings(steps=steps, seed=seed)
@@ -80,8 +89,7 @@ class Bench:
             lmprune.prune(model, data=calibration, **how)  # type: ignore[arg-type]
         elif recipe.method:
             pruner = GradualPruner(
-                model, num_steps=steps, calibration=calibration[:64],
-                settings=GradualSettings(warm_start=recipe.warm_start), **how,  # type: ignore[arg-type]
+                model, num_steps=steps, calibration=calibration[:64], settings=recipe.settings, **how,  # type: ignore[arg-type]
             )  # fmt: skip
         result = train(model, examples, settings, pruner=pruner, teacher=teacher)
         if recipe.method is None:
@@ -90,9 +98,9 @@ class Bench:
             kept = pruner.finish()
             widths = tuple(ffn.width for ffn in find_ffns(model))
             shrink(model, PrunePlan(tuple(tuple(k.tolist()) for k in kept), widths))
-        found = perplexity(model, self.validation_ids)
+        found = perplexity(model, self.evaluation_ids)
         return {
-            "recipe": name, "keep": keep, "seed": seed, "steps": steps, "perplexity": found.perplexity,
+            "keep": keep, "seed": seed, "steps": steps, "perplexity": found.perplexity,
             "perplexity_se": found.perplexity_se, "widths": [f.width for f in find_ffns(model)],
             "train_seconds": round(result.seconds, 1), "seconds": round(time.perf_counter() - start, 1),
             "date": time.strftime("%Y-%m-%d"), **asdict(recipe), "log": result.log[::5],
@@ -106,15 +114,30 @@ class Bench:
         return self.teachers[seed]
 
 
-def read() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in RUNS.read_text().splitlines()] if RUNS.exists() else []
+def read(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def table(records: list[dict[str, Any]]) -> str:
+def carry_out(
+    bench: Bench, file: Path, recipes: dict[str, Recipe], *, seeds: list[int], keeps: list[float], steps: int
+) -> None:
+    """Add to `file` the runs that it does not have."""
+    file.parent.mkdir(exist_ok=True)
+    for seed, keep, (name, recipe) in itertools.product(seeds, keeps, recipes.items()):
+        key = {"recipe": name, "keep": keep if recipe.method else 1.0, "seed": seed, "steps": steps}
+        if any(all(r[k] == v for k, v in key.items()) for r in read(file)):
+            continue
+        record = {"recipe": name, **bench.run(recipe, key["keep"], seed, steps)}
+        with file.open("a") as out:
+            out.write(json.dumps(record) + "\n")
+        print({k: v for k, v in record.items() if k != "log"}, flush=True)
+
+
+def table(records: list[dict[str, Any]], recipes: dict[str, Recipe]) -> str:
     """Markdown: mean perplexity ± standard deviation over seeds (number of seeds)."""
     keeps = sorted({r["keep"] for r in records if r["method"]}, reverse=True)
     lines = [f"| recipe | {' | '.join(f'keep {k:g}' for k in keeps)} |", "| --- " * (len(keeps) + 1) + "|"]
-    for name in RECIPES:
+    for name in recipes:
         cells = []
         for keep in keeps:
             runs = [r for r in records if r["recipe"] == name and (r["keep"] == keep or not r["method"])]
@@ -136,20 +159,10 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
     args = parser.parse_args()
     if args.table:
-        print(table([r for r in read() if r["steps"] == args.steps]))
+        print(table([r for r in read(RUNS) if r["steps"] == args.steps], RECIPES))
         return
-    bench = Bench(args.shared)
-    RUNS.parent.mkdir(exist_ok=True)
-    for seed in args.seeds:
-        for keep in args.keeps:
-            for name in args.only:
-                key = {"recipe": name, "keep": keep if RECIPES[name].method else 1.0, "seed": seed, "steps": args.steps}
-                if any(all(r[k] == v for k, v in key.items()) for r in read()):
-                    continue
-                record = bench.run(name, key["keep"], seed, args.steps)
-                with RUNS.open("a") as file:
-                    file.write(json.dumps(record) + "\n")
-                print({k: v for k, v in record.items() if k != "log"}, flush=True)
+    chosen = {name: RECIPES[name] for name in args.only}
+    carry_out(Bench(args.shared), RUNS, chosen, seeds=args.seeds, keeps=args.keeps, steps=args.steps)
 
 
 if __name__ == "__main__":
