@@ -191,8 +191,11 @@ def test_export_prints_one_object_with_the_documented_keys(pruned: Path, tmp_pat
 def test_card_and_plan_come_along_into_a_folder(pruned: Path, tmp_path: Path) -> None:
     shown = lmprune("export", pruned, "--to", "hf-uniform", "--out", tmp_path / "o")
     assert shown.code == 0 and "padded to 32 neurons a layer" in shown.out
-    for name in ("README.md", PLAN_FILE):
-        assert (tmp_path / "o" / name).read_bytes() == (pruned / name).read_bytes()
+    assert (tmp_path / "o" / PLAN_FILE).read_bytes() == (pruned / PLAN_FILE).read_bytes()
+    of_original, of_copy = ((folder / "README.md").read_text() for folder in (pruned, tmp_path / "o"))
+    title = of_original.index("# ")
+    assert of_copy.startswith(of_original[:title]) and of_copy.endswith(of_original[title:])
+    assert "--to hf-uniform" in of_copy and "padded to 32 neurons a layer" in of_copy
     assert lmprune("export", pruned, "--to", "hf-uniform", "--out", tmp_path / "o", "--force").code == 0
 
 

@@ -144,7 +144,7 @@ def test_a_masked_neuron_returns_on_merit_where_all_are_computed():
 def test_a_warm_start_begins_where_obs_would_prune_and_refits_on_the_way():
     model = tiny_model("llama")
     curves = error_curves(model, find_ffns(model), tokens(6, 16, seed=3))
-    pruner = pruner_of(model, "gum", warm_start=True, keep=0.5)
+    pruner = pruner_of(model, "top_v", warm_start=True, keep=0.5)
     start = [s.detach().clone() for s in pruner.masks.scores]
     in_order = torch.cat(curves)[torch.cat(start).argsort()]
     assert torch.equal(in_order, in_order.sort().values) and len(in_order.unique()) > 100
@@ -200,6 +200,19 @@ def test_look_alikes_sink_faster_under_gum_and_slower_under_anti_gum():
     gum, anti = scores_after(), scores_after(method="anti_gum")
     assert gum[:12].mean() < gum[12:].mean() - 1e-3
     assert anti[:12].mean() > anti[12:].mean() + 1e-3
+
+
+@pytest.mark.parametrize("num_steps", [10, 50, 200])
+def test_the_first_estimate_is_made_before_the_first_neuron_goes(num_steps: int):
+    model = tiny_model("gpt_neo")
+    pruner = GradualPruner(model, method="gum", keep=KEEP, num_steps=num_steps)
+    for step in range(num_steps):
+        pruner.begin_step(step)
+        if pruner.masks.keep < 1:
+            break
+        model(tokens(2, 16, seed=step))
+        pruner.end_step()
+    assert pruner.progress()["similarity"] > 0 and step <= 0.1 * num_steps + 1
 
 
 def test_the_penalty_s_size_reaches_the_scores():

@@ -71,7 +71,8 @@ def test_export_pushes_the_file_and_the_card_of_the_checkpoint(fake: FakeHub, tm
     )
     assert shown.code == 0 and "pushed to https://hub/me/small" in shown.out
     assert fake.uploaded["m.gguf"] == (tmp_path / "m.gguf").read_bytes()
-    assert fake.uploaded["README.md"] == b"# Card\n"
+    sent = fake.uploaded["README.md"].decode()
+    assert sent.endswith("\n\n# Card\n") and "--to gguf" in sent
 
 
 def test_without_a_login_nothing_is_begun(fake: FakeHub, model: Path, tmp_path: Path) -> None:

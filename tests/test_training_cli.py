@@ -78,7 +78,9 @@ def test_the_log(pruned: dict[str, Any]) -> None:
     lines = [json.loads(line) for line in (Path(pruned["out"]) / "training_log.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == list(range(1, 13))
-    assert set(steps[0]) == {"step", "loss", "lr", "keep", "penalty", "similarity"}
+    assert set(steps[0]) == {"step", "loss", "lr", "keep", "penalty"}
+    assert set(steps[1]) == {*steps[0], "similarity"}, "of 12 steps the first is before any estimate"
+    assert all(0 < line["similarity"] < 1 for line in steps[1:])
     assert steps[0]["keep"] == 1 and steps[-1]["keep"] == 0.5
     assert [line["step"] for line in lines if "perplexity" in line] == [0, 5, 10, 12]
     assert pruned["training"]["perplexity"] == lines[-2]["perplexity"] > 1
@@ -181,7 +183,7 @@ def test_trackers_are_told_of_the_pruning_too(model: Path, monkeypatch: pytest.M
     assert perplexities == {line["step"]: line["perplexity"] for line in result.log if "perplexity" in line}
     steps = [line for line in seen if "loss" in line]
     assert [line["step"] for line in steps] == list(range(1, 13))
-    for line in steps:
+    for line in steps[1:]:
         assert {"keep", "penalty", "similarity"} <= set(line)
     assert [line["keep"] for line in steps] == [line["keep"] for line in result.log if "loss" in line]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -16,7 +17,7 @@ _HERE = "path/to/this/folder"  # where it lies on the maker's disk is nobody's b
 
 
 def model_card(plan: PrunePlan, report: Mapping[str, Any]) -> str:
-    """README.md of a checkpoint, with the front matter that the Hugging Face hub reads.
+    """The card of a checkpoint, with the front matter that the Hugging Face hub reads.
 
     report: the record of `lmprune prune` (docs/json.md): params_before, params_after, ffn_params_before,
         ffn_params_after, stock; where something was measured, `evaluation`: the text, and results before and after.
@@ -37,6 +38,15 @@ def model_card(plan: PrunePlan, report: Mapping[str, Any]) -> str:
         _measured(report, source),
     ]
     return "\n".join(["---", *front, "---", ""]) + "\n" + "\n\n".join(sections) + "\n"
+
+
+def exported(card: str, target: str, notes: Sequence[str]) -> str:
+    """The card of a checkpoint for the copy that `lmprune export` made of it: first what is so of the copy alone."""
+    front = re.match(r"---\n.*?\n---\n+", card, re.DOTALL)
+    start = front.end() if front else 0
+    about = f"This is a copy that `lmprune export --to {target}` made: {'; '.join(notes)}."
+    about += "\n> What follows is the original's card; its sizes and how it is loaded may differ."
+    return f"{card[:start]}> {about}\n\n{card[start:]}"
 
 
 def _public(source: str) -> str:

@@ -18,6 +18,7 @@ from .plan import PLAN_FILE, PrunePlan
 from .shrinking import record_widths
 from .writing import check_folder, written_aside
 
+CARD_FILE = "README.md"
 #: fields of a generation config that only sampling uses
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
@@ -47,7 +48,7 @@ def save(
         if plan is not None:
             (folder / PLAN_FILE).write_text(plan.to_json(), encoding="utf-8")
         if card is not None:
-            (folder / "README.md").write_text(card, encoding="utf-8")
+            (folder / CARD_FILE).write_text(card, encoding="utf-8")
         for name, text in files.items():
             (folder / name).write_text(text, encoding="utf-8")
     return out

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from . import export as exporting
 from . import inspection, models
+from .card import exported
+from .checkpoint import CARD_FILE
 from .console import Terminal
 from .errors import UserError
 from .evaluation.memory import peak_memory_mb
@@ -16,7 +20,7 @@ from .plan import PLAN_FILE
 from .reproduce import command, origin
 from .sources import resolve
 
-_PAPERS = ("README.md", PLAN_FILE)
+_PAPERS = (CARD_FILE, PLAN_FILE)
 
 
 def export(
@@ -39,7 +43,7 @@ def export(
         dtype,
         name=source.get("base_model") or Path(model).name,
         plan=None if plan is None else inspection.plan_summary(plan),
-        papers=papers(model),
+        papers=partial(papers_of_copy, papers(model), to),
     )
     with terminal.busy(f"writing {out}"):
         details = exporting.export(job, out, to, force=force)
@@ -70,6 +74,11 @@ def papers(source: str) -> dict[str, str]:
         return {}
     files = [Path(found.place) / name for name in _PAPERS]
     return {file.name: file.read_text(encoding="utf-8") for file in files if file.is_file()}
+
+
+def papers_of_copy(original: Mapping[str, str], to: str, notes: Sequence[str]) -> dict[str, str]:
+    """The papers of a checkpoint, for what `export` made of it. notes: of its record."""
+    return {name: exported(text, to, notes) if name == CARD_FILE else text for name, text in original.items()}
 
 
 def _tokenizer(terminal: Terminal, model: str, trust_remote_code: bool) -> Any:

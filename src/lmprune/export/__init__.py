@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from ..writing import written_aside
 class Job:
     """What is to be written; the model may be changed on the way.
 
-    name: of the model, for people. plan: how it was pruned. papers: file name -> text that goes into a folder beside
-    the model (its card, its plan).
+    name: of the model, for people. plan: how it was pruned. papers: from the `notes` of what was
+    written to file name -> text that goes into a folder beside the model (its card, its plan).
     """
 
     model: Any
@@ -28,7 +28,7 @@ class Job:
     dtype: str | None
     name: str
     plan: dict[str, Any] | None = None
-    papers: Mapping[str, str] = field(default_factory=dict)
+    papers: Callable[[Sequence[str]], Mapping[str, str]] = lambda notes: {}
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,6 @@ def export(job: Job, out: Path, to: str, *, force: bool = False) -> dict[str, An
     with written_aside(out, folder=target.suffix is None) as path:
         details = target.write(job, path)
         if target.suffix is None:
-            for name, text in job.papers.items():
+            for name, text in job.papers(details["notes"]).items():
                 (path / name).write_text(text, encoding="utf-8")
     return details

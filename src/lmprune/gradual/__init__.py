@@ -19,7 +19,7 @@ from ..ffn import find_ffns
 from ..masks import Compute, NeuronMasks
 from ..methods import get_method, needs_text
 from ..penalties import pressure, sparsity_penalty
-from ..schedules import cubic
+from ..schedules import WAIT, cubic
 from ..selection import Scope, check_keep
 from .milestones import Milestones
 from .ranking import Ranking
@@ -34,7 +34,8 @@ class GradualSettings:
 
     penalty_weight: λ_f, the penalty's weight at the end. similarity_weight: λ_u, how much more a neuron is pressed
     that is like all others (u = 1). similarity_rows, similarity_every: token rows that u is estimated from, and the
-    steps between two estimates. num_milestones: how often a criterion that reads text is asked during the descent.
+    steps between two estimates, at most the schedule's wait: the first is made before the first neuron goes.
+    num_milestones: how often a criterion that reads text is asked during the descent.
     warm_start: learned scores begin at the ranks of `obs`, whose refit is made at each milestone (`warm_start`).
     """
 
@@ -81,6 +82,7 @@ class GradualPruner:
         self.method, self.settings, self.keep = get_method(method), settings, check_keep(keep)
         self.schedule = cubic(keep, num_steps)
         self.step = 0
+        self.similarity_every = min(settings.similarity_every, max(1, int(WAIT * num_steps)))
         reads_text = needs_text(self.method)
         if settings.warm_start and not self.method.learned:
             raise UserError(f"method {method!r} has no learned scores to warm-start; leave out --warm-start")
@@ -126,7 +128,7 @@ class GradualPruner:
             self.masks.set(kept)
         if self.warm is not None:
             self.warm.refit(step)
-        if self.estimate is not None and step > 0 and step % self.settings.similarity_every == 0:
+        if self.estimate is not None and step > 0 and step % self.similarity_every == 0:
             self.estimate.refresh()
 
     def penalty(self) -> Tensor | None:
@@ -145,11 +147,11 @@ class GradualPruner:
 
     def progress(self) -> dict[str, float]:
         """What a log shows of this step: `keep`, the ratio of neurons that take part, and where the method has them
-        `penalty`, R, and `similarity`, the neurons' mean u."""
+        `penalty`, R, and, once there is an estimate, `similarity`, the neurons' mean u."""
         values = {"keep": self.masks.keep}
         if (penalty := self.penalty()) is not None:
             values["penalty"] = float(penalty.detach())
-        if self.estimate is not None:
+        if self.estimate is not None and self.step >= self.similarity_every:
             values["similarity"] = self.estimate.mean()
         return values
 
