@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from lmprune.distillation import divergence, divergence_from_top_k, top_k
 from lmprune.errors import UserError
@@ -36,6 +37,23 @@ def test_divergence_is_the_sum_written_out(temperature: float):
     expected = by_hand(student, (teacher / temperature).softmax(-1), temperature)
     assert divergence(student, teacher, temperature).tolist() == pytest.approx(expected, rel=1e-4)
     assert divergence(teacher, teacher, temperature).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_divergence_of_many_tokens_is_autograd_s_own(dtype: torch.dtype):
+    g = torch.Generator().manual_seed(0)
+    student, teacher = (2 * torch.randn(150, V, generator=g).to(dtype) for _ in range(2))
+    weights = torch.randn(150, generator=g)
+    ours, theirs = student.clone().requires_grad_(), student.clone().requires_grad_()
+    found = divergence(ours, teacher, 2.0)
+    q, p = ((logits.float() / 2).log_softmax(-1) for logits in (theirs, teacher))
+    expected = 4 * functional.kl_div(q, p, reduction="none", log_target=True).sum(-1)
+    (found * weights).sum().backward()
+    (expected * weights).sum().backward()
+    assert torch.allclose(found, expected, atol=1e-5) and found.dtype == torch.float32
+    assert ours.grad is not None and theirs.grad is not None and ours.grad.dtype == dtype
+    assert torch.allclose(ours.grad, theirs.grad, rtol=1e-4 if dtype == torch.float32 else 1e-2, atol=1e-6)
+    assert len(divergence(student[:0], teacher[:0], 2.0)) == 0
 
 
 @pytest.mark.parametrize("k", [1, 4, 10])

@@ -5,13 +5,17 @@ Axes: N tokens, V vocabulary, k the teacher's largest logits of each token.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.autograd import Function
 
 from .errors import UserError
+
+_TOKENS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -26,10 +30,39 @@ class TopK:
 
 
 def divergence(student_NV: Tensor, teacher_NV: Tensor, temperature: float) -> Tensor:
-    """T² · KL(teacher_T ‖ student_T) of each token, (N,), in nats; both given as logits at temperature 1."""
-    student = (student_NV.float() / temperature).log_softmax(-1)
-    teacher = (teacher_NV.float() / temperature).log_softmax(-1)
-    return temperature**2 * functional.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+    """T² · KL(teacher_T ‖ student_T) of each token, (N,), in nats; both given as logits at temperature 1.
+
+    The teacher gets no gradient.
+    """
+    return _Divergence.apply(student_NV, teacher_NV, temperature)
+
+
+class _Divergence(Function):
+    """A few tokens at a time, with its gradient T · (softmax(student / T) - softmax(teacher / T)): autograd would hold
+    half a dozen tensors as large as the logits, which weigh more than a small model."""
+
+    @staticmethod
+    def forward(ctx: Any, student_NV: Tensor, teacher_NV: Tensor, temperature: float) -> Tensor:
+        ctx.save_for_backward(student_NV, teacher_NV)
+        ctx.temperature = temperature
+        found = []
+        for student, teacher in _pieces(student_NV, teacher_NV):
+            student, teacher = ((logits.float() / temperature).log_softmax(-1) for logits in (student, teacher))
+            found.append((teacher.exp() * teacher.sub(student)).sum(-1))
+        return temperature**2 * torch.cat(found)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        student_NV, teacher_NV = ctx.saved_tensors
+        grad_NV = torch.empty_like(student_NV)
+        for student, teacher, grad_N, out in _pieces(student_NV, teacher_NV, grads[0], grad_NV):
+            student, teacher = ((logits.float() / ctx.temperature).softmax(-1) for logits in (student, teacher))
+            out.copy_(student.sub_(teacher).mul_(ctx.temperature * grad_N[:, None]))
+        return grad_NV, None, None
+
+
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(tensor.split(_TOKENS_AT_ONCE) for tensor in tensors), strict=True)
 
 
 def divergence_from_top_k(student_NV: Tensor, teacher: TopK, temperature: float) -> Tensor:
