@@ -343,6 +343,18 @@ def test_a_batch_in_parts_leaves_the_same_rows():
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*states, strict=True))
 
 
+def test_what_gradient_checkpointing_computes_again_is_not_seen_again():
+    seen = []
+    for checkpointing in (False, True):
+        with estimating() as (model, _masks, estimate):
+            if checkpointing:
+                model.gradient_checkpointing_enable()
+            model(tokens(4, 12)).logits.sum().backward()
+            assert model.is_gradient_checkpointing == checkpointing
+            seen.append([estimate.state()[f"{layer}.rows"] for layer in range(LAYERS)])
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+
+
 def test_the_state_goes_on_where_it_was():
     model = tiny_model("llama")
     pruner = pruner_of(model, "gum", similarity_every=4)
