@@ -371,6 +371,16 @@ def test_the_state_goes_on_where_it_was():
     again.estimate.refresh()  # type: ignore[union-attr]
 
 
+def test_similarities_are_where_the_scores_are():
+    """`meta` stands for a GPU: it does not compute with the CPU's tensors either."""
+    here, there = (pruner_of(tiny_model("llama").to(device), "gum") for device in ("cpu", "meta"))
+    penalty = there.penalty()
+    assert penalty is not None and penalty.device.type == "meta"
+    there.load_state(here.state())
+    penalty = there.penalty()
+    assert penalty is not None and penalty.device.type == "meta"
+
+
 # -- what is refused
 
 
