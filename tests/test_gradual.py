@@ -249,6 +249,17 @@ def test_soft_lands_within_1_percent(asked: float):
     assert all(len(kept) >= floor for kept in masks.kept)
 
 
+@pytest.mark.parametrize(("multiple_of", "width"), [(1, 38), (8, 40), (32, 32)])
+def test_soft_keeps_the_best_of_the_nearest_multiple(multiple_of: int, width: int):
+    model = tiny_model("llama")
+    masks = NeuronMasks(model, find_ffns(model), learned=True, compute="full")
+    with torch.no_grad():
+        for scores in masks.scores:
+            scores.copy_(torch.linspace(1, -3, WIDTH))  # 38 of 48 are above logit(0.1)
+    kept = SoftThreshold(masks, 0.5, STEPS, multiple_of=multiple_of, seed=0).choose(STEPS, 0.5)
+    assert kept is not None and [k.tolist() for k in kept] == [[*range(width)]] * LAYERS
+
+
 # -- similarities
 
 
