@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .data.pairs import check_loss_on, is_source
 from .errors import UserError, unknown
 from .masks import COMPUTES
-from .methods import Method, must_train, needs_text
+from .methods import Method, must_train
 from .schedules import cubic
 from .training.lora import check_peft
 from .training.settings import TrainSettings
@@ -165,7 +165,8 @@ def check_method(row: Method, training: Training | None, *, keep: float, planned
             raise UserError(f"--{name.replace('_', '-')} is about {what}, which this run does not have; leave it out")
     if gradual and training.steps is not None:
         cubic(keep, training.steps)
-    if gradual and training.lora_rank is not None and (needs_text(row) or training.warm_start):
+    weighs = not row.learned and row.criterion != "random"
+    if gradual and training.lora_rank is not None and (weighs or training.warm_start):
         what = "--warm-start" if training.warm_start else f"method {row.name!r}"
         raise UserError(
             f"{what} works on the whole weights on the way, and --lora-rank leaves them frozen; "
