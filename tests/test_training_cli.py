@@ -348,6 +348,12 @@ def test_an_out_that_is_taken(fails: Any, tmp_path: Path) -> None:
     assert "a teacher file ends in .safetensors" in fails(verb="teach")
 
 
+@pytest.mark.parametrize("temperature", [0, -1, "nan"])
+def test_a_teacher_s_temperature(fails: Any, temperature: object, tmp_path: Path) -> None:
+    said = fails("--temperature", temperature, verb="teach", out=tmp_path / "t.safetensors")
+    assert said == f"temperature must be above 0, got {temperature}"
+
+
 def test_teachers_that_are_no_teacher(fails: Any, tmp_path: Path) -> None:
     other = tiny_checkpoint(tmp_path / "other", vocab_size=300)
     assert fails("--method", "random", "--steps", 12, "--teacher", other) == (

@@ -11,6 +11,7 @@ from accelerate import PartialState
 
 from . import checkpoint, inspection
 from .console import Terminal
+from .distillation import check_temperature
 from .errors import UserError
 from .evaluation.memory import peak_memory_mb
 from .opening import open_model
@@ -91,6 +92,7 @@ def teach(
 ) -> dict[str, Any]:
     """`lmprune teach`, whose options these are. Raises: UserError; nothing is written then."""
     check_teacher_file(out)
+    check_temperature(temperature)
     check_source(data, train_tokens)
     corpus = Corpus(data, data_dir, chat_template)
     read = partial(corpus.text, "train", train_tokens)

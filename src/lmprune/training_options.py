@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from .data.pairs import check_loss_on, is_source
+from .distillation import check_temperature
 from .errors import UserError, unknown
 from .masks import COMPUTES
 from .methods import Method, must_train
@@ -77,8 +78,8 @@ class Training:
             raise UserError("--kl-weight and --temperature are about distillation; name a --teacher")
         if self.kl_weight is not None and not 0 < self.kl_weight <= 1:
             raise UserError(f"kl-weight must be in (0, 1], got {self.kl_weight:g}")
-        if self.temperature is not None and not 0 < self.temperature < math.inf:
-            raise UserError(f"temperature must be above 0, got {self.temperature:g}")
+        if self.temperature is not None:
+            check_temperature(self.temperature)
         if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise UserError(f"epochs must be above 0, got {self.epochs:g}")
         for name in ("penalty_weight", "similarity_weight"):
