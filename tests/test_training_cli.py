@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from lmprune import models
 from lmprune.data.pairs import IGNORED
 from lmprune.errors import UserError
+from lmprune.families import FAMILIES
 from lmprune.ffn import find_ffns
 from lmprune.gradual import GradualPruner
 from lmprune.plan import PLAN_FILE, PrunePlan
@@ -330,6 +331,12 @@ def test_finetune_without_an_end(fails: Any) -> None:
     assert fails(verb="finetune") == "say how long to train with --steps or --epochs"
     assert "--lr is about training" in fails("--lr", 1e-3, verb="finetune")
     assert "No such option" in fails("--steps", 10, "--score-lr", 1, verb="finetune")
+
+
+def test_finetune_of_an_unknown_family_is_refused_before_the_work(fails: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(FAMILIES, "llama")
+    monkeypatch.setattr("lmprune.training.job.train", lambda *_, **__: pytest.fail("it was trained"))
+    assert "model type 'llama' is not in lmprune's table" in fails("--steps", 10, verb="finetune")
 
 
 def test_a_plan_is_not_applied_little_by_little(fails: Any, pruned: dict[str, Any]) -> None:
