@@ -237,6 +237,15 @@ def test_a_model_is_pruned_on_pairs_with_their_stored_teacher(numbers: Path, mod
     assert record["kept"] == 0.5
 
 
+def test_padding_that_the_embedding_does_not_know(numbers: Path, tmp_path: Path) -> None:
+    dense = tiny_checkpoint(tmp_path / "dense")
+    tokenizer = byte_tokenizer(pad_token="[PAD]")
+    assert tokenizer.pad_token_id == models.load(dense).config.vocab_size
+    tokenizer.save_pretrained(dense)
+    how = ("--data", numbers, "--seq-len", 32, "--steps", 2, "--eval-every", 1)
+    assert lmprune("finetune", dense, *how, "--out", tmp_path / "o").code == 0
+
+
 # -- from Python
 
 

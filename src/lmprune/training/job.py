@@ -73,8 +73,7 @@ class Job:
             try:
                 result = train(
                     trained, examples, settings, pruner=attached, teacher=teacher, held_out=held_out,
-                    pad_token_id=self.tokenizer.pad_token_id or 0, folder=self.folder, report=report,
-                    **self.training.given("kl_weight"),
+                    folder=self.folder, report=report, **self.training.given("kl_weight"),
                 )  # fmt: skip
             except Interrupted as stopped:
                 raise Interrupted(f"{stopped}; go on with the same command and --resume") from None
