@@ -323,6 +323,7 @@ def fails(model: Path, text: Path, tmp_path: Path) -> Any:
         ("--steps 20 --method magnitude --warm-start", "--warm-start is about learned scores, which this run"),
         ("--steps 20 --schedule oneshot --compute full", "--compute is about pruning on a schedule"),
         ("--steps 20 --method flap", "gives layers a bias, which an optimizer at work can't take in"),
+        ("--steps 20 --method top_v --ffn up=mlp.up_proj,down=mlp.down_proj", "the FFN that was named can't be cut"),
         ("--steps 20 --report-to nowhere", "can't report to 'nowhere'; installed here: "),
         ("--steps 20 --data self", "say how much with --train-tokens"),
         ("--steps 20 --data self --train-tokens 64 --eval-every 5", "has no validation split; leave out --eval-every"),
