@@ -249,6 +249,17 @@ def test_soft_lands_within_1_percent(asked: float):
     assert all(len(kept) >= floor for kept in masks.kept)
 
 
+@pytest.mark.parametrize(("multiple_of", "width"), [(1, 38), (8, 40), (32, 32)])
+def test_soft_keeps_the_best_of_the_nearest_multiple(multiple_of: int, width: int):
+    model = tiny_model("llama")
+    masks = NeuronMasks(model, find_ffns(model), learned=True, compute="full")
+    with torch.no_grad():
+        for scores in masks.scores:
+            scores.copy_(torch.linspace(1, -3, WIDTH))  # 38 of 48 are above logit(0.1)
+    kept = SoftThreshold(masks, 0.5, STEPS, multiple_of=multiple_of, seed=0).choose(STEPS, 0.5)
+    assert kept is not None and [k.tolist() for k in kept] == [[*range(width)]] * LAYERS
+
+
 # -- similarities
 
 
@@ -343,6 +354,18 @@ def test_a_batch_in_parts_leaves_the_same_rows():
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*states, strict=True))
 
 
+def test_what_gradient_checkpointing_computes_again_is_not_seen_again():
+    seen = []
+    for checkpointing in (False, True):
+        with estimating() as (model, _masks, estimate):
+            if checkpointing:
+                model.gradient_checkpointing_enable()
+            model(tokens(4, 12)).logits.sum().backward()
+            assert model.is_gradient_checkpointing == checkpointing
+            seen.append([estimate.state()[f"{layer}.rows"] for layer in range(LAYERS)])
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+
+
 def test_the_state_goes_on_where_it_was():
     model = tiny_model("llama")
     pruner = pruner_of(model, "gum", similarity_every=4)
@@ -357,6 +380,16 @@ def test_the_state_goes_on_where_it_was():
     assert all(torch.equal(again.state()[name], value) for name, value in saved.items())
     again.estimate.end_step()  # type: ignore[union-attr]
     again.estimate.refresh()  # type: ignore[union-attr]
+
+
+def test_similarities_are_where_the_scores_are():
+    """`meta` stands for a GPU: it does not compute with the CPU's tensors either."""
+    here, there = (pruner_of(tiny_model("llama").to(device), "gum") for device in ("cpu", "meta"))
+    penalty = there.penalty()
+    assert penalty is not None and penalty.device.type == "meta"
+    there.load_state(here.state())
+    penalty = there.penalty()
+    assert penalty is not None and penalty.device.type == "meta"
 
 
 # -- what is refused

@@ -91,6 +91,7 @@ def test_what_lora_can_not_do(model: Path, text: Path, tmp_path: Path, monkeypat
     args = ("prune", model, "--data", text, *SHORT, "--out", tmp_path / "o")
     assert "leave out --compute gathered" in refused(*args, *GUM, "--compute", "gathered")
     assert "method 'obs' works on the whole weights" in refused(*args, "--method", "obs")
+    assert "method 'magnitude' works on the whole weights" in refused(*args, "--method", "magnitude")
     assert "--warm-start works on the whole weights" in refused(*args, *GUM, "--warm-start")
     assert "lora-rank must be at least 1, got 0" in refused(*args, *GUM, "--lora-rank", 0)
     monkeypatch.setattr("lmprune.training.lora.find_spec", lambda _name: None)

@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from lmprune import models
 from lmprune.data.pairs import IGNORED
 from lmprune.errors import UserError
+from lmprune.families import FAMILIES
 from lmprune.ffn import find_ffns
 from lmprune.gradual import GradualPruner
 from lmprune.plan import PLAN_FILE, PrunePlan
@@ -236,6 +237,15 @@ def test_a_model_is_pruned_on_pairs_with_their_stored_teacher(numbers: Path, mod
     assert record["kept"] == 0.5
 
 
+def test_padding_that_the_embedding_does_not_know(numbers: Path, tmp_path: Path) -> None:
+    dense = tiny_checkpoint(tmp_path / "dense")
+    tokenizer = byte_tokenizer(pad_token="[PAD]")
+    assert tokenizer.pad_token_id == models.load(dense).config.vocab_size
+    tokenizer.save_pretrained(dense)
+    how = ("--data", numbers, "--seq-len", 32, "--steps", 2, "--eval-every", 1)
+    assert lmprune("finetune", dense, *how, "--out", tmp_path / "o").code == 0
+
+
 # -- from Python
 
 
@@ -313,6 +323,7 @@ def fails(model: Path, text: Path, tmp_path: Path) -> Any:
         ("--steps 20 --method magnitude --warm-start", "--warm-start is about learned scores, which this run"),
         ("--steps 20 --schedule oneshot --compute full", "--compute is about pruning on a schedule"),
         ("--steps 20 --method flap", "gives layers a bias, which an optimizer at work can't take in"),
+        ("--steps 20 --method top_v --ffn up=mlp.up_proj,down=mlp.down_proj", "the FFN that was named can't be cut"),
         ("--steps 20 --report-to nowhere", "can't report to 'nowhere'; installed here: "),
         ("--steps 20 --data self", "say how much with --train-tokens"),
         ("--steps 20 --data self --train-tokens 64 --eval-every 5", "has no validation split; leave out --eval-every"),
@@ -332,6 +343,12 @@ def test_finetune_without_an_end(fails: Any) -> None:
     assert "No such option" in fails("--steps", 10, "--score-lr", 1, verb="finetune")
 
 
+def test_finetune_of_an_unknown_family_is_refused_before_the_work(fails: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(FAMILIES, "llama")
+    monkeypatch.setattr("lmprune.training.job.train", lambda *_, **__: pytest.fail("it was trained"))
+    assert "model type 'llama' is not in lmprune's table" in fails("--steps", 10, verb="finetune")
+
+
 def test_a_plan_is_not_applied_little_by_little(fails: Any, pruned: dict[str, Any]) -> None:
     plan = Path(pruned["out"]) / PLAN_FILE
     assert "a plan prunes at once" in fails("--plan", plan, "--steps", 20, "--schedule", "cubic")
@@ -346,6 +363,12 @@ def test_an_out_that_is_taken(fails: Any, tmp_path: Path) -> None:
     file.write_text("")
     assert "is there already; choose another --out" in fails(verb="teach", out=file)
     assert "a teacher file ends in .safetensors" in fails(verb="teach")
+
+
+@pytest.mark.parametrize("temperature", [0, -1, "nan"])
+def test_a_teacher_s_temperature(fails: Any, temperature: object, tmp_path: Path) -> None:
+    said = fails("--temperature", temperature, verb="teach", out=tmp_path / "t.safetensors")
+    assert said == f"temperature must be above 0, got {temperature}"
 
 
 def test_teachers_that_are_no_teacher(fails: Any, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Axes: N tokens, V vocabulary, k the teacher's largest logits of each token.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,13 @@ class TopK:
 
     log_probs: Tensor
     ids: Tensor
+
+
+def check_temperature(temperature: float) -> float:
+    """`temperature` as given, if logits can be divided by it."""
+    if not 0 < temperature < math.inf:
+        raise UserError(f"temperature must be above 0, got {temperature:g}")
+    return temperature
 
 
 def divergence(student_NV: Tensor, teacher_NV: Tensor, temperature: float) -> Tensor:

@@ -111,7 +111,8 @@ class NeuronMasks(nn.ModuleList):
 class NeuronMask(nn.Module):
     """One layer's mask: which neurons are kept, how the others are left out, and the scores that are learned.
 
-    observer: called with (h, kept) in every training forward pass, h (…, K or F) the neurons' outputs before the mask.
+    observer: called with (h, kept) once in every training forward pass, h (…, K or F) the neurons' outputs before the
+    mask.
     """
 
     def __init__(self, ffn: FFN, learned: bool, compute: Compute):
@@ -145,7 +146,7 @@ class NeuronMask(nn.Module):
 
     def _at_seam(self, _down: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         h, *rest = args
-        if self.training and self.observer is not None:
+        if self.training and self.observer is not None and not _in_backward():
             self.observer(h.detach(), self.kept)
         if self.training and self.scores is not None and torch.is_grad_enabled():
             computed = self.scores if h.shape[-1] == self.width else self.scores[self._where]
@@ -155,6 +156,11 @@ class NeuronMask(nn.Module):
     def detach(self) -> None:
         self._handle.remove()
         self._ffn.compute_only(None)
+
+
+def _in_backward() -> bool:
+    """Whether a backward pass is at work, in which gradient checkpointing computes the blocks a second time."""
+    return torch._C._current_graph_task_id() != -1
 
 
 class _StraightThrough(torch.autograd.Function):

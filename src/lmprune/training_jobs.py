@@ -11,8 +11,10 @@ from accelerate import PartialState
 
 from . import checkpoint, inspection
 from .console import Terminal
+from .distillation import check_temperature
 from .errors import UserError
 from .evaluation.memory import peak_memory_mb
+from .ffn import find_ffns
 from .opening import open_model
 from .pruning import check_seq_len
 from .reproduce import command, data_record, flat, log_file, result_settings
@@ -52,6 +54,7 @@ def finetune(
     read = partial(corpus.text, "train", training.train_tokens)
     net, tokenizer, text = open_model(terminal, model, data, read, **how)
     assert text is not None
+    find_ffns(net)  # what can't be saved in the end is told of before the work
     terminal.note(f"training on {text.name}")
     start = time.perf_counter()
     with run.begun():
@@ -91,6 +94,7 @@ def teach(
 ) -> dict[str, Any]:
     """`lmprune teach`, whose options these are. Raises: UserError; nothing is written then."""
     check_teacher_file(out)
+    check_temperature(temperature)
     check_source(data, train_tokens)
     corpus = Corpus(data, data_dir, chat_template)
     read = partial(corpus.text, "train", train_tokens)

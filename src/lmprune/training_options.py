@@ -8,9 +8,10 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from .data.pairs import check_loss_on, is_source
+from .distillation import check_temperature
 from .errors import UserError, unknown
 from .masks import COMPUTES
-from .methods import Method, must_train, needs_text
+from .methods import Method, must_train
 from .schedules import cubic
 from .training.lora import check_peft
 from .training.settings import TrainSettings
@@ -77,8 +78,8 @@ class Training:
             raise UserError("--kl-weight and --temperature are about distillation; name a --teacher")
         if self.kl_weight is not None and not 0 < self.kl_weight <= 1:
             raise UserError(f"kl-weight must be in (0, 1], got {self.kl_weight:g}")
-        if self.temperature is not None and not 0 < self.temperature < math.inf:
-            raise UserError(f"temperature must be above 0, got {self.temperature:g}")
+        if self.temperature is not None:
+            check_temperature(self.temperature)
         if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise UserError(f"epochs must be above 0, got {self.epochs:g}")
         for name in ("penalty_weight", "similarity_weight"):
@@ -165,7 +166,8 @@ def check_method(row: Method, training: Training | None, *, keep: float, planned
             raise UserError(f"--{name.replace('_', '-')} is about {what}, which this run does not have; leave it out")
     if gradual and training.steps is not None:
         cubic(keep, training.steps)
-    if gradual and training.lora_rank is not None and (needs_text(row) or training.warm_start):
+    weighs = not row.learned and row.criterion != "random"
+    if gradual and training.lora_rank is not None and (weighs or training.warm_start):
         what = "--warm-start" if training.warm_start else f"method {row.name!r}"
         raise UserError(
             f"{what} works on the whole weights on the way, and --lora-rank leaves them frozen; "

@@ -64,7 +64,7 @@ class SimilarityEstimate:
 
     def __init__(self, masks: NeuronMasks, *, max_rows: int = 1024, stride: int = 8):
         self.masks, self.max_rows, self.stride = masks, max_rows, stride
-        self.similarities = [torch.zeros(mask.width) for mask in masks]
+        self.similarities = [torch.zeros(mask.width, device=mask.device) for mask in masks]
         self.step = 0
         #: True where a token counts, (B, T); whoever feeds the model sets it, None = all count
         self.counts_BT: Tensor | None = None
@@ -129,7 +129,7 @@ class SimilarityEstimate:
         """Go on from what `state` gave."""
         self.step = int(state["step"])
         for layer, mask in enumerate(self.masks):
-            self.similarities[layer] = state[f"{layer}.similarities"]
+            self.similarities[layer] = state[f"{layer}.similarities"].to(mask.device)
             rows = self._rows[layer] = self._room(mask.width, mask.device)
             rows.add(state[f"{layer}.rows"])
             rows.next = int(state[f"{layer}.next"])

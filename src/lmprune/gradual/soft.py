@@ -22,7 +22,8 @@ MAX_EFFORT = 1e4
 
 
 class SoftThreshold:
-    """Keeps sigmoid(S) > τ(t), τ rising 0 → τ_f along the cubic, and at least the final share of each layer.
+    """Keeps sigmoid(S) > τ(t), τ rising 0 → τ_f along the cubic, and at least the final share of each layer; with
+    `multiple_of` the nearest width to that.
 
     The controller looks at the neuron on the border, the one whose rank is the asked count: as long as its score is
     above the threshold too many stay, and the penalty's `effort` grows; once it is below, the effort falls.
@@ -44,9 +45,9 @@ class SoftThreshold:
         floors = select(scores, self.keep, scope="local", multiple_of=self.multiple_of, seed=self.seed)
         kept = []
         for scores_F, floor in zip(scores, floors, strict=True):
-            stays = scores_F > border
-            stays[floor] = True
-            kept.append(stays.nonzero().flatten())
+            above = int((scores_F > border).sum())
+            share = max(above, len(floor)) / len(scores_F)
+            kept += select([scores_F], share, scope="local", multiple_of=self.multiple_of, seed=self.seed)
         return kept
 
     def strength(self, step: int) -> float:

@@ -28,6 +28,7 @@ from ..redundancy import uniqueness
 from ..reproduce import data_record
 from ..selection import Scope
 from ..shrinking import shrink
+from ..spec_check import check_ffns
 from ..training_options import Training
 from .examples import Corpus
 from .lora import add_lora, merged
@@ -73,8 +74,7 @@ class Job:
             try:
                 result = train(
                     trained, examples, settings, pruner=attached, teacher=teacher, held_out=held_out,
-                    pad_token_id=self.tokenizer.pad_token_id or 0, folder=self.folder, report=report,
-                    **self.training.given("kl_weight"),
+                    folder=self.folder, report=report, **self.training.given("kl_weight"),
                 )  # fmt: skip
             except Interrupted as stopped:
                 raise Interrupted(f"{stopped}; go on with the same command and --resume") from None
@@ -135,7 +135,10 @@ def prune_gradually(
         attached.append(pruner)
         return pruner
 
-    widths_before = tuple(ffn.width for ffn in find_ffns(model, job.spec))
+    ffns = find_ffns(model, job.spec)
+    if job.spec is not None:
+        check_ffns(model, ffns)
+    widths_before = tuple(ffn.width for ffn in ffns)
     model, settings, result = job.run(model, attach)
     (pruner,) = attached
     kept = pruner.finish()

@@ -6,7 +6,6 @@ import errno
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -43,7 +42,6 @@ def train(
     teacher: Teacher | None = None,
     kl_weight: float = 0.5,
     held_out: Sequence[dict[str, Any]] = (),
-    pad_token_id: int = 0,
     folder: RunFolder | None = None,
     report: Report | None = None,
 ) -> TrainResult:
@@ -53,7 +51,6 @@ def train(
     go, begun; a resumed one's newest state is gone on from. Without it nothing is saved.
     Raises: UserError for too little data or a loss that is not finite, Interrupted after Ctrl-C, the state saved.
     """
-    padded = partial(collate, pad_token_id=pad_token_id)
     start = time.perf_counter()
     with TemporaryDirectory() as nowhere:
         arguments = _arguments(settings, str(folder.path) if folder else nowhere, next(model.parameters()).device)
@@ -64,7 +61,7 @@ def train(
             model=model,
             args=arguments,
             train_dataset=[{**example, "row": row} for row, example in enumerate(examples)],  # type: ignore[arg-type]
-            data_collator=padded,
+            data_collator=collate,
             pruner=pruner,
             teacher=teacher,
             kl_weight=kl_weight,
@@ -73,7 +70,7 @@ def train(
         trainer.remove_callback(PrinterCallback)
         if held_out:  # before `Log`, which asks for the step's own line
             size = settings.batch_size
-            batches = [padded(held_out[i : i + size]) for i in range(0, len(held_out), size)]
+            batches = [collate(held_out[i : i + size]) for i in range(0, len(held_out), size)]
             trainer.add_callback(HeldOut(trainer.log, batches, settings.eval_every or settings.steps))
         log = Log(folder, report)
         trainer.add_callback(log)

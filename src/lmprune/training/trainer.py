@@ -127,15 +127,16 @@ def separate(optimizer: torch.optim.Optimizer, scores: Sequence[nn.Parameter], l
     optimizer.add_param_group({"params": list(scores), "lr": lr, "eps": SCORE_EPS, "weight_decay": 0.0})
 
 
-def collate(examples: Sequence[dict[str, Any]], pad_token_id: int = 0) -> dict[str, Tensor]:
+def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     """Examples with `input_ids` and, where not all tokens count, `labels`, padded right to the batch's longest.
 
+    With token 0, which every model knows: a tokenizer's own padding may be beyond the embedding. Nothing sees it.
     `row`, where the examples have it, goes along.
     """
     longest = max(len(example["input_ids"]) for example in examples)
     shape = (len(examples), longest)
     batch = {
-        "input_ids": torch.full(shape, pad_token_id),
+        "input_ids": torch.zeros(shape, dtype=torch.long),
         "attention_mask": torch.zeros(shape, dtype=torch.long),
         "labels": torch.full(shape, IGNORED),
     }
