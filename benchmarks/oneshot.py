@@ -3,6 +3,7 @@
     python benchmarks/oneshot.py --stage main                      # obs, plain OBS, the peers; other text too
     python benchmarks/oneshot.py --stage short                     # the same, 8,192 tokens of WikiText only
     python benchmarks/oneshot.py --stage methods                   # all methods, both scopes, 8,192 tokens
+    python benchmarks/oneshot.py --stage obs_global                # obs under global scope, both lengths of WikiText
     python benchmarks/oneshot.py --stage table                     # print what has been measured so far
 
 Resumable: results go to benchmarks/runs/oneshot-MODEL.jsonl as they come, and what is there is not run again.
@@ -249,7 +250,7 @@ def main() -> None:
             [(name, scope) for name in ONE_SHOT for scope in ("local", "global") if (name, scope) != ("obs", "global")],
             [("wikitext", SHORT)],
         ),
-        "obs_global": ([("obs", "global")], [("wikitext", SHORT)]),
+        "obs_global": ([("obs", "global")], [("wikitext", LONG), ("wikitext", SHORT)]),
     }
     methods, texts = plans[args.stage]
     measure(bench, results, "dense", "", [1.0], texts)

@@ -19,6 +19,7 @@ from .ffn import find_ffns
 from .plan import PLAN_FILE
 from .reproduce import command, origin
 from .sources import resolve
+from .writing import check_not_read
 
 _PAPERS = (CARD_FILE, PLAN_FILE)
 
@@ -30,6 +31,7 @@ def export(
     options = {name: value for name, value in locals().items() if name != "terminal"}
     start = time.perf_counter()
     target = exporting.get_target(to)
+    check_not_read(out, model)
     exporting.check_target(target, out, dtype, force=force)
     with terminal.busy(f"loading {model}"):
         loaded = models.load(model, dtype=target.load_as, trust_remote_code=trust_remote_code)

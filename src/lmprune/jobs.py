@@ -34,6 +34,7 @@ from .selection import SCOPES, check_keep
 from .training.examples import Corpus
 from .training.run_folder import RunFolder
 from .training_options import Training, check_method, check_source
+from .writing import check_not_read
 
 #: tokens that neurons are scored on: at once, and at each milestone of a training
 CALIBRATION_TOKENS, MILESTONE_TOKENS = 65536, 16384
@@ -60,6 +61,7 @@ def prune(
     check_method(row, training, keep=keep, planned=chosen is not None)
     if scope not in (None, *SCOPES):
         raise unknown("scope", scope, SCOPES)
+    check_not_read(out, model, training.teacher if training else None)
     checkpoint.check_out(out, force=force)
     spec = parse_spec(ffn) if ffn else None
     calibrates = needs_text(row, chosen=chosen is not None)

@@ -22,7 +22,7 @@ from .methods import Method, get_method, must_train, needs_text
 from .obs import PLAIN, ObsSettings, obs, obs_refit
 from .plan import PrunePlan
 from .refit import bias_compensation
-from .selection import SCOPES, Scope, check_keep, select
+from .selection import SCOPES, Scope, check_keep, check_multiple_of, select
 from .shrinking import check_plan, record_widths
 from .spec_check import check_ffns
 from .statistics import SeamStatistics, Stages, collect, silent
@@ -67,8 +67,6 @@ def prune(
     if row.learned and plan is None:
         raise must_train(row)
     check_keep(keep)
-    if multiple_of < 1:
-        raise UserError(f"multiple_of must be at least 1, got {multiple_of}")
     if scope not in (None, *SCOPES):
         raise unknown("scope", scope, SCOPES)
     ffns = find_ffns(model, spec)
@@ -77,6 +75,7 @@ def prune(
     if plan is not None:
         check_plan(plan, ffns)
     widths_before = tuple(ffn.width for ffn in ffns)
+    check_multiple_of(multiple_of, keep if plan is None else 1, widths_before)
     settings: dict[str, Any] = {
         "method": row.name, "keep": keep, "scope": scope or row.scope, "multiple_of": multiple_of, "seed": seed
     }  # fmt: skip

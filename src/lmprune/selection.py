@@ -41,6 +41,18 @@ def num_kept(number: int, keep: float, *, multiple_of: int = 1) -> int:
     return min(max(count, 1), number)
 
 
+def check_multiple_of(multiple_of: int, keep: float, widths: Sequence[int]) -> int:
+    """`multiple_of` as given, if some layer of these widths can lose neurons by it."""
+    if multiple_of < 1:
+        raise UserError(f"multiple_of must be at least 1, got {multiple_of}")
+    if keep < 1 and multiple_of >= max(widths):
+        raise UserError(
+            f"no neuron could go: layers have at most {max(widths)}, and multiple_of {multiple_of} leaves that many; "
+            "use a smaller one"
+        )
+    return multiple_of
+
+
 def select(
     scores: Sequence[Tensor], keep: float, *, scope: Scope, multiple_of: int = 1, min_keep: int = 1, seed: int = 0
 ) -> list[Tensor]:

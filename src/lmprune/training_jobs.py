@@ -23,6 +23,7 @@ from .training.job import Job, record_of
 from .training.run_folder import RunFolder
 from .training.teachers import check_teacher_file, fingerprint, write_teacher
 from .training_options import Training, check_source
+from .writing import check_not_read
 
 
 def finetune(
@@ -47,6 +48,7 @@ def finetune(
     if training is None:
         raise UserError("say how long to train with --steps or --epochs")
     check_source(data, training.train_tokens, training)
+    check_not_read(out, model, training.teacher)
     checkpoint.check_out(out, force=force)
     run = RunFolder(out, result_settings(options), resume=training.resume, force=force)
     corpus = Corpus(data, data_dir, chat_template, seed, **training.given("loss_on"))

@@ -71,11 +71,21 @@ def pruning(record: Mapping[str, Any]) -> Views:
     return [
         table(["", "before", "after", "left"], rows),
         f"widths: {width_summary(record['widths'])}",
+        *_off(record),
         *([_trained(record["training"])] if "training" in record else []),
         f"{record['seconds']:.1f} s, at most {record['peak_memory_mb']:,.0f} MB of memory",
         f"written to {record['out']}: {how}",
         *_pushed(record),
     ]
+
+
+def _off(record: Mapping[str, Any]) -> Views:
+    """Where it did not come out as asked."""
+    if record["keep"] is None or abs(record["kept"] - record["keep"]) <= 0.01:
+        return []
+    soft = record["method"] == "soft" and "training" in record
+    why = "soft gets nearer with more --steps or a larger --score-lr" if soft else "see --multiple-of"
+    return [f"{record['kept']:.1%} of the neurons are left, {record['keep']:.1%} were asked for: {why}"]
 
 
 def finetuning(record: Mapping[str, Any]) -> Views:

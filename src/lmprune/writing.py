@@ -45,12 +45,16 @@ def check_folder(out: Path, what: str, is_one: Callable[[Path], bool], *, force:
     """Refuse an output folder before long work: one that is taken, or, with `force`, that `--force` must not replace.
 
     what: what commands write there, with its article. is_one: whether a folder is such a thing, and nothing else.
-    Raises: UserError for a file, a folder that holds something (without `force`), and, with `force`, for anything that
-    is not `what`, or holds the home or the working directory.
+    Raises: UserError for a file, what can't be written to, a folder that holds something (without `force`), and, with
+    `force`, for anything that is not `what`, or holds the home or the working directory.
     """
     out = out.expanduser().resolve()
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; expected a folder that is empty or does not exist yet")
+    beside = next((place for place in out.parents if place.exists()), out)
+    if not beside.is_dir() or not os.access(beside, os.W_OK | os.X_OK):
+        why = "is not writable" if beside.is_dir() else "is no folder"
+        raise UserError(f"can't write {out}: {beside} {why}; choose another --out")
     if not out.exists() or not any(out.iterdir()):
         return
     if not force:
@@ -60,6 +64,15 @@ def check_folder(out: Path, what: str, is_one: Callable[[Path], bool], *, force:
         raise UserError(f"{out} holds the home or the working directory, which --force does not replace")
     if not is_one(out):
         raise UserError(f"{out} is not {what}, and --force replaces nothing else; choose another --out")
+
+
+def check_not_read(out: Path, *sources: str | None) -> None:
+    """Raises: UserError where what a run reads lies in `out`, or is it: --force would replace it."""
+    out = out.expanduser().resolve()
+    for source in filter(None, sources):
+        place = Path(source).expanduser().resolve()
+        if place.exists() and place.is_relative_to(out):
+            raise UserError(f"{out} holds {source}, which this run reads; choose another --out")
 
 
 def _remove(path: Path) -> None:

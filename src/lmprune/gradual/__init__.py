@@ -20,7 +20,7 @@ from ..masks import Compute, NeuronMasks
 from ..methods import get_method, needs_text
 from ..penalties import pressure, sparsity_penalty
 from ..schedules import WAIT, cubic
-from ..selection import Scope, check_keep
+from ..selection import Scope, check_keep, check_multiple_of
 from .milestones import Milestones
 from .ranking import Ranking
 from .similarity import SimilarityEstimate
@@ -93,7 +93,9 @@ class GradualPruner:
                 f"method {method!r} gives layers a bias, which an optimizer at work can't take in; "
                 f"use --schedule oneshot, or --method {self.method.criterion}"
             )
-        self.masks = NeuronMasks(model, find_ffns(model, spec), learned=self.method.learned, compute=settings.compute)
+        ffns = find_ffns(model, spec)
+        check_multiple_of(multiple_of, keep, [ffn.width for ffn in ffns])
+        self.masks = NeuronMasks(model, ffns, learned=self.method.learned, compute=settings.compute)
         self.estimate: SimilarityEstimate | None = None
         if self.method.penalty in ("uniqueness", "anti_uniqueness"):
             self.estimate = SimilarityEstimate(self.masks, max_rows=settings.similarity_rows)

@@ -60,6 +60,8 @@ class Milestones:
 
     def _share(self, keep: float) -> float:
         """The asked share of all neurons, as a share of those that are still there."""
+        if max(map(len, self.masks.kept)) <= self.multiple_of:
+            return 1.0  # nothing more can go
         asked = sum(num_kept(mask.width, keep, multiple_of=self.multiple_of) for mask in self.masks)
         if self.scope == "global":
             asked = num_kept(sum(mask.width for mask in self.masks), keep)

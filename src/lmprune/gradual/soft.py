@@ -16,8 +16,8 @@ from ..selection import select
 
 #: τ_f: in the end a neuron stays if sigmoid(S) is above it
 FINAL_THRESHOLD = 0.1
-#: how fast the penalty's effort follows the error: ln(effort) per step and unit of score
-GAIN = 0.1
+#: how fast the penalty's effort follows the error: ln(effort) per unit of score, a step at least and over the whole run
+GAIN, RUN_GAIN = 0.1, 25.0
 MAX_EFFORT = 1e4
 
 
@@ -33,6 +33,7 @@ class SoftThreshold:
         self.masks, self.keep = masks, keep
         self.remaining = descent(num_steps)
         self.multiple_of, self.seed = multiple_of, seed
+        self.gain = max(GAIN, RUN_GAIN / num_steps)
         self.effort = 1.0
 
     def choose(self, step: int, keep: float) -> list[Tensor] | None:
@@ -57,4 +58,4 @@ class SoftThreshold:
     def _steer(self, scores: Tensor, keep: float, border: float) -> None:
         rank = min(int(keep * len(scores)), len(scores) - 1)
         excess = float(scores.sort(descending=True).values[rank]) - border
-        self.effort = min(max(self.effort * math.exp(GAIN * min(max(excess, -1.0), 1.0)), 1e-2), MAX_EFFORT)
+        self.effort = min(max(self.effort * math.exp(self.gain * min(max(excess, -1.0), 1.0)), 1e-2), MAX_EFFORT)
