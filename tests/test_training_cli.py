@@ -382,6 +382,17 @@ def test_teachers_that_are_no_teacher(fails: Any, tmp_path: Path) -> None:
     assert "no teacher file at" in fails("--method", "random", "--steps", 12, "--teacher", none)
 
 
+@pytest.mark.parametrize(
+    "options", ["--teacher none", "--report-to nowhere", "--train-tokens 96", "--seq-len 512", "--grad-accum 100"]
+)
+def test_nothing_is_pruned_at_once_for_a_training_that_can_not_be(
+    fails: Any, options: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`fails` looks for what the pruning would leave behind for --resume."""
+    monkeypatch.setattr("lmprune.pruning.prune", lambda *_, **__: pytest.fail("it was pruned"))
+    fails("--method", "activation", "--schedule", "oneshot", "--steps", 12, *options.split())
+
+
 def test_pairs_that_do_not_fit(fails: Any, numbers: Path) -> None:
     sentence = fails("--steps", 12, "--seq-len", 3, "--method", "random", data=numbers)
     assert "none of the 40 completions fits into 3 tokens" in sentence

@@ -58,7 +58,8 @@ def finetune(
     terminal.note(f"training on {text.name}")
     start = time.perf_counter()
     with run.begun():
-        net, settings, result = Job(terminal, training, tokenizer, corpus, text, seq_len, seed, run, how).run(net)
+        job = Job(terminal, training, tokenizer, corpus, text, seq_len, seed, run, how)
+        net, settings, result = job.run(net, job.prepare(net))
         record = {
             "model": model,
             "params": sum(p.numel() for p in net.parameters()),

@@ -35,12 +35,22 @@ from .lora import add_lora, merged
 from .run_folder import RunFolder
 from .settings import TrainSettings
 from .teachers import STORED, OnlineTeacher, StoredTeacher
-from .train import Teacher, TrainResult, train
+from .train import Teacher, TrainResult, check_enough, check_tracker, train
 
 #: tokens of the validation split that --eval-every reads
 HELD_OUT_TOKENS = 16384
 #: tokens of the training text that the uniqueness of the result is measured on
 UNIQUENESS_TOKENS = 16384
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a training needs beside the model."""
+
+    examples: list[dict[str, Any]]
+    settings: TrainSettings
+    teacher: Teacher | None
+    held_out: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -58,12 +68,19 @@ class Job:
     how: Mapping[str, Any]
     spec: FFNSpec | None = None
 
-    def run(self, model: Any, pruner: Pruner | None = None) -> tuple[Any, TrainSettings, TrainResult]:
-        """Train; the model comes back plain, what LoRA learned merged into its weights."""
+    def prepare(self, model: Any) -> Prepared:
+        """All that may turn out to be wrong; call it before long work on the model. Raises: UserError."""
         examples = self.examples(model)
         settings = self.training.settings(len(examples), self.seed)
-        teacher = self.teacher(model, examples)
-        held_out = self.held_out()
+        check_enough(settings, len(examples), PartialState().num_processes)
+        check_tracker(settings.report_to)
+        return Prepared(examples, settings, self.teacher(model, examples), self.held_out())
+
+    def run(
+        self, model: Any, prepared: Prepared, pruner: Pruner | None = None
+    ) -> tuple[Any, TrainSettings, TrainResult]:
+        """Train; the model comes back plain, what LoRA learned merged into its weights."""
+        settings = prepared.settings
         if self.training.report_to == "tensorboard":  # by default it would go with the run's folder
             where = os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(self.folder.path.with_suffix(".tensorboard")))
             self.terminal.note(f"TensorBoard's logs are in {where}")
@@ -73,7 +90,8 @@ class Job:
         with self.terminal.training(settings.steps) as report, models.quiet():
             try:
                 result = train(
-                    trained, examples, settings, pruner=attached, teacher=teacher, held_out=held_out,
+                    trained, prepared.examples, settings,
+                    pruner=attached, teacher=prepared.teacher, held_out=prepared.held_out,
                     folder=self.folder, report=report, **self.training.given("kl_weight"),
                 )  # fmt: skip
             except Interrupted as stopped:
@@ -139,7 +157,7 @@ def prune_gradually(
     if job.spec is not None:
         check_ffns(model, ffns)
     widths_before = tuple(ffn.width for ffn in ffns)
-    model, settings, result = job.run(model, attach)
+    model, settings, result = job.run(model, job.prepare(model), attach)
     (pruner,) = attached
     kept = pruner.finish()
     chosen = {"method": row.name, "keep": keep, "scope": scope or row.scope, "multiple_of": multiple_of}
@@ -154,6 +172,7 @@ def prune_gradually(
 
 def recover(job: Job, model: Any, prune: Callable[[Any], PrunePlan]) -> Pruned:
     """Prune at once, then train what is left. (model, plan, record, log). prune: cuts a model in place."""
+    prepared = job.prepare(model)
     cut = job.folder.cut
     if job.folder.resume and cut.exists():
         model, plan = models.load(str(cut), **job.how), PrunePlan.load(cut / PLAN_FILE)
@@ -162,7 +181,7 @@ def recover(job: Job, model: Any, prune: Callable[[Any], PrunePlan]) -> Pruned:
         if PartialState().is_main_process:
             checkpoint.save(model, cut, plan=plan, spec=job.spec)
     PartialState().wait_for_everyone()
-    model, settings, result = job.run(model)
+    model, settings, result = job.run(model, prepared)
     plan = PrunePlan(
         plan.kept, plan.widths_before, {**plan.settings, **_how(job, settings, "oneshot")},
         {**plan.provenance, "training": data_record(job.text)},
