@@ -14,7 +14,7 @@ import pytest
 import torch
 from test_bad_input import refused
 from tiny_checkpoints import DOCS, byte_tokenizer, documented, lmprune, tiny_checkpoint
-from tiny_models import LAYERS, WIDTH
+from tiny_models import LAYERS, WIDTH, tiny_model, tokens
 from transformers import TrainerCallback
 
 from lmprune import models
@@ -255,6 +255,19 @@ def test_pairs_that_are_shorter_together_than_one_block_can_be_pruned_on(model: 
     train = ("--steps", 10, "--batch-size", 2, "--seq-len", 256, "--multiple-of", 1)
     done = lmprune("prune", model, "--method", "top_v", "--data", few, *train, "--out", tmp_path / "out", "--json")
     assert 0 <= done.record["training"]["uniqueness"] <= 1 and (tmp_path / "out" / "config.json").exists()
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_the_loss_is_the_mean_over_the_tokens_that_are_predicted(name: str) -> None:
+    net, ids = tiny_model(name), tokens(4, 8)
+    for module in net.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    with torch.no_grad():
+        predicted = net(ids).logits[:, :-1].flatten(0, 1)
+    expected = float(torch.nn.functional.cross_entropy(predicted, ids[:, 1:].flatten()))
+    result = train(net, [{"input_ids": row} for row in ids], TrainSettings(steps=1, batch_size=2, grad_accum=2))
+    assert result.log[0]["loss"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_gradient_checkpointing_is_switched_on(model: Path) -> None:
