@@ -12,13 +12,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from .. import checkpoint, models, pruning
 from ..console import Terminal
 from ..data import TextData
 from ..data.tokens import sequences, stream
-from ..errors import Interrupted
+from ..errors import Interrupted, UserError
 from ..families import FFNSpec
 from ..ffn import find_ffns
 from ..gradual import GradualPruner
@@ -70,6 +71,11 @@ class Job:
 
     def prepare(self, model: Any) -> Prepared:
         """All that may turn out to be wrong; call it before long work on the model. Raises: UserError."""
+        if model.dtype == torch.float16 and self.training.lora_rank is None:
+            raise UserError(
+                "weights in float16 can't be trained: the numbers that AdamW divides by are 0 there; "
+                "take --dtype float32, and --bf16 for its speed"
+            )
         examples = self.examples(model)
         settings = self.training.settings(len(examples), self.seed)
         check_enough(settings, len(examples), PartialState().num_processes)
