@@ -391,6 +391,10 @@ def test_teachers_that_are_no_teacher(fails: Any, tmp_path: Path) -> None:
         "the teacher predicts 300 tokens, the student 257: distillation needs one vocabulary; "
         "take as teacher the dense model that the student came from"
     )
+    short = tiny_checkpoint(tmp_path / "short", max_position_embeddings=16)
+    assert fails("--method", "random", "--steps", 12, "--teacher", short) == (
+        "seq_len 32 is more than the teacher's 16 positions; use 16 or less"
+    )
     assert "no model at" in fails("--method", "random", "--steps", 12, "--teacher", tmp_path / "none")
     none = tmp_path / "none.safetensors"
     assert "no teacher file at" in fails("--method", "random", "--steps", 12, "--teacher", none)

@@ -129,7 +129,9 @@ class Job:
         if Path(name).suffix == STORED:
             return StoredTeacher(Path(name), examples, student, temperature)
         with self.terminal.busy(f"loading {name}"):
-            return OnlineTeacher(models.load(name, **self.how), student, temperature)
+            model = models.load(name, **self.how)
+        pruning.check_seq_len(model, self.seq_len, "the teacher")
+        return OnlineTeacher(model, student, temperature)
 
 
 Pruner = Callable[[TrainSettings], GradualPruner]
