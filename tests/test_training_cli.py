@@ -379,6 +379,16 @@ def test_an_out_that_is_taken(fails: Any, tmp_path: Path) -> None:
     assert "a teacher file ends in .safetensors" in fails(verb="teach")
 
 
+@pytest.mark.parametrize("verb", ["finetune", "prune", "teach"])
+def test_text_with_tokens_that_the_model_does_not_know(verb: str, text: Path, tmp_path: Path) -> None:
+    small = tiny_checkpoint(tmp_path / "small", vocab_size=100, bos_token_id=0, eos_token_id=0)
+    how = {"teach": ("--top-k", 4), "prune": ("--steps", 12, "--method", "random")}.get(verb, ("--steps", 12))
+    out = tmp_path / ("t.safetensors" if verb == "teach" else "o")
+    sentence = refused(verb, small, "--data", text, "--seq-len", 32, *how, "--out", out)
+    assert sentence.endswith("but the model knows 100 tokens; is this the model's own tokenizer?")
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+
+
 @pytest.mark.parametrize("temperature", [0, -1, "nan"])
 def test_a_teacher_s_temperature(fails: Any, temperature: object, tmp_path: Path) -> None:
     said = fails("--temperature", temperature, verb="teach", out=tmp_path / "t.safetensors")

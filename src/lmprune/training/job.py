@@ -31,7 +31,7 @@ from ..selection import Scope
 from ..shrinking import shrink
 from ..spec_check import check_ffns
 from ..training_options import Training
-from .examples import Corpus
+from .examples import Corpus, check_examples
 from .lora import add_lora, merged
 from .run_folder import RunFolder
 from .settings import TrainSettings
@@ -77,10 +77,13 @@ class Job:
                 "take --dtype float32, and --bf16 for its speed"
             )
         examples = self.examples(model)
+        check_examples(examples, model)
         settings = self.training.settings(len(examples), self.seed)
         check_enough(settings, len(examples), PartialState().num_processes)
         check_tracker(settings.report_to)
-        return Prepared(examples, settings, self.teacher(model, examples), self.held_out())
+        held_out = self.held_out()
+        check_examples(held_out, model)
+        return Prepared(examples, settings, self.teacher(model, examples), held_out)
 
     def run(
         self, model: Any, prepared: Prepared, pruner: Pruner | None = None
