@@ -14,7 +14,7 @@ import pytest
 import torch
 from test_bad_input import refused
 from tiny_checkpoints import DOCS, byte_tokenizer, documented, lmprune, tiny_checkpoint
-from tiny_models import LAYERS, WIDTH
+from tiny_models import LAYERS, WIDTH, tiny_model, tokens
 from transformers import TrainerCallback
 
 from lmprune import models
@@ -162,6 +162,7 @@ def test_logs_of_tensorboard_outlive_the_run(
         where.append(os.environ["TENSORBOARD_LOGGING_DIR"])
         raise UserError("enough")
 
+    monkeypatch.setattr("lmprune.training.job.check_tracker", lambda _name: None)  # it need not be installed here
     monkeypatch.setattr("lmprune.training.job.train", started)
     shown = lmprune("finetune", model, "--data", text, *SHORT, "--report-to", "tensorboard", "--out", tmp_path / "o")
     assert where == [str(tmp_path / "o.tensorboard")] and where[0] in shown.err
@@ -257,6 +258,19 @@ def test_pairs_that_are_shorter_together_than_one_block_can_be_pruned_on(model: 
     assert 0 <= done.record["training"]["uniqueness"] <= 1 and (tmp_path / "out" / "config.json").exists()
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_the_loss_is_the_mean_over_the_tokens_that_are_predicted(name: str) -> None:
+    net, ids = tiny_model(name), tokens(4, 8)
+    for module in net.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    with torch.no_grad():
+        predicted = net(ids).logits[:, :-1].flatten(0, 1)
+    expected = float(torch.nn.functional.cross_entropy(predicted, ids[:, 1:].flatten()))
+    result = train(net, [{"input_ids": row} for row in ids], TrainSettings(steps=1, batch_size=2, grad_accum=2))
+    assert result.log[0]["loss"] == pytest.approx(expected, rel=1e-4)
+
+
 def test_gradient_checkpointing_is_switched_on(model: Path) -> None:
     net = models.load(model)
     examples = [{"input_ids": torch.arange(16) + i} for i in range(4)]
@@ -329,6 +343,7 @@ def fails(model: Path, text: Path, tmp_path: Path) -> Any:
         ("--steps 20 --data self --train-tokens 64 --eval-every 5", "has no validation split; leave out --eval-every"),
         ("--steps 20 --train-tokens 96", "3 training examples are fewer than one step's 4; give more text"),
         ("--steps 20 --train-tokens 20", "20 tokens don't hold one sequence of 32"),
+        ("--steps 20 --dtype float16", "weights in float16 can't be trained"),
         ("--steps 20 --seq-len 512", "seq_len 512 is more than the model's 256 positions; use 256 or less"),
     ],
 )  # fmt: skip
@@ -365,6 +380,16 @@ def test_an_out_that_is_taken(fails: Any, tmp_path: Path) -> None:
     assert "a teacher file ends in .safetensors" in fails(verb="teach")
 
 
+@pytest.mark.parametrize("verb", ["finetune", "prune", "teach"])
+def test_text_with_tokens_that_the_model_does_not_know(verb: str, text: Path, tmp_path: Path) -> None:
+    small = tiny_checkpoint(tmp_path / "small", vocab_size=100, bos_token_id=0, eos_token_id=0)
+    how = {"teach": ("--top-k", 4), "prune": ("--steps", 12, "--method", "random")}.get(verb, ("--steps", 12))
+    out = tmp_path / ("t.safetensors" if verb == "teach" else "o")
+    sentence = refused(verb, small, "--data", text, "--seq-len", 32, *how, "--out", out)
+    assert sentence.endswith("but the model knows 100 tokens; is this the model's own tokenizer?")
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+
+
 @pytest.mark.parametrize("temperature", [0, -1, "nan"])
 def test_a_teacher_s_temperature(fails: Any, temperature: object, tmp_path: Path) -> None:
     said = fails("--temperature", temperature, verb="teach", out=tmp_path / "t.safetensors")
@@ -377,9 +402,24 @@ def test_teachers_that_are_no_teacher(fails: Any, tmp_path: Path) -> None:
         "the teacher predicts 300 tokens, the student 257: distillation needs one vocabulary; "
         "take as teacher the dense model that the student came from"
     )
+    short = tiny_checkpoint(tmp_path / "short", max_position_embeddings=16)
+    assert fails("--method", "random", "--steps", 12, "--teacher", short) == (
+        "seq_len 32 is more than the teacher's 16 positions; use 16 or less"
+    )
     assert "no model at" in fails("--method", "random", "--steps", 12, "--teacher", tmp_path / "none")
     none = tmp_path / "none.safetensors"
     assert "no teacher file at" in fails("--method", "random", "--steps", 12, "--teacher", none)
+
+
+@pytest.mark.parametrize(
+    "options", ["--teacher none", "--report-to nowhere", "--train-tokens 96", "--seq-len 512", "--grad-accum 100"]
+)
+def test_nothing_is_pruned_at_once_for_a_training_that_can_not_be(
+    fails: Any, options: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`fails` looks for what the pruning would leave behind for --resume."""
+    monkeypatch.setattr("lmprune.pruning.prune", lambda *_, **__: pytest.fail("it was pruned"))
+    fails("--method", "activation", "--schedule", "oneshot", "--steps", 12, *options.split())
 
 
 def test_pairs_that_do_not_fit(fails: Any, numbers: Path) -> None:

@@ -141,11 +141,11 @@ def _text(
     )  # fmt: skip
 
 
-def check_seq_len(model: Any, seq_len: int) -> int:
-    """`seq_len` as given, if the model has so many positions."""
+def check_seq_len(model: Any, seq_len: int, whose: str = "the model") -> int:
+    """`seq_len` as given, if the model has so many positions. whose: what a message calls the model."""
     limit = max_context(model.config)
     if limit is not None and seq_len > limit:
-        raise UserError(f"seq_len {seq_len} is more than the model's {limit} positions; use {limit} or less")
+        raise UserError(f"seq_len {seq_len} is more than {whose}'s {limit} positions; use {limit} or less")
     return seq_len
 
 

@@ -18,7 +18,7 @@ from .ffn import find_ffns
 from .opening import open_model
 from .pruning import check_seq_len
 from .reproduce import command, data_record, flat, log_file, result_settings
-from .training.examples import Corpus
+from .training.examples import Corpus, check_examples
 from .training.job import Job, record_of
 from .training.run_folder import RunFolder
 from .training.teachers import check_teacher_file, fingerprint, write_teacher
@@ -60,7 +60,8 @@ def finetune(
     terminal.note(f"training on {text.name}")
     start = time.perf_counter()
     with run.begun():
-        net, settings, result = Job(terminal, training, tokenizer, corpus, text, seq_len, seed, run, how).run(net)
+        job = Job(terminal, training, tokenizer, corpus, text, seq_len, seed, run, how)
+        net, settings, result = job.run(net, job.prepare(net))
         record = {
             "model": model,
             "params": sum(p.numel() for p in net.parameters()),
@@ -107,6 +108,7 @@ def teach(
     examples = corpus.examples(
         "train", tokenizer, seq_len=check_seq_len(net, seq_len), num_tokens=train_tokens, text=text, note=terminal.note
     )
+    check_examples(examples, net)
     with terminal.stages() as stages:
         write_teacher(net, examples, out, k=top_k, temperature=temperature, progress=stages("blocks"))
     return {

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import data
 from ..data import TextData, pairs
 from ..data.tokens import sequences
+from ..pruning import check_tokens
 
 _EVERYTHING = 2**62
 
@@ -55,6 +57,12 @@ class Corpus:
         found = pairs.load(self.source, split, data_dir=self.data_dir)
         examples = pairs.examples(found.pairs, tokenizer, max_len=seq_len, loss_on=self.loss_on, note=note)
         return examples if num_tokens is None else _first(examples, num_tokens)
+
+
+def check_examples(examples: Sequence[dict[str, Any]], model: Any) -> None:
+    """Raises: UserError where a token is not one of the model's."""
+    for example in examples:
+        check_tokens(torch.as_tensor(example["input_ids"])[None], model)
 
 
 def blocks(tokenizer: Any, text: TextData, seq_len: int, num_tokens: int | None) -> list[dict[str, Tensor]]:

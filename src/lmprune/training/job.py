@@ -12,13 +12,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from .. import checkpoint, models, pruning
 from ..console import Terminal
 from ..data import TextData
 from ..data.tokens import sequences, stream
-from ..errors import Interrupted
+from ..errors import Interrupted, UserError
 from ..families import FFNSpec
 from ..ffn import find_ffns
 from ..gradual import GradualPruner
@@ -30,17 +31,27 @@ from ..selection import Scope
 from ..shrinking import shrink
 from ..spec_check import check_ffns
 from ..training_options import Training
-from .examples import Corpus
+from .examples import Corpus, check_examples
 from .lora import add_lora, merged
 from .run_folder import RunFolder
 from .settings import TrainSettings
 from .teachers import STORED, OnlineTeacher, StoredTeacher
-from .train import Teacher, TrainResult, train
+from .train import Teacher, TrainResult, check_enough, check_tracker, train
 
 #: tokens of the validation split that --eval-every reads
 HELD_OUT_TOKENS = 16384
 #: tokens of the training text that the uniqueness of the result is measured on
 UNIQUENESS_TOKENS = 16384
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a training needs beside the model."""
+
+    examples: list[dict[str, Any]]
+    settings: TrainSettings
+    teacher: Teacher | None
+    held_out: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -58,12 +69,27 @@ class Job:
     how: Mapping[str, Any]
     spec: FFNSpec | None = None
 
-    def run(self, model: Any, pruner: Pruner | None = None) -> tuple[Any, TrainSettings, TrainResult]:
-        """Train; the model comes back plain, what LoRA learned merged into its weights."""
+    def prepare(self, model: Any) -> Prepared:
+        """All that may turn out to be wrong; call it before long work on the model. Raises: UserError."""
+        if model.dtype == torch.float16 and self.training.lora_rank is None:
+            raise UserError(
+                "weights in float16 can't be trained: the numbers that AdamW divides by are 0 there; "
+                "take --dtype float32, and --bf16 for its speed"
+            )
         examples = self.examples(model)
+        check_examples(examples, model)
         settings = self.training.settings(len(examples), self.seed)
-        teacher = self.teacher(model, examples)
+        check_enough(settings, len(examples), PartialState().num_processes)
+        check_tracker(settings.report_to)
         held_out = self.held_out()
+        check_examples(held_out, model)
+        return Prepared(examples, settings, self.teacher(model, examples), held_out)
+
+    def run(
+        self, model: Any, prepared: Prepared, pruner: Pruner | None = None
+    ) -> tuple[Any, TrainSettings, TrainResult]:
+        """Train; the model comes back plain, what LoRA learned merged into its weights."""
+        settings = prepared.settings
         if self.training.report_to == "tensorboard":  # by default it would go with the run's folder
             where = os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(self.folder.path.with_suffix(".tensorboard")))
             self.terminal.note(f"TensorBoard's logs are in {where}")
@@ -73,7 +99,8 @@ class Job:
         with self.terminal.training(settings.steps) as report, models.quiet():
             try:
                 result = train(
-                    trained, examples, settings, pruner=attached, teacher=teacher, held_out=held_out,
+                    trained, prepared.examples, settings,
+                    pruner=attached, teacher=prepared.teacher, held_out=prepared.held_out,
                     folder=self.folder, report=report, **self.training.given("kl_weight"),
                 )  # fmt: skip
             except Interrupted as stopped:
@@ -105,7 +132,9 @@ class Job:
         if Path(name).suffix == STORED:
             return StoredTeacher(Path(name), examples, student, temperature)
         with self.terminal.busy(f"loading {name}"):
-            return OnlineTeacher(models.load(name, **self.how), student, temperature)
+            model = models.load(name, **self.how)
+        pruning.check_seq_len(model, self.seq_len, "the teacher")
+        return OnlineTeacher(model, student, temperature)
 
 
 Pruner = Callable[[TrainSettings], GradualPruner]
@@ -139,7 +168,7 @@ def prune_gradually(
     if job.spec is not None:
         check_ffns(model, ffns)
     widths_before = tuple(ffn.width for ffn in ffns)
-    model, settings, result = job.run(model, attach)
+    model, settings, result = job.run(model, job.prepare(model), attach)
     (pruner,) = attached
     kept = pruner.finish()
     chosen = {"method": row.name, "keep": keep, "scope": scope or row.scope, "multiple_of": multiple_of}
@@ -154,6 +183,7 @@ def prune_gradually(
 
 def recover(job: Job, model: Any, prune: Callable[[Any], PrunePlan]) -> Pruned:
     """Prune at once, then train what is left. (model, plan, record, log). prune: cuts a model in place."""
+    prepared = job.prepare(model)
     cut = job.folder.cut
     if job.folder.resume and cut.exists():
         model, plan = models.load(str(cut), **job.how), PrunePlan.load(cut / PLAN_FILE)
@@ -162,7 +192,7 @@ def recover(job: Job, model: Any, prune: Callable[[Any], PrunePlan]) -> Pruned:
         if PartialState().is_main_process:
             checkpoint.save(model, cut, plan=plan, spec=job.spec)
     PartialState().wait_for_everyone()
-    model, settings, result = job.run(model)
+    model, settings, result = job.run(model, prepared)
     plan = PrunePlan(
         plan.kept, plan.widths_before, {**plan.settings, **_how(job, settings, "oneshot")},
         {**plan.provenance, "training": data_record(job.text)},

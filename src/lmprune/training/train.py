@@ -54,9 +54,7 @@ def train(
     start = time.perf_counter()
     with TemporaryDirectory() as nowhere:
         arguments = _arguments(settings, str(folder.path) if folder else nowhere, next(model.parameters()).device)
-        a_step = settings.batch_size * settings.grad_accum * arguments.world_size
-        if len(examples) < a_step:
-            raise UserError(f"{len(examples)} training examples are fewer than one step's {a_step}; give more text")
+        check_enough(settings, len(examples), arguments.world_size)
         trainer = PruneTrainer(
             model=model,
             args=arguments,
@@ -122,10 +120,22 @@ def _what_is_left(folder: RunFolder) -> str:
     return f"; the state after step {step_of(state)} is kept in {state}" if state else ""
 
 
-def _arguments(settings: TrainSettings, folder: str, device: torch.device) -> TrainingArguments:
+def check_enough(settings: TrainSettings, num_examples: int, num_processes: int) -> None:
+    """Raises: UserError where the examples don't fill one step."""
+    a_step = settings.batch_size * settings.grad_accum * num_processes
+    if num_examples < a_step:
+        raise UserError(f"{num_examples} training examples are fewer than one step's {a_step}; give more text")
+
+
+def check_tracker(report_to: str) -> None:
+    """Raises: UserError for one that is not installed."""
     known = ["none", *get_available_reporting_integrations()]
-    if settings.report_to not in known:
-        raise UserError(f"can't report to {settings.report_to!r}; installed here: {', '.join(known[1:]) or 'nothing'}")
+    if report_to not in known:
+        raise UserError(f"can't report to {report_to!r}; installed here: {', '.join(known[1:]) or 'nothing'}")
+
+
+def _arguments(settings: TrainSettings, folder: str, device: torch.device) -> TrainingArguments:
+    check_tracker(settings.report_to)
     return TrainingArguments(
         output_dir=folder,
         max_steps=settings.steps,

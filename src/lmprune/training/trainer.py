@@ -63,6 +63,8 @@ class PruneTrainer(Trainer):
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
+        # which it tells by the class's name: the tokens of a GPT2LMHeadModel it would count with the first one
+        self._loss_shifts_labels = True
         self.pruner, self.teacher = pruner, teacher
         self.kl_weight, self.score_lr = kl_weight, score_lr
         if pruner is not None:
