@@ -77,6 +77,12 @@ def test_keep_outside_its_range(prune_fails: Any, keep: str) -> None:
     assert prune_fails("--keep", keep) == f"keep must be in (0, 1], got {float(keep):g}"
 
 
+def test_a_multiple_that_leaves_everything(prune_fails: Any) -> None:
+    for options in ((), ("--steps", 20)):
+        sentence = prune_fails("--method", "magnitude", "--keep", 0.5, "--multiple-of", 64, *options)
+        assert sentence.startswith("no neuron could go: layers have at most 48, and multiple_of 64 leaves that many")
+
+
 def test_keep_as_a_percentage(prune_fails: Any) -> None:
     assert prune_fails("--keep", "75") == "keep must be in (0, 1], got 75; to keep 75%, pass 0.75"
 
@@ -139,6 +145,30 @@ def test_out_that_is_a_file(prune_fails: Any, tmp_path: Path) -> None:
     assert "is a file" in prune_fails()
 
 
+def test_out_below_a_file(prune_fails: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lmprune.models.load", lambda *_, **__: pytest.fail("too late"))
+    (tmp_path / "file").write_text("")
+    sentence = prune_fails("--out", tmp_path / "file" / "out")
+    assert (
+        sentence == f"can't write {tmp_path / 'file' / 'out'}: {tmp_path / 'file'} is no folder; choose another --out"
+    )
+    monkeypatch.setattr("os.access", lambda place, mode: False)
+    assert f"{tmp_path} is not writable" in prune_fails()
+
+
+def test_what_is_read_is_not_replaced(own: Path, model: Path, text: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in own.iterdir()}
+    expected = f"{own} holds {own}, which this run reads; choose another --out"
+    quick = ("--method", "magnitude", "--multiple-of", 8)
+    train = ("--data", text, "--seq-len", 32, "--steps", 10)
+    for force in ((), ("--force",)):
+        assert refused("prune", own, *quick, "--out", own, *force) == expected
+        assert refused("prune", model, *quick, *train, "--teacher", own, "--out", own, *force) == expected
+        assert refused("finetune", own, *train, "--out", own, *force) == expected
+        assert refused("export", own, "--to", "hf-uniform", "--out", own, *force) == expected
+    assert {path: path.read_bytes() for path in own.iterdir()} == before
+
+
 def test_the_demo_does_not_replace_what_is_not_its_own(model: Path, own: Path) -> None:
     before = (own / "model.safetensors").read_bytes()
     assert "is not empty" in refused("demo", "--out", own)
@@ -170,6 +200,12 @@ def test_stdout_on_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_such_path(command: str, tmp_path: Path, text: Path) -> None:
     rest = {"prune": ["--out", tmp_path / "o", "--data", text], "eval": ["--data", text], "inspect": []}[command]
     assert refused(command, tmp_path / "nothing", *rest) == f"no model at {tmp_path / 'nothing'}: no such path"
+
+
+def test_a_misspelt_model(model: Path, tmp_path: Path) -> None:
+    near = str(model.with_name(f"{model.name}x"))
+    assert refused("inspect", near) == f"no model at {near}: no such path (did you mean {model}?)"
+    assert "(did you mean smollm2-135m?)" in refused("inspect", "smolm2-135m")
 
 
 def test_a_folder_without_config(prune_fails: Any, tmp_path: Path) -> None:
@@ -279,7 +315,7 @@ def test_plans_that_do_not_fit(prune_fails: Any, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     assert prune_fails("--plan", plan) == f"no plan at {plan}"
     plan.write_text("{}")
-    assert "is not a prune plan" in prune_fails("--plan", plan)
+    assert "is not a prune plan (it has no 'format')" in prune_fails("--plan", plan)
     plan.write_text(PrunePlan(((0, 1),) * 5, (9,) * 5, {"method": "magnitude"}).to_json())
     assert "the plan is for 5 layers of 9 neurons, but the model has 3 layers of 48" in prune_fails("--plan", plan)
     record = json.loads(PrunePlan(((0, 1),) * 3, (48,) * 3, {"method": "magick"}).to_json())
@@ -297,7 +333,9 @@ def test_a_plan_and_what_it_has_decided(prune_fails: Any, option: str, value: ob
 def test_paths_that_are_no_ffn(prune_fails: Any) -> None:
     assert "--ffn can't read 'up'" in prune_fails("--ffn", "up")
     assert "--ffn needs down" in prune_fails("--ffn", "up=mlp.up_proj")
-    assert "0 lists of blocks" in prune_fails("--ffn", "up=mlp.c_fc,down=mlp.c_proj")
+    wrong = prune_fails("--ffn", "up=mlp.c_fc,down=mlp.c_proj")
+    assert "no block of LlamaForCausalLM holds 'mlp.c_fc' and 'mlp.c_proj'; one holds " in wrong
+    assert "mlp.up_proj" in wrong
     assert "can't be cut" in prune_fails("--ffn", "up=mlp.up_proj,down=mlp.down_proj")  # the gate is missing
 
 

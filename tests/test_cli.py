@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,25 @@ def test_global_scope_goes_through_the_shim_and_lmprune_load(model: Path, text: 
     loaded = models.load(out)
     assert sum(p.numel() for p in loaded.parameters()) == record["params_after"]
     assert "trust_remote_code=True" in (out / "README.md").read_text()
+
+
+def test_a_plan_of_another_model_is_said(pruned: dict[str, Any], text: Path, tmp_path: Path) -> None:
+    other = tiny_checkpoint(tmp_path / "other")
+    plan = Path(pruned["out"]) / PLAN_FILE
+    shown = lmprune("prune", other, "--data", text, *QUICK[:-2], "--plan", plan, "--out", tmp_path / "o")
+    assert shown.code == 0 and "the plan was made from" in shown.err
+
+
+def test_a_ratio_that_was_not_reached_is_said(model: Path, tmp_path: Path) -> None:
+    options = ("prune", model, "--method", "magnitude", "--keep", 0.5)
+    shown = lmprune(*options, "--multiple-of", 32, "--out", tmp_path / "a")
+    assert "66.7% of the neurons are left, 50.0% were asked for: see --multiple-of" in shown.out
+    assert "were asked for" not in lmprune(*options, "--multiple-of", 8, "--out", tmp_path / "b").out
+
+
+def test_the_version() -> None:
+    shown = lmprune("--version")
+    assert shown.code == 0 and shown.out.strip() == f"lmprune {version('lmprune')}"
 
 
 def test_a_method_without_text_needs_no_tokenizer_and_no_data(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_blocks_are_found_when_not_named() -> None:
     [
         (FFNSpec("model.blocks", "mlp.up_proj", "mlp.down_proj", None), "no list of blocks at 'model.blocks'"),
         (FFNSpec("model.layers", "mlp.w1", "mlp.down_proj", None), "does not have the layer that was named"),
-        (FFNSpec("", "mlp.w1", "mlp.w2", None), "0 lists of blocks"),
+        (FFNSpec("", "mlp.w1", "mlp.w2", None), "no block of LlamaForCausalLM holds 'mlp.w1'"),
     ],
 )
 def test_a_path_that_is_not_there_is_named(spec: FFNSpec, match: str) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_checkpoints import byte_tokenizer
 from tiny_models import logits, tiny_model
 
 import lmprune
-from lmprune import UserError
+from lmprune import UserError, prune, shrink
 from lmprune.methods import METHODS
 
 
@@ -93,3 +94,29 @@ def test_text_that_the_model_cannot_read(options, message):
 def test_keep_one_keeps_all_whatever_the_multiple():
     plan = lmprune.prune(tiny_model("llama"), method="random", keep=1, multiple_of=32)
     assert plan.widths == [48, 48, 48]
+
+
+def test_texts_at_hand_are_calibrated_on():
+    texts = ["the cat sat on the mat. " * 20, "the dog sat on the log. " * 20]
+    options = {"keep": 0.5, "multiple_of": 8, "seq_len": 32, "calibration_tokens": 512, "method": "activation"}
+    plan = prune(tiny_model("llama", vocab_size=257), byte_tokenizer(), data=texts, **options)
+    assert plan.keep == 0.5 and plan.provenance["calibration"]["source"] == "texts in memory"
+    for wrong in ([], [""], ["a", 3]):
+        with pytest.raises(UserError, match="expected a list of texts"):
+            prune(tiny_model("llama"), byte_tokenizer(), data=wrong, **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda model: prune("gpt2", method="magnitude"),
+            "expected a model, such as lmprune.load returns, got str 'gpt2'",
+        ),
+        (lambda model: prune(model, method="magnitude", keep="0.5"), r"keep must be a number in \(0, 1\], got '0.5'"),
+        (lambda model: shrink(model, "plan.json"), "expected a PrunePlan, got str"),
+    ],
+)
+def test_the_wrong_kind_of_thing(call, message: str):
+    with pytest.raises(UserError, match=message):
+        call(tiny_model("llama"))

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import signal
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -38,8 +40,20 @@ app = typer.Typer(
 )
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lmprune {version('lmprune')}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", is_eager=True, callback=_tell_version, metavar="", help="Show the version and exit."),
+]
+
+
 @app.callback()
-def _without_command(ctx: typer.Context) -> None:
+def _without_command(ctx: typer.Context, tell_version: Version = False) -> None:
     """Prune the feed-forward neurons of generative language models: smaller, really faster, loads everywhere."""
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())

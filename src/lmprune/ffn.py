@@ -195,8 +195,10 @@ def find_ffns(model: nn.Module, spec: FFNSpec | None = None) -> list[FFN]:
     """The model's feed-forward layers, in order.
 
     model: a causal-LM model. spec: paths to use instead of the FAMILIES row of `model.config.model_type`.
-    Raises: UserError where a path of the spec does not exist in the model.
+    Raises: UserError where it is no model, or a path of the spec does not exist in it.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"expected a model, such as lmprune.load returns, got {type(model).__name__} {model!r:.50}")
     spec = spec or family_of(getattr(model, "config", None))
     blocks = _blocks(model, spec)
     try:
@@ -211,8 +213,15 @@ def _blocks(model: nn.Module, spec: FFNSpec) -> Sequence[nn.Module]:
             return cast(Sequence[nn.Module], model.get_submodule(spec.blocks))
         except AttributeError as error:
             raise UserError(f"{type(model).__name__} has no list of blocks at {spec.blocks!r}: {error}") from None
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) and _has(m[0], spec)]
-    if len(lists) != 1:
+    every = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
+    lists = [m for m in every if _has(m[0], spec)]
+    if not lists:
+        block = max(every, key=len)[0] if every else model
+        there = [name for name, module in block.named_modules() if name and not any(module.children())]
+        raise UserError(
+            f"no block of {type(model).__name__} holds {spec.up!r} and {spec.down!r}; one holds {', '.join(there)}"
+        )
+    if len(lists) > 1:
         raise UserError(
             f"{len(lists)} lists of blocks in {type(model).__name__} hold {spec.up!r} and {spec.down!r}; "
             "name the one to prune with --ffn blocks=…"

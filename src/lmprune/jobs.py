@@ -78,6 +78,8 @@ def prune(
         terminal.note(f"{'training' if training else 'calibrating'} on {text.name}")
     if text is not None and calibrates and chosen is not None and not _calibrated_on(chosen, text):
         terminal.note("that is not the text the plan was made on, so the refit will differ from the plan's own")
+    if chosen is not None and (others := _made_from(chosen, model)):
+        terminal.note(f"the plan was made from {others}; in other weights its neurons are other neurons")
     before = inspection.sizes(dense, find_ffns(dense, spec))
     provenance = {"model": origin(model), "command": command("prune", options)}
 
@@ -138,6 +140,12 @@ def prune(
 
 def _calibrated_on(plan: PrunePlan, text: TextData) -> bool:
     return plan.provenance.get("calibration", {}).get("sha256") == text.provenance["sha256"]
+
+
+def _made_from(plan: PrunePlan, model: str) -> str | None:
+    """The model of the plan, where it has another name."""
+    source = str(plan.provenance.get("model", {}).get("source", model))
+    return None if Path(source).name == Path(model).name else source
 
 
 def evaluate(

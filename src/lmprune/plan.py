@@ -66,9 +66,8 @@ class PrunePlan:
             record["widths_before"] = tuple(record["widths_before"])
             return cls(**record)
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise UserError(
-                f"{name} is not a prune plan ({error!r}); expected a {PLAN_FILE} that lmprune wrote"
-            ) from None
+            why = f"it has no {error}" if isinstance(error, KeyError) else error
+            raise UserError(f"{name} is not a prune plan ({why}); expected a {PLAN_FILE} that lmprune wrote") from None
 
     @classmethod
     def load(cls, path: Path) -> PrunePlan:

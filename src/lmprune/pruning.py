@@ -40,7 +40,7 @@ def prune(
     method: str = "obs",
     keep: float = 0.75,
     scope: Scope | None = None,
-    data: str | TextData | Tensor = "wikitext",
+    data: str | TextData | Sequence[str] | Tensor = "wikitext",
     data_dir: Path | None = None,
     chat_template: bool = False,
     calibration_tokens: int = 65536,
@@ -57,7 +57,8 @@ def prune(
     model: a transformers causal-LM model. tokenizer: needed where the method reads text.
     method: a name in METHODS. keep: the ratio of neurons that stay, in (0, 1]. scope: `local` or `global`; by default
         the method's own. multiple_of: every layer's width becomes a multiple of it.
-    data: a source name (see `lmprune.data.load`; its train split is read), a TextData, or token ids (sequences, T).
+    data: a source name (see `lmprune.data.load`; its train split is read), a list of texts, a TextData, or token
+        ids (sequences, T).
         A text is cut into sequences of `seq_len`, `calibration_tokens` in all, documents in an order drawn from `seed`.
     plan: neurons chosen before: they stay, and the layers are repaired as the plan's method does it.
     spec: where the FFN is, for models that lmprune's table does not know; it is proved on the model first.
@@ -123,7 +124,7 @@ def versions() -> dict[str, str]:
 
 
 def _text(
-    data: str | TextData,
+    data: str | TextData | Sequence[str],
     model: Any,
     tokenizer: Any,
     data_dir: Path | None,
@@ -135,6 +136,8 @@ def _text(
         raise UserError("calibration text needs a tokenizer; pass one, or give token ids of shape (sequences, T)")
     if isinstance(data, TextData):
         return data
+    if not isinstance(data, str):
+        return text.from_texts(data)
     return text.load(
         data, "train", data_dir=data_dir, model=model, tokenizer=tokenizer,
         chat_template=chat_template, seed=seed, num_tokens=num_tokens,

@@ -19,6 +19,8 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 def check_keep(keep: float) -> float:
     """`keep` as given, if it is a ratio in (0, 1]."""
+    if not isinstance(keep, int | float):
+        raise UserError(f"keep must be a number in (0, 1], got {keep!r}")
     if not 0 < keep <= 1:
         cure = f"; to keep {keep:g}%, pass {keep / 100:g}" if 1 < keep <= 100 else ""
         raise UserError(f"keep must be in (0, 1], got {keep:g}{cure}")

@@ -33,6 +33,8 @@ def shrink(model: Any, plan: PrunePlan, spec: FFNSpec | None = None) -> Any:
 
 def check_plan(plan: PrunePlan, ffns: Sequence[FFN]) -> None:
     """Raises: UserError where the plan was made for a model of other widths."""
+    if not isinstance(plan, PrunePlan):
+        raise UserError(f"expected a PrunePlan, got {type(plan).__name__}; PrunePlan.load reads one from a file")
     widths = [ffn.width for ffn in ffns]
     if widths != list(plan.widths_before):
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import mmap
 import re
@@ -55,8 +56,17 @@ def resolve(source: str | Path, *, revision: str | None = None) -> Source:
         return Source(str(path.parent), gguf=path.name)
     hub_id, _, at = name.partition("@")
     if path.is_absolute() or path.suffix == ".gguf" or not _HUB_ID.fullmatch(hub_id) or name[:1] in ".~":
-        raise UserError(f"no model at {name}: no such path")
+        where = "" if path.is_absolute() else f" (looked from {Path.cwd()})"
+        raise UserError(f"no model at {name}: no such path{where}{did_you_mean(name)}")
     return Source(hub_id, revision=revision or at or None, on_hub=True)
+
+
+def did_you_mean(name: str) -> str:
+    """A part of a message about a model that is not there: aliases, and models beside that path, of similar names."""
+    folder = Path(name).expanduser().parent
+    beside = [str(folder / file.parent.name) for file in folder.glob("*/config.json")] if folder.is_dir() else []
+    near = difflib.get_close_matches(name, [*ALIASES, *beside], n=2, cutoff=0.7)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
 def describe(source: str | Path, *, revision: str | None = None) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,15 @@ def load(
         "sha256": hashlib.sha256("".join(documents).encode()).hexdigest(),
     }
     return TextData(found.name + (", chat template" if chat_template else ""), documents, provenance, found.notes)
+
+
+def from_texts(texts: Sequence[str]) -> TextData:
+    """Texts that are at hand, as `load` gives those of a source. Raises: UserError where there is none, or no text."""
+    if not all(isinstance(text, str) for text in texts) or not any(texts):
+        raise UserError("expected a list of texts (str), one of them not empty at least")
+    digest = hashlib.sha256("".join(texts).encode()).hexdigest()
+    provenance = {"source": "texts in memory", "split": "train", "documents": len(texts), "sha256": digest}
+    return TextData("texts in memory", list(texts), provenance)
 
 
 def _as_texts(found: PairData, tokenizer: Any) -> Records:

@@ -27,6 +27,11 @@ def parse(source: str) -> tuple[Path, str | None] | None:
     return (Path(source), None) if Path(source).suffix in SUFFIXES else None
 
 
+def missing(folder: Path) -> str:
+    """A part of a message about files that are not in a folder: that the folder is not there either."""
+    return "" if folder.is_dir() else " (there is no such folder)"
+
+
 def read_text(path: Path) -> str:
     """The file's text, newlines as they are. Raises: UserError where it can't be read, is not UTF-8 or is empty."""
     try:

@@ -46,7 +46,9 @@ def open_split(source: str, home: Home, split: str, data_dir: Path | None) -> Sp
         return Split(f"{source} {split} (hub: {home.hub_id})", rows, dataset.provenance)
     there = [path for name in names if (path := data_dir / name).is_file()]
     if not there:
-        raise UserError(f"no {' or '.join(names)} in {data_dir}: {source} has its split {split} there")
+        raise UserError(
+            f"no {' or '.join(names)} in {data_dir}{files.missing(data_dir)}: {source} has its split {split} there"
+        )
     return Split(f"{source} {split} ({there[0]})", files.rows(there[0]), {"file": str(there[0])}, there[0])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import UserError, unknown
 from . import hub
-from .files import read_text
+from .files import missing, read_text
 from .records import Records
 
 HUB_ID = "Salesforce/wikitext"
@@ -59,7 +59,9 @@ def _from_folder(variant: str | None, split: str, data_dir: Path) -> Records:
     there = [v for v in wanted if stem.with_name(f"{stem.name}.{v}").is_file()]
     if not there:
         names = " or ".join(f"{stem.name}.{v}" for v in wanted)
-        raise UserError(f"no {names} in {data_dir}; --data-dir takes a folder with WikiText's original files")
+        raise UserError(
+            f"no {names} in {data_dir}{missing(data_dir)}; --data-dir takes a folder with WikiText's original files"
+        )
     path = stem.with_name(f"{stem.name}.{there[0]}")
     note = "" if there[0] == wanted[0] else f"; there is no {stem.name}.{wanted[0]}"
     name = f"wikitext:{there[0]} {split} ({path}{note})"
