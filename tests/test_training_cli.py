@@ -26,7 +26,7 @@ from lmprune.gradual import GradualPruner
 from lmprune.plan import PLAN_FILE, PrunePlan
 from lmprune.training.examples import Corpus
 from lmprune.training.settings import TrainSettings
-from lmprune.training.train import train
+from lmprune.training.train import _arguments, train
 from lmprune.training.trainer import PruneTrainer
 from lmprune.training_options import Training
 
@@ -99,7 +99,9 @@ def test_the_recorded_command_makes_the_same_model(pruned: dict[str, Any], tmp_p
 
 def test_people_see_how_it_went(model: Path, text: Path, tmp_path: Path) -> None:
     shown = lmprune("prune", model, "--data", text, *SHORT, *GUM, "--eval-every", 12, "--out", tmp_path / "o")
-    assert re.search(r"trained for 12 steps: loss \d\.\d{3} → \d\.\d{3}, perplexity [\d,.]+ on validation", shown.out)
+    assert re.search(
+        r"trained for 12 steps: loss \d\.\d{3} → \d\.\d{3}, perplexity [\d,.]+ → [\d,.]+ on validation", shown.out
+    )
     assert f"training on {text}" in shown.err and "12/12 loss" in shown.err and "keep 0.500" in shown.err
     assert "has no validation split: perplexity will be of the training text" in shown.err
 
@@ -311,6 +313,7 @@ def fails(model: Path, text: Path, tmp_path: Path) -> Any:
         ("--lr 0.1", "--lr is about training; say how long with --steps or --epochs, or leave it out"),
         ("--score-lr 0", "--score-lr is about training"),
         ("--resume", "--resume is about training"),
+        ("--steps 20 --method soft --scope global", "method 'soft' has a threshold for all layers, and no --scope"),
         ("--steps 0", "steps must be at least 1, got 0"),
         ("--steps 9 --method gum", "9 training steps are too few for the cubic schedule, which needs at least 10"),
         ("--epochs 0.01 --method gum", "1 training steps are too few for the cubic schedule"),
@@ -350,6 +353,14 @@ def fails(model: Path, text: Path, tmp_path: Path) -> Any:
 def test_options_that_can_not_be(fails: Any, options: str, sentence: str) -> None:
     method = () if "--method" in options else ("--method", "random")
     assert sentence in fails(*method, *options.split())
+
+
+def test_one_process_trains_on_one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU here: what transformers would do with two is asked of its arguments."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert _arguments(TrainSettings(steps=10), str(tmp_path), torch.device("cuda")).n_gpu == 1
+    with pytest.raises(UserError, match=r"CUDA_VISIBLE_DEVICES=1, and use --device cuda$"):
+        _arguments(TrainSettings(steps=10), str(tmp_path), torch.device("cuda:1"))
 
 
 def test_finetune_without_an_end(fails: Any) -> None:

@@ -58,7 +58,7 @@ def prune(
     chosen = PrunePlan.load(plan) if plan else None
     row = get_method(chosen.settings.get("method", method) if chosen else method)
     check_keep(keep)
-    check_method(row, training, keep=keep, planned=chosen is not None)
+    check_method(row, training, keep=keep, planned=chosen is not None, scope=scope)
     if scope not in (None, *SCOPES):
         raise unknown("scope", scope, SCOPES)
     check_not_read(out, model, training.teacher if training else None)

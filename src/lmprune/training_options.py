@@ -140,8 +140,10 @@ def check_source(data: str, train_tokens: int | None, training: Training | None 
         raise UserError("--loss-on is about pairs of context and completion, and this is plain text; leave it out")
 
 
-def check_method(row: Method, training: Training | None, *, keep: float, planned: bool) -> None:
-    """planned: a plan says which neurons stay.
+def check_method(
+    row: Method, training: Training | None, *, keep: float, planned: bool, scope: str | None = None
+) -> None:
+    """planned: a plan says which neurons stay. scope: as it was given.
 
     Raises: UserError where a method must train and nobody said how long, or can't train as it was asked to.
     """
@@ -149,6 +151,8 @@ def check_method(row: Method, training: Training | None, *, keep: float, planned
         if row.learned and not planned:
             raise must_train(row)
         return
+    if row.penalty == "l1" and scope == "global":
+        raise UserError(f"method {row.name!r} has a threshold for all layers, and no --scope; leave it out")
     if planned and training.schedule == "cubic":
         raise UserError("drop --schedule cubic, or --plan: a plan prunes at once, and the rest is trained")
     gradual = not planned and training.schedule != "oneshot"

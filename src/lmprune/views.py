@@ -98,7 +98,9 @@ def finetuning(record: Mapping[str, Any]) -> Views:
 
 def _trained(training: Mapping[str, Any]) -> str:
     told = f"trained for {training['steps']:,} steps: loss {training['first_loss']:.3f} → {training['last_loss']:.3f}"
-    return told + (f", perplexity {training['perplexity']:,.2f} on validation" if training["perplexity"] else "")
+    if training["perplexity"] is None:
+        return told
+    return f"{told}, perplexity {training['first_perplexity']:,.2f} → {training['perplexity']:,.2f} on validation"
 
 
 def teaching(record: Mapping[str, Any]) -> Views:

@@ -155,7 +155,8 @@ def prune(
     JSON: `model`, `method`, `keep` (asked), `kept`, `scope`, `widths`, `params_before`, `params_after`,
     `ffn_params_before`, `ffn_params_after`, `dtype`, `stock`, `data`, `seconds`, `peak_memory_mb`, `out`, `command`,
     `pushed`;
-    with training also `training` (its settings, `schedule`, `seconds`, `first_loss`, `last_loss`, `perplexity`).
+    with training also `training` (its settings, `schedule`, `seconds`, `first_loss`, `last_loss`, `first_perplexity`,
+    `perplexity`).
     """
     options = given(locals())
     if plan is not None:

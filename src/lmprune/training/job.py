@@ -226,5 +226,6 @@ def record_of(settings: TrainSettings, result: TrainResult, schedule: str | None
         "seconds": result.seconds,
         "first_loss": fmean(losses[:some]),
         "last_loss": fmean(losses[-some:]),
+        "first_perplexity": perplexities[0] if perplexities else None,
         "perplexity": perplexities[-1] if perplexities else None,
     }

@@ -41,6 +41,7 @@ class OnlineTeacher:
 
     @torch.no_grad()
     def _logits(self, inputs: dict[str, Tensor], where: Tensor) -> Tensor:
+        self.model.to(inputs["input_ids"].device)  # where the Trainer has put the student
         seen = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
         return self.model(**seen, use_cache=False).logits[where]
 

@@ -136,7 +136,7 @@ def check_tracker(report_to: str) -> None:
 
 def _arguments(settings: TrainSettings, folder: str, device: torch.device) -> TrainingArguments:
     check_tracker(settings.report_to)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=folder,
         max_steps=settings.steps,
         learning_rate=settings.lr,
@@ -157,3 +157,10 @@ def _arguments(settings: TrainSettings, folder: str, device: torch.device) -> Tr
         remove_unused_columns=False,
         seed=settings.seed,
     )
+    if device.index not in (None, arguments.device.index) and arguments.world_size == 1:
+        raise UserError(
+            f"a training runs on {arguments.device}, and the model is on {device}; "
+            f"make that GPU the only one with CUDA_VISIBLE_DEVICES={device.index}, and use --device {device.type}"
+        )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # more would be DataParallel, whose copies have no masks; see torchrun
+    return arguments
