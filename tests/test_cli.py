@@ -159,6 +159,8 @@ def test_a_method_without_text_needs_no_tokenizer_and_no_data(tmp_path: Path) ->
     assert shown.record["data"] is None
     assert "no tokenizer.json" in shown.err and "will have none either" in shown.err
     assert not (tmp_path / "o" / "tokenizer_config.json").exists()
+    shown = lmprune("prune", model, "--method", "magnitude", "--out", tmp_path / "p")
+    assert " inspect " in shown.out and " eval " not in shown.out
 
 
 def test_a_text_shorter_than_asked_is_reported(model: Path, text: Path, tmp_path: Path) -> None:

@@ -232,14 +232,15 @@ def _read_pairs(data: str, split: str, data_dir: Path | None, *, tokenizer: Any)
     return pairs.load(data, split, data_dir=data_dir)
 
 
-def after_prune(options: Mapping[str, Any]) -> list[list[str]]:
+def after_prune(record: Mapping[str, Any], options: Mapping[str, Any]) -> list[list[str]]:
     """Commands to try on the checkpoint, arguments only; text that was calibrated on is not evaluated on."""
     data = ["python-docs"]
-    if options["data"].startswith("wikitext"):
+    if record["data"] is not None and options["data"].startswith("wikitext"):
         data = [options["data"], *(["--data-dir", str(options["data_dir"])] if options["data_dir"] else [])]
     trust = ["--trust-remote-code"] if options["trust_remote_code"] else []
     compare = ["--max-tokens", "8192", "--baseline", options["model"]]
+    evaluations = [["eval", str(options["out"]), "--data", *data, *compare, *trust]]
     return [
-        ["eval", str(options["out"]), "--data", *data, *compare, *trust],
+        *(evaluations if models.has_tokenizer(Path(record["out"])) else []),
         ["inspect", str(options["out"]), *trust],
     ]

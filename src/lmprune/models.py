@@ -106,17 +106,17 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None, trust_rem
     options: dict[str, Any] = {**_hub_options(found), "trust_remote_code": trust_remote_code}
     if found.gguf:
         options["gguf_file"] = found.gguf
-    elif not found.on_hub and not any(_is_tokenizer_file(path.name) for path in Path(found.place).iterdir()):
+    elif not found.on_hub and not has_tokenizer(Path(found.place)):
         # transformers would invent an empty one for some families
         raise UserError(f"can't load the tokenizer of {found}: there is no tokenizer.json beside config.json")
     with _explained(found, "tokenizer"), quiet():
         return AutoTokenizer.from_pretrained(found.place, **options)
 
 
-def _is_tokenizer_file(name: str) -> bool:
-    return name.startswith(("tokenizer", "vocab", "merges", "spiece", "sentencepiece")) or name.endswith(
-        (".model", ".tiktoken")
-    )
+def has_tokenizer(folder: Path) -> bool:
+    """Whether there are files that one could be made of."""
+    begins, ends = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece"), (".model", ".tiktoken")
+    return any(file.name.startswith(begins) or file.name.endswith(ends) for file in folder.iterdir())
 
 
 def check_dtype(dtype: str | torch.dtype) -> str | torch.dtype:

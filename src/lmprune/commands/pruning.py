@@ -166,7 +166,7 @@ def prune(
 
         with pushed(terminal, push_to_hub) as push:
             record = push(jobs.prune(terminal, **options))
-        terminal.result(record, *views.pruning(record), next_commands(jobs.after_prune(options)))
+        terminal.result(record, *views.pruning(record), next_commands(jobs.after_prune(record, options)))
 
 
 def methods(as_json: Json = False) -> None:
