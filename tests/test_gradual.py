@@ -404,6 +404,8 @@ def test_bad_requests_leave_the_model_untouched():
         ({"method": "gum", "keep": 50, "num_steps": 50}, "pass 0.5"),
         ({"method": "flap", "keep": 0.5, "num_steps": 50, "calibration": tokens()}, "--schedule oneshot"),
         ({"method": "obs", "keep": 0.5, "num_steps": 50}, "pass calibration tokens"),
+        ({"method": "top_v", "keep": 0.5, "num_steps": 50, "calibration": tokens() + 999}, "the model knows"),
+        ({"method": "gum", "keep": 0.5, "num_steps": 50, "multiple_of": 64}, "no neuron could go"),
     ]
     for asked, message in wrong:
         with pytest.raises(UserError, match=message):

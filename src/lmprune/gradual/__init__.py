@@ -19,6 +19,7 @@ from ..ffn import find_ffns
 from ..masks import Compute, NeuronMasks
 from ..methods import get_method, needs_text
 from ..penalties import pressure, sparsity_penalty
+from ..pruning import check_tokens
 from ..schedules import WAIT, cubic
 from ..selection import Scope, check_keep, check_multiple_of
 from .milestones import Milestones
@@ -88,6 +89,8 @@ class GradualPruner:
             raise UserError(f"method {method!r} has no learned scores to warm-start; leave out --warm-start")
         if (reads_text or settings.warm_start) and calibration is None:
             raise UserError(f"method {method!r} scores neurons on text while it prunes; pass calibration tokens")
+        if calibration is not None:
+            check_tokens(calibration, model)
         if self.method.refit == "bias":
             raise UserError(
                 f"method {method!r} gives layers a bias, which an optimizer at work can't take in; "
