@@ -157,7 +157,7 @@ def _arguments(settings: TrainSettings, folder: str, device: torch.device) -> Tr
         remove_unused_columns=False,
         seed=settings.seed,
     )
-    if device.index not in (None, arguments.device.index) and arguments.world_size == 1:
+    if (device.index or 0) != (arguments.device.index or 0) and arguments.world_size == 1:
         raise UserError(
             f"a training runs on {arguments.device}, and the model is on {device}; "
             f"make that GPU the only one with CUDA_VISIBLE_DEVICES={device.index}, and use --device {device.type}"
