@@ -9,10 +9,9 @@ which no step reads. Resumable: results go to benchmarks/runs/gum_weights.jsonl 
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from training_quality import DEFAULT, Bench, Recipe, carry_out, read, table
+from training_quality import DEFAULT, Recipe, command
 
 from lmprune.gradual import GradualSettings
 
@@ -33,20 +32,5 @@ RECIPES = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--keeps", type=float, nargs="*", default=[0.25])
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
-    parser.add_argument("--table", action="store_true")
-    parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
-    args = parser.parse_args()
-    if args.table:
-        print(table([r for r in read(RUNS) if r["steps"] == args.steps], RECIPES))
-        return
-    bench = Bench(args.shared, held_out=True)
-    carry_out(bench, RUNS, RECIPES, seeds=args.seeds, keeps=args.keeps, steps=args.steps)
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, RUNS, RECIPES, steps=150, held_out=True)

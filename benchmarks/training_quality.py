@@ -82,14 +82,14 @@ class Bench:
         examples = [{"input_ids": row} for row in self.train_ids]
         settings = TrainSettings(steps=steps, seed=seed)
         teacher = OnlineTeacher(self._teacher(seed, steps), model, 2.0) if recipe.distil else None
-        how = {"method": recipe.method, "keep": keep, "multiple_of": 1, "seed": seed}
+        how: dict[str, Any] = {"method": recipe.method, "keep": keep, "multiple_of": 1, "seed": seed}
         calibration = self.train_ids[seed::97][:128]  # 32,768 tokens from all over the text
         pruner = None
         if recipe.method and recipe.schedule == "oneshot":
-            lmprune.prune(model, data=calibration, **how)  # type: ignore[arg-type]
+            lmprune.prune(model, data=calibration, **how)
         elif recipe.method:
             pruner = GradualPruner(
-                model, num_steps=steps, calibration=calibration[:64], settings=recipe.settings, **how,  # type: ignore[arg-type]
+                model, num_steps=steps, calibration=calibration[:64], settings=recipe.settings, **how
             )  # fmt: skip
         result = train(model, examples, settings, pruner=pruner, teacher=teacher)
         if recipe.method is None:
@@ -149,21 +149,23 @@ def table(records: list[dict[str, Any]], recipes: dict[str, Recipe]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=500)
+def command(about: str | None, file: Path, recipes: dict[str, Recipe], *, steps: int, held_out: bool = False) -> None:
+    """The command line of this script, and of others with recipes of their own. steps: by default."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--keeps", type=float, nargs="*", default=[0.25])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
-    parser.add_argument("--only", nargs="*", default=list(RECIPES), metavar="RECIPE")
+    parser.add_argument("--only", nargs="*", default=list(recipes), metavar="RECIPE")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
     args = parser.parse_args()
     if args.table:
-        print(table([r for r in read(RUNS) if r["steps"] == args.steps], RECIPES))
+        print(table([r for r in read(file) if r["steps"] == args.steps], recipes))
         return
-    chosen = {name: RECIPES[name] for name in args.only}
-    carry_out(Bench(args.shared), RUNS, chosen, seeds=args.seeds, keeps=args.keeps, steps=args.steps)
+    chosen = {name: recipes[name] for name in args.only}
+    bench = Bench(args.shared, held_out=held_out)
+    carry_out(bench, file, chosen, seeds=args.seeds, keeps=args.keeps, steps=args.steps)
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, RUNS, RECIPES, steps=500)

@@ -21,6 +21,15 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     unknown method 'magnitud'; did you mean magnitude? known: magnitude, obs
     """
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(near)}?" if near else "; "
-    return UserError(f"unknown {kind} {name!r}{hint} known: {', '.join(names)}".replace(";  known", "; known"))
+    hint = did_you_mean(name, names)
+    return UserError(f"unknown {kind} {name!r};{hint and ' ' + hint} known: {', '.join(names)}")
+
+
+def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
+    """The question that goes with a misspelt name; empty where nothing known is like it. cutoff: difflib's.
+
+    >>> did_you_mean("magnitud", ["magnitude", "obs"])
+    'did you mean magnitude?'
+    """
+    near = difflib.get_close_matches(name, list(known), n=2, cutoff=cutoff)
+    return f"did you mean {' or '.join(near)}?" if near else ""

