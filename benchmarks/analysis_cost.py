@@ -17,9 +17,9 @@ import torch
 import lmprune
 from lmprune.data import load
 from lmprune.data.tokens import sequences
-from lmprune.ffn import find_ffns
-from lmprune.jobs import peak_memory_mb
-from lmprune.redundancy import measure
+from lmprune.jobs.prune import peak_memory_mb
+from lmprune.scores.redundancy import measure
+from lmprune.sites.ffn import find_ffns
 
 
 def main() -> None:

@@ -30,13 +30,13 @@ import torch
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 import lmprune
-from lmprune.bench import compared, interleaved
+from lmprune.budget.selection import num_kept
+from lmprune.checkpoints.shrinking import shrink
 from lmprune.evaluation.engines import ENGINES
 from lmprune.evaluation.workers import Worker
 from lmprune.export import Job, export, get_target
-from lmprune.ffn import find_ffns
-from lmprune.selection import num_kept
-from lmprune.shrinking import shrink
+from lmprune.jobs.bench import compared, interleaved
+from lmprune.sites.ffn import find_ffns
 
 STUB = 32
 PHASES = ("prefill", "decode")

@@ -28,18 +28,18 @@ from torch import Tensor
 
 import lmprune
 from lmprune import data
-from lmprune.criteria import CRITERIA, score_from
-from lmprune.criteria.second_order import eliminate
+from lmprune.budget.selection import num_kept, select
 from lmprune.data.tokens import sequences, stream
 from lmprune.evaluation.perplexity import perplexity
-from lmprune.ffn import find_ffns
 from lmprune.methods import METHODS, get_method
-from lmprune.obs import PLAIN, ObsSettings, cut, error_curves, obs_to_widths
 from lmprune.pruning import GRADIENT_TOKENS
-from lmprune.reconstruction import layer_problems
-from lmprune.refit import bias_compensation
-from lmprune.selection import num_kept, select
-from lmprune.statistics import SeamStatistics, collect
+from lmprune.scores.criteria import CRITERIA, score_from
+from lmprune.scores.statistics import SeamStatistics, collect
+from lmprune.sites.ffn import find_ffns
+from lmprune.solve.bias import bias_compensation
+from lmprune.solve.elimination import eliminate
+from lmprune.solve.obs import PLAIN, ObsSettings, cut, error_curves, obs_to_widths
+from lmprune.solve.targets import layer_problems
 
 RUNS = Path(__file__).parent / "runs"
 ONE_SHOT = [name for name, method in METHODS.items() if not method.learned]

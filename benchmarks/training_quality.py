@@ -21,12 +21,12 @@ from typing import Any
 
 import lmprune
 from lmprune import data
+from lmprune.checkpoints.shrinking import shrink
 from lmprune.data.tokens import sequences, stream
 from lmprune.evaluation.perplexity import perplexity
-from lmprune.ffn import find_ffns
 from lmprune.gradual import GradualPruner, GradualSettings
 from lmprune.plan import PrunePlan
-from lmprune.shrinking import shrink
+from lmprune.sites.ffn import find_ffns
 from lmprune.training.teachers import OnlineTeacher
 from lmprune.training.train import TrainSettings, train
 

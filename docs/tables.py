@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from lmprune.families import FAMILIES, FFNSpec
 from lmprune.methods import methods_table
+from lmprune.sites.families import FAMILIES, FFNSpec
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))

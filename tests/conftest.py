@@ -74,7 +74,7 @@ def forks() -> Iterator[Any]:
     """Makes processes quickly: a server that has imported everything, and forks."""
     context = get_context("forkserver")
     context.set_forkserver_preload(
-        ["tiny_checkpoints", "lmprune.jobs", "lmprune.training_jobs", "lmprune.training.job"]
+        ["tiny_checkpoints", "lmprune.jobs.prune", "lmprune.jobs.training", "lmprune.jobs.train"]
     )
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), before]))

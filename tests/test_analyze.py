@@ -13,9 +13,10 @@ from test_statistics import hooks_of
 from tiny_checkpoints import documented, lmprune, tiny_checkpoint
 from tiny_models import LAYERS, WIDTH, tiny_model, tokens
 
-from lmprune import analysis, models
-from lmprune.ffn import find_ffns
-from lmprune.redundancy import measure
+from lmprune.checkpoints import models
+from lmprune.jobs import analysis
+from lmprune.scores.redundancy import measure
+from lmprune.sites.ffn import find_ffns
 
 QUICK = ("--seq-len", 64, "--max-tokens", 512)
 

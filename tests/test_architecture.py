@@ -12,27 +12,23 @@ from pathlib import Path
 import pytest
 
 import lmprune
-from lmprune.families import FAMILIES, FFNSpec
+from lmprune.sites.families import FAMILIES, FFNSpec
 
 ROOT = Path(lmprune.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-COMMAND_LINE = {
-    *("__main__", "cli", "options", "console", "views", "inspection", "card", "demo", "analyze", "deploy", "bench"),
-    *(
-        f"commands{name}"
-        for name in ("", ".deploying", ".measuring", ".parameters", ".pruning", ".studies", ".training")
-    ),
-    *("jobs", "training_jobs", "training_options", "training.job", "opening", "study.job"),
-}
 TRAINING = {"training.callbacks", "training.train", "training.trainer"}
 USE_TRANSFORMERS = {
-    *("models", "shim", "families", "data.self_generated", "evaluation.decoding", "evaluation.speed", "demo"),
+    *("checkpoints.models", "checkpoints.shim", "sites.families"),
+    *("data.self_generated", "evaluation.decoding", "evaluation.speed", "jobs.demo"),
     *TRAINING,
     *("export.onnx", "export.decilm"),
 }
-AT_THE_TOP = {"models", "shim", "export.decilm", *TRAINING}
-KNOW_NAMES = {"families", "export.architectures"}
-PURE = {"selection", "schedules", "penalties", "distillation", "plan", "criteria.second_order"}
+AT_THE_TOP = {"checkpoints.models", "checkpoints.shim", "export.decilm", *TRAINING}
+KNOW_NAMES = {"sites.families", "export.architectures"}
+PURE = {
+    *("errors", "progress", "plan", "budget.selection", "gradual.schedules", "gradual.penalties"),
+    *("training.distillation", "solve.elimination"),
+}
 
 
 def name_of(path: Path) -> str:
@@ -92,28 +88,30 @@ def test_the_reading_of_imports_itself():
     tree = ast.parse("import torch.nn\nfrom . import plan, nothing\nfrom ..errors import unknown\nif x:\n import os")
     assert imports(tree, "data.hub", package=False) == {"torch", "data", "errors", "os"}
     assert imports(tree, "data.hub", package=False, top=True) == {"torch", "data", "errors"}
-    assert imports(ast.parse("from . import plan, ffn"), "cli", package=False) == {"plan", "ffn"}
+    assert imports(ast.parse("from . import plan, pruning"), "methods", package=False) == {"plan", "pruning"}
     assert imports(ast.parse("from . import files\nfrom ..errors import x"), "data", package=True) == {
         "data.files",
         "errors",
     }
-    assert "criteria.second_order" in imported_by("obs") and "ffn" in imported_by("criteria")
+    assert "solve.elimination" in imported_by("solve.obs") and "sites.ffn" in imported_by("scores.criteria")
 
 
-def test_nothing_imports_the_command_line():
-    assert set(MODULES) >= COMMAND_LINE
+def package(module: str) -> str:
+    return module.split(".")[0]
+
+
+def test_commands_call_jobs_and_jobs_the_library_never_back():
     for module in MODULES:
-        used = imported_by(module)
-        assert "cli" not in used or module == "__main__", f"{module} imports cli"
-        if module not in COMMAND_LINE:
-            assert not used & COMMAND_LINE, f"{module} imports the command line: {used & COMMAND_LINE}"
+        used = {package(name) for name in imported_by(module)}
+        assert "commands" not in used or package(module) in {"commands", "__main__"}, f"{module} imports commands"
+        assert "jobs" not in used or package(module) in {"commands", "jobs"}, f"{module} imports jobs"
 
 
 @pytest.mark.parametrize("module", sorted(PURE))
 def test_pure_modules_know_torch_errors_and_each_other_only(module: str):
     ours = {used for used in imported_by(module) if used in MODULES}
     others = {used for used in imported_by(module) if used not in MODULES} - set(sys.stdlib_module_names)
-    assert ours <= {"errors"} | PURE and others <= {"torch"}
+    assert ours <= PURE and others <= {"torch"}
 
 
 def test_transformers_is_imported_where_it_must_be():
@@ -123,14 +121,14 @@ def test_transformers_is_imported_where_it_must_be():
 
 def test_a_report_needs_records_only():
     """Neither torch nor a model, so that it is made anywhere and at once."""
-    code = "import sys, lmprune.report.job; print({'torch', 'transformers'} & set(sys.modules))"
+    code = "import sys, lmprune.jobs.report; print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
     assert not any("torch" in imported_by(module) for module in MODULES if module.startswith("report"))
 
 
 def test_the_shim_stands_alone():
-    assert imported_by("shim") - set(sys.stdlib_module_names) == {"torch", "transformers"}
+    assert imported_by("checkpoints.shim") - set(sys.stdlib_module_names) == {"torch", "transformers"}
 
 
 def test_only_families_knows_names():
@@ -139,13 +137,13 @@ def test_only_families_knows_names():
             assert not names_known(parsed(module)), f"{module} knows {names_known(parsed(module))}"
     layers = {path.split(".")[-1] for spec in FAMILIES.values() for path in (spec.up, spec.down)}
     assert not names_known(parsed("export.architectures")) & layers
-    assert names_known(parsed("families")) >= {"up_proj", "c_fc", "gpt2", "transformer.h"}
+    assert names_known(parsed("sites.families")) >= {"up_proj", "c_fc", "gpt2", "transformer.h"}
     assert names_known(ast.parse("block.mlp.down_proj.weight")) == {"down_proj"}
     assert names_known(ast.parse("if config.model_type == 'bloom': pass")) == {"bloom"}
 
 
 def test_help_imports_neither_torch_nor_transformers():
-    code = "import sys, lmprune, lmprune.cli; print(*({'torch', 'transformers', 'typer'} & set(sys.modules)))"
+    code = "import sys, lmprune, lmprune.commands.cli; print(*({'torch', 'transformers', 'typer'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["typer"]
 

@@ -22,9 +22,9 @@ from transformers import (
     RwkvForCausalLM,
 )
 
-from lmprune import checkpoint, models, sources
-from lmprune.ffn import find_ffns
+from lmprune.checkpoints import checkpoint, models, sources
 from lmprune.plan import PrunePlan
+from lmprune.sites.ffn import find_ffns
 
 SMALL: dict[str, Any] = {
     "vocab_size": 257,
@@ -146,7 +146,7 @@ def test_out_that_is_a_file(prune_fails: Any, tmp_path: Path) -> None:
 
 
 def test_out_below_a_file(prune_fails: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lmprune.models.load", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr("lmprune.checkpoints.models.load", lambda *_, **__: pytest.fail("too late"))
     (tmp_path / "file").write_text("")
     sentence = prune_fails("--out", tmp_path / "file" / "out")
     assert (
@@ -185,7 +185,7 @@ def test_a_full_disk(prune_fails: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_stdout_on_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lmprune.console import explain
+    from lmprune.commands.console import explain
 
     sentence = explain(OSError(errno.ENOSPC, "No space left on device"))
     assert sentence == "No space left on device: the output; make room and run it again"

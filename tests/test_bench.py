@@ -13,12 +13,13 @@ from test_checkpoint import uniform_plan
 from test_gguf import bpe, model_of
 from tiny_checkpoints import documented, lmprune, tiny_checkpoint
 
-from lmprune import bench, checkpoint
+from lmprune.checkpoints import checkpoint
+from lmprune.checkpoints.shrinking import shrink
 from lmprune.errors import UserError
 from lmprune.evaluation import engines, workers
 from lmprune.evaluation.engines import ENGINES, LlamaCpp, Torch
-from lmprune.ffn import find_ffns
-from lmprune.shrinking import shrink
+from lmprune.jobs import bench
+from lmprune.sites.ffn import find_ffns
 
 SMALL = ("--threads", 1, "--prompt-tokens", 20, "--new-tokens", 4, "--repeats", 2)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny_models import NAMES, tiny_model
 
-from lmprune.blockwise import Blocks
-from lmprune.ffn import find_ffns
+from lmprune.sites.ffn import find_ffns
+from lmprune.sites.walk import Blocks
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from lmprune.card import model_card, width_summary
+from lmprune.jobs.card import model_card, width_summary
 from lmprune.plan import PrunePlan
 
 SETTINGS = {"method": "obs", "scope": "local", "calibration_tokens": 1024, "seq_len": 64}

@@ -19,11 +19,11 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from lmprune import checkpoint, models, shim
+from lmprune.checkpoints import checkpoint, models, shim
+from lmprune.checkpoints.shrinking import record_widths, shrink
 from lmprune.errors import UserError
-from lmprune.ffn import find_ffns
 from lmprune.plan import PLAN_FILE, PrunePlan
-from lmprune.shrinking import record_widths, shrink
+from lmprune.sites.ffn import find_ffns
 
 #: seen from outside: no lmprune, no network
 STRANGER = """

@@ -20,7 +20,8 @@ from tiny_checkpoints import TEXT, documented, lmprune, tiny_checkpoint
 from tiny_models import LAYERS, WIDTH
 from transformers import AutoModelForCausalLM
 
-from lmprune import console, models
+from lmprune.checkpoints import models
+from lmprune.commands import console
 from lmprune.data import load as load_text
 from lmprune.data.tokens import cover
 from lmprune.evaluation.perplexity import perplexity
@@ -49,7 +50,7 @@ def num_parameters(folder: str | Path) -> int:
 )
 def test_help_needs_neither_torch_nor_transformers(command: str) -> None:
     code = (
-        "import sys\nfrom lmprune.cli import app\ntry:\n    app(sys.argv[1:])\nexcept SystemExit as end:\n"
+        "import sys\nfrom lmprune.commands.cli import app\ntry:\n    app(sys.argv[1:])\nexcept SystemExit as end:\n"
         "    assert not end.code\nprint({'torch', 'transformers', 'numpy'} & set(sys.modules))"
     )
     done = subprocess.run(
@@ -180,7 +181,7 @@ def test_force_replaces_a_checkpoint(model: Path, tmp_path: Path) -> None:
 
 
 def test_a_model_outside_the_table_is_pruned_by_its_paths(model: Path, tmp_path: Path, monkeypatch) -> None:
-    from lmprune.families import FAMILIES
+    from lmprune.sites.families import FAMILIES
 
     monkeypatch.delitem(FAMILIES, "llama")
     paths = "up=mlp.up_proj,gate=mlp.gate_proj,down=mlp.down_proj,width_key=intermediate_size"

@@ -8,10 +8,10 @@ from test_statistics import KINDS, ids_of, tiny
 from tiny_models import LAYERS, WIDTH
 from tiny_models import NAMES as FAMILY_NAMES
 
-from lmprune.criteria import CRITERIA, criterion, get_criterion, score, score_from
 from lmprune.errors import UserError
-from lmprune.ffn import FFN, find_ffns
-from lmprune.statistics import GRADIENT, SeamStatistics, collect
+from lmprune.scores.criteria import CRITERIA, criterion, get_criterion, score, score_from
+from lmprune.scores.statistics import GRADIENT, SeamStatistics, collect
+from lmprune.sites.ffn import FFN, find_ffns
 
 NAMES = "magnitude random activation fluctuation taylor sensitivity wanda_sp two_ssp minitron llm_pruner"
 

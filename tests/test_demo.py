@@ -11,10 +11,11 @@ import pytest
 from tiny_checkpoints import documented, lmprune, tiny_checkpoint
 from tiny_models import LAYERS
 
-from lmprune import demo, models
+from lmprune.checkpoints import models
 from lmprune.data import load as load_text
 from lmprune.data.tokens import stream
 from lmprune.evaluation.perplexity import perplexity
+from lmprune.jobs import demo
 from lmprune.plan import PLAN_FILE, PrunePlan
 
 SIZES = demo.Sizes(

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from lmprune.distillation import divergence, divergence_from_top_k, top_k
 from lmprune.errors import UserError
+from lmprune.training.distillation import divergence, divergence_from_top_k, top_k
 
 N, V = 5, 11
 

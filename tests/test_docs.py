@@ -19,17 +19,17 @@ from tiny_models import tiny_model
 from typer.main import get_command
 
 import lmprune
-from lmprune import checkpoint
-from lmprune.cli import app
-from lmprune.criteria import CRITERIA
-from lmprune.criteria.second_order import eliminate
-from lmprune.families import FAMILIES
-from lmprune.ffn import find_ffns
+from lmprune.checkpoints import checkpoint
+from lmprune.checkpoints.shrinking import shrink
+from lmprune.commands.cli import app
 from lmprune.gradual import GradualSettings
 from lmprune.methods import METHODS
-from lmprune.obs import PLAIN, ObsSettings
 from lmprune.pruning import GRADIENT_TOKENS
-from lmprune.shrinking import shrink
+from lmprune.scores.criteria import CRITERIA
+from lmprune.sites.families import FAMILIES
+from lmprune.sites.ffn import find_ffns
+from lmprune.solve.elimination import eliminate
+from lmprune.solve.obs import PLAIN, ObsSettings
 from lmprune.training.train import TrainSettings
 
 ROOT = Path(__file__).parents[1]

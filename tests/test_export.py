@@ -18,13 +18,13 @@ from tiny_models import NAMES, WIDTH, is_pruned_class, logits, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as hf_logging
 
-from lmprune import checkpoint, models
+from lmprune.checkpoints import checkpoint, models
+from lmprune.checkpoints.shrinking import shrink
 from lmprune.errors import UserError
 from lmprune.export import TARGETS, Job, export
-from lmprune.families import FAMILIES
-from lmprune.ffn import find_ffns
 from lmprune.plan import PLAN_FILE
-from lmprune.shrinking import shrink
+from lmprune.sites.families import FAMILIES
+from lmprune.sites.ffn import find_ffns
 
 
 @pytest.fixture(autouse=True)

@@ -10,13 +10,13 @@ from tiny_models import LAYERS, NAMES, is_pruned_class, logits, tiny_config, tin
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from lmprune import checkpoint, models
+from lmprune.checkpoints import checkpoint, models
+from lmprune.checkpoints.shrinking import shrink
 from lmprune.errors import UserError
-from lmprune.families import COUPLED, FAMILIES, FFNSpec, family_of, parse_spec, register_family
-from lmprune.ffn import find_ffns
-from lmprune.masks import masked
 from lmprune.plan import PrunePlan
-from lmprune.shrinking import shrink
+from lmprune.sites.families import COUPLED, FAMILIES, FFNSpec, family_of, parse_spec, register_family
+from lmprune.sites.ffn import find_ffns
+from lmprune.sites.masks import masked
 
 KEPT = {"uniform": (0.5, 0.5, 0.5), "per_layer": (0.75, 0.25, 0.5)}
 

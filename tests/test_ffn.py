@@ -10,9 +10,9 @@ from tiny_models import NAMES, logits, tiny_model
 from torch import nn
 
 from lmprune.errors import UserError
-from lmprune.families import FFNSpec, family_of, parse_spec
-from lmprune.ffn import find_ffns
-from lmprune.spec_check import check_ffns, trial_cut
+from lmprune.sites.families import FFNSpec, family_of, parse_spec
+from lmprune.sites.ffn import find_ffns
+from lmprune.sites.proof import check_ffns, trial_cut
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -21,12 +21,12 @@ from tokenizers import models as tokenizer_models
 from transformers import PreTrainedTokenizerFast
 
 import lmprune
+from lmprune.checkpoints.shrinking import shrink
 from lmprune.data import load as load_text
 from lmprune.errors import UserError
 from lmprune.export import Job, export
 from lmprune.export.architectures import GGUF, SPLITS
-from lmprune.ffn import find_ffns
-from lmprune.shrinking import shrink
+from lmprune.sites.ffn import find_ffns
 
 VOCABULARY = 300
 TEXT = (

@@ -12,19 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import LAYERS, WIDTH, logits, tiny_model, tokens
 
+from lmprune.budget.selection import num_kept
+from lmprune.checkpoints.shrinking import shrink
 from lmprune.errors import UserError
-from lmprune.ffn import find_ffns
 from lmprune.gradual import GradualPruner, GradualSettings
+from lmprune.gradual.schedules import cubic, milestones
 from lmprune.gradual.similarity import Rows, SimilarityEstimate, cosines, mean_similarity
 from lmprune.gradual.soft import SoftThreshold
 from lmprune.gradual.warm_start import SPREAD
-from lmprune.masks import NeuronMasks
 from lmprune.methods import METHODS
-from lmprune.obs import error_curves
 from lmprune.plan import PrunePlan
-from lmprune.schedules import cubic, milestones
-from lmprune.selection import num_kept
-from lmprune.shrinking import shrink
+from lmprune.sites.ffn import find_ffns
+from lmprune.sites.masks import NeuronMasks
+from lmprune.solve.obs import error_curves
 
 STEPS, KEEP = 20, 0.25
 TRAINABLE = [name for name, row in METHODS.items() if row.refit != "bias"]

@@ -11,7 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from test_bad_input import refused
 from tiny_checkpoints import lmprune
 
-from lmprune import hub
+from lmprune.checkpoints import hub
 
 QUICK = ("--method", "magnitude", "--multiple-of", 8)
 
@@ -61,7 +61,7 @@ def test_prune_pushes_the_checkpoint_with_its_card(fake: FakeHub, model: Path, t
 def test_export_pushes_the_file_and_the_card_of_the_checkpoint(fake: FakeHub, tmp_path: Path) -> None:
     from test_gguf import bpe, model_of
 
-    from lmprune import checkpoint
+    from lmprune.checkpoints import checkpoint
     from lmprune.plan import PrunePlan
 
     plan = PrunePlan(((0,),), (4,))

@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny_models import LAYERS, NAMES, WIDTH, tiny_model
 
-from lmprune import checkpoint, models
-from lmprune.ffn import find_ffns
-from lmprune.inspection import KEEPS, find_plan, inspect, neuron_size, parameters_by_part, pruning, saving, sizes
+from lmprune.checkpoints import checkpoint, models
+from lmprune.checkpoints.shrinking import shrink
+from lmprune.jobs.inspection import KEEPS, find_plan, inspect, neuron_size, parameters_by_part, pruning, saving, sizes
 from lmprune.plan import PrunePlan
-from lmprune.shrinking import shrink
+from lmprune.sites.ffn import find_ffns
 
 
 def first(model, width: int) -> PrunePlan:

@@ -12,11 +12,11 @@ from test_resume import RUNS, arguments, killed, result
 from tiny_checkpoints import lmprune, tiny_checkpoint
 from tiny_models import LAYERS, WIDTH, logits, tiny_model, tokens
 
-from lmprune import models
-from lmprune.ffn import find_ffns
+from lmprune.checkpoints import models
+from lmprune.checkpoints.shrinking import shrink
 from lmprune.gradual import GradualPruner, GradualSettings
 from lmprune.plan import PLAN_FILE, PrunePlan
-from lmprune.shrinking import shrink
+from lmprune.sites.ffn import find_ffns
 from lmprune.training.lora import add_lora, merged
 from lmprune.training.settings import TrainSettings
 from lmprune.training.train import train

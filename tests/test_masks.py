@@ -9,8 +9,8 @@ import torch
 from tiny_models import NAMES, WIDTH, logits, tiny_model, tokens
 
 from lmprune.errors import UserError
-from lmprune.ffn import find_ffns
-from lmprune.masks import ATTRIBUTE, COMPUTES, NeuronMasks, masked
+from lmprune.sites.ffn import find_ffns
+from lmprune.sites.masks import ATTRIBUTE, COMPUTES, NeuronMasks, masked
 
 KEPT = [torch.tensor(k) for k in ([0, 1, 5, 17, 40], [*range(0, WIDTH, 2)], [3])]
 

@@ -9,12 +9,12 @@ import torch
 from test_statistics import ids_of, tiny
 from tiny_models import WIDTH
 
-from lmprune.criteria import CRITERIA
 from lmprune.errors import UserError
-from lmprune.ffn import find_ffns
+from lmprune.gradual.penalties import PENALTIES
 from lmprune.methods import METHODS, get_method, methods_table
-from lmprune.penalties import PENALTIES
-from lmprune.refit import bias_compensation
+from lmprune.scores.criteria import CRITERIA
+from lmprune.sites.ffn import find_ffns
+from lmprune.solve.bias import bias_compensation
 
 NAMES = (
     "magnitude random activation fluctuation taylor sensitivity obs plain_obs wanda_sp flap two_ssp minitron llm_pruner"
@@ -90,7 +90,7 @@ def test_removing_constant_neurons_changes_nothing_after_bias_compensation(name)
 
 
 def test_bias_compensation_leaves_the_mean_output_unchanged_on_real_statistics():
-    from lmprune.statistics import collect
+    from lmprune.scores.statistics import collect
 
     model, ids = tiny("opt"), ids_of()
     ffn = find_ffns(model)[0]

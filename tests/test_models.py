@@ -13,9 +13,9 @@ import torch
 from tiny_models import logits, tiny_model
 from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
-from lmprune import checkpoint, models, sources
+from lmprune.checkpoints import checkpoint, models, sources
 from lmprune.errors import UserError
-from lmprune.ffn import find_ffns
+from lmprune.sites.ffn import find_ffns
 
 
 @pytest.fixture

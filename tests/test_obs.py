@@ -7,12 +7,12 @@ import torch
 from tiny_models import NAMES, logits, tiny_model
 from torch import nn
 
-from lmprune.blockwise import Blocks
-from lmprune.curvature import output_curvature
-from lmprune.ffn import find_ffns
-from lmprune.obs import PLAIN, ObsSettings, obs, obs_refit
-from lmprune.reconstruction import layer_problems, residual_gain
-from lmprune.selection import num_kept, select
+from lmprune.budget.selection import num_kept, select
+from lmprune.scores.curvature import output_curvature
+from lmprune.sites.ffn import find_ffns
+from lmprune.sites.walk import Blocks
+from lmprune.solve.obs import PLAIN, ObsSettings, obs, obs_refit
+from lmprune.solve.targets import layer_problems, residual_gain
 
 
 def text(rows: int = 16, length: int = 32, seed: int = 3) -> torch.Tensor:

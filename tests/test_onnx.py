@@ -13,11 +13,11 @@ from test_gguf import continuation
 from tiny_models import tiny_model, tokens
 
 import lmprune
+from lmprune.checkpoints.shrinking import shrink
 from lmprune.errors import UserError
 from lmprune.evaluation.engines import OnnxRuntime
 from lmprune.export import Job, export
-from lmprune.ffn import find_ffns
-from lmprune.shrinking import shrink
+from lmprune.sites.ffn import find_ffns
 
 pytest.importorskip("onnxscript", reason="no ONNX here: pip install 'lmprune[onnx]'")
 pytest.importorskip("onnxruntime", reason="no ONNX Runtime here: pip install 'lmprune[onnx]'")

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from lmprune.penalties import PENALTIES, pressure, sparsity_penalty
+from lmprune.gradual.penalties import PENALTIES, pressure, sparsity_penalty
 
 
 def test_the_penalty_is_the_formula_of_methods_2():

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lmprune.errors import UserError
-from lmprune.evaluation.perplexity import default_context, max_context, perplexity, ratio_estimate, windows
+from lmprune.evaluation.perplexity import default_context, perplexity, ratio_estimate, windows
+from lmprune.sites.limits import max_context
 
 
 def tiny_model(seed=0, **kwargs):

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import is_pruned_class, logits, tiny_model
 
+from lmprune.checkpoints.shrinking import record_widths, shrink
 from lmprune.errors import UserError
-from lmprune.ffn import find_ffns
 from lmprune.plan import PLAN_FILE, PrunePlan
-from lmprune.shrinking import record_widths, shrink
+from lmprune.sites.ffn import find_ffns
 
 PLAN = PrunePlan(((0, 2), (1,)), (3, 4), {"method": "obs", "keep": 0.5}, {"model": "tiny"})
 

@@ -10,8 +10,8 @@ from test_statistics import neuron_gradients, sequence_loss
 from tiny_models import LAYERS, NAMES, WIDTH, tiny_model, tokens
 
 from lmprune.errors import UserError
-from lmprune.ffn import find_ffns
-from lmprune.redundancy import ALIKE, Redundancy, compare, measure, similarities, uniqueness
+from lmprune.scores.redundancy import ALIKE, Redundancy, compare, measure, similarities, uniqueness
+from lmprune.sites.ffn import find_ffns
 
 KINDS = ["llama", "gpt2", "phi3", "opt"]
 TWINS = ((3, 40, 7.0), (40, 11, 0.5), (20, 30, 1.0))  # (of, becomes, whose reader is this much larger)
@@ -134,7 +134,7 @@ def test_more_neurons_than_rows_at_once(monkeypatch: pytest.MonkeyPatch):
     h_NF = torch.randn(6, 37, dtype=torch.float64)
     moment_FF = h_NF.T @ h_NF
     whole = compare(moment_FF.clone())
-    monkeypatch.setattr("lmprune.redundancy._ROWS_AT_ONCE", 5)
+    monkeypatch.setattr("lmprune.scores.redundancy._ROWS_AT_ONCE", 5)
     parts = compare(moment_FF)
     assert whole.redundant_F.any() and whole.clusters == parts.clusters and whole.cos_ranges == parts.cos_ranges
     assert whole.nearest_F.equal(parts.nearest_F) and whole.redundant_F.equal(parts.redundant_F)

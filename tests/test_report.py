@@ -16,9 +16,9 @@ from made_up_records import LAYERS, METHODS, grid, made_up
 from test_bad_input import refused
 from tiny_checkpoints import documented, lmprune
 
+from lmprune.jobs.report import build
 from lmprune.report import claims, figures, rows, svg, tables
 from lmprune.report.charts import HeatChart, LineChart, span, ticks
-from lmprune.report.job import build
 from lmprune.study import records
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

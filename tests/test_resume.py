@@ -204,7 +204,7 @@ def test_ctrl_c_before_the_first_step_leaves_nothing(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lmprune.training.job.train", interrupted)
+    monkeypatch.setattr("lmprune.jobs.train.train", interrupted)
     ended = lmprune(*arguments("gum", models, text, tmp_path / "o"))
     assert ended.code == 130 and list(tmp_path.iterdir()) == []
 

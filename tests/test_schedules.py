@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmprune.errors import UserError
-from lmprune.schedules import MIN_STEPS, cubic, descent, milestones, oneshot
+from lmprune.gradual.schedules import MIN_STEPS, cubic, descent, milestones, oneshot
 
 ratios = st.floats(0.01, 1.0)
 lengths = st.integers(MIN_STEPS, 3000)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lmprune.criteria.second_order import LeastSquares, eliminate
+from lmprune.solve.elimination import LeastSquares, eliminate
 
 
 def data(num_tokens: int = 60, width: int = 7, out: int = 4, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

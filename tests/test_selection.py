@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lmprune.budget.selection import check_keep, num_kept, select
 from lmprune.errors import UserError
-from lmprune.selection import check_keep, num_kept, select
 
 #: few distinct values, so that ties are the rule
 TIED = st.lists(st.sampled_from([0.0, 1.0, 2.0, -1.0]), min_size=1, max_size=40)

@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from lmprune import models
+from lmprune.checkpoints import models
 from lmprune.gradual import GradualPruner, GradualSettings, milestones
 from lmprune.plan import PLAN_FILE, PrunePlan
 from lmprune.pruning import prune

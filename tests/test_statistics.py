@@ -13,9 +13,9 @@ from tiny_models import LAYERS, NAMES, WIDTH, tiny_model, tokens
 from torch import nn
 
 from lmprune.errors import UserError
-from lmprune.ffn import find_ffns
-from lmprune.masks import masked
-from lmprune.statistics import FORWARD, GRADIENT, collect, loss_gradient
+from lmprune.scores.statistics import FORWARD, GRADIENT, collect, loss_gradient
+from lmprune.sites.ffn import find_ffns
+from lmprune.sites.masks import masked
 
 SEQ_LEN, NUM_SEQUENCES = 11, 5
 KINDS = ["llama", "gpt2", "phi3", "opt"]  # gated with biases; Conv1D; fused gate; biases and no mlp module

@@ -17,7 +17,7 @@ from made_up_records import made_up
 from test_bad_input import refused
 from tiny_checkpoints import documented, lmprune
 
-from lmprune.cli import app
+from lmprune.commands.cli import app
 from lmprune.errors import UserError
 from lmprune.report.figures import _bits
 from lmprune.study import grid, records, run

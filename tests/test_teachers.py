@@ -14,8 +14,8 @@ from tiny_models import VOCABULARY, tiny_model
 
 import lmprune as package
 from lmprune.data import load as load_text
-from lmprune.distillation import divergence, divergence_from_top_k, top_k
 from lmprune.errors import UserError
+from lmprune.training.distillation import divergence, divergence_from_top_k, top_k
 from lmprune.training.examples import blocks
 from lmprune.training.teachers import OnlineTeacher, StoredTeacher, fingerprint, write_teacher
 from lmprune.training.trainer import IGNORED, collate

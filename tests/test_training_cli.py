@@ -17,18 +17,18 @@ from tiny_checkpoints import DOCS, byte_tokenizer, documented, lmprune, tiny_che
 from tiny_models import LAYERS, WIDTH, tiny_model, tokens
 from transformers import TrainerCallback
 
-from lmprune import models
+from lmprune.checkpoints import models
 from lmprune.data.pairs import IGNORED
 from lmprune.errors import UserError
-from lmprune.families import FAMILIES
-from lmprune.ffn import find_ffns
 from lmprune.gradual import GradualPruner
+from lmprune.jobs.training_options import Training
 from lmprune.plan import PLAN_FILE, PrunePlan
+from lmprune.sites.families import FAMILIES
+from lmprune.sites.ffn import find_ffns
 from lmprune.training.examples import Corpus
 from lmprune.training.settings import TrainSettings
 from lmprune.training.train import _arguments, train
 from lmprune.training.trainer import PruneTrainer
-from lmprune.training_options import Training
 
 SHORT = ("--steps", 12, "--seq-len", 32)
 GUM = ("--method", "gum", "--keep", 0.5, "--multiple-of", 1)
@@ -164,8 +164,8 @@ def test_logs_of_tensorboard_outlive_the_run(
         where.append(os.environ["TENSORBOARD_LOGGING_DIR"])
         raise UserError("enough")
 
-    monkeypatch.setattr("lmprune.training.job.check_tracker", lambda _name: None)  # it need not be installed here
-    monkeypatch.setattr("lmprune.training.job.train", started)
+    monkeypatch.setattr("lmprune.jobs.train.check_tracker", lambda _name: None)  # it need not be installed here
+    monkeypatch.setattr("lmprune.jobs.train.train", started)
     shown = lmprune("finetune", model, "--data", text, *SHORT, "--report-to", "tensorboard", "--out", tmp_path / "o")
     assert where == [str(tmp_path / "o.tensorboard")] and where[0] in shown.err
 
@@ -371,7 +371,7 @@ def test_finetune_without_an_end(fails: Any) -> None:
 
 def test_finetune_of_an_unknown_family_is_refused_before_the_work(fails: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(FAMILIES, "llama")
-    monkeypatch.setattr("lmprune.training.job.train", lambda *_, **__: pytest.fail("it was trained"))
+    monkeypatch.setattr("lmprune.jobs.train.train", lambda *_, **__: pytest.fail("it was trained"))
     assert "model type 'llama' is not in lmprune's table" in fails("--steps", 10, verb="finetune")
 
 

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from lmprune import checkpoint
-from lmprune.cli import app
+from lmprune.checkpoints import checkpoint
+from lmprune.commands.cli import app
 
 DOCS = Path(__file__).parents[1] / "docs" / "json.md"
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig
 
-from lmprune.families import FAMILIES
-from lmprune.shim import PREFIX
+from lmprune.checkpoints.shim import PREFIX
+from lmprune.sites.families import FAMILIES
 
 WIDTH, LAYERS, VOCABULARY = 48, 3, 128
 

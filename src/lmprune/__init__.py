@@ -11,13 +11,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .checkpoint import save
+    from .checkpoints.checkpoint import save
+    from .checkpoints.models import load, load_tokenizer
+    from .checkpoints.shrinking import shrink
     from .errors import UserError
-    from .families import FFNSpec, register_family
-    from .models import load, load_tokenizer
     from .plan import PrunePlan
     from .pruning import prune
-    from .shrinking import shrink
+    from .sites.families import FFNSpec, register_family
 
 __all__ = [
     "FFNSpec",
@@ -32,15 +32,15 @@ __all__ = [
 ]
 
 _HOME = {
-    "FFNSpec": "families",
+    "FFNSpec": "sites.families",
     "PrunePlan": "plan",
     "UserError": "errors",
-    "load": "models",
-    "load_tokenizer": "models",
+    "load": "checkpoints.models",
+    "load_tokenizer": "checkpoints.models",
     "prune": "pruning",
-    "register_family": "families",
-    "save": "checkpoint",
-    "shrink": "shrinking",
+    "register_family": "sites.families",
+    "save": "checkpoints.checkpoint",
+    "shrink": "checkpoints.shrinking",
 }
 
 

@@ -1,5 +1,5 @@
 """`python -m lmprune` is `lmprune`."""
 
-from .cli import main
+from .commands.cli import main
 
 main()

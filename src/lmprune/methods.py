@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .criteria import get_criterion
+from .budget.selection import Scope
 from .errors import UserError, unknown
-from .penalties import Penalty
-from .selection import Scope
+from .gradual.penalties import Penalty
+from .scores.criteria import get_criterion
 
 Refit = Literal["none", "bias", "obs"]
 #: the criterion of scores that are trained with the model (movement pruning)
@@ -20,7 +20,7 @@ LEARNED = "movement"
 
 @dataclass(frozen=True)
 class Method:
-    """criterion: a name in `criteria.CRITERIA`; `obs`, whose solver selects and refits in one (`lmprune.obs`); or
+    """criterion: a name in `criteria.CRITERIA`; `obs`, whose solver selects and refits in one (`lmprune.solve.obs`); or
     `movement`: scores that are trained with the model.
 
     scope: the default; every method also takes the other one.

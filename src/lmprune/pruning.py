@@ -11,21 +11,22 @@ from typing import Any
 from torch import Tensor
 
 from . import data as text
-from .criteria import get_criterion, score_from
+from .budget.selection import SCOPES, Scope, check_keep, check_multiple_of, select
+from .checkpoints.shrinking import check_plan, record_widths
 from .data import TextData
 from .data.tokens import sequences
 from .errors import UserError, unknown
-from .evaluation.perplexity import max_context
-from .families import FFNSpec
-from .ffn import FFN, find_ffns
 from .methods import Method, get_method, must_train, needs_text
-from .obs import PLAIN, ObsSettings, obs, obs_refit
 from .plan import PrunePlan
-from .refit import bias_compensation
-from .selection import SCOPES, Scope, check_keep, check_multiple_of, select
-from .shrinking import check_plan, record_widths
-from .spec_check import check_ffns
-from .statistics import SeamStatistics, Stages, collect, silent
+from .progress import Stages, silent
+from .scores.criteria import get_criterion, score_from
+from .scores.statistics import SeamStatistics, collect
+from .sites.families import FFNSpec
+from .sites.ffn import FFN, find_ffns
+from .sites.limits import max_context
+from .sites.proof import check_ffns
+from .solve.bias import bias_compensation
+from .solve.obs import PLAIN, ObsSettings, obs, obs_refit
 
 #: how many of the calibration tokens a criterion that needs gradients reads
 GRADIENT_TOKENS = 16384

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..console import talking
-from ..options import Force, Json, Model, PushToHub, Trust
+from .console import talking
+from .options import Force, Json, Model, PushToHub, Trust
 from .parameters import given, pushed
 
 
@@ -38,7 +38,8 @@ def export(
     """
     options = given(locals())
     with talking(as_json) as terminal:
-        from .. import deploy, views
+        from ..jobs import deploy
+        from . import views
 
         with pushed(terminal, push_to_hub) as push:
             record = push(deploy.export(terminal, **options))

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..console import talking
-from ..options import SOURCES, ChatTemplate, DataDir, Device, Dtype, Ffn, Json, Model, Trust
+from .console import talking
+from .options import SOURCES, ChatTemplate, DataDir, Device, Dtype, Ffn, Json, Model, Trust
 from .parameters import given, refuse_options
 
 _ONLY_TEXTS = ("context", "stride", "max_tokens", "baseline", "chat_template")
@@ -62,8 +62,9 @@ def evaluate(
     """
     options = given(locals())
     with talking(as_json) as terminal:
-        from .. import jobs, views
         from ..data.pairs import is_source
+        from ..jobs import evaluate as jobs
+        from . import views
 
         if is_source(data):
             refuse_options(ctx, f": it goes with texts, and {data} is a task", *_ONLY_TEXTS)
@@ -106,8 +107,8 @@ def analysis(
     """
     options = given(locals())
     with talking(as_json) as terminal:
-        from .. import views
-        from ..analyze import analyze
+        from ..jobs.analyze import analyze
+        from . import views
 
         record = analyze(terminal, **options)
         terminal.result(record, *views.analysis(record))
@@ -136,8 +137,8 @@ def bench(
     """
     options = given(locals())
     with talking(as_json) as terminal:
-        from .. import views
-        from ..bench import bench as measure
+        from ..jobs.bench import bench as measure
+        from . import views
 
         record = measure(terminal, **options)
         terminal.result(record, *views.benchmark(record))

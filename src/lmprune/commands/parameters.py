@@ -9,8 +9,8 @@ from typing import Any
 
 import typer
 
-from ..console import Terminal
 from ..errors import UserError
+from .console import Terminal
 
 
 def given(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,8 +24,8 @@ def pushed(terminal: Terminal, repo_id: str | None) -> Iterator[Callable[[dict[s
     if repo_id is None:
         yield lambda record: record | {"pushed": None}
         return
-    from .. import hub
-    from ..deploy import papers, papers_of_copy
+    from ..checkpoints import hub
+    from ..jobs.deploy import papers, papers_of_copy
 
     hub.check_login(repo_id)
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..console import next_commands, talking
-from ..options import (
+from .console import next_commands, talking
+from .options import (
     SOURCES,
     BatchSize,
     Bf16,
@@ -64,9 +64,11 @@ def inspect(
     `tied_embedding`, `multiple_of`, `keep` (a list), `plan` (how it was pruned, or null).
     """
     with talking(as_json) as terminal:
-        from .. import inspection, models, views
-        from ..families import parse_spec
-        from ..ffn import find_ffns
+        from ..checkpoints import models
+        from ..jobs import inspection
+        from ..sites.families import parse_spec
+        from ..sites.ffn import find_ffns
+        from . import views
 
         kind = models.check_dtype(dtype)
         spec = parse_spec(ffn) if ffn else None
@@ -162,11 +164,13 @@ def prune(
     if plan is not None:
         refuse_options(ctx, ", or --plan: the plan says which neurons stay", "method", "keep", "scope", "multiple_of")
     with talking(as_json) as terminal:
-        from .. import jobs, views
+        from ..jobs.prune import after_prune
+        from ..jobs.prune import prune as work
+        from . import views
 
         with pushed(terminal, push_to_hub) as push:
-            record = push(jobs.prune(terminal, **options))
-        terminal.result(record, *views.pruning(record), next_commands(jobs.after_prune(record, options)))
+            record = push(work(terminal, **options))
+        terminal.result(record, *views.pruning(record), next_commands(after_prune(record, options)))
 
 
 def methods(as_json: Json = False) -> None:
@@ -177,8 +181,8 @@ def methods(as_json: Json = False) -> None:
     with talking(as_json) as terminal:
         from dataclasses import asdict
 
-        from .. import views
         from ..methods import METHODS
+        from . import views
 
         record = {"methods": [asdict(method) for method in METHODS.values()]}
         terminal.result(record, *views.methods(record))
@@ -197,8 +201,8 @@ def demo(
     `decode_tokens_per_second`, `continuation`), `seconds`, `out`, `commands`.
     """
     with talking(as_json) as terminal:
-        from .. import views
-        from ..demo import run_demo
+        from ..jobs.demo import run_demo
+        from . import views
 
         record = run_demo(terminal, out=out, keep=keep, force=force)
         terminal.result(record, *views.demo(record), next_commands(record["commands"]))

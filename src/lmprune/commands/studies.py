@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..console import talking
-from ..options import Json
+from .console import talking
+from .options import Json
 
 
 def study(
@@ -34,8 +34,8 @@ def study(
     """
     parent = ctx.find_root().command
     with talking(as_json) as terminal:
-        from .. import views
-        from ..study.job import study as carry_out
+        from ..jobs.study import study as carry_out
+        from . import views
 
         known = {
             name: {p.name: getattr(p, "is_flag", False) for p in command.params if p.name}
@@ -60,8 +60,8 @@ def report(
     JSON: `records`, `failed`, `broken`, `notes`, `figures`, `claims`, `out`, `seconds`.
     """
     with talking(as_json) as terminal:
-        from .. import views
-        from ..report.job import report as write
+        from ..jobs.report import report as write
+        from . import views
 
         record = write(folder, out)
         terminal.result(record, *views.report(record))

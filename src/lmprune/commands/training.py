@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..console import talking
-from ..options import (
+from .console import talking
+from .options import (
     SOURCES,
     BatchSize,
     Bf16,
@@ -81,7 +81,8 @@ def finetune(
     """
     options = given(locals())
     with talking(as_json) as terminal:
-        from .. import training_jobs, views
+        from ..jobs import training as training_jobs
+        from . import views
 
         record = training_jobs.finetune(terminal, **options)
         terminal.result(record, *views.finetuning(record))
@@ -112,7 +113,8 @@ def teach(
     """
     options = given(locals())
     with talking(as_json) as terminal:
-        from .. import training_jobs, views
+        from ..jobs import training as training_jobs
+        from . import views
 
         record = training_jobs.teach(terminal, **options)
         terminal.result(record, *views.teaching(record))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..errors import UserError
-from ..evaluation.perplexity import max_context
+from ..sites.limits import max_context
 from .records import Records
 from .tokens import encode
 

@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..checkpoints.writing import written_aside
 from ..errors import UserError
-from ..writing import written_aside
 
 #: characters from which on a text is worth a file
 LARGE = 2**20

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from .. import models
+from ..checkpoints import models
 from ..errors import UserError
 from .perplexity import inference
 from .speed import time_once

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import UserError
+from ..sites.limits import max_context
 
 DEFAULT_CONTEXT = 1024
 #: Tokens whose logits exist at once: 2,048 x V floats are 400 MB at V = 49k.
@@ -76,15 +77,6 @@ def windows(num_tokens: int, context: int, stride: int) -> list[Window]:
             found.append(Window(start, scored, stop))
         done = stop
     return found
-
-
-def max_context(config: Any) -> int | None:
-    """The longest sequence a model of this config takes; None where it names no limit (bloom)."""
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"):
-        if (value := getattr(config, name, None)) is not None:
-            return int(value)
-    return None
 
 
 def default_context(config: Any) -> int:

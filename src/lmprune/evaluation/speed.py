@@ -15,7 +15,8 @@ from torch import Tensor
 from ..data import load
 from ..data.tokens import stream
 from ..errors import UserError
-from .perplexity import inference, max_context
+from ..sites.limits import max_context
+from .perplexity import inference
 
 T = TypeVar("T")
 

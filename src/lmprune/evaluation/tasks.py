@@ -11,11 +11,11 @@ from typing import Any
 from ..data.pairs import Item, encode, items_of, token_ids
 from ..data.records import PairData
 from ..errors import UserError
-from ..statistics import Stages, silent
+from ..progress import Stages, silent
+from ..sites.limits import max_context
 from . import bleu, rouge, wikisql
 from .decoding import Decoding, decode, first_choices_right
 from .intervals import Estimate, mean
-from .perplexity import max_context
 from .predictions import Predictions, fingerprint
 
 _ENDLESS = 10**9  # tokens, for a model that names no limit

@@ -8,10 +8,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import check_out
+from ..checkpoints.checkpoint import check_out
+from ..checkpoints.writing import written_aside
 from ..errors import UserError, unknown
-from ..ffn import FFN
-from ..writing import written_aside
+from ..sites.ffn import FFN
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import gguf
 import numpy as np
 
 from ..errors import UserError
-from ..evaluation.perplexity import max_context
-from ..ffn import FFN
+from ..sites.ffn import FFN
+from ..sites.limits import max_context
 from . import Job
 from .architectures import GGUF, KEYS, GGUFSpec
 from .gguf_tensors import check_dtype, ropes, stored_tensors

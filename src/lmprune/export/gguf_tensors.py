@@ -13,7 +13,7 @@ from gguf import MODEL_TENSOR, GGMLQuantizationType, LlamaFileType
 from torch import Tensor, nn
 
 from ..errors import UserError, unknown
-from ..ffn import rows_are_inputs
+from ..sites.ffn import rows_are_inputs
 from .architectures import GGUFSpec
 
 Q = GGMLQuantizationType

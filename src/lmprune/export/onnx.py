@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..evaluation.engines import ONNX_FILE
-from ..evaluation.perplexity import inference, max_context
+from ..evaluation.perplexity import inference
+from ..sites.limits import max_context
 from . import Job
 
 _LARGEST = 2**31 - 2**20  # bytes of one protobuf file; weights of larger models go into a second file

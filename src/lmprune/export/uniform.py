@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import shim
+from ..checkpoints import shim
+from ..checkpoints.shrinking import record_widths, stock_width
 from ..errors import UserError
-from ..ffn import FFN
-from ..shrinking import record_widths, stock_width
+from ..sites.ffn import FFN
 from . import Job
 from .folder import save_model
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import shim
+from ..checkpoints import shim
 from ..errors import UserError
-from ..ffn import FFN
+from ..sites.ffn import FFN
 from . import Job
 from .architectures import NEMOTRON_NAS
 from .folder import save_model

@@ -11,13 +11,13 @@ from accelerate import PartialState
 from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor
 
-from ..families import FFNSpec
-from ..ffn import FFN, find_ffns
-from ..masks import NeuronMasks
+from ..budget.selection import Scope, num_kept
 from ..methods import Method
 from ..pruning import prune
-from ..schedules import milestones
-from ..selection import Scope, num_kept
+from ..sites.families import FFNSpec
+from ..sites.ffn import FFN, find_ffns
+from ..sites.masks import NeuronMasks
+from .schedules import milestones
 
 
 class Milestones:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..criteria import score_from
-from ..masks import NeuronMasks, whole
+from ..budget.selection import Scope, select
 from ..methods import Method
-from ..selection import Scope, select
+from ..scores.criteria import score_from
+from ..sites.masks import NeuronMasks, whole
 
 
 class Ranking:

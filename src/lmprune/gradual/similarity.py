@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .. import redundancy
-from ..masks import NeuronMasks
+from ..scores import redundancy
+from ..sites.masks import NeuronMasks
 
 
 def cosines(gram_KK: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ import math
 import torch
 from torch import Tensor
 
-from ..masks import NeuronMasks
-from ..schedules import descent
-from ..selection import select
+from ..budget.selection import select
+from ..sites.masks import NeuronMasks
+from .schedules import descent
 
 #: τ_f: in the end a neuron stays if sigmoid(S) is above it
 FINAL_THRESHOLD = 0.1

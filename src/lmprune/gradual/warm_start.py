@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..families import FFNSpec
-from ..masks import NeuronMasks
-from ..obs import error_curves, obs_refit
-from ..schedules import milestones
-from ..selection import Scope
+from ..budget.selection import Scope
+from ..sites.families import FFNSpec
+from ..sites.masks import NeuronMasks
+from ..solve.obs import error_curves, obs_refit
 from .milestones import cut_copy, write_back
+from .schedules import milestones
 
 #: the worst neuron starts at minus this, the best at plus: what scores move in some hundred steps
 SPREAD = 0.5

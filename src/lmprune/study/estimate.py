@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .. import models
+from ..checkpoints import models
 from ..data.pairs import is_source
 from ..methods import get_method, needs_text
 from .grid import Options, Run

@@ -16,10 +16,10 @@ from typing import Any
 
 import yaml
 
+from ..budget.selection import check_keep
+from ..checkpoints.sources import resolve
 from ..errors import UserError, unknown
 from ..methods import get_method
-from ..selection import check_keep
-from ..sources import resolve
 
 #: command -> its options (with underscores) -> whether it is a flag
 Commands = Mapping[str, Mapping[str, bool]]

@@ -19,7 +19,6 @@ from typing import Any
 from ..data.pairs import is_source
 from ..plan import PLAN_FILE
 from ..pruning import versions
-from ..reproduce import spelt
 from ..training.run_folder import TRAINING_LOG
 from .grid import Run
 from .records import FORMAT
@@ -181,6 +180,15 @@ def _told(found: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         told["widths_before"] = plan["widths_before"]
         told["kept"] = [bitmap(k, width) for k, width in zip(plan["kept"], plan["widths_before"], strict=True)]
     return told
+
+
+def spelt(options: Mapping[str, Any]) -> list[str]:
+    """Options by their names in Python, as words of a command line; None and False are what is not given."""
+    words: list[str] = []
+    for name, value in options.items():
+        if value is not None and value is not False:
+            words += ["--" + name.replace("_", "-"), *([] if value is True else [str(value)])]
+    return words
 
 
 def bitmap(kept: Sequence[int], width: int) -> str:

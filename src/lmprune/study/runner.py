@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..statistics import Stages, silent
+from ..progress import Stages, silent
 from . import records
 from .grid import Run, Study
 from .records import RESULTS_FILE

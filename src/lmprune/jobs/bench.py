@@ -1,0 +1,155 @@
+"""What `lmprune bench` does: the speed of models in one engine, measured side by side, beside the ideal."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import export as exporting
+from ..checkpoints import models
+from ..errors import UserError, unknown
+from ..evaluation.engines import ENGINES, ONNX_FILE
+from ..evaluation.speed import rate
+from ..evaluation.workers import Worker
+from ..progress import Teller
+from ..sites.ffn import find_ffns
+from ..sites.limits import max_context
+from . import deploy
+from .inspection import parameters_by_part
+
+_ANY_VOCABULARY = 256  # ids that every model has; which tokens they are does not matter to the time
+
+Seconds = list[tuple[float, float]]  # of a prefill and of a decode, a pair each time it was measured
+
+
+def bench(
+    terminal: Teller, *, models: Sequence[str], engine: str, threads: int, batch: int, prompt_tokens: int,
+    new_tokens: int, repeats: int,
+) -> dict[str, Any]:  # fmt: skip
+    """`lmprune bench`, whose options these are; the first model is what the others are compared with.
+
+    Raises: UserError.
+    """
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+    shapes = [None if _is_exported(source, engine) else _shape(source) for source in models]
+    known = [shape for shape in shapes if shape is not None]
+    context = prompt_tokens + new_tokens + 1
+    for source, shape in zip(models, shapes, strict=True):
+        if shape and shape["max_context"] and context > shape["max_context"]:
+            raise UserError(
+                f"{prompt_tokens} prompt tokens and {new_tokens} new ones exceed the {shape['max_context']} positions "
+                f"of {source}; measure with fewer"
+            )
+    vocab_size = min((shape["vocab_size"] for shape in known), default=_ANY_VOCABULARY)
+    prompt_BT = np.random.default_rng(0).integers(vocab_size, size=(batch, prompt_tokens))
+    with ExitStack() as stack:
+        room = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lmprune-bench-")))
+        workers = []
+        for number, source in enumerate(models):
+            place = _exported(terminal, source, engine, room / str(number))
+            with terminal.busy(f"opening {source}"):
+                workers += [stack.enter_context(Worker(engine, place, threads=threads, context=context))]
+        with terminal.stages() as stages:
+            seconds = interleaved(workers, prompt_BT, new_tokens, repeats, stages(engine))
+        memory = [worker.peak_memory_mb() for worker in workers]
+        sizes = [worker.weight_bytes for worker in workers]
+    results = [
+        {
+            "model": source,
+            "prefill": asdict(rate(prompt_BT.size, [prefill for prefill, _ in times])),
+            "decode": asdict(rate(batch * new_tokens, [decode for _, decode in times])),
+            "first_token_ms": statistics.median(prefill for prefill, _ in times) * 1e3,
+            "weight_megabytes": size / 1e6,
+            "peak_memory_mb": peak,
+        }
+        for source, times, size, peak in zip(models, seconds, sizes, memory, strict=True)
+    ]
+    for number in range(1, len(results)):
+        results[number] |= compared(seconds[0], seconds[number]) | {
+            "ideal_prefill": ideal_prefill(shapes[0], shapes[number], prompt_tokens),
+            "ideal_decode": sizes[0] / sizes[number],
+        }
+        for phase in ("prefill", "decode"):
+            ideal = results[number][f"ideal_{phase}"]
+            results[number][f"share_{phase}"] = ideal and results[number][f"speedup_{phase}"] / ideal
+    return {
+        "engine": engine, "threads": threads, "batch": batch, "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens, "repeats": repeats, "results": results,
+    }  # fmt: skip
+
+
+def interleaved(
+    workers: Sequence[Any], prompt_BT: np.ndarray, new_tokens: int, repeats: int, progress: Any
+) -> list[Seconds]:
+    """Seconds of each worker, taken in turn after one warm-up, so that a busy moment hits all alike."""
+    found: list[Seconds] = [[] for _ in workers]
+    for turn in range(repeats + 1):
+        for times, worker in zip(found, workers, strict=True):
+            measured = worker.time(prompt_BT, new_tokens)
+            if turn:
+                times.append(measured)
+        progress(turn + 1, repeats + 1)
+    return found
+
+
+def compared(before: Seconds, after: Seconds) -> dict[str, float]:
+    """Median, least and most over the turns of how many times as fast `after` was as `before` in the same turn."""
+    found: dict[str, float] = {}
+    for phase, which in (("prefill", 0), ("decode", 1)):
+        ratios = [old[which] / new[which] for old, new in zip(before, after, strict=True)]
+        found[f"speedup_{phase}"] = statistics.median(ratios)
+        found[f"speedup_{phase}_min"], found[f"speedup_{phase}_max"] = min(ratios), max(ratios)
+    return found
+
+
+def ideal_prefill(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, tokens: int) -> float | None:
+    """The ratio of operations of a prompt's forward; None where the layers of one are not known."""
+    return operations(before, tokens) / operations(after, tokens) if before and after else None
+
+
+def operations(shape: Mapping[str, Any], tokens: int) -> float:
+    """Of a prefill: two for each weight of a block and token, attention's two products over half of the square, and
+    the output head for the last token."""
+    attention = 2 * shape["layers"] * shape["hidden_size"] * tokens**2
+    return 2 * tokens * shape["blocks"] + attention + 2 * shape["head"]
+
+
+def _is_exported(source: str, engine: str) -> bool:
+    """Whether the engine opens it as it is, though it is no checkpoint."""
+    return {
+        None: False,
+        "onnx": (Path(source) / ONNX_FILE).is_file(),
+        "gguf": source.endswith(".gguf"),
+    }[ENGINES[engine].export_to]
+
+
+def _exported(terminal: Teller, source: str, engine: str, place: Path) -> str:
+    """The model as the engine opens it."""
+    kind = ENGINES[engine]
+    if kind.export_to is None or _is_exported(source, engine):
+        return source
+    out = place.with_suffix(exporting.get_target(kind.export_to).suffix or "")
+    options = {"dtype": kind.dtype, "force": False, "trust_remote_code": False}
+    return deploy.export(terminal, model=source, out=out, to=kind.export_to, **options)["out"]
+
+
+def _shape(source: str) -> dict[str, Any]:
+    """What the ideal is counted from, read off the config alone."""
+    model = models.skeleton(source)
+    parts = parameters_by_part(model, find_ffns(model))
+    return {
+        "blocks": parts["attention"] + parts["ffn"],
+        "head": model.get_output_embeddings().weight.numel(),
+        "layers": len(find_ffns(model)),
+        "hidden_size": model.config.hidden_size,
+        "vocab_size": model.get_input_embeddings().weight.shape[0],
+        "max_context": max_context(model.config),
+    }

@@ -1,0 +1,169 @@
+"""The model card: what a pruned checkpoint is, how it was made, how to load it. Text from records, nothing else."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from ..methods import METHODS
+from ..plan import PLAN_FILE, PrunePlan
+
+_TAGS = ("lmprune", "pruned", "structured-pruning")
+_HERE = "path/to/this/folder"  # where it lies on the maker's disk is nobody's business
+
+
+def model_card(plan: PrunePlan, report: Mapping[str, Any]) -> str:
+    """The card of a checkpoint, with the front matter that the Hugging Face hub reads.
+
+    report: the record of `lmprune prune` (docs/json.md): params_before, params_after, ffn_params_before,
+        ffn_params_after, stock; where something was measured, `evaluation`: the text, and results before and after.
+    """
+    origin = plan.provenance.get("model") or {}
+    source = origin.get("source", "a model")
+    name = _public(source)
+    front = ["library_name: transformers", "pipeline_tag: text-generation"]
+    if base := origin.get("base_model"):
+        front += [f"base_model: {base}"]
+    front += ["tags:", *(f"- {tag}" for tag in _TAGS)]
+    sections = [
+        f"# {name}, {plan.keep:.0%} of its feed-forward neurons",
+        _what(plan, report, name),
+        _widths(plan),
+        _how(plan),
+        _loading(report),
+        _measured(report, source),
+    ]
+    return "\n".join(["---", *front, "---", ""]) + "\n" + "\n\n".join(sections) + "\n"
+
+
+def exported(card: str, target: str, notes: Sequence[str]) -> str:
+    """The card of a checkpoint for the copy that `lmprune export` made of it: first what is so of the copy alone."""
+    front = re.match(r"---\n.*?\n---\n+", card, re.DOTALL)
+    start = front.end() if front else 0
+    about = f"This is a copy that `lmprune export --to {target}` made: {'; '.join(notes)}."
+    about += "\n> What follows is the original's card; its sizes and how it is loaded may differ."
+    return f"{card[:start]}> {about}\n\n{card[start:]}"
+
+
+def _public(source: str) -> str:
+    """A model's name without the folders of the maker's disk."""
+    return Path(source).name if source.startswith((".", "/", "~")) else source
+
+
+def width_summary(widths: Sequence[int]) -> str:
+    """Runs of equal widths in words.
+
+    >>> width_summary([64, 64, 64]), width_summary([64, 32, 32])
+    ('64 in each of 3 layers', '64, 32 ×2')
+    """
+    if len(set(widths)) == 1:
+        return f"{widths[0]} in each of {len(widths)} layers"
+    runs = [(width, len(list(run))) for width, run in groupby(widths)]
+    return ", ".join(f"{width} ×{number}" if number > 1 else f"{width}" for width, number in runs)
+
+
+def _what(plan: PrunePlan, report: Mapping[str, Any], name: str) -> str:
+    before, after = report["params_before"], report["params_after"]
+    revision = (plan.provenance.get("model") or {}).get("revision")
+    origin = f"`{name}`" + (f" (revision `{revision}`)" if revision else "")
+    text = (
+        f"This is {origin} with whole neurons cut out of its feed-forward layers by "
+        f"lmprune, {_trained(plan)}.\n\n"
+        "| | before | after | |\n| --- | ---: | ---: | ---: |\n"
+        f"| parameters | {before:,} | {after:,} | {after / before:.1%} |\n"
+        f"| of them feed-forward | {report['ffn_params_before']:,} | {report['ffn_params_after']:,} "
+        f"| {report['ffn_params_after'] / report['ffn_params_before']:.1%} |"
+    )
+    if quantised := (plan.provenance.get("model") or {}).get("dequantised_from"):
+        text += f"\n\nThe weights it started from were dequantised from {quantised}: the original's were more precise."
+    return text
+
+
+def _trained(plan: PrunePlan) -> str:
+    """What was done beside the cut, in a clause."""
+    training = plan.settings.get("training")
+    if training is None:
+        return "without any training afterwards"
+    when = "on the way down" if plan.settings.get("schedule") == "cubic" else "afterwards"
+    return f"and fine-tuned {when} for {training['steps']:,} steps"
+
+
+def _widths(plan: PrunePlan) -> str:
+    return (
+        f"Neurons before: {width_summary(plan.widths_before)}; "
+        f"now: {width_summary(plan.widths)}. `{PLAN_FILE}` lists which ones stayed."
+    )
+
+
+def _how(plan: PrunePlan) -> str:
+    settings, calibration = plan.settings, plan.provenance.get("calibration")
+    method = METHODS.get(settings.get("method", ""))
+    about = f" ({method.summary}; {method.source})" if method else ""
+    lines = [
+        "## How it was made",
+        "",
+        f"Method `{settings.get('method', 'unknown')}`{about}, scope {settings.get('scope', 'unknown')}.",
+    ]
+    if calibration:
+        lines += [
+            f"Calibrated on {settings.get('calibration_tokens', 0):,} tokens of `{calibration['source']}`, "
+            f"split {calibration['split']}, in sequences of {settings.get('seq_len')} "
+            f"(SHA-256 of the text: `{calibration['sha256'][:16]}…`)."
+        ]
+    if (training := settings.get("training")) and (text := plan.provenance.get("training")):
+        distilled = f", distilled from `{_public(training['teacher'])}`" if "teacher" in training else ""
+        lora = f", LoRA of rank {training['lora_rank']}" if "lora_rank" in training else ""
+        lines += [
+            f"Trained for {training['steps']:,} steps on `{text['source']}`, split {text['split']}{distilled}{lora} "
+            f"(SHA-256 of the text: `{text['sha256'][:16]}…`); `training_log.jsonl` has the loss of each step."
+        ]
+    if versions := plan.provenance.get("versions"):
+        lines += ["Made with " + ", ".join(f"{name} {number}" for name, number in versions.items()) + "."]
+    if command := plan.provenance.get("command"):
+        lines += ["To make it again:", "", "```sh", shlex.join(command), "```"]
+    return "\n".join(lines)
+
+
+def _loading(report: Mapping[str, Any]) -> str:
+    if report["stock"]:
+        trust, note = "", "An ordinary transformers checkpoint: nothing of lmprune is needed."
+    else:
+        trust = ", trust_remote_code=True"
+        note = (
+            "transformers' own class can't build these layers yet, so the folder carries a small file of code "
+            "(`shim.py`), which `trust_remote_code=True` lets transformers run. "
+            "`lmprune.load` opens it without running that file."
+        )
+    return (
+        f"## How to load it\n\n{note}\n\n```python\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("{_HERE}"{trust})\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{_HERE}")\n```\n\n'
+        f'or `model = lmprune.load("{_HERE}")`.'
+    )
+
+
+def _measured(report: Mapping[str, Any], source: str) -> str:
+    evaluation = report.get("evaluation")
+    if not evaluation:
+        compare = f"lmprune eval {_HERE} --data SRC --baseline {shlex.quote(source)}"
+        return (
+            "## How good it is\n\nNothing was measured when this checkpoint was made. "
+            f"Compare it with the model it came from on your own text: `{compare}`."
+        )
+    text, before, after = (evaluation[key] for key in ("evaluation", "before", "after"))
+    return (
+        "## How good it is\n\n"
+        f"Perplexity on the first {text['tokens']:,} tokens of {text['name']}, in windows of "
+        f"{text['context']}: {_with_error(before)} before, {_with_error(after)} after "
+        f"(± one standard error). Nothing else was measured."
+    )
+
+
+def _with_error(result: Mapping[str, Any]) -> str:
+    error = result["perplexity_se"]
+    return f"{result['perplexity']:.2f}" + ("" if error is None else f" ± {error:.2f}")

@@ -1,0 +1,155 @@
+"""`lmprune demo`: the main job on a real model, with nothing but what packages ship, and what came of it."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import data as texts
+from .. import pruning
+from ..budget.selection import check_keep
+from ..checkpoints import checkpoint, models
+from ..data.tokens import stream
+from ..errors import UserError
+from ..evaluation.perplexity import inference, perplexity
+from ..evaluation.speed import measure_speed
+from ..plan import PLAN_FILE, PrunePlan
+from ..progress import Teller
+from ..sites.ffn import find_ffns
+from . import inspection, reproduce
+from .card import model_card
+
+#: How the topic `pass` begins, which is not among those calibrated on.
+PROMPT = 'The "pass" statement\n********************\n\n   pass_stmt ::= "pass"\n\n"pass" is a null operation —'
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything: minutes on two slow cores."""
+
+    calibration_tokens: int = 16384
+    seq_len: int = 512
+    eval_tokens: int = 8192
+    context: int = 512
+    prompt_tokens: int = 512
+    new_tokens: int = 24
+    repeats: int = 7  # the median of fewer is noise on a shared machine
+    continuation_tokens: int = 48
+
+
+def run_demo(
+    terminal: Teller,
+    *,
+    out: Path,
+    keep: float = 0.75,
+    force: bool = False,
+    model: str = "smollm2-135m",
+    sizes: Sizes = Sizes(),
+) -> dict[str, Any]:
+    """Measure, prune with `obs`, measure again, write the checkpoint, and return the record (docs/json.md).
+
+    It may replace its own earlier output; anything else at `out` only as `lmprune prune --force` would.
+    Raises: UserError.
+    """
+    start = time.perf_counter()
+    check_keep(keep)
+    force = force or _is_own(out)
+    checkpoint.check_out(out, force=force)
+    terminal.note(f"{model}: keeping {keep:.0%} of its feed-forward neurons with obs; this takes a few minutes")
+    calibration, held_out = texts.load("python-docs", "train"), texts.load("python-docs", "validation")
+    with terminal.busy(f"loading {model}"):
+        origin = reproduce.origin(model)
+        tokenizer, dense = models.load_tokenizer(model), models.load(model)
+        pruned = copy.deepcopy(dense)
+    eval_ids, num_bytes = stream(tokenizer, held_out, sizes.eval_tokens)
+    options = {
+        "model": model, "out": out, "method": "obs", "keep": keep, "data": "python-docs",
+        "calibration_tokens": sizes.calibration_tokens, "seq_len": sizes.seq_len, "multiple_of": 32, "seed": 0,
+    }  # fmt: skip
+    provenance = {"model": origin, "command": reproduce.command("prune", options), "demo": True}
+    before = inspection.sizes(pruned, find_ffns(pruned))
+    with terminal.stages() as stages:
+        measured = {"context": sizes.context, "num_bytes": num_bytes}
+        quality = [perplexity(dense, eval_ids, progress=stages("perplexity before"), **measured)]
+        plan = pruning.prune(
+            pruned, tokenizer, method="obs", keep=keep, data=calibration, stages=stages, provenance=provenance,
+            calibration_tokens=sizes.calibration_tokens, seq_len=sizes.seq_len, multiple_of=32, seed=0,
+        )  # fmt: skip
+        quality += [perplexity(pruned, eval_ids, progress=stages("perplexity after"), **measured)]
+    with terminal.busy("measuring the speed"):
+        speed = measure_speed(
+            {"before": dense, "after": pruned}, tokenizer,
+            prompt_tokens=sizes.prompt_tokens, new_tokens=sizes.new_tokens, repeats=sizes.repeats,
+        )  # fmt: skip
+    report = inspection.pruning(pruned, find_ffns(pruned), before, plan)
+    evaluation = {"name": held_out.name, **held_out.provenance, "tokens": quality[0].tokens, "context": sizes.context}
+    sides = [
+        {
+            "params": report[f"params_{side}"],
+            "megabytes": report[f"params_{side}"] * each.dtype.itemsize / 1e6,
+            "perplexity": result.perplexity,
+            "perplexity_se": result.perplexity_se,
+            "bits_per_byte": result.bits_per_byte,
+            "prefill_tokens_per_second": speed[side].prefill.median,
+            "decode_tokens_per_second": speed[side].decode.median,
+            "continuation": _continuation(each, tokenizer, sizes.continuation_tokens),
+        }
+        for side, each, result in zip(("before", "after"), (dense, pruned), quality, strict=True)
+    ]
+    record = {
+        "model": model,
+        "dequantised_from": origin.get("dequantised_from"),
+        "method": "obs",
+        "keep": keep,
+        "calibration": {
+            "name": calibration.name, **calibration.provenance, "tokens": plan.settings["calibration_tokens"]
+        },
+        "evaluation": evaluation,
+        "prompt": PROMPT,
+        "before": sides[0],
+        "after": sides[1],
+    }  # fmt: skip
+    card = model_card(plan, report | {"evaluation": {key: record[key] for key in ("evaluation", "before", "after")}})
+    folder = checkpoint.save(pruned, out, tokenizer=tokenizer, plan=plan, card=card, force=force)
+    return record | {
+        "seconds": time.perf_counter() - start,
+        "out": str(folder),
+        "commands": _next(model, out, sizes),
+    }
+
+
+def _next(model: str, out: Path, sizes: Sizes) -> list[list[str]]:
+    """Arguments of three commands that need nothing but what the demo needed."""
+    data = ["--data", "python-docs"]
+    as_here = ["--max-tokens", str(sizes.eval_tokens), "--context", str(sizes.context)]
+    calibration = ["--calibration-tokens", str(sizes.calibration_tokens), "--seq-len", str(sizes.seq_len)]
+    harder = out.with_name(f"{out.name}-half")
+    return [
+        ["inspect", str(out)],
+        ["eval", str(out), *data, *as_here, "--baseline", model],
+        ["prune", model, *data, "--keep", "0.5", *calibration, "--out", str(harder)],
+    ]
+
+
+def _is_own(out: Path) -> bool:
+    """Whether a demo before this one wrote it."""
+    try:
+        return bool(PrunePlan.load(out / PLAN_FILE).provenance.get("demo"))
+    except UserError:
+        return False
+
+
+def _continuation(model: Any, tokenizer: Any, num_tokens: int) -> str:
+    """What the model writes after PROMPT, always its first choice."""
+    from transformers import GenerationConfig
+
+    greedy = GenerationConfig(
+        do_sample=False, max_new_tokens=num_tokens, pad_token_id=tokenizer.eos_token_id, eos_token_id=None
+    )
+    inputs = tokenizer(PROMPT, add_special_tokens=False, return_tensors="pt")
+    with inference(model), models.quiet():
+        output = model.generate(inputs.input_ids, attention_mask=inputs.attention_mask, generation_config=greedy)
+    return tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)

@@ -1,0 +1,96 @@
+"""What `lmprune export` does: check, load, write; it returns its record (docs/json.md)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .. import export as exporting
+from ..checkpoints import models
+from ..checkpoints.checkpoint import CARD_FILE
+from ..checkpoints.sources import resolve
+from ..checkpoints.writing import check_not_read
+from ..errors import UserError
+from ..evaluation.memory import peak_memory_mb
+from ..plan import PLAN_FILE
+from ..progress import Teller
+from ..sites.ffn import find_ffns
+from . import inspection
+from .card import exported
+from .reproduce import command, origin
+
+_PAPERS = (CARD_FILE, PLAN_FILE)
+
+
+def export(
+    terminal: Teller, *, model: str, out: Path, to: str, dtype: str | None, force: bool, trust_remote_code: bool
+) -> dict[str, Any]:
+    """`lmprune export`, whose options these are. Raises: UserError; nothing is written then."""
+    options = {name: value for name, value in locals().items() if name != "terminal"}
+    start = time.perf_counter()
+    target = exporting.get_target(to)
+    check_not_read(out, model)
+    exporting.check_target(target, out, dtype, force=force)
+    with terminal.busy(f"loading {model}"):
+        loaded = models.load(model, dtype=target.load_as, trust_remote_code=trust_remote_code)
+        tokenizer = _tokenizer(terminal, model, trust_remote_code)
+    plan, source = inspection.find_plan(model), origin(model)
+    ffns = find_ffns(loaded)
+    job = exporting.Job(
+        loaded,
+        ffns,
+        tokenizer,
+        dtype,
+        name=source.get("base_model") or Path(model).name,
+        plan=None if plan is None else inspection.plan_summary(plan),
+        papers=partial(papers_of_copy, papers(model), to),
+    )
+    with terminal.busy(f"writing {out}"):
+        details = exporting.export(job, out, to, force=force)
+    written = out.expanduser().resolve()
+    notes = details.pop("notes")
+    if kind := source.get("dequantised_from"):
+        notes = [*notes, f"the weights it started from were dequantised from {kind}"]
+    return {
+        "model": model,
+        "to": to,
+        "dtype": dtype or target.dtypes[0],
+        "widths": [ffn.width for ffn in ffns],
+        "params": inspection.sizes(loaded, ffns)["params"],
+        "megabytes": _num_bytes(written) / 1e6,
+        "details": details,
+        "notes": notes,
+        "seconds": time.perf_counter() - start,
+        "peak_memory_mb": peak_memory_mb(),
+        "out": str(written),
+        "command": command("export", options),
+    }
+
+
+def papers(source: str) -> dict[str, str]:
+    """The card and the plan that lie beside a checkpoint of lmprune's, by file name."""
+    found = resolve(source)
+    if found.on_hub or found.gguf or not (Path(found.place) / PLAN_FILE).is_file():
+        return {}
+    files = [Path(found.place) / name for name in _PAPERS]
+    return {file.name: file.read_text(encoding="utf-8") for file in files if file.is_file()}
+
+
+def papers_of_copy(original: Mapping[str, str], to: str, notes: Sequence[str]) -> dict[str, str]:
+    """The papers of a checkpoint, for what `export` made of it. notes: of its record."""
+    return {name: exported(text, to, notes) if name == CARD_FILE else text for name, text in original.items()}
+
+
+def _tokenizer(terminal: Teller, model: str, trust_remote_code: bool) -> Any:
+    try:
+        return models.load_tokenizer(model, trust_remote_code=trust_remote_code)
+    except UserError as error:
+        terminal.note(str(error))
+        return None
+
+
+def _num_bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))

@@ -1,0 +1,106 @@
+"""What `lmprune eval` does; returns its record (docs/json.md)."""
+
+from __future__ import annotations
+
+import json
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .. import data as texts
+from ..checkpoints import models, sources
+from ..data import pairs
+from ..data.records import PairData
+from ..data.tokens import cover
+from ..errors import unknown
+from ..evaluation import predictions, tasks
+from ..evaluation.decoding import DECODINGS
+from ..evaluation.perplexity import perplexity
+from ..progress import Teller
+from .opening import open_model
+from .reproduce import data_record
+
+
+def evaluate(
+    terminal: Teller, *, model: str, data: str, data_dir: Path | None, split: str, context: int | None,
+    stride: int | None, max_tokens: int | None, baseline: str | None, dtype: str, device: str, chat_template: bool,
+    trust_remote_code: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """`lmprune eval` on a text, whose options these are. Raises: UserError."""
+    how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    if baseline is not None:
+        sources.resolve(baseline)
+    read = partial(
+        texts.load, data, split, data_dir=data_dir, chat_template=chat_template, num_tokens=max_tokens
+    )  # fmt: skip
+    pruned, tokenizer, text = open_model(terminal, model, data, read, **how)
+    assert text is not None
+    terminal.note(f"evaluating on {text.name}")
+    dense = None
+    if baseline is not None:
+        with terminal.busy(f"loading {baseline}"):
+            dense = models.load(baseline, **how)
+    input_ids, covered = cover(tokenizer, text, max_tokens)
+
+    start = time.perf_counter()
+    with terminal.stages() as stages:
+        result = perplexity(
+            pruned, input_ids, context=context, stride=stride, num_bytes=len(covered.encode()),
+            num_words=len(covered.split()), baseline=dense, progress=stages("windows"),
+        )  # fmt: skip
+    return {
+        "model": model,
+        **({"baseline": baseline} if baseline else {}),
+        **result.to_dict(),
+        "data": data_record(text),
+        "dtype": str(pruned.dtype).removeprefix("torch."),
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def evaluate_task(
+    terminal: Teller, *, model: str, data: str, data_dir: Path | None, split: str, limit: int | None, decode: str,
+    max_new_tokens: int | None, batch_size: int, out: Path | None, dtype: str, device: str, trust_remote_code: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """`lmprune eval` on pairs, whose options these are. Raises: UserError."""
+    if decode not in DECODINGS:
+        raise unknown("decoding", decode, DECODINGS)
+    if out is not None:
+        predictions.check_folder(out)
+    read = partial(_read_pairs, data, split, data_dir)
+    pruned, tokenizer, found = open_model(
+        terminal, model, data, read, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+    )
+    assert isinstance(found, PairData)
+    terminal.note(f"evaluating on {found.name}")
+    task = tasks.task_of(data)
+    max_new_tokens = task.max_new_tokens if max_new_tokens is None else max_new_tokens
+
+    start = time.perf_counter()
+    with terminal.stages() as stages, models.quiet():
+        result = tasks.evaluate(
+            pruned, tokenizer, found, DECODINGS[decode], task=task, limit=limit, max_new_tokens=max_new_tokens,
+            batch_size=batch_size, folder=out, stages=stages,
+        )  # fmt: skip
+    if result.contexts_cut:
+        terminal.note(f"{result.contexts_cut} of {result.items} contexts are too long and lost their beginning")
+    record = {
+        "model": model,
+        **result.to_dict(),
+        "decode": {"name": decode, **vars(DECODINGS[decode])},
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+        "data": data_record(found),
+        "out": out and str(out),
+        "dtype": str(pruned.dtype).removeprefix("torch."),
+        "seconds": time.perf_counter() - start,
+    }
+    if out is not None:
+        (out / predictions.SCORES).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return record
+
+
+def _read_pairs(data: str, split: str, data_dir: Path | None, *, tokenizer: Any) -> PairData:
+    pairs.eos_id(tokenizer)
+    return pairs.load(data, split, data_dir=data_dir)

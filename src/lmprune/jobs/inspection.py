@@ -1,0 +1,142 @@
+"""What a model is made of, and what pruning would save: pure functions from a model's shapes to a record.
+
+Only shapes are read, so the model may be one without weights (`models.skeleton`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..budget.selection import num_kept
+from ..checkpoints.sources import resolve
+from ..plan import PLAN_FILE, PrunePlan
+from ..sites.ffn import FFN
+
+#: the keep ratios that `inspect` tells about
+KEEPS = (0.9, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.25)
+
+PARTS = ("embeddings", "attention", "ffn", "norms_and_other", "output_head")
+
+
+def sizes(model: nn.Module, ffns: Sequence[FFN]) -> dict[str, int]:
+    """`params` and `ffn_params` of the model, parameters shared by two modules counted once."""
+    parts = parameters_by_part(model, ffns)
+    return {"params": sum(parts.values()), "ffn_params": parts["ffn"]}
+
+
+def parameters_by_part(model: nn.Module, ffns: Sequence[FFN]) -> dict[str, int]:
+    """Parameters of each of PARTS; a head that is tied to the embedding counts as embedding.
+
+    No part is found by name: within a block, and outside its FFN, modules with a matrix are attention.
+    """
+    in_ffn = {id(p) for ffn in ffns for linear in ffn.linears for p in linear.parameters()}
+    in_block = {id(p) for ffn in ffns for p in ffn.block.parameters()}
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    parts: dict[str, int] = dict.fromkeys(PARTS, 0)
+    seen: set[int] = set()
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        for parameter in own:
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            if id(parameter) in in_ffn:
+                part = "ffn"
+            elif isinstance(module, nn.Embedding):
+                part = "embeddings"
+            elif module is head:
+                part = "output_head"
+            elif id(parameter) in in_block and any(p.ndim > 1 for p in own):
+                part = "attention"
+            else:
+                part = "norms_and_other"
+            parts[part] += parameter.numel()
+    return parts
+
+
+def neuron_size(ffn: FFN) -> int:
+    """Parameters of one neuron: its row in every writer, its entries in their biases, its column in `down`."""
+    return sum(w.shape[1] for w in ffn.writers()) + len(ffn.writer_biases()) + ffn.reader().shape[1]
+
+
+def saving(ffns: Sequence[FFN], params: int, keep: float, *, multiple_of: int, bytes_per_param: int) -> dict[str, Any]:
+    """What is left of a model of `params` parameters at a keep ratio, every layer cut alike (local scope)."""
+    widths = [num_kept(ffn.width, keep, multiple_of=multiple_of) for ffn in ffns]
+    saved = sum((ffn.width - width) * neuron_size(ffn) for ffn, width in zip(ffns, widths, strict=True))
+    return {
+        "keep": keep,
+        "widths": widths,
+        "params": params - saved,
+        "params_saved": saved,
+        "megabytes": (params - saved) * bytes_per_param / 1e6,
+        "megabytes_saved": saved * bytes_per_param / 1e6,
+    }
+
+
+def inspect(
+    model: Any, ffns: Sequence[FFN], *, bytes_per_param: int, multiple_of: int = 32, plan: PrunePlan | None = None
+) -> dict[str, Any]:
+    """The record that `lmprune inspect` shows; its keys are documented in docs/json.md.
+
+    bytes_per_param: of the dtype that megabytes are told in. multiple_of: what widths are rounded to.
+    plan: how the model was pruned, if it was.
+    """
+    parts = parameters_by_part(model, ffns)
+    params = sum(parts.values())
+    options: dict[str, Any] = {"multiple_of": multiple_of, "bytes_per_param": bytes_per_param}
+    return {
+        "family": model.config.model_type,
+        "layers": len(ffns),
+        "hidden_size": ffns[0].reader().shape[1],
+        "widths": [ffn.width for ffn in ffns],
+        "gated": len(ffns[0].writers()) > 1,
+        "params": params,
+        "megabytes": params * bytes_per_param / 1e6,
+        "parts": parts,
+        "tied_embedding": parts["output_head"] == 0,
+        "multiple_of": multiple_of,
+        "keep": [saving(ffns, params, keep, **options) for keep in KEEPS],
+        "plan": None if plan is None else plan_summary(plan),
+    }
+
+
+def pruning(model: Any, ffns: Sequence[FFN], before: Mapping[str, int], plan: PrunePlan) -> dict[str, Any]:
+    """What `plan` did to the model, which was of the sizes `before` (see `sizes`) and is now as it is.
+
+    stock: whether transformers' own class opens the checkpoint, without the code that is written with it.
+    """
+    after = sizes(model, ffns)
+    return {
+        "kept": plan.keep,
+        "widths": plan.widths,
+        "params_before": before["params"],
+        "params_after": after["params"],
+        "ffn_params_before": before["ffn_params"],
+        "ffn_params_after": after["ffn_params"],
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "stock": type(model).__module__.startswith("transformers."),
+    }
+
+
+def find_plan(source: str) -> PrunePlan | None:
+    """The plan that lies in a folder beside the model, if `source` is a checkpoint that lmprune wrote."""
+    found = resolve(source)
+    file = Path(found.place) / PLAN_FILE
+    return PrunePlan.load(file) if not found.on_hub and not found.gguf and file.is_file() else None
+
+
+def plan_summary(plan: PrunePlan) -> dict[str, Any]:
+    """How a checkpoint was pruned: its settings, the model it came from, the text it was calibrated on."""
+    calibration = plan.provenance.get("calibration") or {}
+    return {
+        **plan.settings,
+        "widths_before": list(plan.widths_before),
+        "widths": plan.widths,
+        "kept": plan.keep,
+        "model": dict(plan.provenance.get("model") or {}),
+        "calibration": dict(calibration),
+    }

@@ -1,0 +1,48 @@
+"""What a command opens before it works: text, tokenizer and model, the quickest to be wrong first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ..checkpoints import models
+from ..data import TextData
+from ..data.records import PairData
+from ..errors import UserError
+from ..progress import Teller
+
+Source = TypeVar("Source", TextData, PairData)
+
+
+def open_model(
+    terminal: Teller, source: str, data: str, read: Callable[..., Source] | None, **how: Any
+) -> tuple[Any, Any, Source | None]:
+    """(model, tokenizer, text). The text comes first, as it is the quicker to be wrong, but for what a model writes.
+
+    read: `texts.load` but for model and tokenizer; None where no text is needed, and a tokenizer only to pass it on.
+    """
+    models.check_device(how["device"])
+    models.check_dtype(how["dtype"])
+    tokenizer = text = None
+    try:
+        tokenizer = models.load_tokenizer(source, trust_remote_code=how["trust_remote_code"])
+    except UserError as error:
+        if read is not None:
+            raise
+        missing = error
+    else:
+        missing = None
+    if read is not None and data != "self":
+        with terminal.busy(f"reading {data}"):
+            text = read(tokenizer=tokenizer)
+    with terminal.busy(f"loading {source}"):
+        model = models.load(source, **how)
+    if missing is not None:
+        terminal.note(f"{missing}; the checkpoint will have none either")
+    if read is not None and text is None:
+        with terminal.busy("the model writes its own text"):
+            text = read(model=model, tokenizer=tokenizer)
+    if text is not None:
+        for sentence in text.notes:
+            terminal.note(sentence)
+    return model, tokenizer, text

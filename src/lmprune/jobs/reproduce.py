@@ -1,0 +1,56 @@
+"""What a record says of how it came about: the command that makes it again, its model, its data, its log."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints import sources
+from ..data import TextData
+from ..data.records import PairData
+from ..study.run import spelt
+from ..training.run_folder import TRAINING_LOG
+
+
+def log_file(log: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """A training log as a file to go with the checkpoint: its name and its text."""
+    lines = "".join(json.dumps(line) + "\n" for line in log)
+    return {TRAINING_LOG: lines} if lines else {}
+
+
+def origin(model: str) -> dict[str, str]:
+    """Where a model comes from, for the plan: `sources.describe`, and `base_model` where the hub has the original."""
+    base = sources.base_model(model)
+    return {**sources.describe(model), **({"base_model": base} if base else {})}
+
+
+def flat(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """A job's options as the command line has them."""
+    given = {name: value for name, value in parameters.items() if name not in ("terminal", "training_options")}
+    return {**given, **parameters["training_options"]}
+
+
+def result_settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's result depends on, of a command's options: what `--resume` must find unchanged."""
+    from accelerate import PartialState
+
+    given = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in options.items()
+        if name not in {"out", "force", "resume", "save_every", "report_to"} and value is not None
+    }
+    return given | {"processes": PartialState(cpu=options["device"] == "cpu").num_processes}
+
+
+def command(verb: str, options: Mapping[str, Any]) -> list[str]:
+    """The command line that does a job again, every setting spelt out; a plan stands for what it has decided."""
+    implied = {"method", "keep", "scope", "multiple_of"} if options.get("plan") else set()
+    left_out = {"model", "force", "resume", *implied}
+    told = {name: value for name, value in options.items() if name not in left_out}
+    return ["lmprune", verb, options["model"], *spelt(told)]
+
+
+def data_record(text: TextData | PairData) -> dict[str, Any]:
+    return {"name": text.name, **text.provenance}

@@ -1,0 +1,232 @@
+"""A training as the command line asks for it: what is read, where it goes, and the two ways to prune beside it.
+
+Under torchrun or accelerate every process runs the same code; the first one alone writes and speaks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from .. import pruning
+from ..budget.selection import Scope
+from ..checkpoints import checkpoint, models
+from ..checkpoints.shrinking import shrink
+from ..data import TextData
+from ..data.tokens import sequences, stream
+from ..errors import Interrupted, UserError
+from ..gradual import GradualPruner
+from ..methods import Method, needs_text
+from ..plan import PLAN_FILE, PrunePlan
+from ..progress import Teller
+from ..scores.redundancy import uniqueness
+from ..sites.families import FFNSpec
+from ..sites.ffn import find_ffns
+from ..sites.proof import check_ffns
+from ..training.examples import Corpus, check_examples
+from ..training.lora import add_lora, merged
+from ..training.run_folder import RunFolder
+from ..training.settings import TrainSettings
+from ..training.teachers import STORED, OnlineTeacher, StoredTeacher
+from ..training.train import Teacher, TrainResult, check_enough, check_tracker, train
+from .reproduce import data_record
+from .training_options import Training
+
+#: tokens of the validation split that --eval-every reads
+HELD_OUT_TOKENS = 16384
+#: tokens of the training text that the uniqueness of the result is measured on
+UNIQUENESS_TOKENS = 16384
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a training needs beside the model."""
+
+    examples: list[dict[str, Any]]
+    settings: TrainSettings
+    teacher: Teacher | None
+    held_out: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training about to begin. text: the training split of `corpus`, read. how: dtype, device, … for a teacher."""
+
+    terminal: Teller
+    training: Training
+    tokenizer: Any
+    corpus: Corpus
+    text: TextData
+    seq_len: int
+    seed: int
+    folder: RunFolder
+    how: Mapping[str, Any]
+    spec: FFNSpec | None = None
+
+    def prepare(self, model: Any) -> Prepared:
+        """All that may turn out to be wrong; call it before long work on the model. Raises: UserError."""
+        if model.dtype == torch.float16 and self.training.lora_rank is None:
+            raise UserError(
+                "weights in float16 can't be trained: the numbers that AdamW divides by are 0 there; "
+                "take --dtype float32, and --bf16 for its speed"
+            )
+        examples = self.examples(model)
+        check_examples(examples, model)
+        settings = self.training.settings(len(examples), self.seed)
+        check_enough(settings, len(examples), PartialState().num_processes)
+        check_tracker(settings.report_to)
+        held_out = self.held_out()
+        check_examples(held_out, model)
+        return Prepared(examples, settings, self.teacher(model, examples), held_out)
+
+    def run(
+        self, model: Any, prepared: Prepared, pruner: Pruner | None = None
+    ) -> tuple[Any, TrainSettings, TrainResult]:
+        """Train; the model comes back plain, what LoRA learned merged into its weights."""
+        settings = prepared.settings
+        if self.training.report_to == "tensorboard":  # by default it would go with the run's folder
+            where = os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(self.folder.path.with_suffix(".tensorboard")))
+            self.terminal.note(f"TensorBoard's logs are in {where}")
+        rank = self.training.lora_rank
+        trained = model if rank is None else add_lora(model, rank, self.seed)
+        attached = pruner(settings) if pruner else None
+        with self.terminal.training(settings.steps) as report, models.quiet():
+            try:
+                result = train(
+                    trained, prepared.examples, settings,
+                    pruner=attached, teacher=prepared.teacher, held_out=prepared.held_out,
+                    folder=self.folder, report=report, **self.training.given("kl_weight"),
+                )  # fmt: skip
+            except Interrupted as stopped:
+                raise Interrupted(f"{stopped}; go on with the same command and --resume") from None
+        return merged(trained), settings, result
+
+    def examples(self, model: Any) -> list[dict[str, Any]]:
+        seq_len = pruning.check_seq_len(model, self.seq_len)
+        with self.terminal.busy(f"tokenising {self.text.name}"):
+            return self.corpus.examples(
+                "train", self.tokenizer, seq_len=seq_len, num_tokens=self.training.train_tokens, text=self.text,
+                note=self.terminal.note,
+            )  # fmt: skip
+
+    def held_out(self) -> list[dict[str, Any]]:
+        if self.training.eval_every is None:
+            return []
+        text = self.corpus.text("validation", HELD_OUT_TOKENS, tokenizer=self.tokenizer)
+        if text.provenance["sha256"] == self.text.provenance["sha256"]:
+            self.terminal.note(f"{text.name} has no validation split: perplexity will be of the training text")
+        return self.corpus.examples(
+            "validation", self.tokenizer, seq_len=self.seq_len, num_tokens=HELD_OUT_TOKENS, text=text
+        )
+
+    def teacher(self, student: Any, examples: list[dict[str, Any]]) -> Teacher | None:
+        name, temperature = self.training.teacher, self.training.kl_temperature
+        if name is None:
+            return None
+        if Path(name).suffix == STORED:
+            return StoredTeacher(Path(name), examples, student, temperature)
+        with self.terminal.busy(f"loading {name}"):
+            model = models.load(name, **self.how)
+        pruning.check_seq_len(model, self.seq_len, "the teacher")
+        return OnlineTeacher(model, student, temperature)
+
+
+Pruner = Callable[[TrainSettings], GradualPruner]
+Pruned = tuple[Any, PrunePlan, dict[str, Any], list[dict[str, Any]]]
+
+
+def prune_gradually(
+    job: Job, model: Any, row: Method, *, keep: float, scope: Scope | None, multiple_of: int,
+    calibration_tokens: int, provenance: Mapping[str, Any],
+) -> Pruned:  # fmt: skip
+    """Train with masks that close along the cubic schedule, then cut. (model, plan, record, log).
+
+    calibration_tokens: of the training text, for a criterion that reads text, at each milestone.
+    """
+    calibration = None
+    if needs_text(row) or job.training.warm_start:
+        calibration = sequences(
+            job.tokenizer, job.text, seq_len=job.seq_len, num_tokens=max(calibration_tokens, job.seq_len), seed=job.seed
+        )
+    attached: list[GradualPruner] = []
+
+    def attach(settings: TrainSettings) -> GradualPruner:
+        pruner = GradualPruner(
+            model, method=row.name, keep=keep, num_steps=settings.steps, scope=scope, multiple_of=multiple_of,
+            seed=job.seed, calibration=calibration, settings=job.training.gradual(), spec=job.spec,
+        )  # fmt: skip
+        attached.append(pruner)
+        return pruner
+
+    ffns = find_ffns(model, job.spec)
+    if job.spec is not None:
+        check_ffns(model, ffns)
+    widths_before = tuple(ffn.width for ffn in ffns)
+    model, settings, result = job.run(model, job.prepare(model), attach)
+    (pruner,) = attached
+    kept = pruner.finish()
+    chosen = {"method": row.name, "keep": keep, "scope": scope or row.scope, "multiple_of": multiple_of}
+    plan = PrunePlan(
+        tuple(tuple(indices.tolist()) for indices in kept), widths_before,
+        {**chosen, "seed": job.seed, **_how(job, settings, "cubic"), "gradual": asdict(pruner.settings)},
+        {"versions": pruning.versions(), **provenance, "training": data_record(job.text)},
+    )  # fmt: skip
+    shrink(model, plan, job.spec)
+    return model, plan, record_of(settings, result, "cubic") | _redundancy(job, model), result.log
+
+
+def recover(job: Job, model: Any, prune: Callable[[Any], PrunePlan]) -> Pruned:
+    """Prune at once, then train what is left. (model, plan, record, log). prune: cuts a model in place."""
+    prepared = job.prepare(model)
+    cut = job.folder.cut
+    if job.folder.resume and cut.exists():
+        model, plan = models.load(str(cut), **job.how), PrunePlan.load(cut / PLAN_FILE)
+    else:
+        plan = prune(model)
+        if PartialState().is_main_process:
+            checkpoint.save(model, cut, plan=plan, spec=job.spec)
+    PartialState().wait_for_everyone()
+    model, settings, result = job.run(model, prepared)
+    plan = PrunePlan(
+        plan.kept, plan.widths_before, {**plan.settings, **_how(job, settings, "oneshot")},
+        {**plan.provenance, "training": data_record(job.text)},
+    )  # fmt: skip
+    return model, plan, record_of(settings, result, "oneshot") | _redundancy(job, model), result.log
+
+
+def _redundancy(job: Job, model: Any) -> dict[str, float]:
+    """The result's uniqueness on the first tokens it was trained on (METHODS 3)."""
+    ids, _ = stream(job.tokenizer, job.text, max(UNIQUENESS_TOKENS, job.seq_len))
+    seq_len = min(job.seq_len, len(ids))  # pairs may be fewer tokens in all than one block of text
+    input_ids = ids[: len(ids) // seq_len * seq_len].view(-1, seq_len)
+    with job.terminal.busy("measuring redundancy"):
+        return {"uniqueness": uniqueness(model, find_ffns(model, job.spec), input_ids.to(model.device))}
+
+
+def _how(job: Job, settings: TrainSettings, schedule: str) -> dict[str, Any]:
+    """How a model was trained, for its plan."""
+    distilled = job.training.given("teacher", "kl_weight", "temperature")
+    return {"schedule": schedule, "training": {**asdict(settings), **job.training.given("lora_rank"), **distilled}}
+
+
+def record_of(settings: TrainSettings, result: TrainResult, schedule: str | None) -> dict[str, Any]:
+    """What `--json` prints as `training`."""
+    losses = [line["loss"] for line in result.log if "loss" in line]
+    perplexities = [line["perplexity"] for line in result.log if "perplexity" in line]
+    some = max(len(losses) // 20, 1)
+    return {
+        "schedule": schedule,
+        **asdict(settings),
+        "seconds": result.seconds,
+        "first_loss": fmean(losses[:some]),
+        "last_loss": fmean(losses[-some:]),
+        "first_perplexity": perplexities[0] if perplexities else None,
+        "perplexity": perplexities[-1] if perplexities else None,
+    }

@@ -1,0 +1,126 @@
+"""What `lmprune finetune` and `lmprune teach` do; each returns its record (docs/json.md). See also `jobs`."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from ..checkpoints import checkpoint
+from ..checkpoints.writing import check_not_read
+from ..errors import UserError
+from ..evaluation.memory import peak_memory_mb
+from ..progress import Teller
+from ..pruning import check_seq_len
+from ..sites.ffn import find_ffns
+from ..training.distillation import check_temperature
+from ..training.examples import Corpus, check_examples
+from ..training.run_folder import RunFolder
+from ..training.teachers import check_teacher_file, fingerprint, write_teacher
+from . import inspection
+from .opening import open_model
+from .reproduce import command, data_record, flat, log_file, result_settings
+from .train import Job, record_of
+from .training_options import Training, check_source
+
+
+def finetune(
+    terminal: Teller,
+    *,
+    model: str,
+    out: Path,
+    data: str,
+    data_dir: Path | None,
+    seq_len: int,
+    dtype: str,
+    device: str,
+    seed: int,
+    force: bool,
+    chat_template: bool,
+    trust_remote_code: bool,
+    **training_options: Any,
+) -> dict[str, Any]:
+    """`lmprune finetune`, whose options these are. Raises: UserError; nothing is written then."""
+    options = flat(locals())
+    training = Training.of(training_options)
+    if training is None:
+        raise UserError("say how long to train with --steps or --epochs")
+    check_source(data, training.train_tokens, training)
+    check_not_read(out, model, training.teacher)
+    checkpoint.check_out(out, force=force)
+    run = RunFolder(out, result_settings(options), resume=training.resume, force=force)
+    corpus = Corpus(data, data_dir, chat_template, seed, **training.given("loss_on"))
+    how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    read = partial(corpus.text, "train", training.train_tokens)
+    net, tokenizer, text = open_model(terminal, model, data, read, **how)
+    assert text is not None
+    find_ffns(net)  # what can't be saved in the end is told of before the work
+    terminal.note(f"training on {text.name}")
+    start = time.perf_counter()
+    with run.begun():
+        job = Job(terminal, training, tokenizer, corpus, text, seq_len, seed, run, how)
+        net, settings, result = job.run(net, job.prepare(net))
+        record = {
+            "model": model,
+            "params": sum(p.numel() for p in net.parameters()),
+            "data": data_record(text),
+            "training": record_of(settings, result, None),
+            "seconds": time.perf_counter() - start,
+            "peak_memory_mb": peak_memory_mb(),
+            "out": str(out.expanduser().resolve()),
+            "command": command("finetune", options),
+        }
+        if PartialState().is_main_process:
+            plan = inspection.find_plan(model)
+            checkpoint.save(net, out, tokenizer=tokenizer, plan=plan, force=force, files=log_file(result.log))
+    run.finish()
+    return record
+
+
+def teach(
+    terminal: Teller,
+    *,
+    model: str,
+    out: Path,
+    data: str,
+    data_dir: Path | None,
+    seq_len: int,
+    train_tokens: int | None,
+    top_k: int,
+    temperature: float,
+    dtype: str,
+    device: str,
+    chat_template: bool,
+    trust_remote_code: bool,
+) -> dict[str, Any]:
+    """`lmprune teach`, whose options these are. Raises: UserError; nothing is written then."""
+    check_teacher_file(out)
+    check_temperature(temperature)
+    check_source(data, train_tokens)
+    corpus = Corpus(data, data_dir, chat_template)
+    read = partial(corpus.text, "train", train_tokens)
+    how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    net, tokenizer, text = open_model(terminal, model, data, read, **how)
+    assert text is not None
+    start = time.perf_counter()
+    examples = corpus.examples(
+        "train", tokenizer, seq_len=check_seq_len(net, seq_len), num_tokens=train_tokens, text=text, note=terminal.note
+    )
+    check_examples(examples, net)
+    with terminal.stages() as stages:
+        write_teacher(net, examples, out, k=top_k, temperature=temperature, progress=stages("blocks"))
+    return {
+        "model": model,
+        "data": data_record(text),
+        "examples": len(examples),
+        "tokens": sum(len(example["input_ids"]) for example in examples),
+        "top_k": top_k,
+        "temperature": temperature,
+        "fingerprint": fingerprint(examples),
+        "bytes": out.stat().st_size,
+        "seconds": time.perf_counter() - start,
+        "out": str(out),
+    }

@@ -1,0 +1,1 @@
+"""How much a unit matters: statistics at the seam, the criteria that read them, curvature, redundancy."""

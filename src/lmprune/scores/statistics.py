@@ -1,0 +1,259 @@
+"""What is seen of each neuron while the model reads text: streaming sums at the seam, the input of `down`.
+
+Axes: B sequences of a batch, T tokens of a sequence, N tokens, D model width, F neurons of a layer, V vocabulary.
+Everything is observed from outside, through hooks that are gone afterwards; the model is left as it was found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..progress import Progress
+from ..sites.ffn import FFN
+
+#: statistics that a forward pass gives, and those that need the loss's gradient too
+FORWARD = frozenset({"sum_h", "sum_h2", "mean_abs_sq", "norm_per_sequence"})
+GRADIENT = frozenset({"taylor", "fisher", "sensitivity", "weight_taylor"})
+
+
+@dataclass(frozen=True)
+class SeamStatistics:
+    """Sums over the text of one layer's neurons, each (F,) fp64 on the CPU, or None where it was not asked for.
+
+    `h` is a neuron's output, the seam; `g = ∂L/∂h` with L the mean next-token loss of one sequence.
+
+    sum_h, sum_h2: Σ_n h and Σ_n h².
+    mean_abs_sq: Σ_sequences (mean_n |h|)².
+    norm_per_sequence: Σ_sequences sqrt(Σ_n h²).
+    taylor: Σ_sequences |Σ_n h·g|, the first order of removing the neuron.
+    fisher: Σ_n (h·g)².
+    sensitivity: Σ_sequences |Σ_θ θ·∂L/∂θ| over the neuron's writer rows and biases and reader column (METHODS 3).
+    weight_taylor: Σ_θ |θ · Σ_sequences ∂L/∂θ| over the neuron's weights, biases left out (LLM-Pruner, Torch-Pruning).
+    """
+
+    num_tokens: int = 0
+    num_sequences: int = 0
+    sum_h: Tensor | None = None
+    sum_h2: Tensor | None = None
+    mean_abs_sq: Tensor | None = None
+    norm_per_sequence: Tensor | None = None
+    taylor: Tensor | None = None
+    fisher: Tensor | None = None
+    sensitivity: Tensor | None = None
+    weight_taylor: Tensor | None = None
+
+    def total(self, name: str) -> Tensor:
+        """The sum `name` (F,) itself."""
+        value = getattr(self, name)
+        assert value is not None, f"{name} was not collected; add it to `needs`"
+        return value
+
+    def per_token(self, name: str) -> Tensor:
+        """(F,): the sum `name` over the number of tokens."""
+        return self.total(name) / self.num_tokens
+
+    def per_sequence(self, name: str) -> Tensor:
+        """(F,): the sum `name` over the number of sequences."""
+        return self.total(name) / self.num_sequences
+
+    def variance(self) -> Tensor:
+        """(F,): the variance of h over tokens; needs sum_h and sum_h2."""
+        return (self.per_token("sum_h2") - self.per_token("sum_h").square()).clamp_min(0)
+
+
+def collect(
+    model: nn.Module,
+    ffns: Sequence[FFN],
+    input_ids: Tensor,
+    *,
+    needs: frozenset[str],
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> list[SeamStatistics]:
+    """Let the model read `input_ids` and sum up what each layer's neurons do.
+
+    input_ids: (sequences, T) int64, no padding. needs: names of SeamStatistics' fields.
+    batch_size: sequences read at once, which changes speed and memory but not the sums; by default 4, or 1 where a
+    gradient is needed, since all activations of a batch are then in memory. (`weight_taylor` adds one fp32 copy of the
+    FFN weights.) Masks attached to the seam are respected: `h` is then the masked output.
+    Raises: UserError where a sum is not finite, or where there is too little text.
+    """
+    assert needs <= FORWARD | GRADIENT, f"unknown statistics {sorted(needs - FORWARD - GRADIENT)}"
+    gradients = bool(needs & GRADIENT)
+    if input_ids.ndim != 2 or len(input_ids) == 0 or input_ids.shape[1] < 1 + gradients:
+        raise UserError(
+            f"calibration tokens of shape {tuple(input_ids.shape)} are too few: at least one sequence of "
+            f"{1 + gradients} tokens is needed"
+        )
+    num_sequences, seq_len = input_ids.shape
+    observers = [_Observer(ffn, needs, seq_len) for ffn in ffns]
+    with undisturbed(model), ExitStack() as stack, torch.set_grad_enabled(gradients):
+        for observer in observers:
+            observer.attach(stack)
+        if gradients:
+            stack.enter_context(gradients_from_embeddings(model))
+        done = 0
+        for batch in input_ids.split(batch_size or (1 if gradients else 4)):
+            batch_BT = batch.to(next(model.parameters()).device)
+            if gradients:
+                backward(model, batch_BT)
+            else:  # the trunk alone: the output embedding is a large part of a small model's time
+                getattr(model, "base_model", model)(batch_BT, use_cache=False)
+            for observer in observers:
+                observer.end_batch()
+            done += len(batch)
+            if progress:
+                progress(done, num_sequences)
+    return [observer.result(num_sequences) for observer in observers]
+
+
+def backward(model: nn.Module, batch_BT: Tensor) -> None:
+    """One forward and backward pass of Σ_b L_b, L_b the mean next-token cross-entropy of sequence b."""
+    logits_BTV = model(batch_BT, use_cache=False).logits
+    logits_BTV.backward(loss_gradient(logits_BTV.detach(), batch_BT))
+
+
+def loss_gradient(logits_BTV: Tensor, input_ids_BT: Tensor) -> Tensor:
+    """∂(Σ_b L_b)/∂logits, (B, T, V), L_b the mean next-token cross-entropy of sequence b.
+
+    Written out, (softmax - one-hot) / (T - 1), because autograd's way holds four copies of the logits.
+    """
+    grad_BTV = logits_BTV.softmax(-1, dtype=_precise(logits_BTV))
+    targets = input_ids_BT[:, 1:, None]
+    grad_BTV[:, :-1].scatter_add_(2, targets, grad_BTV.new_full((1,), -1.0).expand(targets.shape))
+    grad_BTV[:, -1] = 0
+    return grad_BTV.div_(input_ids_BT.shape[1] - 1).to(logits_BTV.dtype)
+
+
+class _Observer:
+    """Adds up one layer's statistics as batches pass forward, then backward, through its linears."""
+
+    def __init__(self, ffn: FFN, needs: frozenset[str], seq_len: int):
+        self.ffn, self.width = ffn, ffn.width
+        self.needs = needs
+        self.seq_len = seq_len
+        self.num_tokens = 0
+        self.sums: dict[str, Tensor] = {}
+        self.weight_grads: dict[nn.Module, Tensor] = {}  # writer: (F or 2F, D), reader: (F, D); Σ_sequences ∂L/∂θ
+        self.theta_grad_BF: Tensor | None = None  # this batch's Σ_θ θ·∂L/∂θ of each sequence, as far as it is known
+
+    def attach(self, stack: ExitStack) -> None:
+        stack.callback(self.ffn.down.register_forward_hook(self._on_reader).remove)
+        if self.needs & {"sensitivity", "weight_taylor"}:
+            for writer in self.ffn.linears[:-1]:
+                stack.callback(writer.register_forward_hook(self._on_writer).remove)
+
+    def _on_reader(self, reader: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        h = args[0].detach()
+        self._on_outputs(self._by_sequence(h))
+        if self.needs & {"taylor", "fisher", "sensitivity"}:
+            args[0].register_hook(lambda grad: self._on_output_gradients(self._by_sequence(h), self._by_sequence(grad)))
+        if "weight_taylor" in self.needs:
+            out.register_hook(lambda grad: self._add_weight_grad(reader, _rows(h).T @ _rows(grad)))
+
+    def _on_writer(self, writer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        x, z = args[0].detach(), out.detach()  # detached: a hook that held its own tensor would never be freed
+        if "sensitivity" in self.needs:
+            out.register_hook(lambda grad: self._add_theta_grad(self._by_sequence(z) * self._by_sequence(grad)))
+        if "weight_taylor" in self.needs:
+            out.register_hook(lambda grad: self._add_weight_grad(writer, _rows(grad).T @ _rows(x)))
+
+    def _on_outputs(self, h_BTF: Tensor) -> None:
+        self.num_tokens += h_BTF.shape[0] * h_BTF.shape[1]
+        if "sum_h" in self.needs:
+            self._add("sum_h", h_BTF.sum((0, 1)))
+        if self.needs & {"sum_h2", "norm_per_sequence"}:
+            squares_BF = h_BTF.square().sum(1)
+            self._add("sum_h2", squares_BF.sum(0))
+            self._add("norm_per_sequence", squares_BF.sqrt().sum(0))
+        if "mean_abs_sq" in self.needs:
+            self._add("mean_abs_sq", h_BTF.abs().mean(1).square().sum(0))
+
+    def _on_output_gradients(self, h_BTF: Tensor, grad_BTF: Tensor) -> None:
+        product_BTF = h_BTF * grad_BTF
+        self._add("taylor", product_BTF.sum(1).abs().sum(0))
+        self._add("fisher", product_BTF.square().sum((0, 1)))
+        self._add_theta_grad(product_BTF)
+
+    def _add(self, name: str, value_F: Tensor) -> None:
+        if name in self.needs:
+            self.sums[name] = self.sums.get(name, 0) + value_F.cpu().double()
+
+    def _add_theta_grad(self, product_BTF: Tensor) -> None:
+        # (B, F), or (B, 2F) of a fused writer, whose two halves are one neuron
+        parts_BF = product_BTF.sum(1).unflatten(-1, (-1, self.width)).sum(1)
+        self.theta_grad_BF = parts_BF if self.theta_grad_BF is None else self.theta_grad_BF + parts_BF
+
+    def _add_weight_grad(self, linear: nn.Module, grad: Tensor) -> None:
+        self.weight_grads[linear] = self.weight_grads[linear].add_(grad) if linear in self.weight_grads else grad
+
+    def _by_sequence(self, values: Tensor) -> Tensor:
+        """(B, T, …), also in families that flatten (B, T, …) to (B·T, …) before the FFN."""
+        return values.to(_precise(values)).reshape(-1, self.seq_len, values.shape[-1])
+
+    def end_batch(self) -> None:
+        if self.theta_grad_BF is not None:
+            self._add("sensitivity", self.theta_grad_BF.abs().sum(0))
+        self.theta_grad_BF = None
+
+    def result(self, num_sequences: int) -> SeamStatistics:
+        if self.num_tokens != num_sequences * self.seq_len:
+            raise UserError(
+                f"layer {self.ffn.layer}: {self.ffn.spec.down!r} did not see every token; is it the reader?"
+            )
+        if "weight_taylor" in self.needs:
+            grads = [half for linear in self.ffn.linears for half in self.weight_grads.pop(linear).split(self.width)]
+            weights = [*self.ffn.writers(), self.ffn.reader()]
+            for weight, grad in zip(weights, grads, strict=True):
+                self._add("weight_taylor", (weight.detach() * grad).abs().sum(1))
+        for name, value in self.sums.items():
+            if not value.isfinite().all():
+                raise UserError(
+                    f"layer {self.ffn.layer}: {int((~value.isfinite()).sum())} neurons have NaN or infinite {name}; "
+                    "check the checkpoint's weights, or use a wider dtype (--dtype float32)"
+                )
+        return SeamStatistics(self.num_tokens, num_sequences, **self.sums)
+
+
+def _precise(values: Tensor) -> torch.dtype:
+    """fp32, or fp64 where the values already are."""
+    return torch.promote_types(values.dtype, torch.float32)
+
+
+def _rows(values: Tensor) -> Tensor:  # (N, …) from (B, T, …) or (B·T, …)
+    return values.to(_precise(values)).flatten(0, -2)
+
+
+@contextmanager
+def gradients_from_embeddings(model: nn.Module) -> Iterator[None]:
+    """Gradients flow from the embeddings on, so that hooks see them though every parameter is frozen."""
+    embeddings = model.get_input_embeddings()  # type: ignore[operator]
+    # a clone, because some models go on to change their embeddings in place, which a leaf does not allow
+    handle = embeddings.register_forward_hook(lambda _module, _args, output: output.requires_grad_().clone())
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and frozen parameters (no weight gradients), for the length of a `with` block."""
+    modes = [(module, module.training) for module in model.modules()]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        model.eval()
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter in trained:
+            parameter.requires_grad_(True)
