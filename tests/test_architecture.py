@@ -24,7 +24,7 @@ USE_TRANSFORMERS = {
     *("export.onnx", "export.decilm"),
 }
 AT_THE_TOP = {"checkpoints.models", "checkpoints.shim", "export.decilm", *TRAINING}
-KNOW_NAMES = {"sites.families", "export.architectures"}
+KNOW_NAMES = {"sites.families", "runtimes.architectures"}
 PURE = {
     *("errors", "progress", "plan", "budget.selection", "gradual.schedules", "gradual.penalties"),
     *("training.distillation", "solve.elimination"),
@@ -136,7 +136,7 @@ def test_only_families_knows_names():
         if module not in KNOW_NAMES:
             assert not names_known(parsed(module)), f"{module} knows {names_known(parsed(module))}"
     layers = {path.split(".")[-1] for spec in FAMILIES.values() for path in (spec.up, spec.down)}
-    assert not names_known(parsed("export.architectures")) & layers
+    assert not names_known(parsed("runtimes.architectures")) & layers
     assert names_known(parsed("sites.families")) >= {"up_proj", "c_fc", "gpt2", "transformer.h"}
     assert names_known(ast.parse("block.mlp.down_proj.weight")) == {"down_proj"}
     assert names_known(ast.parse("if config.model_type == 'bloom': pass")) == {"bloom"}

@@ -25,7 +25,7 @@ from lmprune.checkpoints.shrinking import shrink
 from lmprune.data import load as load_text
 from lmprune.errors import UserError
 from lmprune.export import Job, export
-from lmprune.export.architectures import GGUF, SPLITS
+from lmprune.runtimes.architectures import GGUF, SPLITS
 from lmprune.sites.ffn import find_ffns
 
 VOCABULARY = 300

@@ -16,10 +16,10 @@ import gguf
 import numpy as np
 
 from ..errors import UserError
+from ..runtimes.architectures import GGUF, KEYS, GGUFSpec
 from ..sites.ffn import FFN
 from ..sites.limits import max_context
 from . import Job
-from .architectures import GGUF, KEYS, GGUFSpec
 from .gguf_tensors import check_dtype, ropes, stored_tensors
 from .gguf_tokenizer import tokenizer_metadata
 

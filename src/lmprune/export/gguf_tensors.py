@@ -13,8 +13,8 @@ from gguf import MODEL_TENSOR, GGMLQuantizationType, LlamaFileType
 from torch import Tensor, nn
 
 from ..errors import UserError, unknown
-from ..sites.ffn import rows_are_inputs
-from .architectures import GGUFSpec
+from ..runtimes.architectures import GGUFSpec
+from ..runtimes.gguf_layout import places
 
 Q = GGMLQuantizationType
 
@@ -82,26 +82,14 @@ def stored_tensors(model: Any, spec: GGUFSpec, arch: str, storage: Storage) -> I
 
     Raises: UserError for one that llama.cpp has no place for, or that its type does not fit.
     """
-    key = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
-    names = gguf.get_tensor_name_map(key, model.config.num_hidden_layers)
     if (factors := rope_factors(model)) is not None:
         name = gguf.TENSOR_NAMES[MODEL_TENSOR.ROPE_FREQS] + ".weight"
         yield Stored(name, tuple(factors.shape), Q.F32, lambda: factors)
-    for name, parameter in model.named_parameters():  # each once: a tied head is not among them
-        shorter = name.partition(".")[2]  # some families' names are known without their first part
-        known = (names.get_type_and_name(n, try_suffixes=(".weight", ".bias")) for n in (name, shorter))
-        found = next(filter(None, known), None)
-        if found is None:
-            raise UserError(f"llama.cpp's {arch} has no place for {name}; use --to onnx")
-        type_, theirs = found
-        value = parameter.detach()
-        if value.ndim == 2 and rows_are_inputs(model.get_submodule(name.rpartition(".")[0])):
-            value = value.T
-        shape = tuple(value.shape)
-        kind = _kind(type_, shape, storage)
-        _check_rows(name, shape, kind)
-        change = _change(type_, theirs, shape, spec, model.config)
-        yield Stored(theirs, shape, kind, lambda value=value, change=change: change(value))
+    for place in places(model, spec, arch):
+        kind = _kind(place.type_, place.shape, storage)
+        _check_rows(place.name, place.shape, kind)
+        value = model.get_parameter(place.name).detach()
+        yield Stored(place.theirs, place.shape, kind, lambda value=value, place=place: place.stored(value))
 
 
 def _kind(type_: MODEL_TENSOR, shape: tuple[int, ...], storage: Storage) -> GGMLQuantizationType:
@@ -117,23 +105,6 @@ def _check_rows(name: str, shape: tuple[int, ...], kind: GGMLQuantizationType) -
             f"{kind.name.lower()} stores rows in blocks of {block}, but those of {name} have {shape[-1]} values; "
             f"prune with --multiple-of {block}, export with --to hf-uniform first, or choose --dtype f16"
         )
-
-
-def _change(
-    type_: MODEL_TENSOR, name: str, shape: tuple[int, ...], spec: GGUFSpec, config: Any
-) -> Callable[[Tensor], Tensor]:
-    """What has to be done to a parameter's values; the shape stays."""
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    rotary = {MODEL_TENSOR.ATTN_Q: heads, MODEL_TENSOR.ATTN_K: kv_heads}
-    if spec.interleaved_rope and type_ in rotary:
-        # within a head: from all first halves of the rotary pairs, then all second ones, to pair by pair
-        return lambda x: x.unflatten(0, (rotary[type_], 2, -1)).transpose(1, 2).flatten(0, 2)
-    if spec.qkv_by_head and type_ == MODEL_TENSOR.ATTN_QKV:
-        return lambda x: x.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
-    if spec.norm_offset and len(shape) == 1 and name.endswith(".weight"):
-        return lambda x: x + spec.norm_offset
-    return lambda x: x
 
 
 def ropes(config: Any) -> dict[str, Any] | None:

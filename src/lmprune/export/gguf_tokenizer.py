@@ -13,7 +13,7 @@ from typing import Any
 from gguf import TokenType
 
 from ..errors import UserError
-from .architectures import BYTE_LEVEL, DIGITS, GPT2_SPLIT, SENTENCE_PIECE, SPLITS
+from ..runtimes.architectures import BYTE_LEVEL, DIGITS, GPT2_SPLIT, SENTENCE_PIECE, SPLITS
 
 _UNDERLINE = "▁"  # what SentencePiece writes for a space
 

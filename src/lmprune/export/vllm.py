@@ -14,9 +14,9 @@ from typing import Any
 
 from ..checkpoints import shim
 from ..errors import UserError
+from ..runtimes.architectures import NEMOTRON_NAS
 from ..sites.ffn import FFN
 from . import Job
-from .architectures import NEMOTRON_NAS
 from .folder import save_model
 
 _CONFIG_CODE = "decilm.py"

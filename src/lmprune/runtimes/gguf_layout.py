@@ -1,0 +1,78 @@
+"""Where llama.cpp keeps each parameter, and what is done to its values on the way there and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gguf
+import torch
+from gguf import MODEL_TENSOR
+from torch import Tensor
+
+from ..errors import UserError
+from ..sites.ffn import rows_are_inputs
+from .architectures import GGUFSpec
+
+
+@dataclass(frozen=True)
+class Place:
+    """name: of the parameter. theirs: of the tensor, of kind `type_`. shape: the tensor's. transposed: whether the
+    parameter's is the other way round. change: what is done to the rows of a matrix that is no longer transposed."""
+
+    name: str
+    theirs: str
+    type_: MODEL_TENSOR
+    shape: tuple[int, ...]
+    transposed: bool
+    change: Callable[[Tensor], Tensor]
+
+    def stored(self, value: Tensor) -> Tensor:
+        """The tensor for a parameter's value."""
+        return self.change(value.T if self.transposed else value)
+
+    def read(self, tensor: Tensor) -> Tensor:
+        """The parameter's value: `stored` undone, which moves rows and adds a number, seen on the rows' numbers."""
+        rows = torch.arange(len(tensor), dtype=torch.float64).reshape(-1, *[1] * (tensor.ndim - 1))
+        added = self.change(torch.zeros_like(rows))
+        back = (self.change(rows) - added).flatten().long().argsort()
+        offset = added.flatten()[0].item()
+        value = (tensor - offset if offset else tensor)[back]
+        return value.T if self.transposed else value
+
+
+def places(model: Any, spec: GGUFSpec, arch: str) -> Iterator[Place]:
+    """Of every parameter, each once: a tied head is not among them. The model may be on the meta device.
+
+    Raises: UserError for one that llama.cpp has no place for.
+    """
+    key = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
+    names = gguf.get_tensor_name_map(key, model.config.num_hidden_layers)
+    for name, parameter in model.named_parameters():
+        shorter = name.partition(".")[2]  # some families' names are known without their first part
+        known = (names.get_type_and_name(n, try_suffixes=(".weight", ".bias")) for n in (name, shorter))
+        found = next(filter(None, known), None)
+        if found is None:
+            raise UserError(f"llama.cpp's {arch} has no place for {name}; use --to onnx")
+        type_, theirs = found
+        transposed = parameter.ndim == 2 and rows_are_inputs(model.get_submodule(name.rpartition(".")[0]))
+        shape = tuple(reversed(parameter.shape) if transposed else parameter.shape)
+        yield Place(name, theirs, type_, shape, transposed, _change(type_, theirs, shape, spec, model.config))
+
+
+def _change(
+    type_: MODEL_TENSOR, name: str, shape: tuple[int, ...], spec: GGUFSpec, config: Any
+) -> Callable[[Tensor], Tensor]:
+    """What has to be done to a parameter's values; rows change places, or all values grow by the same."""
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    rotary = {MODEL_TENSOR.ATTN_Q: heads, MODEL_TENSOR.ATTN_K: kv_heads}
+    if spec.interleaved_rope and type_ in rotary:
+        # within a head: from all first halves of the rotary pairs, then all second ones, to pair by pair
+        return lambda x: x.unflatten(0, (rotary[type_], 2, -1)).transpose(1, 2).flatten(0, 2)
+    if spec.qkv_by_head and type_ == MODEL_TENSOR.ATTN_QKV:
+        return lambda x: x.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+    if spec.norm_offset and len(shape) == 1 and name.endswith(".weight"):
+        return lambda x: x + spec.norm_offset
+    return lambda x: x
