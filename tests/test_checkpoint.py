@@ -214,7 +214,9 @@ def test_published_code_is_not_carried_along(tmp_path: Path) -> None:
 def test_sampling_fields_survive_only_where_they_are_used(do_sample: bool, tmp_path: Path) -> None:
     model = tiny_model("llama")
     model.generation_config.update(do_sample=do_sample, temperature=0.6, top_p=0.9, top_k=7)
+    found = model.generation_config.to_dict()
     again = models.load(checkpoint.save(model, tmp_path / "out")).generation_config
+    assert model.generation_config.to_dict() == found  # saving leaves the model in memory as it was
     assert (again.temperature, again.top_p, again.top_k) == ((0.6, 0.9, 7) if do_sample else (None, None, None))
 
 

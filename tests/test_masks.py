@@ -6,9 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from tiny_models import NAMES, WIDTH, logits, tiny_model, tokens
 
+import lmprune
 from lmprune.errors import UserError
+from lmprune.gradual import GradualPruner
 from lmprune.sites.ffn import find_ffns
 from lmprune.sites.masks import ATTRIBUTE, COMPUTES, NeuronMasks, masked
 
@@ -166,3 +170,98 @@ def test_what_can_not_be_gathered_is_refused():
     ffn.down = Wrapped(ffn.down)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="a Wrapped can't be gathered; use --compute full"):
         ffn.compute_only(torch.tensor([0, 1]))
+
+
+def test_weights_that_are_offloaded_are_not_pruned():
+    model = tiny_model("llama")
+    plan = lmprune.prune(tiny_model("llama"), method="magnitude", keep=0.5, multiple_of=8)
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    before = logits(model)
+    for attempt in (
+        lambda: lmprune.prune(model, method="magnitude", keep=0.5, multiple_of=8),
+        lambda: lmprune.shrink(model, plan),
+        lambda: GradualPruner(model, method="gum", keep=0.5, num_steps=20),
+    ):
+        with pytest.raises(UserError, match=r"the weights of model\.embed_tokens are offloaded"):
+            attempt()
+    assert torch.equal(logits(model), before)
+
+
+class Counting(ModelHook):
+    """Notes every call of the layer that it is on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def pre_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        return args, kwargs
+
+
+@pytest.mark.parametrize("compute", COMPUTES)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "phi3"])
+def test_hooks_on_the_layers_fire_before_under_and_after_masks(name: str, compute: Any):
+    model = tiny_model(name)
+    hooks = [Counting() for ffn in find_ffns(model) for _ in ffn.linears]
+    linears = [linear for ffn in find_ffns(model) for linear in ffn.linears]
+    for linear, hook in zip(linears, hooks, strict=True):
+        add_hook_to_module(linear, hook)
+    before, found = logits(model), [dict(linear.__dict__) for linear in linears]
+    masks = on(model, compute)
+    masks.set(KEPT)
+    under = logits(model)
+    masks.detach()
+    assert torch.equal(logits(model), before) and not torch.allclose(under, before)
+    assert [hook.calls for hook in hooks] == [3] * len(hooks)
+    assert all(linear.__dict__["forward"] is was["forward"] for linear, was in zip(linears, found, strict=True))
+    bare = tiny_model(name)  # the control: under the masks the hooked model computes what the one without hooks does
+    on(bare, compute).set(KEPT)
+    assert torch.equal(logits(bare), under)
+
+
+def test_hooks_that_come_or_go_while_masks_are_on_are_left_as_they_are():
+    model = tiny_model("llama")
+    came, went = (ffn.down for ffn in find_ffns(model)[:2])
+    before = logits(model)
+    add_hook_to_module(went, Counting())
+    masks = on(model)
+    masks.set(KEPT)
+    hook = Counting()
+    add_hook_to_module(came, hook)
+    remove_hook_from_module(went)
+    under = logits(model)
+    masks.detach()
+    assert torch.equal(logits(model), before) and not torch.allclose(under, before)
+    assert hook.calls == 2 and "forward" not in went.__dict__
+
+
+@pytest.mark.parametrize("compute", COMPUTES)
+def test_an_offloaded_model_stays_offloaded(compute: Any):
+    model = tiny_model("llama")
+    before = logits(model)
+    on(model, compute).set(KEPT)
+    under = logits(model)
+    model.neuron_masks.detach()
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    masks = on(model, compute, learned=False)
+    masks.set(KEPT)
+    assert torch.equal(logits(model), under)
+    masks.detach()
+    assert torch.equal(logits(model), before)
+    assert all(p.is_meta for p in model.parameters())
+
+
+def test_a_forward_that_somebody_put_into_a_layer_is_kept_and_not_gathered():
+    model = tiny_model("llama")
+    down = find_ffns(model)[1].down
+    down.forward = own = lambda x: torch.nn.functional.linear(x, down.weight, down.bias) + 1  # type: ignore[assignment]
+    before = logits(model)
+    masks = on(model, "full")
+    masks.set(KEPT)
+    masks.detach()
+    assert down.forward is own and torch.equal(logits(model), before)
+    with pytest.raises(
+        UserError, match="layer 1: the forward that was put into a Linear can't be gathered; use --comp"
+    ):
+        on(model).set(KEPT)

@@ -23,7 +23,7 @@ from .scores.criteria import get_criterion, score_from
 from .scores.statistics import SeamStatistics, collect
 from .sites.families import FFNSpec
 from .sites.ffn import FFN, find_ffns
-from .sites.limits import max_context
+from .sites.limits import check_in_memory, max_context
 from .sites.proof import check_ffns
 from .solve.bias import bias_compensation
 from .solve.obs import PLAIN, ObsSettings, obs, obs_refit
@@ -72,6 +72,7 @@ def prune(
     if scope not in (None, *SCOPES):
         raise unknown("scope", scope, SCOPES)
     ffns = find_ffns(model, spec)
+    check_in_memory(model)
     if spec is not None:
         check_ffns(model, ffns)
     if plan is not None:

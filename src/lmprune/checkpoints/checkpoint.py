@@ -7,7 +7,8 @@ Uniform widths give a plain Hugging Face checkpoint. Other shapes carry `shim.py
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,7 @@ def save(
 
 def write_model(model: Any, folder: Path, tokenizer: Any = None) -> None:
     """Weights, configs and tokenizer, into a folder that is there."""
-    _clear_unused_sampling(model)
-    with quiet():
+    with quiet(), _without_unused_sampling(model):
         model.save_pretrained(folder)
         for file in folder.glob("*.safetensors"):  # safetensors lets only the owner read them
             file.chmod((folder / "config.json").stat().st_mode)
@@ -74,11 +74,19 @@ def check_out(out: Path | str, *, force: bool = False) -> None:
     check_folder(Path(out), "a model checkpoint", _is_checkpoint, force=force)
 
 
-def _clear_unused_sampling(model: Any) -> None:
+@contextmanager
+def _without_unused_sampling(model: Any) -> Iterator[None]:
     """Published models carry a temperature without `do_sample`; transformers ignores it, but refuses to save it."""
-    if model.can_generate() and not model.generation_config.do_sample:
-        for name in _SAMPLING:
-            setattr(model.generation_config, name, None)
+    config = model.generation_config if model.can_generate() else None
+    unused = _SAMPLING if config is not None and not config.do_sample else ()
+    found = {name: getattr(config, name) for name in unused if hasattr(config, name)}
+    try:
+        for name in found:
+            setattr(config, name, None)
+        yield
+    finally:
+        for name, value in found.items():
+            setattr(config, name, value)
 
 
 def _is_checkpoint(folder: Path) -> bool:

@@ -14,6 +14,7 @@ from ..errors import UserError
 from ..plan import PrunePlan
 from ..sites.families import FFNSpec
 from ..sites.ffn import FFN, find_ffns
+from ..sites.limits import check_in_memory
 from . import shim
 
 
@@ -24,6 +25,7 @@ def shrink(model: Any, plan: PrunePlan, spec: FFNSpec | None = None) -> Any:
     Raises: UserError where the plan was made for a model of other widths; the model is then untouched.
     """
     ffns = find_ffns(model, spec)
+    check_in_memory(model)
     check_plan(plan, ffns)
     for ffn, kept in zip(ffns, plan.indices(), strict=True):
         ffn.keep(kept)

@@ -19,6 +19,7 @@ from ..methods import get_method, needs_text
 from ..pruning import check_tokens
 from ..sites.families import FFNSpec
 from ..sites.ffn import find_ffns
+from ..sites.limits import check_in_memory
 from ..sites.masks import Compute, NeuronMasks
 from .milestones import Milestones
 from .penalties import pressure, sparsity_penalty
@@ -97,6 +98,7 @@ class GradualPruner:
                 f"use --schedule oneshot, or --method {self.method.criterion}"
             )
         ffns = find_ffns(model, spec)
+        check_in_memory(model)
         check_multiple_of(multiple_of, keep, [ffn.width for ffn in ffns])
         self.masks = NeuronMasks(model, ffns, learned=self.method.learned, compute=settings.compute)
         self.estimate: SimilarityEstimate | None = None

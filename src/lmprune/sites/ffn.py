@@ -5,9 +5,9 @@ Axes: N tokens, D model width, F neurons of a layer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,7 @@ class FFN:
         self.up = block.get_submodule(spec.up)
         self.gate = block.get_submodule(spec.gate) if spec.gate else None
         self.down = block.get_submodule(spec.down)
+        self._put_back: list[Callable[[], None]] = []
 
     def __repr__(self) -> str:
         return f"FFN(layer={self.layer}, width={self.width}, {self.spec.up} -> {self.spec.down})"
@@ -88,24 +89,31 @@ class FFN:
         """From now on compute only the neurons `indices` (sorted, unique, (K,)); None = all of them again.
 
         The parameters stay whole: every forward pass gathers their rows, so that gradients reach the neurons that were
-        computed, and the others can come back. What passes the seam is then (…, K).
-        Raises: UserError for layers whose product is not a plain one (LoRA, quantised).
+        computed, and the others can come back. What passes the seam is then (…, K). Hooks around the layers, such as
+        accelerate's that fetch offloaded weights, go on working.
+        Raises: UserError for layers whose product is not a plain one (LoRA, quantised, a forward of their own).
         """
-        for linear in self.linears:
-            linear.__dict__.pop("forward", None)
+        while self._put_back:
+            self._put_back.pop()()
         if indices is None:
             return
-        for linear in self.linears:
-            if not (isinstance(linear, nn.Linear) or hasattr(linear, "nf")):
-                raise UserError(
-                    f"layer {self.layer}: the neurons of a {type(linear).__name__} can't be gathered; "
-                    "use --compute full"
-                )
-        indices = indices.to(self.reader().device)
+        self.check_gathers()
         rows = torch.cat([indices, indices + self.width]) if self.spec.fused_gate else indices
-        for writer in self.linears[:-1]:
-            writer.forward = partial(_gathered, writer, rows, outputs=True)
-        self.down.forward = partial(_gathered, self.down, indices, outputs=False)
+        for linear in self.linears:
+            writes = linear is not self.down
+            product = partial(_gathered, linear, rows if writes else indices, outputs=writes)
+            self._put_back.append(_replace_product(linear, product))
+
+    def check_gathers(self) -> None:
+        """Raises: UserError where `compute_only` would."""
+        for linear in self.linears:
+            plain = isinstance(linear, nn.Linear) or hasattr(linear, "nf")
+            if not plain or not _computes_as_its_class(linear):
+                what = "forward that was put into a" if plain else "neurons of a"
+                raise UserError(
+                    f"layer {self.layer}: the {what} {type(linear).__name__} can't be gathered; use --compute full "
+                    '(in Python: GradualSettings(compute="full"))'
+                )
 
     def pad(self, width: int) -> None:
         """Add neurons without any effect, up to `width`: all weights zero."""
@@ -162,10 +170,43 @@ def index_in(linear: nn.Module, rows: Tensor) -> None:
 def _gathered(linear: nn.Module, rows: Tensor, x: Tensor, *, outputs: bool) -> Tensor:
     """What a Linear or Conv1D computes with only `rows` of its outputs, or of its inputs (x then has only those)."""
     weight, bias = cast(Tensor, linear.weight), _bias(linear)
+    rows = rows.to(weight.device)  # here and not before: offloaded weights are elsewhere until they are needed
     weight = weight.index_select(int(rows_are_inputs(linear) == outputs), rows)
     if outputs and bias is not None:
         bias = bias.index_select(0, rows)
     return functional.linear(x, weight.T if rows_are_inputs(linear) else weight, bias)
+
+
+#: where a layer's product is computed: inside accelerate's hook if there is one, else in `forward`
+_HOOKED, _PLAIN = "_old_forward", "forward"
+
+
+def _product(linear: nn.Module) -> str:
+    return _HOOKED if hasattr(linear, _HOOKED) else _PLAIN
+
+
+def _is_class_method(linear: nn.Module, function: Any) -> bool:
+    return getattr(function, "__func__", None) is type(linear).forward
+
+
+def _computes_as_its_class(linear: nn.Module) -> bool:
+    """Whether nothing but a hook of accelerate's has been put in the place of the layer's own `forward`."""
+    return _is_class_method(linear, getattr(linear, _product(linear)))
+
+
+def _replace_product(linear: nn.Module, product: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+    """Let `product` compute what the layer computes; what comes back undoes that, and leaves any hook where it is."""
+    found = getattr(linear, _product(linear))
+    linear.__dict__[_product(linear)] = product
+
+    def put_back() -> None:
+        for name in (_PLAIN, _HOOKED):  # a hook that came or went meanwhile has moved it from one to the other
+            if linear.__dict__.get(name) is product:
+                linear.__dict__[name] = found
+        if _is_class_method(linear, linear.__dict__.get(_PLAIN)):
+            del linear.__dict__[_PLAIN]
+
+    return put_back
 
 
 def pad_out(linear: nn.Module, more: int, *, parts: int = 1) -> None:

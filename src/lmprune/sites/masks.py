@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from .ffn import FFN
+from .limits import is_offloaded
 
 #: `full`: all neurons are computed, and masked ones still get a gradient; `gathered`: only the kept ones are computed
 Compute = Literal["full", "gathered"]
@@ -119,14 +120,16 @@ class NeuronMask(nn.Module):
         super().__init__()
         self._ffn = ffn
         self.width, self.compute = ffn.width, compute
+        if compute == "gathered":
+            ffn.check_gathers()  # now, and not when the first neuron goes
         self.scores = nn.Parameter(torch.zeros(ffn.width, device=self.device)) if learned else None
         self.observer: Callable[[Tensor, Tensor], None] | None = None
         self.set(torch.arange(ffn.width))
 
     @property
     def device(self) -> torch.device:
-        """The layer's, wherever the model has been moved."""
-        return self._ffn.reader().device
+        """The layer's, wherever the model has been moved; the CPU while its weights are offloaded."""
+        return torch.device("cpu") if is_offloaded(self._ffn.down) else self._ffn.reader().device
 
     def attach(self) -> None:
         self._handle = self._ffn.down.register_forward_pre_hook(self._at_seam)
