@@ -124,21 +124,20 @@ def test_both_ways_to_compute_learn_the_same_while_nothing_is_masked():
     assert all(s.abs().sum() > 0 for s in found[0])
 
 
-def test_a_masked_neuron_returns_on_merit_where_all_are_computed():
-    returned = {}
-    for compute in ("full", "gathered"):
-        model = tiny_model("gpt2")
-        pruner = pruner_of(model, "top_v", compute=compute)
-        ever, gone, back = [], [set() for _ in range(LAYERS)], 0
-        for _ in steps_of(model, pruner, lr=0.1):
-            for layer, kept in enumerate(pruner.masks.kept):
-                now = set(kept.tolist())
-                back += len(now & gone[layer])
-                gone[layer] |= set(range(WIDTH)) - now
-                gone[layer] -= now
-            ever.append(pruner.masks.keep)
-        returned[compute] = back
-    assert returned["full"] > 0
+@pytest.mark.parametrize("compute", ["full", "gathered"])
+def test_a_masked_neuron_feels_the_loss_and_returns_where_all_are_computed(compute: str):
+    model = tiny_model("gpt2")
+    pruner = pruner_of(model, "top_v", compute=compute)
+    gone, back, felt = [torch.zeros(WIDTH, dtype=torch.bool)] * LAYERS, 0, []
+    for _ in steps_of(model, pruner, lr=0.1):
+        felt += [scores.grad[out] for scores, out in zip(pruner.masks.scores, gone, strict=True) if out.any()]
+        before, gone = gone, [~torch.isin(torch.arange(WIDTH), kept) for kept in pruner.masks.kept]
+        back += sum(int((was & ~now).sum()) for was, now in zip(before, gone, strict=True))
+    assert len(felt) > LAYERS
+    if compute == "full":
+        assert back > 0 and all(grad.abs().min() > 0 for grad in felt)
+    else:  # nothing is computed of them; they come back only where others sink past them
+        assert not torch.cat(felt).any()
 
 
 def test_a_warm_start_begins_where_obs_would_prune_and_refits_on_the_way():

@@ -11,7 +11,7 @@ from lmprune.budget.selection import num_kept, select
 from lmprune.scores.curvature import output_curvature
 from lmprune.sites.ffn import find_ffns
 from lmprune.sites.walk import Blocks
-from lmprune.solve.obs import PLAIN, ObsSettings, obs, obs_refit
+from lmprune.solve.obs import ObsSettings, obs, obs_refit
 from lmprune.solve.targets import layer_problems, residual_gain
 
 
@@ -202,7 +202,3 @@ def test_full_compensation_asks_for_what_the_dense_model_has_after_the_block(nam
 
 def hidden_after(model, ffns, layer: int, input_ids: torch.Tensor) -> torch.Tensor:
     return model(input_ids, output_hidden_states=True).hidden_states[layer + 1]
-
-
-def test_plain_obs_is_one_dense_pass():
-    assert not PLAIN.sequential and not PLAIN.end_loss
