@@ -17,7 +17,7 @@ from ..sites.families import FFNSpec
 from ..sites.ffn import find_ffns
 from .models import quiet
 from .shrinking import record_widths
-from .writing import check_folder, written_aside
+from .writing import check_folder, put, written_aside
 
 CARD_FILE = "README.md"
 #: fields of a generation config that only sampling uses
@@ -33,12 +33,12 @@ def save(
     card: str | None = None,
     spec: FFNSpec | None = None,
     force: bool = False,
-    files: Mapping[str, str] = {},
+    files: Mapping[str, str | bytes] = {},
 ) -> Path:
     """Write the model (and tokenizer, `prune_plan.json`, README.md) to the folder `out`, and return its path.
 
-    card: text of the model card. files: name and text of others to go along. spec: paths to use instead of the FAMILIES
-    row. force: replace a checkpoint that is already at `out`, once the new one is completely written.
+    card: text of the model card. files: name and content of others to go along. spec: paths to use instead of the
+    FAMILIES row. force: replace a checkpoint that is already at `out`, once the new one is completely written.
     Raises: UserError where `out` is taken or can't be written; nothing half-written is left behind.
     """
     out = Path(out).expanduser().resolve()
@@ -46,12 +46,8 @@ def save(
     record_widths(model, find_ffns(model, spec))
     with written_aside(out) as folder:
         write_model(model, folder, tokenizer)
-        if plan is not None:
-            (folder / PLAN_FILE).write_text(plan.to_json(), encoding="utf-8")
-        if card is not None:
-            (folder / CARD_FILE).write_text(card, encoding="utf-8")
-        for name, text in files.items():
-            (folder / name).write_text(text, encoding="utf-8")
+        papers = {PLAN_FILE: plan.to_json() if plan else None, CARD_FILE: card}
+        put(folder, {**files, **{name: text for name, text in papers.items() if text is not None}})
     return out
 
 

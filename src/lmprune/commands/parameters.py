@@ -25,13 +25,13 @@ def pushed(terminal: Terminal, repo_id: str | None) -> Iterator[Callable[[dict[s
         yield lambda record: record | {"pushed": None}
         return
     from ..checkpoints import hub
-    from ..jobs.deploy import papers, papers_of_copy
+    from ..jobs.deploy import papers_of_copy
 
     hub.check_login(repo_id)
 
     def push(record: dict[str, Any]) -> dict[str, Any]:
         with terminal.busy(f"pushing to {repo_id}"):
-            copied = papers_of_copy(papers(record["model"]), record["to"], record["notes"]) if "to" in record else {}
+            copied = papers_of_copy(record["model"], record["to"], record["notes"]) if "to" in record else {}
             return record | {"pushed": hub.push(Path(record["out"]), repo_id, papers=copied)}
 
     yield push

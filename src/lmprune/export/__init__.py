@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.checkpoint import check_out
-from ..checkpoints.writing import written_aside
+from ..checkpoints.licences import UNKNOWN, Licence
+from ..checkpoints.writing import put, written_aside
 from ..errors import UserError, unknown
 from ..sites.ffn import FFN
 
@@ -19,7 +20,8 @@ class Job:
     """What is to be written; the model may be changed on the way.
 
     name: of the model, for people. plan: how it was pruned. papers: from the `notes` of what was
-    written to file name -> text that goes into a folder beside the model (its card, its plan).
+    written to file name -> content that goes into a folder beside the model (its card, its plan, its licence's text).
+    licence: the original's.
     """
 
     model: Any
@@ -28,7 +30,8 @@ class Job:
     dtype: str | None
     name: str
     plan: dict[str, Any] | None = None
-    papers: Callable[[Sequence[str]], Mapping[str, str]] = lambda notes: {}
+    papers: Callable[[Sequence[str]], Mapping[str, str | bytes]] = lambda notes: {}
+    licence: Licence = UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,5 @@ def export(job: Job, out: Path, to: str, *, force: bool = False) -> dict[str, An
     with written_aside(out, folder=target.suffix is None) as path:
         details = target.write(job, path)
         if target.suffix is None:
-            for name, text in job.papers(details["notes"]).items():
-                (path / name).write_text(text, encoding="utf-8")
+            put(path, job.papers(details["notes"]))
     return details

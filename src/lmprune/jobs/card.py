@@ -9,10 +9,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ..methods import METHODS
 from ..plan import PLAN_FILE, PrunePlan
 
-_TAGS = ("lmprune", "pruned", "structured-pruning")
+_OURS = {"library_name": "transformers", "tags": ["lmprune", "pruned", "structured-pruning"]}
 _HERE = "path/to/this/folder"  # where it lies on the maker's disk is nobody's business
 
 
@@ -25,19 +27,23 @@ def model_card(plan: PrunePlan, report: Mapping[str, Any]) -> str:
     origin = plan.provenance.get("model") or {}
     source = origin.get("source", "a model")
     name = _public(source)
-    front = ["library_name: transformers", "pipeline_tag: text-generation"]
-    if base := origin.get("base_model"):
-        front += [f"base_model: {base}"]
-    front += ["tags:", *(f"- {tag}" for tag in _TAGS)]
     sections = [
+        _front_matter(origin, _OURS),
         f"# {name}, {plan.keep:.0%} of its feed-forward neurons",
         _what(plan, report, name),
         _widths(plan),
         _how(plan),
         _loading(report),
         _measured(report, source),
+        _licence(origin),
     ]
-    return "\n".join(["---", *front, "---", ""]) + "\n" + "\n\n".join(sections) + "\n"
+    return "\n\n".join(sections) + "\n"
+
+
+def card_of_copy(origin: Mapping[str, Any], target: str, notes: Sequence[str]) -> str:
+    """The card of what `lmprune export` made of a model that has none of ours. origin: see `reproduce.origin`."""
+    about = f"A copy of `{_public(origin['source'])}` that `lmprune export --to {target}` made: {'; '.join(notes)}."
+    return "\n\n".join([_front_matter(origin, {}), about, _licence(origin)]) + "\n"
 
 
 def exported(card: str, target: str, notes: Sequence[str]) -> str:
@@ -47,6 +53,23 @@ def exported(card: str, target: str, notes: Sequence[str]) -> str:
     about = f"This is a copy that `lmprune export --to {target}` made: {'; '.join(notes)}."
     about += "\n> What follows is the original's card; its sizes and how it is loaded may differ."
     return f"{card[:start]}> {about}\n\n{card[start:]}"
+
+
+def _front_matter(origin: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+    """What the hub reads of a model made from `origin`: its licence is the original's."""
+    known = ("base_model", "license", "license_name", "license_link")
+    front = {"pipeline_tag": "text-generation", **{key: origin[key] for key in known if key in origin}, **about}
+    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---"
+
+
+def _licence(origin: Mapping[str, Any]) -> str:
+    said = "The original's" + (f", `{origin['license']}`" if "license" in origin else "")
+    if name := origin.get("license_name"):
+        said += f" ({name})"
+    files = ", ".join(f"`{name}`" for name in origin.get("license_files", ()))
+    if not (files or "license" in origin):
+        said = "The original, as it was read here, names none; ask its makers before you pass this on"
+    return f"## Licence\n\n{said}{f'; its text: {files}' if files else ''}."
 
 
 def _public(source: str) -> str:

@@ -12,6 +12,7 @@ from .. import data as texts
 from .. import pruning
 from ..budget.selection import check_keep
 from ..checkpoints import checkpoint, models
+from ..checkpoints.licences import find_licence
 from ..data.tokens import stream
 from ..errors import UserError
 from ..evaluation.perplexity import inference, perplexity
@@ -61,7 +62,8 @@ def run_demo(
     terminal.note(f"{model}: keeping {keep:.0%} of its feed-forward neurons with obs; this takes a few minutes")
     calibration, held_out = texts.load("python-docs", "train"), texts.load("python-docs", "validation")
     with terminal.busy(f"loading {model}"):
-        origin = reproduce.origin(model)
+        licence = find_licence(model)
+        origin = reproduce.origin(model, licence)
         tokenizer, dense = models.load_tokenizer(model), models.load(model)
         pruned = copy.deepcopy(dense)
     eval_ids, num_bytes = stream(tokenizer, held_out, sizes.eval_tokens)
@@ -113,7 +115,7 @@ def run_demo(
         "after": sides[1],
     }  # fmt: skip
     card = model_card(plan, report | {"evaluation": {key: record[key] for key in ("evaluation", "before", "after")}})
-    folder = checkpoint.save(pruned, out, tokenizer=tokenizer, plan=plan, card=card, force=force)
+    folder = checkpoint.save(pruned, out, tokenizer=tokenizer, plan=plan, card=card, files=licence.files, force=force)
     return record | {
         "seconds": time.perf_counter() - start,
         "out": str(folder),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from .. import export as exporting
 from ..checkpoints import models
 from ..checkpoints.checkpoint import CARD_FILE
+from ..checkpoints.licences import find_licence
 from ..checkpoints.sources import resolve
 from ..checkpoints.writing import check_not_read
 from ..errors import UserError
@@ -19,7 +20,7 @@ from ..plan import PLAN_FILE
 from ..progress import Teller
 from ..sites.ffn import find_ffns
 from . import inspection
-from .card import exported
+from .card import card_of_copy, exported
 from .reproduce import command, origin
 
 _PAPERS = (CARD_FILE, PLAN_FILE)
@@ -37,7 +38,8 @@ def export(
     with terminal.busy(f"loading {model}"):
         loaded = models.load(model, dtype=target.load_as, trust_remote_code=trust_remote_code)
         tokenizer = _tokenizer(terminal, model, trust_remote_code)
-    plan, source = inspection.find_plan(model), origin(model)
+    plan, licence = inspection.find_plan(model), find_licence(model)
+    source = origin(model, licence)
     ffns = find_ffns(loaded)
     job = exporting.Job(
         loaded,
@@ -46,7 +48,8 @@ def export(
         dtype,
         name=source.get("base_model") or Path(model).name,
         plan=None if plan is None else inspection.plan_summary(plan),
-        papers=partial(papers_of_copy, papers(model), to),
+        papers=partial(papers_of_copy, model, to),
+        licence=licence,
     )
     with terminal.busy(f"writing {out}"):
         details = exporting.export(job, out, to, force=force)
@@ -70,18 +73,16 @@ def export(
     }
 
 
-def papers(source: str) -> dict[str, str]:
-    """The card and the plan that lie beside a checkpoint of lmprune's, by file name."""
-    found = resolve(source)
-    if found.on_hub or found.gguf or not (Path(found.place) / PLAN_FILE).is_file():
-        return {}
-    files = [Path(found.place) / name for name in _PAPERS]
-    return {file.name: file.read_text(encoding="utf-8") for file in files if file.is_file()}
-
-
-def papers_of_copy(original: Mapping[str, str], to: str, notes: Sequence[str]) -> dict[str, str]:
-    """The papers of a checkpoint, for what `export` made of it. notes: of its record."""
-    return {name: exported(text, to, notes) if name == CARD_FILE else text for name, text in original.items()}
+def papers_of_copy(source: str, to: str, notes: Sequence[str]) -> dict[str, str | bytes]:
+    """The papers of what `export` made of a model, by file name: the card and the plan of a checkpoint of lmprune's,
+    else a card that names the original; its licence's text. notes: of the export's record."""
+    found, licence = resolve(source), find_licence(source)
+    ours = not (found.on_hub or found.gguf) and (Path(found.place) / PLAN_FILE).is_file()
+    files = [Path(found.place) / name for name in _PAPERS] if ours else []
+    papers = {file.name: file.read_text(encoding="utf-8") for file in files if file.is_file()}
+    card = papers.get(CARD_FILE)
+    told = exported(card, to, notes) if card else card_of_copy(origin(source, licence), to, notes)
+    return {**papers, CARD_FILE: told, **licence.files}
 
 
 def _tokenizer(terminal: Teller, model: str, trust_remote_code: bool) -> Any:

@@ -14,6 +14,7 @@ from accelerate import PartialState
 from .. import pruning
 from ..budget.selection import SCOPES, check_keep
 from ..checkpoints import checkpoint, models
+from ..checkpoints.licences import find_licence
 from ..checkpoints.writing import check_not_read
 from ..data import TextData
 from ..errors import unknown
@@ -76,7 +77,8 @@ def prune(
     if chosen is not None and (others := _made_from(chosen, model)):
         terminal.note(f"the plan was made from {others}; in other weights its neurons are other neurons")
     before = inspection.sizes(dense, find_ffns(dense, spec))
-    provenance = {"model": origin(model), "command": command("prune", options)}
+    licence = find_licence(model)
+    provenance = {"model": origin(model, licence), "command": command("prune", options)}
 
     def at_once(dense: Any) -> PrunePlan:
         with terminal.stages() as stages:
@@ -121,7 +123,7 @@ def prune(
             with terminal.busy(f"writing {out}"):
                 checkpoint.save(
                     dense, out, tokenizer=tokenizer, plan=done, card=model_card(done, record), spec=spec, force=force,
-                    files=log_file(log),
+                    files={**log_file(log), **licence.files},
                 )  # fmt: skip
     if run is not None:
         run.finish()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import sources
+from ..checkpoints.licences import Licence
 from ..data import TextData
 from ..data.records import PairData
 from ..study.run import spelt
@@ -20,10 +21,11 @@ def log_file(log: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return {TRAINING_LOG: lines} if lines else {}
 
 
-def origin(model: str) -> dict[str, str]:
-    """Where a model comes from, for the plan: `sources.describe`, and `base_model` where the hub has the original."""
+def origin(model: str, licence: Licence) -> dict[str, Any]:
+    """Where a model comes from, for the plan: `sources.describe`, its licence, `base_model` where the hub has the
+    original."""
     base = sources.base_model(model)
-    return {**sources.describe(model), **({"base_model": base} if base else {})}
+    return {**sources.describe(model), **({"base_model": base} if base else {}), **licence.record()}
 
 
 def flat(parameters: Mapping[str, Any]) -> dict[str, Any]:
