@@ -24,7 +24,7 @@ from lmprune.methods import METHODS
 from lmprune.plan import PrunePlan
 from lmprune.sites.ffn import find_ffns
 from lmprune.sites.masks import NeuronMasks
-from lmprune.solve.obs import error_curves
+from lmprune.solve.obs import error_curves, obs_refit
 
 STEPS, KEEP = 20, 0.25
 TRAINABLE = [name for name, row in METHODS.items() if row.refit != "bias"]
@@ -140,6 +140,36 @@ def test_a_masked_neuron_feels_the_loss_and_returns_where_all_are_computed(compu
         assert not torch.cat(felt).any()
 
 
+def test_the_warm_starts_refit_is_that_of_the_neurons_that_left_at_this_step():
+    model = tiny_model("llama")
+    pruner = pruner_of(model, "top_v", warm_start=True, keep=0.5)
+    first = milestones(STEPS, 5)[0]
+    for step in range(first):
+        pruner.begin_step(step)
+    before = pruner.masks.kept
+    pruner.begin_step(first)
+    expected = tiny_model("llama")
+    for ffn, kept in zip(find_ffns(expected), before, strict=True):
+        ffn.keep(kept)
+    stay = [torch.isin(old, new).nonzero()[:, 0] for old, new in zip(before, pruner.masks.kept, strict=True)]
+    obs_refit(expected, find_ffns(expected), tokens(6, 16, seed=3), stay)
+    torch.testing.assert_close(logits(model), logits(expected))
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("method", TRAINABLE)
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_schedule_that_keeps_everything_changes_no_weight_and_no_neuron(name: str, method: str, scope):
+    model, before = tiny_model(name), tiny_model(name).state_dict()
+    pruner = pruner_of(model, method, keep=1.0, scope=scope, warm_start=METHODS[method].learned)
+    for step in range(STEPS):
+        pruner.begin_step(step)
+        logits(model, tokens(4, 16, seed=step))
+        pruner.end_step()
+    assert [len(kept) for kept in pruner.finish()] == [WIDTH] * LAYERS
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
 def test_a_warm_start_begins_where_obs_would_prune_and_refits_on_the_way():
     model = tiny_model("llama")
     curves = error_curves(model, find_ffns(model), tokens(6, 16, seed=3))
@@ -151,10 +181,13 @@ def test_a_warm_start_begins_where_obs_would_prune_and_refits_on_the_way():
     first = milestones(STEPS, 5)[0]
     for step in range(first + 1):
         before = [ffn.reader().detach().clone() for ffn in find_ffns(model)]
+        part = pruner.masks.kept
         pruner.begin_step(step)
         after = [ffn.reader().detach() for ffn in find_ffns(model)]
         changed = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
-        assert all(changed) if step == first else not any(changed)
+        lost = [len(new) < len(old) for old, new in zip(part, pruner.masks.kept, strict=True)]
+        assert changed == [step == first and any(lost[: layer + 1]) for layer in range(LAYERS)]
+    assert any(changed)
     for reader, old, kept in zip(after, before, pruner.masks.kept, strict=True):
         gone = torch.ones(WIDTH, dtype=torch.bool)
         gone[kept] = False

@@ -11,7 +11,7 @@ from lmprune.budget.selection import num_kept, select
 from lmprune.scores.curvature import output_curvature
 from lmprune.sites.ffn import find_ffns
 from lmprune.sites.walk import Blocks
-from lmprune.solve.obs import ObsSettings, obs, obs_refit
+from lmprune.solve.obs import PLAIN, ObsSettings, obs, obs_refit, obs_to_widths
 from lmprune.solve.targets import layer_problems, residual_gain
 
 
@@ -19,12 +19,24 @@ def text(rows: int = 16, length: int = 32, seed: int = 3) -> torch.Tensor:
     return torch.randint(1, 128, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.parametrize("settings", [ObsSettings(), PLAIN])
 @pytest.mark.parametrize("name", NAMES)
-def test_keeping_all_gives_back_the_model(name: str):
-    model = tiny_model(name)
-    before = logits(model)
-    obs(model, find_ffns(model), text(), 1.0)
-    torch.testing.assert_close(logits(model), before, rtol=1e-3, atol=1e-3 * float(before.std()))
+def test_keeping_all_leaves_every_weight_as_it_is(name: str, settings: ObsSettings):
+    model, before = tiny_model(name), tiny_model(name).state_dict()
+    obs(model, find_ffns(model), text(), 1.0, settings=settings)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "touched"), [(ObsSettings(), [1, 2]), (ObsSettings(compensation=0), [1]), (PLAIN, [1])]
+)
+def test_a_whole_layer_changes_only_to_make_up_for_what_was_cut_before_it(settings: ObsSettings, touched: list[int]):
+    model, before = tiny_model("llama"), find_ffns(tiny_model("llama"))
+    ffns = find_ffns(model)
+    obs_to_widths(model, ffns, text(), [48, 24, 48], settings=settings)
+    assert [
+        ffn.layer for ffn, old in zip(ffns, before, strict=True) if not torch.equal(ffn.reader(), old.reader())
+    ] == touched
 
 
 @pytest.mark.parametrize("scope", ["local", "global"])

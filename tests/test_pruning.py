@@ -10,6 +10,7 @@ from tiny_models import logits, tiny_model
 import lmprune
 from lmprune import UserError, prune, shrink
 from lmprune.methods import METHODS
+from lmprune.sites.ffn import find_ffns
 
 
 def text(rows: int = 12, length: int = 24) -> torch.Tensor:
@@ -28,6 +29,26 @@ def test_every_method_cuts_to_the_count_and_its_plan_repeats_it(method: str, sco
     repeated = lmprune.prune(again, data=text(), plan=lmprune.PrunePlan.from_json(plan.to_json()))
     assert torch.equal(logits(model), logits(again))
     assert repeated.kept == plan.kept and repeated.settings == plan.settings
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.learned])
+@pytest.mark.parametrize("name", ["llama-untied", "gpt2", "gemma2", "phi3"])
+def test_keep_1_is_the_identity_bit_for_bit(name: str, method: str, scope):
+    model, stock = tiny_model(name), tiny_model(name)
+    plan = lmprune.prune(model, method=method, keep=1, scope=scope, data=text())
+    assert plan.keep == 1 and type(model) is type(stock)
+    assert model.config.to_dict() == stock.config.to_dict()
+    before, after = stock.state_dict(), model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(after[key], before[key]) for key in before)
+
+
+def test_flap_gives_no_bias_to_a_layer_that_stays_whole():
+    model, stock = tiny_model("llama-untied"), find_ffns(tiny_model("llama-untied"))
+    kept = (tuple(range(48)), tuple(range(0, 48, 2)), tuple(range(48)))
+    lmprune.prune(model, data=text(), plan=lmprune.PrunePlan(kept, (48,) * 3, {"method": "flap"}))
+    assert [ffn.reader_bias() is not None for ffn in find_ffns(model)] == [False, True, False]
+    assert torch.equal(find_ffns(model)[2].reader(), stock[2].reader())
 
 
 def test_multiple_of_rounds_each_layer():

@@ -181,7 +181,7 @@ def _statistics(
 
 def _cut(ffns: Sequence[FFN], kept: Sequence[Tensor], row: Method, statistics: Sequence[SeamStatistics] | None) -> None:
     for ffn, indices in zip(ffns, kept, strict=True):
-        if row.refit == "bias":
+        if row.refit == "bias" and len(indices) < ffn.width:  # a bias of zeros would only make the layer another kind
             assert statistics is not None
             reader_KD, bias_D = bias_compensation(ffn, indices, statistics[ffn.layer].per_token("sum_h"))
             ffn.keep(indices)

@@ -48,7 +48,7 @@ class Milestones:
     def choose(self, step: int, keep: float) -> list[Tensor] | None:
         if step not in self.steps:
             return None
-        small, ffns = cut_copy(self.model, self.masks, self.spec)
+        small, ffns = cut_copy(self.model, self.masks, self.masks.kept, self.spec)
         plan = prune(
             small, method=self.method.name, keep=self._share(keep), scope=self.scope, data=self.calibration,
             multiple_of=self.multiple_of, seed=self.seed, spec=self.spec,
@@ -74,9 +74,8 @@ def agreed(kept: list[Tensor]) -> list[Tensor]:
     return broadcast_object_list(choice)[0] if PartialState().num_processes > 1 else kept
 
 
-def cut_copy(model: Any, masks: NeuronMasks, spec: FFNSpec | None) -> tuple[Any, list[FFN]]:
-    """A copy of the masked model, cut to the kept neurons, and its layers."""
-    kept = masks.kept
+def cut_copy(model: Any, masks: NeuronMasks, kept: Sequence[Tensor], spec: FFNSpec | None) -> tuple[Any, list[FFN]]:
+    """A copy of the masked model, cut to the neurons `kept`, and its layers."""
     with masks.off():
         small = copy.deepcopy(model)
     ffns = find_ffns(small, spec)

@@ -130,11 +130,12 @@ class GradualPruner:
     def begin_step(self, step: int) -> None:
         """Choose the neurons that take part in the next step, `step` being done."""
         self.step = step
+        before = self.masks.kept
         kept = self.chooser.choose(step, self.schedule(step))
         if kept is not None:
             self.masks.set(kept)
         if self.warm is not None:
-            self.warm.refit(step)
+            self.warm.refit(step, before)
         if self.estimate is not None and step > 0 and step % self.similarity_every == 0:
             self.estimate.refresh()
 

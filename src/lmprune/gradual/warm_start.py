@@ -57,10 +57,15 @@ class WarmStart:
             for scores, start in zip(masks.scores, initial_scores(model, masks, calibration, scope, seed), strict=True):
                 scores.copy_(start)
 
-    def refit(self, step: int) -> None:
-        """At a milestone, least squares on the kept neurons, in place; at another step nothing."""
+    def refit(self, step: int, before: Sequence[Tensor]) -> None:
+        """At a milestone, the kept neurons' readers make up in place for those that left; at another step nothing.
+
+        before: the neurons of each layer that took part until now.
+        """
         if step not in self.steps:
             return
-        small, ffns = cut_copy(self.model, self.masks, self.spec)
-        obs_refit(small, ffns, self.calibration, [torch.arange(ffn.width) for ffn in ffns])
-        write_back(self.masks.ffns, ffns, self.masks.kept)
+        kept = self.masks.kept
+        whole = [torch.cat(both).unique() for both in zip(before, kept, strict=True)]  # some may have come back
+        small, ffns = cut_copy(self.model, self.masks, whole, self.spec)
+        obs_refit(small, ffns, self.calibration, [torch.searchsorted(*both) for both in zip(whole, kept, strict=True)])
+        write_back(self.masks.ffns, ffns, kept)

@@ -17,12 +17,13 @@ class LeastSquares:
     """Minimise E‖x·W - y‖² + Σ_j δ_j ‖W_j - W0_j‖²: least squares with a ridge towards the dense reader.
 
     gram_FF: E[x xᵀ] + diag(δ). cross_FD: E[x yᵀ] + diag(δ) W0. pinned: how many of the last rows are never removed
-    and carry no ridge: a bias is one more row, with x = 1.
+    and carry no ridge: a bias is one more row, with x = 1. drifted: whether y differs from what the dense reader gives.
     """
 
     gram_FF: Tensor
     cross_FD: Tensor
     pinned: int = 0
+    drifted: bool = False
 
     @classmethod
     def of(

@@ -153,7 +153,12 @@ def _problems(
 
 
 def cut(ffn: FFN, kept: Tensor, problem: LeastSquares) -> None:
-    """Cut the layer and give it the least-squares reader (and bias) of the neurons that stay."""
+    """Cut the layer and give it the least-squares reader (and bias) of the neurons that stay.
+
+    Where all stay and nothing is to be made up for, the solution is the reader as it is: rounding must not change it.
+    """
+    if len(kept) == ffn.width and not problem.drifted:
+        return
     reader = problem.refit(kept)
     ffn.keep(kept)
     ffn.set_reader(reader[: len(kept)], reader[len(kept)] if problem.pinned else None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,15 +45,17 @@ def layer_problems(
     hidden = [blocks.inputs(batch_BT.to(device)) for batch_BT in input_ids.split(batch_size)]
     gain = residual_gain(blocks, ffns[0], hidden[0]) if sequential and compensation else None
     dense = list(hidden) if gain else None
+    apart = False  # whether a reader was changed, so that the two streams differ
     for layer, ffn in enumerate(ffns):
-        moments = Moments(ffn)
+        moments, reader_FD = Moments(ffn), ffn.reader().clone()
         with _tapped(ffn) as tap:
             for i, states_BTD in enumerate(hidden):
-                if dense:
+                if dense and apart:
                     dense[i] = blocks.run(layer, dense[i])
                 out_BTD = blocks.run(layer, states_BTD)
                 if dense and gain:
-                    drift_BTD = (dense[i] - out_BTD) * (compensation / gain)
+                    dense[i] = dense[i] if apart else out_BTD
+                    drift_BTD = (dense[i] - out_BTD) * (compensation / gain) if apart else None
                     moments.add(tap.pop(), _token_weights(dense[i]), drift_BTD)
                 else:
                     moments.add(tap.pop())
@@ -60,6 +63,7 @@ def layer_problems(
                 if not sequential:
                     hidden[i] = out_BTD
         yield ffn, moments.problem(ffn, rel_damp=rel_damp, per_neuron=per_neuron)
+        apart = apart or not torch.equal(ffn.reader(), reader_FD)
         if sequential and layer + 1 < len(ffns):
             for i, states_BTD in enumerate(hidden):
                 hidden[i] = blocks.run(layer, states_BTD)
@@ -98,9 +102,10 @@ class Moments:
         if (bias_D := ffn.reader_bias()) is not None:
             reader_FD = torch.cat([reader_FD, bias_D.detach().double().cpu()[None]])
         cross_FD = moment_FF @ reader_FD + self.drift_FD / self.weight
-        return LeastSquares.of(
+        problem = LeastSquares.of(
             moment_FF, cross_FD, reader_FD, rel_damp=rel_damp, per_neuron=per_neuron, pinned=self.pinned
         )
+        return replace(problem, drifted=bool(self.drift_FD.any()))
 
 
 def _token_weights(states_BTD: Tensor) -> Tensor:
