@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lmprune.methods import methods_table
+from lmprune.runtimes.architectures import GGUF, NOT_IN_LLAMA_CPP
 from lmprune.sites.families import FAMILIES, FFNSpec
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +32,21 @@ def families_table() -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"methods": methods_table, "families": families_table}
+def gguf_table() -> str:
+    """What llama.cpp runs each family as, or why it does not."""
+    types: dict[str, list[str]] = {}
+    for model_type in sorted(FAMILIES):
+        spec = GGUF.get(model_type)
+        told = NOT_IN_LLAMA_CPP[model_type] if spec is None else f"`{spec.arch}`"
+        if spec and spec.per_layer:
+            told += f"; a width for each layer: `{spec.per_layer}`"
+        types.setdefault(told, []).append(model_type)
+    rows = [("`model_type`", "in llama.cpp"), ("---",) * 2]
+    rows += [(", ".join(names), told) for told, names in sorted(types.items(), key=lambda row: row[0][0] != "`")]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {"methods": methods_table, "families": families_table, "gguf": gguf_table}
 
 
 def refreshed(text: str) -> str:

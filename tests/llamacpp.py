@@ -56,6 +56,18 @@ class LlamaCpp:
             found[entry["id"]] = entry["logprob"]
         return found
 
+    def log_prob(self, ids: Sequence[int], token: int, vocab_size: int) -> float:
+        """Of one next token, which it is made to choose: what is told of the chosen one is from before that."""
+        answer = self.post(
+            "/completion",
+            {"prompt": [*ids], "n_predict": 1, "n_probs": 1, "temperature": 0, "cache_prompt": True,
+             "logit_bias": [[token, 1e4]], "ignore_eos": False},
+        )  # fmt: skip
+        told = answer.get("completion_probabilities") or []
+        if told and told[0]["id"] == token:
+            return told[0]["logprob"]
+        return self.log_probs(ids, vocab_size)[token].item()
+
 
 @contextmanager
 def serving(file: Path, *, context: int = 256) -> Iterator[LlamaCpp]:

@@ -15,10 +15,10 @@ import pytest
 import torch
 from llamacpp import LlamaCpp, serving
 from test_checkpoint import per_layer_plan, uniform_plan, with_reader_bias
-from tiny_models import NAMES, tiny_model
+from tiny_models import LAYERS, NAMES, tiny_model
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers import models as tokenizer_models
-from transformers import PreTrainedTokenizerFast
+from transformers import AddedToken, PreTrainedTokenizerFast
 
 import lmprune
 from lmprune.checkpoints.shrinking import shrink
@@ -34,6 +34,11 @@ TEXT = (
     "naïve café; 我想在apple工作1314151天 🦙!! def f(x):\n        return x**2  # ok\r\n"
 )
 NAMES_IN_GGUF = sorted(name for name in NAMES if name.split("-")[0] in GGUF)
+#: what a tiny model needs for llama.cpp to run it: Exaone 4 has windows in a model of 64 layers only
+_FOR_LLAMA_CPP: dict[str, dict[str, Any]] = {
+    "exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * LAYERS},
+    "falcon-old": {"bias": False},
+}
 
 
 def bpe(
@@ -54,7 +59,7 @@ def bpe(
 def model_of(name: str, **changes: Any) -> Any:
     """A tiny model for `bpe`, whose norms are no longer the identity."""
     sizes = {"vocab_size": VOCABULARY, "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 0}
-    model = tiny_model(name, **sizes, **changes)
+    model = tiny_model(name, **{**sizes, **_FOR_LLAMA_CPP.get(name, {}), **changes})
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
@@ -206,6 +211,23 @@ def test_special_tokens_and_the_template_come_along(tmp_path: Path) -> None:
     assert field(tmp_path / "m.gguf", "tokenizer.chat_template") == template
 
 
+def test_flags_of_added_tokens_that_gguf_has_no_place_for_are_said(tmp_path: Path) -> None:
+    tokenizer = bpe()
+    assert written(model_of("llama-tied"), tmp_path / "m.gguf", tokenizer=tokenizer)["notes"] == [
+        "llama.cpp runs it as llama"
+    ]
+    tokenizer.add_tokens([AddedToken("<|end|>", rstrip=True, special=True), AddedToken("naïve", single_word=True)])
+    model = model_of("llama-tied", vocab_size=VOCABULARY + 2)
+    notes = written(model, tmp_path / "flags.gguf", tokenizer=tokenizer)["notes"]
+    assert notes[1:] == [
+        "llama.cpp takes no notice of spaces after <|end|> (rstrip); letters beside naïve (single_word): "
+        "GGUF has no place for that"
+    ]
+    with serving(tmp_path / "flags.gguf") as llama:  # it is so
+        ids = llama.tokenize("<|end|>  a", special=True)
+    assert ids != tokenizer("<|end|>  a")["input_ids"] and ids[0] == VOCABULARY
+
+
 def test_embeddings_that_no_token_has_are_unused_tokens(tmp_path: Path) -> None:
     model = tiny_model("llama-tied", vocab_size=VOCABULARY + 4)
     written(model, tmp_path / "m.gguf")
@@ -235,7 +257,9 @@ def test_an_architecture_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_what_llama_cpp_takes_for_granted(tmp_path: Path) -> None:
-    assert "hidden_act silu, but this model has relu" in refused(model_of("llama", hidden_act="relu"), tmp_path)
+    assert "hidden_act silu or swish, but this model has relu" in refused(
+        model_of("llama", hidden_act="relu"), tmp_path
+    )
     rope = {"rope_theta": 1e4, "rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 128}
     assert "rotary positions of type yarn" in refused(model_of("llama", rope_parameters=rope), tmp_path)
 
@@ -275,9 +299,36 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "No space left on device; nothing was left there" in refused(model_of("llama-tied"), tmp_path)
 
 
-def test_the_plan_is_in_the_file(tmp_path: Path) -> None:
-    written(model_of("llama-tied"), tmp_path / "m.gguf", plan={"method": "obs"})
-    assert json.loads(field(tmp_path / "m.gguf", "lmprune.plan")) == {"method": "obs"}
+def test_the_plan_licence_and_original_are_in_the_file(tmp_path: Path) -> None:
+    origin = {"base_model": "org/dense", "license": "other", "license_name": "gemma", "license_link": "http://x"}
+    plan = {"method": "obs", "kept": 0.75, "model": origin, "calibration": {"source": "wikitext"}}
+    written(model_of("llama-tied"), tmp_path / "m.gguf", plan=plan)
+    assert json.loads(field(tmp_path / "m.gguf", "lmprune.plan")) == plan
+    told = {key: f.contents() for key, f in gguf.GGUFReader(tmp_path / "m.gguf").fields.items()}
+    assert {key: told[key] for key in told if key.startswith(("general.license", "general.base", "lmprune."))} == {
+        "general.license": "other",
+        "general.license.name": "gemma",
+        "general.license.link": "http://x",
+        "general.base_model.count": 1,
+        "general.base_model.0.name": "dense",
+        "general.base_model.0.organization": "org",
+        "general.base_model.0.repo_url": "https://huggingface.co/org/dense",
+        "lmprune.method": "obs",
+        "lmprune.keep": 0.75,
+        "lmprune.calibration": "wikitext",
+        "lmprune.plan": json.dumps(plan, sort_keys=True),
+    }
+    about = "Pruned by lmprune: method obs, 75% of the feed-forward neurons kept, calibrated on wikitext"
+    assert told["general.description"] == about and told["general.name"] == "tiny"
+
+
+def test_a_model_that_was_not_pruned_tells_its_original(tmp_path: Path) -> None:
+    model = model_of("llama-tied")
+    job = Job(model, find_ffns(model), bpe(), "f32", "tiny", origin={"base_model": "gpt2", "license": "mit"})
+    export(job, tmp_path / "m.gguf", "gguf")
+    told = {key: f.contents() for key, f in gguf.GGUFReader(tmp_path / "m.gguf").fields.items()}
+    assert told["general.license"] == "mit" and told["general.base_model.0.name"] == "gpt2"
+    assert not [key for key in told if key.startswith("lmprune.") or key == "general.description"]
 
 
 # -- real models

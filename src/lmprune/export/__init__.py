@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from ..sites.ffn import FFN
 class Job:
     """What is to be written; the model may be changed on the way.
 
-    name: of the model, for people. plan: how it was pruned. papers: from the `notes` of what was
-    written to file name -> content that goes into a folder beside the model (its card, its plan, its licence's text).
-    licence: the original's.
+    name: of the model, for people. plan: how it was pruned. origin: where the model comes from. papers: from the
+    `notes` of what was written to file name -> content that goes into a folder beside the model (its card, its plan,
+    its licence's text). licence: the original's.
     """
 
     model: Any
@@ -30,6 +30,7 @@ class Job:
     dtype: str | None
     name: str
     plan: dict[str, Any] | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
     papers: Callable[[Sequence[str]], Mapping[str, str | bytes]] = lambda notes: {}
     licence: Licence = UNKNOWN
 

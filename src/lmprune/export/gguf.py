@@ -6,9 +6,7 @@ is its architecture `deci` (arrays `deci.feed_forward_length`, `deci.attention.h
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +14,13 @@ import gguf
 import numpy as np
 
 from ..errors import UserError
-from ..runtimes.architectures import GGUF, KEYS, GGUFSpec
-from ..sites.ffn import FFN
 from ..sites.limits import max_context
 from . import Job
-from .gguf_tensors import check_dtype, ropes, stored_tensors
-from .gguf_tokenizer import tokenizer_metadata
-
-_CONTEXT = 2048  # for families whose position encoding has no limit
+from .gguf_facts import facts
+from .gguf_metadata import hyperparameters, scalars, spec_of
+from .gguf_rotary import rotary
+from .gguf_tensors import check_dtype, stored_tensors
+from .gguf_tokenizer import lost_flags, tokenizer_metadata
 
 
 def write(job: Job, out: Path) -> dict[str, Any]:
@@ -32,27 +29,29 @@ def write(job: Job, out: Path) -> dict[str, Any]:
     Raises: UserError where llama.cpp can't run the model or its tokenizer, or a tensor does not fit the dtype.
     """
     model, ffns = job.model, job.ffns
-    storage, spec = check_dtype(job.dtype or "f16"), _spec(model.config)
+    storage, spec = check_dtype(job.dtype or "f16"), spec_of(model.config)
     if job.tokenizer is None:
         raise UserError("a GGUF file holds its tokenizer, and this model comes with none; put it beside config.json")
-    per_layer = not _is_plain(model, ffns)
+    per_layer = len({ffn.width for ffn in ffns}) > 1
     if per_layer and spec.per_layer is None:
         raise UserError(
-            f"llama.cpp has no {spec.arch} with widths, or biases, of single layers; "
+            f"llama.cpp has no {spec.arch} with a width for each layer; "
             "export with --to hf-uniform first, and that with --to gguf"
         )
     arch = spec.per_layer if per_layer and spec.per_layer else spec.arch
     vocab_size = model.get_input_embeddings().weight.shape[0]
+    rotary_settings, factors = rotary(model, spec)
+    settings = hyperparameters(model.config, ffns, spec, per_layer=per_layer) | rotary_settings
     metadata = {
-        "general.name": job.name,
+        **facts(job),
         "general.file_type": int(storage.file_type),
         "general.quantization_version": gguf.GGML_QUANT_VERSION,
-        **{f"{arch}.{key}": value for key, value in _hyperparameters(model.config, ffns, spec, per_layer).items()},
+        **{f"{arch}.{key}": value for key, value in settings.items()},
         f"{arch}.vocab_size": vocab_size,
+        **scalars(model, spec),
         **tokenizer_metadata(job.tokenizer, vocab_size),
-        **({"lmprune.plan": json.dumps(job.plan, sort_keys=True)} if job.plan else {}),
     }
-    tensors = list(stored_tensors(model, spec, arch, storage))
+    tensors = stored_tensors(model, spec, arch, storage, factors)
     writer = gguf.GGUFWriter(out, arch)
     try:
         for key, value in metadata.items():
@@ -67,65 +66,16 @@ def write(job: Job, out: Path) -> dict[str, Any]:
             writer.write_tensor_data(tensor.data())
     finally:
         writer.close()
-    notes = [f"llama.cpp runs it as {arch}"]
+    notes = [f"llama.cpp runs it as {arch}", *_shorter(model.config, settings), *lost_flags(job.tokenizer)]
     return {"arch": arch, "notes": notes}
 
 
-def _spec(config: Any) -> GGUFSpec:
-    """The row for the model. Raises: UserError where there is none, or llama.cpp takes for granted what is not so."""
-    if config.model_type not in GGUF:
-        raise UserError(
-            f"lmprune can't write {config.model_type} to GGUF, only {', '.join(sorted(GGUF))}; use --to onnx"
-        )
-    spec = GGUF[config.model_type]
-    for field, allowed in spec.assumes.items():
-        if (value := getattr(config, field, allowed[0])) not in allowed:
-            raise UserError(
-                f"llama.cpp runs {spec.arch} with {field} {' or '.join(map(str, allowed))}, "
-                f"but this model has {value}; use --to onnx"
-            )
-    kind = (ropes(config) or {}).get("rope_type", "default")
-    if kind not in ("default", *(("linear", "llama3") if spec.rope_factors else ())):
-        raise UserError(f"lmprune can't write {spec.arch} with rotary positions of type {kind} to GGUF; use --to onnx")
-    return spec
-
-
-def _is_plain(model: Any, ffns: Sequence[FFN]) -> bool:
-    """Whether a model of one width, with a bias in all linears of an FFN or in none: some such are no stock models."""
-    if not hasattr(model.config, "lmprune"):
-        return True
-    shapes = {(ffn.width, len(ffn.writer_biases()), ffn.reader_bias() is not None) for ffn in ffns}
-    ((_, writers, reader), *others) = shapes
-    return not others and (writers > 0) == reader
-
-
-def _hyperparameters(config: Any, ffns: Sequence[FFN], spec: GGUFSpec, per_layer: bool) -> dict[str, Any]:
-    """Metadata keys after `{arch}.`."""
-    found: dict[str, Any] = {"context_length": _context(config, spec)}
-    for key, names in KEYS.items():
-        value = next((v for name in names if (v := getattr(config, name, None)) is not None), None)
-        if value is not None:
-            found[key] = value
-    widths = [ffn.width for ffn in ffns]
-    found["feed_forward_length"] = widths if per_layer else widths[0]
-    if per_layer:
-        for key in ("attention.head_count", "attention.head_count_kv"):
-            found[key] = [found[key]] * len(ffns)
-    if rope := ropes(config):
-        head = found.get("attention.key_length") or config.hidden_size // config.num_attention_heads
-        found["rope.freq_base"] = float(rope["rope_theta"])
-        found["rope.dimension_count"] = int(head * rope.get("partial_rotary_factor", 1.0))
-    for key, value in spec.keys.items():
-        value = getattr(config, value, None) if isinstance(value, str) else value
-        if value is not None:
-            found[key] = value
-    return found
-
-
-def _context(config: Any, spec: GGUFSpec) -> int:
-    """Positions that llama.cpp computes as transformers does: where it knows no sliding window, those within one."""
-    window = None if "attention.sliding_window" in spec.keys else getattr(config, "sliding_window", None)
-    return min(max_context(config) or _CONTEXT, window or sys.maxsize)
+def _shorter(config: Any, settings: Mapping[str, Any]) -> list[str]:
+    """A sentence where the context is shorter than the model's."""
+    context, usual = settings["context_length"], max_context(config)
+    if usual is None or context >= usual:
+        return []
+    return [f"its context is {context} tokens, not {usual}: llama.cpp does not know this model's sliding window"]
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:

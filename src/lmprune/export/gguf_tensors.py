@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gguf
 import numpy as np
 import torch
-from gguf import MODEL_TENSOR, GGMLQuantizationType, LlamaFileType
-from torch import Tensor, nn
+from gguf import MODEL_TENSOR, TENSOR_NAMES, GGMLQuantizationType, LlamaFileType
+from torch import Tensor
 
 from ..errors import UserError, unknown
-from ..runtimes.architectures import GGUFSpec
 from ..runtimes.gguf_layout import places
+from ..runtimes.gguf_spec import GGUFSpec
 
 Q = GGMLQuantizationType
 
@@ -77,19 +77,58 @@ class Stored:
         return data
 
 
-def stored_tensors(model: Any, spec: GGUFSpec, arch: str, storage: Storage) -> Iterator[Stored]:
-    """Every parameter, under llama.cpp's name for it.
+def stored_tensors(model: Any, spec: GGUFSpec, arch: str, storage: Storage, factors: Tensor | None) -> list[Stored]:
+    """Every parameter, under llama.cpp's name for it, and what it insists on beside them.
 
-    Raises: UserError for one that llama.cpp has no place for, or that its type does not fit.
+    factors: of rotary frequencies. Raises: UserError for a parameter that llama.cpp has no place for, or that its type
+    does not fit.
     """
-    if (factors := rope_factors(model)) is not None:
-        name = gguf.TENSOR_NAMES[MODEL_TENSOR.ROPE_FREQS] + ".weight"
-        yield Stored(name, tuple(factors.shape), Q.F32, lambda: factors)
+    found: list[Stored] = []
+    if factors is not None:
+        found.append(_stored(MODEL_TENSOR.ROPE_FREQS, tuple(factors.shape), storage, lambda: factors))
     for place in places(model, spec, arch):
         kind = _kind(place.type_, place.shape, storage)
         _check_rows(place.name, place.shape, kind)
         value = model.get_parameter(place.name).detach()
-        yield Stored(place.theirs, place.shape, kind, lambda value=value, place=place: place.stored(value))
+        found.append(Stored(place.theirs, place.shape, kind, lambda value=value, place=place: place.stored(value)))
+    return [*found, *_head(model, spec, storage, found), *_zeros(spec, found)]
+
+
+def _head(model: Any, spec: GGUFSpec, storage: Storage, found: Sequence[Stored]) -> list[Stored]:
+    """A tied head once more, for an architecture that can't do without one of its own."""
+    has = any(tensor.name == f"{TENSOR_NAMES[MODEL_TENSOR.OUTPUT]}.weight" for tensor in found)
+    if has and spec.head == "tied":
+        raise UserError(
+            f"llama.cpp's {spec.arch} ties its output head to the embedding, and this model has one of its own "
+            "(tie_word_embeddings false); use --to onnx"
+        )
+    if has or spec.head != "own":
+        return []
+    head = model.get_output_embeddings().weight.detach()
+    return [_stored(MODEL_TENSOR.OUTPUT, tuple(head.shape), storage, lambda: head)]
+
+
+def _zeros(spec: GGUFSpec, found: Sequence[Stored]) -> list[Stored]:
+    """The biases that llama.cpp insists on and the model has not."""
+    names = {tensor.name for tensor in found}
+    without = [
+        tensor
+        for tensor in found
+        if tensor.name.endswith(".weight")
+        and tensor.name.split(".")[-2] in spec.biases
+        and f"{tensor.name.removesuffix('weight')}bias" not in names
+    ]
+    return [
+        Stored(f"{t.name.removesuffix('weight')}bias", (t.shape[0],), Q.F32, lambda t=t: torch.zeros(t.shape[0]))
+        for t in without
+    ]
+
+
+def _stored(type_: MODEL_TENSOR, shape: tuple[int, ...], storage: Storage, values: Callable[[], Tensor]) -> Stored:
+    name = f"{TENSOR_NAMES[type_]}.weight"
+    kind = _kind(type_, shape, storage)
+    _check_rows(name, shape, kind)
+    return Stored(name, shape, kind, values)
 
 
 def _kind(type_: MODEL_TENSOR, shape: tuple[int, ...], storage: Storage) -> GGMLQuantizationType:
@@ -105,19 +144,3 @@ def _check_rows(name: str, shape: tuple[int, ...], kind: GGMLQuantizationType) -
             f"{kind.name.lower()} stores rows in blocks of {block}, but those of {name} have {shape[-1]} values; "
             f"prune with --multiple-of {block}, export with --to hf-uniform first, or choose --dtype f16"
         )
-
-
-def ropes(config: Any) -> dict[str, Any] | None:
-    """The rotary settings of a model that has one kind of them."""
-    return getattr(config, "rope_parameters", None) or None
-
-
-def rope_factors(model: nn.Module) -> Tensor | None:
-    """What each rotary frequency is divided by, (head size / 2,), seen in the model; None where it is 1 throughout."""
-    rope = ropes(model.config)
-    found = [buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2] == "inv_freq"]
-    if rope is None or len(found) != 1:
-        return None
-    plain = rope["rope_theta"] ** (-torch.arange(len(found[0]), dtype=torch.float64) / len(found[0]))
-    factors = (plain / found[0].double()).float()
-    return None if torch.allclose(factors, torch.ones_like(factors), rtol=1e-4) else factors

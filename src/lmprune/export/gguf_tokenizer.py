@@ -51,6 +51,18 @@ def tokenizer_metadata(tokenizer: Any, vocab_size: int) -> dict[str, Any]:
     }
 
 
+def lost_flags(tokenizer: Any) -> list[str]:
+    """A sentence on the added tokens that have a flag which GGUF has no place for; llama.cpp sets them by hand, for
+    single models that it knows by name."""
+    told = {"lstrip": "spaces before", "rstrip": "spaces after", "single_word": "letters beside"}
+    found = [
+        f"{words} {', '.join(texts[:3])}{' and others' if texts[3:] else ''} ({flag})"
+        for flag, words in told.items()
+        if (texts := [token.content for token in tokenizer.added_tokens_decoder.values() if getattr(token, flag)])
+    ]
+    return [f"llama.cpp takes no notice of {'; '.join(found)}: GGUF has no place for that"] if found else []
+
+
 def _tokens(tokenizer: Any, vocab_size: int) -> list[tuple[str, TokenType]]:
     """Every id's text and kind."""
     added = tokenizer.added_tokens_decoder

@@ -48,6 +48,7 @@ def export(
         dtype,
         name=source.get("base_model") or Path(model).name,
         plan=None if plan is None else inspection.plan_summary(plan),
+        origin=source,
         papers=partial(papers_of_copy, model, to),
         licence=licence,
     )

@@ -47,13 +47,17 @@ def places(model: Any, spec: GGUFSpec, arch: str) -> Iterator[Place]:
 
     Raises: UserError for one that llama.cpp has no place for.
     """
+    biases = {*spec.biases, *spec.takes, "attn_q", "attn_k", "attn_v"}
     key = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
     names = gguf.get_tensor_name_map(key, model.config.num_hidden_layers)
     for name, parameter in model.named_parameters():
+        if name.endswith(tuple(spec.scalars.values())):  # goes into the metadata
+            continue
         shorter = name.partition(".")[2]  # some families' names are known without their first part
         known = (names.get_type_and_name(n, try_suffixes=(".weight", ".bias")) for n in (name, shorter))
         found = next(filter(None, known), None)
-        if found is None:
+        short, _, ending = found[1].rpartition(".") if found else ("", "", "")
+        if not found or (ending == "bias" and short.split(".")[-1] not in biases):
             raise UserError(f"llama.cpp's {arch} has no place for {name}; use --to onnx")
         type_, theirs = found
         transposed = parameter.ndim == 2 and rows_are_inputs(model.get_submodule(name.rpartition(".")[0]))
@@ -65,14 +69,26 @@ def _change(
     type_: MODEL_TENSOR, name: str, shape: tuple[int, ...], spec: GGUFSpec, config: Any
 ) -> Callable[[Tensor], Tensor]:
     """What has to be done to a parameter's values; rows change places, or all values grow by the same."""
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    heads, kv_heads = config.num_attention_heads, num_kv_heads(config)
     rotary = {MODEL_TENSOR.ATTN_Q: heads, MODEL_TENSOR.ATTN_K: kv_heads}
     if spec.interleaved_rope and type_ in rotary:
         # within a head: from all first halves of the rotary pairs, then all second ones, to pair by pair
         return lambda x: x.unflatten(0, (rotary[type_], 2, -1)).transpose(1, 2).flatten(0, 2)
-    if spec.qkv_by_head and type_ == MODEL_TENSOR.ATTN_QKV:
-        return lambda x: x.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+    if spec.qkv_by_group and type_ == MODEL_TENSOR.ATTN_QKV:
+        return lambda x: _ungrouped(x.unflatten(0, (kv_heads, heads // kv_heads + 2, -1)))
     if spec.norm_offset and len(shape) == 1 and name.endswith(".weight"):
         return lambda x: x + spec.norm_offset
     return lambda x: x
+
+
+def _ungrouped(qkv: Tensor) -> Tensor:
+    """From (groups, queries + key + value, head size, …) to all queries, all keys, all values."""
+    return torch.cat([part.flatten(0, 2) for part in (qkv[:, :-2], qkv[:, -2:-1], qkv[:, -1:])])
+
+
+def num_kv_heads(config: Any) -> int:
+    """How many heads of keys and values there are, under each name that a config may have for it."""
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        return 1
+    names = ("num_kv_heads", "num_key_value_heads", "num_attention_heads")
+    return next(number for name in names if (number := getattr(config, name, None)) is not None)

@@ -1,0 +1,150 @@
+"""What a GGUF file says of a model beside its tensors, and whether llama.cpp then computes what the model does."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import UserError
+from ..runtimes.architectures import GGUF, KEYS, NOT_IN_LLAMA_CPP
+from ..runtimes.gguf_layout import num_kv_heads
+from ..runtimes.gguf_spec import GGUFSpec
+from ..sites.ffn import FFN
+from ..sites.limits import max_context
+
+_CONTEXT = 2048  # for families whose position encoding has no limit
+
+#: config fields that change nothing that a finished model computes from its text
+WITHOUT_EFFECT = frozenset(
+    """
+    attention_dropout attn_pdrop embd_pdrop embedding_dropout emb_pdrop resid_pdrop
+    residual_dropout hidden_dropout classifier_dropout
+    initializer_range use_cache pretraining_tp init_device slow_but_exact reorder_and_upcast_attn
+    attention_softmax_in_fp32 scale_attention_softmax_in_fp32 is_decoder
+    pad_token_id bos_token_id eos_token_id eod_token_id
+    summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
+    original_max_position_embeddings learned_pos_emb no_bias norm_type embedding_fraction no_rope_layer_interval
+    """.split()
+)
+
+#: config fields that the tensors show: sizes, and what has a bias
+SHOWN_BY_TENSORS = frozenset(
+    """
+    vocab_size hidden_size n_embd d_model intermediate_size n_inner ffn_hidden_size expansion_ratio num_hidden_layers
+    n_layer n_layers num_attention_heads n_head n_heads tie_word_embeddings
+    attention_bias attention_out_bias mlp_bias use_bias use_qkv_bias bias num_ln_in_parallel_attn
+    """.split()
+)
+
+#: config fields that are written, or refused, in every architecture
+WRITTEN = frozenset(
+    """
+    head_dim num_key_value_heads num_kv_heads multi_query new_decoder_architecture
+    max_position_embeddings n_positions max_seq_len rope_parameters
+    sliding_window use_sliding_window max_window_layers layer_types sliding_window_pattern
+    """.split()
+)
+
+
+def spec_of(config: Any) -> GGUFSpec:
+    """The row for the model. Raises: UserError where there is none, or llama.cpp takes for granted what is not so."""
+    model_type = config.model_type
+    if model_type not in GGUF:
+        why = NOT_IN_LLAMA_CPP.get(model_type, f"it can write {', '.join(sorted(GGUF))}")
+        raise UserError(f"lmprune can't write {model_type} to GGUF: {why}; use --to onnx")
+    spec = GGUF[model_type]
+    for name, only in spec.assumes.items():
+        value, there = _field(config, name)
+        if there and not only.fits(value, config):
+            raise UserError(
+                f"llama.cpp runs {spec.arch} with {name} {only.words}, but this model has {value}; use --to onnx"
+            )
+    for name in unaccounted(config, spec):  # as a later transformers may have them
+        if _is_default(config, name):
+            continue
+        raise UserError(
+            f"lmprune doesn't know what {name} {getattr(config, name)} of this model is to llama.cpp's {spec.arch}; "
+            "use --to onnx"
+        )
+    heads = config.num_attention_heads
+    if spec.square and head_size(config) * heads != config.hidden_size:
+        raise UserError(
+            f"llama.cpp runs {spec.arch} with heads as wide as the model together, {config.hidden_size}, "
+            f"but this model has {heads} of head_dim {head_size(config)}; use --to onnx"
+        )
+    return spec
+
+
+def unaccounted(config: Any, spec: GGUFSpec) -> list[str]:
+    """Fields of the config's own class that nobody looks at."""
+    base = next(cls for cls in type(config).__mro__ if cls.__dict__.get("model_type") == "")
+    named = [name.split(".")[0] for name in (*spec.assumes, *spec.keys.values()) if isinstance(name, str)]
+    known = {*named, *(name for names in KEYS.values() for name in names), *(f.name for f in dataclasses.fields(base))}
+    known |= WITHOUT_EFFECT | SHOWN_BY_TENSORS | WRITTEN
+    return [field.name for field in dataclasses.fields(config) if field.name not in known]
+
+
+def _is_default(config: Any, name: str) -> bool:
+    field = next(field for field in dataclasses.fields(config) if field.name == name)
+    return getattr(config, name, field.default) == field.default
+
+
+def head_size(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _field(config: Any, name: str) -> tuple[Any, bool]:
+    """(the value of a field `a`, or of `a.b`, whether there is one)."""
+    for part in name.split("."):
+        if not hasattr(config, part):
+            return None, False
+        config = getattr(config, part)
+    return config, True
+
+
+def hyperparameters(config: Any, ffns: Sequence[FFN], spec: GGUFSpec, *, per_layer: bool) -> dict[str, Any]:
+    """Metadata keys after `{arch}.`, without the rotary ones."""
+    found: dict[str, Any] = {"attention.head_count_kv": num_kv_heads(config), **_windows(config, spec)}
+    for key, names in KEYS.items():
+        value = next((v for name in names if (v := getattr(config, name, None)) is not None), None)
+        if value is not None:
+            found[key] = value
+    widths = [ffn.width for ffn in ffns]
+    found["feed_forward_length"] = widths if per_layer else widths[0]
+    if per_layer:
+        for key in ("attention.head_count", "attention.head_count_kv"):
+            found[key] = [found[key]] * len(ffns)
+    for key, value in spec.keys.items():
+        value = _field(config, value)[0] if isinstance(value, str) else value
+        if value is not None:
+            found[key] = value if isinstance(value, bool) else float(value)
+    return found
+
+
+def windows(config: Any) -> list[int | None]:
+    """The sliding window of each layer."""
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if not kinds:
+        return [window] * config.num_hidden_layers
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def _windows(config: Any, spec: GGUFSpec) -> dict[str, Any]:
+    """Which layers have a window; where llama.cpp knows none, the context ends with the shortest."""
+    found = windows(config)
+    context = max_context(config) or _CONTEXT
+    shortest = min((window for window in found if window), default=context)
+    if any(found) and (spec.windows is True or spec.windows == len(found)):
+        sliding = {"attention.sliding_window": shortest, "attention.sliding_window_pattern": [bool(w) for w in found]}
+        return {"context_length": context, **sliding}
+    return {"context_length": min(context, shortest)}
+
+
+def scalars(model: Any, spec: GGUFSpec) -> dict[str, list[float]]:
+    """Metadata keys that hold parameters of one number, one a layer."""
+    named: Mapping[str, Any] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {
+        key: [value.item() for name, value in named.items() if name.endswith(f".{ending}")]
+        for key, ending in spec.scalars.items()
+    }
