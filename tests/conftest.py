@@ -12,7 +12,8 @@ import pytest
 import torch
 from tiny_checkpoints import TEXT, tiny_checkpoint
 
-torch.set_num_threads(1)  # tiny models: threads only wait for each other
+if "OMP_NUM_THREADS" not in os.environ:
+    torch.set_num_threads(1)  # tiny models: threads only wait for each other
 
 SHARED = Path(__file__).parents[2] / "shared"
 
