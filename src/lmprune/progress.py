@@ -13,7 +13,7 @@ Stages = Callable[[str], Progress | None]
 
 
 def silent(_stage: str) -> None:
-    """Stages without progress."""
+    """Stages without progress; notes that have been told before."""
 
 
 class Teller(Protocol):

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import constants as hub_constants
-from huggingface_hub.utils import get_session
-from safetensors import SafetensorError, safe_open
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     GgufConfig,
 )
 from transformers.utils import logging as hf_logging
 
 from ..errors import UserError, unknown
+from ..progress import silent
 from ..sites.families import is_encoder
-from . import shim
+from . import downloads, placement, shim
 from .sources import Source, near, resolve
+from .stored import FLOATS, Stored, opened, weight_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-
-_HUB_SECONDS = 5  # a hub that does not answer by then counts as not there; transformers alone would retry for 20 s
 
 
 def load(
@@ -38,79 +39,130 @@ def load(
     device: str | torch.device = "cpu",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    note: Callable[[str], None] = warnings.warn,
 ) -> Any:
     """The causal-LM model at `source` (see `sources.resolve`), in eval mode.
 
     Checkpoints that lmprune wrote need no `trust_remote_code`, whatever their widths: their own code is never run.
     GGUF weights are dequantised. dtype: a name of DTYPES, a torch dtype, or "auto" for the one it was saved in.
+    note: is told what the user should know: tensors that were rightly left out, a config that was wrong of the head.
     Raises: UserError, one sentence, for whatever is wrong with the source, the weights or the arguments.
     """
     found = resolve(source, revision=revision)
     target, dtype = check_device(device), check_dtype(dtype)
-    _refuse_pickles(found)
     with _explained(found), quiet():
-        config, cls, options = _configured(found, trust_remote_code)
-        if found.gguf:
-            options |= {"quantization_config": GgufConfig(dequantize=True)}
-        model, info = cls.from_pretrained(
-            found.place,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # so that we can name them
-            output_loading_info=True,
-            **options,
-        )
-    if found.gguf:  # the weights are plain now; transformers would refuse to save them as they are marked
-        model.hf_quantizer = None
-        model.config.__dict__.pop("quantization_config", None)
-    _check_weights(model, info, found)
+        model = _from_gguf(found, dtype) if found.gguf else _from_files(found, dtype, trust_remote_code, note)
+    placement.check_finite(model, found)
     return model.to(target).eval()
 
 
-def skeleton(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+def skeleton(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    note: Callable[[str], None] = silent,
+) -> Any:
     """The model at `source` without its weights (on the meta device): looking costs neither memory nor a download.
 
-    Raises: UserError as `load` does, but of the weights in a folder it is only seen that no file is cut short.
+    Raises: UserError as `load` does, for all that the names, shapes and types in a folder's files say; of a hub id and
+    a GGUF file it is only the config that is looked at.
     """
     found = resolve(source, revision=revision)
-    _refuse_pickles(found)
     with _explained(found), quiet():
         if not found.on_hub and not found.gguf:
-            for path in Path(found.place).glob("*.safetensors"):
-                with safe_open(path, "pt"):
-                    pass
-        config, cls, _ = _configured(found, trust_remote_code)
-        with torch.device("meta"):
-            if cls is AutoModelForCausalLM:
-                return cls.from_config(config, trust_remote_code=trust_remote_code)
-            return cls(config)
+            return _from_files(found, "auto", trust_remote_code, note, blank=True)
+        config, cls = _configured(found, trust_remote_code, _options(found))
+        return _blank(config, cls, trust_remote_code)
 
 
-def _configured(found: Source, trust_remote_code: bool) -> tuple[Any, Any, dict[str, Any]]:
-    """The config, the class to load with, and the options that `from_pretrained` takes for this source."""
-    options: dict[str, Any] = {**hub_options(found), "trust_remote_code": trust_remote_code}
-    if found.gguf:
-        options |= {"gguf_file": found.gguf}
-    config = AutoConfig.from_pretrained(found.place, **options)
+def _from_files(
+    found: Source,
+    dtype: str | torch.dtype,
+    trust_remote_code: bool,
+    note: Callable[[str], None],
+    *,
+    blank: bool = False,
+) -> Any:
+    """The model whose weights are safetensors files. blank: on the meta device, only compared with them."""
+    reachable = found.on_hub and downloads.hub_is_reachable()
+    files = downloads.files_of(found, reachable=reachable)
+    options = {"revision": files.revision, "local_files_only": not reachable} if found.on_hub else {}
+    config, cls = _configured(found, trust_remote_code, options)
+    named = getattr(config, "transformers_weights", None)
+    with opened(weight_files(files.names, files.path_of, found, named), blank=blank) as tensors:
+        outline = _blank(config, cls, trust_remote_code)
+        model, info = type(outline).from_pretrained(
+            None,  # the weights come from us: transformers would open whatever an index names, and map it
+            state_dict=tensors,
+            config=outline.config,
+            dtype=_saved_dtype(outline.config, tensors) if dtype == "auto" else dtype,
+            device_map={"": "meta"} if blank else None,
+            ignore_mismatched_sizes=True,  # so that we can name them
+            output_loading_info=True,
+        )
+        if blank:
+            placement.tie_blank(model, tensors)
+        notes = placement.check(model, info, tensors, found)
+    model.name_or_path = model.config.name_or_path = found.place
+    if "generation_config.json" in files.names and model.can_generate():
+        model.generation_config = GenerationConfig.from_pretrained(files.path_of("generation_config.json").parent)
+    for sentence in notes:
+        note(sentence)
+    return model
+
+
+def _from_gguf(found: Source, dtype: str | torch.dtype) -> Any:
+    options = {"gguf_file": found.gguf}
+    config, cls = _configured(found, False, options)
+    model, info = cls.from_pretrained(
+        found.place,
+        config=config,
+        dtype=dtype,
+        quantization_config=GgufConfig(dequantize=True),
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        **options,
+    )
+    # the weights are plain now; transformers would refuse to save them as they are marked
+    model.hf_quantizer = None
+    model.config.__dict__.pop("quantization_config", None)
+    placement.check_filled(info, found)
+    return model
+
+
+def _configured(found: Source, trust_remote_code: bool, options: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The config, and the class that loads it. options: where `from_pretrained` looks for it."""
+    config = AutoConfig.from_pretrained(found.place, trust_remote_code=trust_remote_code, **options)
     _check_config(config, found)
     if not hasattr(config, "lmprune"):
-        return config, AutoModelForCausalLM, options
-    del options["trust_remote_code"]
-    return config, shim.pruned_class(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]), options
+        return config, AutoModelForCausalLM
+    return config, shim.pruned_class(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+
+
+def _blank(config: Any, cls: Any, trust_remote_code: bool) -> Any:
+    """The model that a config describes, on the meta device."""
+    with torch.device("meta"):
+        if cls is AutoModelForCausalLM:
+            return cls.from_config(config, trust_remote_code=trust_remote_code)
+        return cls(config)
+
+
+def _saved_dtype(config: Any, tensors: Mapping[str, Stored]) -> torch.dtype:
+    """What the config says; else what the first weight was stored in."""
+    if (dtype := getattr(config, "dtype", None)) is not None:
+        return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    return next((FLOATS[tensor.kind] for tensor in tensors.values() if tensor.kind in FLOATS), torch.float32)
 
 
 def load_tokenizer(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """The tokenizer at `source` (see `sources.resolve`). Raises: UserError where there is none."""
     found = resolve(source, revision=revision)
-    options: dict[str, Any] = {**hub_options(found), "trust_remote_code": trust_remote_code}
-    if found.gguf:
-        options["gguf_file"] = found.gguf
-    elif not found.on_hub and not has_tokenizer(Path(found.place)):
+    if not found.on_hub and not found.gguf and not has_tokenizer(Path(found.place)):
         # transformers would invent an empty one for some families
         raise UserError(f"can't load the tokenizer of {found}: there is no tokenizer.json beside config.json")
     with _explained(found, "tokenizer"), quiet():
-        return AutoTokenizer.from_pretrained(found.place, **options)
+        return AutoTokenizer.from_pretrained(found.place, trust_remote_code=trust_remote_code, **_options(found))
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -137,31 +189,16 @@ def check_device(device: str | torch.device) -> torch.device:
     return target
 
 
+def _options(found: Source) -> dict[str, Any]:
+    """Where `from_pretrained` finds what is at a source, for all that is not weights."""
+    return {"gguf_file": found.gguf} if found.gguf else hub_options(found)
+
+
 def hub_options(found: Source) -> dict[str, Any]:
     """Ask the hub once whether it is there; if not, only what was downloaded before can be used."""
     if not found.on_hub:
         return {}
-    reachable = not hub_constants.HF_HUB_OFFLINE
-    if reachable:
-        try:
-            get_session().head(hub_constants.ENDPOINT, timeout=_HUB_SECONDS)
-        except Exception:  # the HTTP library's own hierarchy: no name, refused, timed out, proxy
-            reachable = False
-    return {"revision": found.revision or "main", "local_files_only": not reachable}
-
-
-def _refuse_pickles(found: Source) -> None:
-    if found.on_hub or found.gguf:
-        return
-    names = [path.name for path in Path(found.place).iterdir()]
-    if not any(name.endswith(".safetensors") for name in names):
-        pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
-        if pickles:
-            raise UserError(
-                f"{found.place} has its weights in a pickle ({pickles[0]}), which can run code when opened; "
-                "convert it to safetensors first (save_pretrained writes that)"
-            )
-        raise UserError(f"{found.place} has no weights: expected model.safetensors beside config.json")
+    return {"revision": found.revision or "main", "local_files_only": not downloads.hub_is_reachable()}
 
 
 def _check_config(config: Any, found: Source) -> None:
@@ -170,23 +207,6 @@ def _check_config(config: Any, found: Source) -> None:
     if not found.gguf and getattr(config, "quantization_config", None) is not None:
         method = config.quantization_config.get("quant_method", "some format")
         raise UserError(f"{found} is quantised ({method}); lmprune prunes float weights: start from the original model")
-
-
-def _check_weights(model: Any, info: dict[str, Any], found: Source) -> None:
-    if mismatched := sorted(info["mismatched_keys"]):
-        name, in_file, in_model = mismatched[0]
-        raise UserError(
-            f"{found}: {len(mismatched)} tensors don't fit the config, first {name}: {tuple(in_file)} in the file, "
-            f"{tuple(in_model)} by config.json"
-        )
-    if missing := sorted(info["missing_keys"]):
-        raise UserError(
-            f"{found}: the checkpoint lacks {len(missing)} tensors that the model needs, first {missing[0]}"
-        )
-    for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            bad = int((~parameter.isfinite()).sum())
-            raise UserError(f"{found}: {name} holds {bad} NaN or infinite values; the checkpoint is broken")
 
 
 @contextlib.contextmanager
@@ -200,7 +220,9 @@ def _explained(found: Source, what: str = "model") -> Iterator[None]:
         raise UserError(
             f"{found}: a safetensors file is damaged or cut short ({error}); copy or download it again"
         ) from error
-    except (OSError, ValueError, RuntimeError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ArithmeticError, StrictDataclassError) as error:
+        if isinstance(error, StrictDataclassError) and error.__cause__ is not None:  # which says what of the config
+            error = error.__cause__
         reason = str(error).strip().split("\n")[0]
         if found.on_hub and isinstance(error, OSError):
             hub = hub_constants.ENDPOINT

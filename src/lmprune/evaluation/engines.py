@@ -17,6 +17,7 @@ import torch
 
 from ..checkpoints import models
 from ..errors import UserError
+from ..progress import silent
 from .perplexity import inference
 from .speed import time_once
 
@@ -37,7 +38,7 @@ class Engine(Protocol):
 class Torch:
     def __init__(self, source: str, *, threads: int, context: int):
         torch.set_num_threads(threads)
-        self.model = models.load(source, dtype="auto")
+        self.model = models.load(source, dtype="auto", note=silent)
         self.weight_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
 
     def time(self, prompt_BT: np.ndarray, new_tokens: int) -> tuple[float, float]:

@@ -59,7 +59,7 @@ def analyze(
     if baseline is not None:
         del loaded, ffns  # one model at a time
         with terminal.busy(f"loading {baseline}"):
-            loaded = models.load(baseline, **how)
+            loaded = models.load(baseline, note=terminal.note, **how)
         pruning.check_tokens(ids, loaded)
         with terminal.stages() as stages:
             dense = redundancy.measure(loaded, find_ffns(loaded, spec), ids, stages=stages)

@@ -39,7 +39,7 @@ def bench(
     """
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
-    shapes = [None if _is_exported(source, engine) else _shape(source) for source in models]
+    shapes = [None if _is_exported(source, engine) else _shape(terminal, source) for source in models]
     known = [shape for shape in shapes if shape is not None]
     context = prompt_tokens + new_tokens + 1
     for source, shape in zip(models, shapes, strict=True):
@@ -141,9 +141,9 @@ def _exported(terminal: Teller, source: str, engine: str, place: Path) -> str:
     return deploy.export(terminal, model=source, out=out, to=kind.export_to, **options)["out"]
 
 
-def _shape(source: str) -> dict[str, Any]:
+def _shape(terminal: Teller, source: str) -> dict[str, Any]:
     """What the ideal is counted from, read off the config alone."""
-    model = models.skeleton(source)
+    model = models.skeleton(source, note=terminal.note)
     parts = parameters_by_part(model, find_ffns(model))
     return {
         "blocks": parts["attention"] + parts["ffn"],

@@ -64,7 +64,7 @@ def run_demo(
     with terminal.busy(f"loading {model}"):
         licence = find_licence(model)
         origin = reproduce.origin(model, licence)
-        tokenizer, dense = models.load_tokenizer(model), models.load(model)
+        tokenizer, dense = models.load_tokenizer(model), models.load(model, note=terminal.note)
         pruned = copy.deepcopy(dense)
     eval_ids, num_bytes = stream(tokenizer, held_out, sizes.eval_tokens)
     options = {

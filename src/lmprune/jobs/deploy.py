@@ -36,7 +36,7 @@ def export(
     check_not_read(out, model)
     exporting.check_target(target, out, dtype, force=force)
     with terminal.busy(f"loading {model}"):
-        loaded = models.load(model, dtype=target.load_as, trust_remote_code=trust_remote_code)
+        loaded = models.load(model, dtype=target.load_as, trust_remote_code=trust_remote_code, note=terminal.note)
         tokenizer = _tokenizer(terminal, model, trust_remote_code)
     plan, licence = inspection.find_plan(model), find_licence(model)
     source = origin(model, licence)

@@ -40,7 +40,7 @@ def evaluate(
     dense = None
     if baseline is not None:
         with terminal.busy(f"loading {baseline}"):
-            dense = models.load(baseline, **how)
+            dense = models.load(baseline, note=terminal.note, **how)
     input_ids, covered = cover(tokenizer, text, max_tokens)
 
     start = time.perf_counter()

@@ -36,7 +36,7 @@ def open_model(
         with terminal.busy(f"reading {data}"):
             text = read(tokenizer=tokenizer)
     with terminal.busy(f"loading {source}"):
-        model = models.load(source, **how)
+        model = models.load(source, note=terminal.note, **how)
     if missing is not None:
         terminal.note(f"{missing}; the checkpoint will have none either")
     if read is not None and text is None:

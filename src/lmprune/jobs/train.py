@@ -133,7 +133,7 @@ class Job:
         if Path(name).suffix == STORED:
             return StoredTeacher(Path(name), examples, student, temperature)
         with self.terminal.busy(f"loading {name}"):
-            model = models.load(name, **self.how)
+            model = models.load(name, note=self.terminal.note, **self.how)
         pruning.check_seq_len(model, self.seq_len, "the teacher")
         return OnlineTeacher(model, student, temperature)
 
@@ -187,7 +187,7 @@ def recover(job: Job, model: Any, prune: Callable[[Any], PrunePlan]) -> Pruned:
     prepared = job.prepare(model)
     cut = job.folder.cut
     if job.folder.resume and cut.exists():
-        model, plan = models.load(str(cut), **job.how), PrunePlan.load(cut / PLAN_FILE)
+        model, plan = models.load(str(cut), note=job.terminal.note, **job.how), PrunePlan.load(cut / PLAN_FILE)
     else:
         plan = prune(model)
         if PartialState().is_main_process:
