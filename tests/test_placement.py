@@ -148,6 +148,16 @@ def test_tensors_of_no_model(tmp_path: Path) -> None:
         assert shown.code == 2 and expected in shown.err
 
 
+def test_two_tensors_for_one_place(tmp_path: Path) -> None:
+    """A base model's names have no `model.`; either is fine, both are not."""
+    folder = tiny_checkpoint(tmp_path / "m")
+    before = logits(models.load(folder))
+    change_weights(folder, lambda old: {name.removeprefix("model."): tensor for name, tensor in old.items()})
+    assert opens(folder) == [] and torch.equal(logits(models.load(folder)), before)
+    change_weights(folder, lambda old: old | {"model.norm.weight": old["norm.weight"] + 1})
+    assert refused(folder) == "the checkpoint holds both model.norm.weight and norm.weight, which have one place"
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bloom"])
 def test_our_own_checkpoints_of_several_widths(name: str, tmp_path: Path) -> None:
     model = tiny_model(name)

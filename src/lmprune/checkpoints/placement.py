@@ -30,6 +30,7 @@ def check(model: Any, info: Mapping[str, Any], tensors: Mapping[str, Stored], pl
     unplaced = set(info["unexpected_keys"]) - further_heads - _computed(model, left_out)
     _refuse_quantised(model, [t for name, t in tensors.items() if t.used or name in unplaced], place)
     check_filled(info, place)
+    _refuse_doubles(model, tensors, place)
     if unplaced:
         raise UserError(
             f"{place}: the model that config.json describes has no place for {_count(unplaced)} of the checkpoint, "
@@ -81,6 +82,14 @@ def _refuse_quantised(model: Any, tensors: list[Stored], place: object) -> None:
                 f"{place} is quantised or packed: {tensor.name} is stored as {tensor.kind}, not as float16, bfloat16, "
                 "float32 or float64; start from the original model"
             )
+
+
+def _refuse_doubles(model: Any, tensors: Mapping[str, Stored], place: object) -> None:
+    """Two tensors for one place: with and without the part of the name that stands for the whole model."""
+    short = {name: _names(model, name)[1] for name in tensors}
+    for name in short:
+        if name != short[name] and short[name] in tensors:
+            raise UserError(f"{place}: the checkpoint holds both {name} and {short[name]}, which have one place")
 
 
 def _computed(model: Any, left_out: Mapping[str, Stored]) -> set[str]:

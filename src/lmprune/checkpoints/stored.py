@@ -114,6 +114,8 @@ def _shards(index: Path) -> list[str]:
     """The files that an index names. Raises: UserError for whatever is no file of weights in its own folder."""
     try:
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if not shards:
+            raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{index} is no index of weights; expected JSON whose weight_map names files") from None
     for name in shards:
