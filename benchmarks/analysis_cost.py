@@ -19,7 +19,7 @@ from lmprune.data import load
 from lmprune.data.tokens import sequences
 from lmprune.jobs.prune import peak_memory_mb
 from lmprune.scores.redundancy import measure
-from lmprune.sites.ffn import find_ffns
+from lmprune.sites.find import find_sites
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     model, tokenizer = lmprune.load(options.model), lmprune.load_tokenizer(options.model)
     ids = sequences(tokenizer, load("python-docs"), seq_len=options.seq_len, num_tokens=options.tokens, seed=None)
     loaded = peak_memory_mb()
-    ffns = find_ffns(model)
+    ffns = find_sites(model)
     seconds = {"analyze": 0.0, "forward_backward": 0.0}
 
     def passes() -> None:

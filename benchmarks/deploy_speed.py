@@ -36,7 +36,7 @@ from lmprune.evaluation.engines import ENGINES
 from lmprune.evaluation.workers import Worker
 from lmprune.export import Job, export, get_target
 from lmprune.jobs.bench import compared, interleaved
-from lmprune.sites.ffn import find_ffns
+from lmprune.sites.find import find_sites
 
 STUB = 32
 PHASES = ("prefill", "decode")
@@ -53,9 +53,9 @@ def load(name: str) -> tuple[Any, Any]:
 
 def cut(model: Any, width: int) -> None:
     """Leave the first `width` neurons of every layer."""
-    ffns = find_ffns(model)
+    ffns = find_sites(model)
     kept = tuple(range(width))
-    shrink(model, lmprune.PrunePlan((kept,) * len(ffns), tuple(ffn.width for ffn in ffns)))
+    shrink(model, lmprune.PrunePlan.of_neurons((kept,) * len(ffns), tuple(ffn.width for ffn in ffns)))
 
 
 def written(name: str, engine: str, width: int, room: Path) -> str:
@@ -65,14 +65,14 @@ def written(name: str, engine: str, width: int, room: Path) -> str:
     kind = ENGINES[engine]
     to = kind.export_to or "hf-uniform"
     out = room / f"{width}{get_target(to).suffix or ''}"
-    export(Job(model, find_ffns(model), tokenizer, kind.dtype, f"{name}-{width}"), out, to)
+    export(Job(model, find_sites(model), tokenizer, kind.dtype, f"{name}-{width}"), out, to)
     return str(out)
 
 
 def measure(args: argparse.Namespace, name: str, engine: str) -> dict[str, Any]:
     """The record of one model in one engine."""
     model, _ = load(name)
-    dense, vocab_size = find_ffns(model)[0].width, model.config.vocab_size
+    dense, vocab_size = find_sites(model)[0].width, model.config.vocab_size
     del model
     asked = {num_kept(dense, keep, multiple_of=multiple) for keep in args.keeps for multiple in args.multiples}
     widths = [dense, STUB, *sorted(asked - {dense, STUB}, reverse=True)]

@@ -246,7 +246,7 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
             ("input_ids.max() >= vocabulary", "input_ids.max() > vocabulary"),
             ("seq_len > limit", "seq_len > limit + 1"),
             ("settings = {**settings, **plan.settings}", "settings = {**plan.settings, **settings}"),
-            ("    record_widths(model, ffns)\n", "    pass\n"),
+            ("    record_shapes(model, ffns)\n", "    pass\n"),
         ],
     ),
     "checkpoints/shrinking.py": (

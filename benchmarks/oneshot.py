@@ -35,10 +35,10 @@ from lmprune.methods import METHODS, get_method
 from lmprune.pruning import GRADIENT_TOKENS
 from lmprune.scores.criteria import CRITERIA, score_from
 from lmprune.scores.statistics import SeamStatistics, collect
-from lmprune.sites.ffn import find_ffns
+from lmprune.sites.find import find_sites
 from lmprune.solve.bias import bias_compensation
 from lmprune.solve.elimination import eliminate
-from lmprune.solve.obs import PLAIN, ObsSettings, cut, error_curves, obs_to_widths
+from lmprune.solve.obs import PLAIN, ObsSettings, cut, error_curves, obs_to_counts
 from lmprune.solve.targets import layer_problems
 
 RUNS = Path(__file__).parent / "runs"
@@ -70,7 +70,7 @@ class Bench:
     @cached_property
     def statistics(self) -> list[SeamStatistics]:
         """Everything that any criterion needs, from one forward and one (shorter) backward reading."""
-        ffns = find_ffns(self.model)
+        ffns = find_sites(self.model)
         gradient = frozenset(n for c in CRITERIA.values() if c.needs_gradients for n in c.needs)
         forward = frozenset(n for c in CRITERIA.values() if not c.needs_gradients for n in c.needs)
         few = self.calibration[: GRADIENT_TOKENS // self.seq_len]
@@ -113,12 +113,12 @@ class Bench:
             yield from self._scored(method, scope, keeps)
 
     def _scored(self, method: str, scope: str, keeps: Sequence[float]) -> Iterator[tuple[float, Any]]:
-        row, ffns = get_method(method), find_ffns(self.model)
+        row, ffns = get_method(method), find_sites(self.model)
         scores = score_from(ffns, row.criterion, self.statistics, seed=self.seed)
         for keep in keeps:
             model = copy.deepcopy(self.model)
             kept = select(scores, keep, scope=scope, seed=self.seed)  # type: ignore[arg-type]
-            for ffn, indices, stats in zip(find_ffns(model), kept, self.statistics, strict=True):
+            for ffn, indices, stats in zip(find_sites(model), kept, self.statistics, strict=True):
                 repaired = bias_compensation(ffn, indices, stats.per_token("sum_h")) if row.refit == "bias" else None
                 ffn.keep(indices)
                 if repaired:
@@ -129,26 +129,26 @@ class Bench:
         """One dense pass gives the error curves that set the widths at all ratios; they are kept on disk."""
         for keep in keeps:
             model = copy.deepcopy(self.model)
-            obs_to_widths(model, find_ffns(model), self.calibration, self._widths(method, keep), seed=self.seed)
+            obs_to_counts(model, find_sites(model), self.calibration, self._widths(method, keep), seed=self.seed)
             yield keep, model
 
     def _widths(self, method: str, keep: float) -> list[int]:
         """Under global scope."""
         settings, file = {"obs": ObsSettings(), "plain_obs": PLAIN}[method], RUNS / f"curves-{method}-{self.name}.pt"
         if not file.exists():
-            torch.save(error_curves(self.model, find_ffns(self.model), self.calibration, settings=settings), file)
+            torch.save(error_curves(self.model, find_sites(self.model), self.calibration, settings=settings), file)
         scores = torch.load(file, weights_only=True)
         return [len(kept) for kept in select(scores, keep, scope="global", seed=self.seed)]
 
     @torch.no_grad()
     def _plain_obs(self, scope: str, keeps: Sequence[float]) -> Iterator[tuple[float, Any]]:
         """One dense pass serves all ratios: the order of removal of each layer is cut at each."""
-        widths = {keep: [num_kept(ffn.width, keep) for ffn in find_ffns(self.model)] for keep in keeps}
+        widths = {keep: [num_kept(ffn.width, keep) for ffn in find_sites(self.model)] for keep in keeps}
         if scope == "global":
             widths = {keep: self._widths("plain_obs", keep) for keep in keeps}
         models = {keep: copy.deepcopy(self.model) for keep in keeps}
         dense = layer_problems(
-            self.model, find_ffns(self.model), self.calibration, sequential=False, rel_damp=PLAIN.rel_damp
+            self.model, find_sites(self.model), self.calibration, sequential=False, rel_damp=PLAIN.rel_damp
         )
         for ffn, problem in dense:
             least = min(each[ffn.layer] for each in widths.values())
@@ -157,7 +157,7 @@ class Bench:
                 gone = found.gone[: ffn.width - widths[keep][ffn.layer]]
                 stays = torch.ones(ffn.width, dtype=torch.bool)
                 stays[gone] = False
-                cut(find_ffns(model)[ffn.layer], stays.nonzero().flatten(), problem)
+                cut(find_sites(model)[ffn.layer], stays.nonzero().flatten(), problem)
         yield from models.items()
 
 
@@ -197,7 +197,7 @@ def measure(
                     {
                         **key, "keep": keep, "text": text, "max_tokens": max_tokens,
                         "perplexity": found.perplexity, "perplexity_se": found.perplexity_se, "context": found.context,
-                        "prune_seconds": round(seconds, 1), "widths": [f.width for f in find_ffns(model)],
+                        "prune_seconds": round(seconds, 1), "widths": [f.width for f in find_sites(model)],
                         "date": time.strftime("%Y-%m-%d"),
                     }
                 )  # fmt: skip

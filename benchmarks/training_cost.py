@@ -122,7 +122,7 @@ def correlation(shared: Path) -> dict[str, float]:
         pruner.estimate.end_step()
     pruner.estimate.refresh()
     estimated = [u.clone() for u in pruner.estimate.similarities]
-    grams = [torch.zeros(mask.width, mask.width, dtype=torch.float64) for mask in pruner.masks]
+    grams = [torch.zeros(mask.count, mask.count, dtype=torch.float64) for mask in pruner.masks]
     for mask, gram in zip(pruner.masks, grams, strict=True):
         mask.observer = adds_to(gram)
     for batch in ids[1000:2024].split(8):  # 262,144 other tokens

@@ -26,7 +26,7 @@ from lmprune.data.tokens import sequences, stream
 from lmprune.evaluation.perplexity import perplexity
 from lmprune.gradual import GradualPruner, GradualSettings
 from lmprune.plan import PrunePlan
-from lmprune.sites.ffn import find_ffns
+from lmprune.sites.find import find_sites
 from lmprune.training.teachers import OnlineTeacher
 from lmprune.training.train import TrainSettings, train
 
@@ -96,12 +96,12 @@ class Bench:
             self.teachers[seed] = model
         if pruner is not None:
             kept = pruner.finish()
-            widths = tuple(ffn.width for ffn in find_ffns(model))
-            shrink(model, PrunePlan(tuple(tuple(k.tolist()) for k in kept), widths))
+            widths = tuple(ffn.width for ffn in find_sites(model))
+            shrink(model, PrunePlan.of_neurons(tuple(tuple(k.tolist()) for k in kept), widths))
         found = perplexity(model, self.evaluation_ids)
         return {
             "keep": keep, "seed": seed, "steps": steps, "perplexity": found.perplexity,
-            "perplexity_se": found.perplexity_se, "widths": [f.width for f in find_ffns(model)],
+            "perplexity_se": found.perplexity_se, "widths": [f.width for f in find_sites(model)],
             "train_seconds": round(result.seconds, 1), "seconds": round(time.perf_counter() - start, 1),
             "date": time.strftime("%Y-%m-%d"), **asdict(recipe), "log": result.log[::5],
         }  # fmt: skip

@@ -16,7 +16,7 @@ from tiny_models import LAYERS, WIDTH, tiny_model, tokens
 from lmprune.checkpoints import models
 from lmprune.jobs import analysis
 from lmprune.scores.redundancy import measure
-from lmprune.sites.ffn import find_ffns
+from lmprune.sites.find import find_sites
 
 QUICK = ("--seq-len", 64, "--max-tokens", 512)
 
@@ -46,7 +46,7 @@ def test_the_numbers_are_those_of_the_models(analysed: dict[str, Any], model: Pa
     tokenizer = models.load_tokenizer(model)
     ids = torch.tensor(tokenizer(text.read_text()).input_ids)[:512].view(-1, 64)
     ours, dense = models.load(half), models.load(model)
-    found, before = measure(ours, find_ffns(ours), ids), measure(dense, find_ffns(dense), ids)
+    found, before = measure(ours, find_sites(ours), ids), measure(dense, find_sites(dense), ids)
     assert analysed["tokens"] == 512 and analysed["uniqueness"] == found.uniqueness
     assert analysed["sensitivity"] == pytest.approx(found.sensitivity)
     assert analysed["sensitivity_ratio"] == pytest.approx(found.sensitivity / before.sensitivity) != 1
@@ -84,7 +84,7 @@ def test_people_are_told(model: Path, half: Path, text: Path, tmp_path: Path) ->
 def test_look_alikes_come_with_the_tokens_that_fire_them(tmp_path: Path, text: Path) -> None:
     folder = tiny_checkpoint(tmp_path / "gpt2", "gpt2", n_positions=256)
     model = models.load(folder)
-    ffn = find_ffns(model)[1]
+    ffn = find_sites(model)[1]
     with torch.no_grad():
         for rows in [*ffn.writers(), *ffn.writer_biases()]:
             rows[[5, 9]] = rows[2].clone()
@@ -99,7 +99,7 @@ def test_look_alikes_come_with_the_tokens_that_fire_them(tmp_path: Path, text: P
 
 def test_advice_lets_look_alikes_and_the_least_sensitive_go() -> None:
     model, ids = tiny_model("llama").double(), tokens(4, 16)
-    found = measure(model, find_ffns(model), ids)
+    found = measure(model, find_sites(model), ids)
     given = analysis.advice(found)
     total = torch.cat([layer.sensitivity_F for layer in found.layers if layer.sensitivity_F is not None])
     least, held = 0, 0.0

@@ -26,7 +26,7 @@ USE_TRANSFORMERS = {
 AT_THE_TOP = {"checkpoints.models", "checkpoints.shim", "export.decilm", *TRAINING}
 KNOW_NAMES = {"sites.families", "runtimes.architectures"}
 PURE = {
-    *("errors", "progress", "plan", "budget.selection", "gradual.schedules", "gradual.penalties"),
+    *("errors", "progress", "plan", "sites.address", "budget.selection", "gradual.schedules", "gradual.penalties"),
     *("training.distillation", "solve.elimination"),
 }
 
@@ -93,7 +93,7 @@ def test_the_reading_of_imports_itself():
         "data.files",
         "errors",
     }
-    assert "solve.elimination" in imported_by("solve.obs") and "sites.ffn" in imported_by("scores.criteria")
+    assert "solve.elimination" in imported_by("solve.obs") and "sites.site" in imported_by("scores.criteria")
 
 
 def package(module: str) -> str:

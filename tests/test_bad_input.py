@@ -24,7 +24,7 @@ from transformers import (
 
 from lmprune.checkpoints import checkpoint, models, sources
 from lmprune.plan import PrunePlan
-from lmprune.sites.ffn import find_ffns
+from lmprune.sites.find import find_sites
 
 SMALL: dict[str, Any] = {
     "vocab_size": 257,
@@ -225,7 +225,7 @@ def test_truncated_weights(prune_fails: Any, own: Path, text: Path) -> None:
 def test_weights_that_are_not_numbers(prune_fails: Any, own: Path) -> None:
     broken = models.load(own)
     with torch.no_grad():
-        find_ffns(broken)[1].reader()[3, 5] = float("nan")
+        find_sites(broken)[1].reader()[3, 5] = float("nan")
     checkpoint.save(broken, own, tokenizer=byte_tokenizer(), force=True)
     assert "down_proj.weight holds 1 NaN or infinite values" in prune_fails(source=own)
 
@@ -316,9 +316,9 @@ def test_plans_that_do_not_fit(prune_fails: Any, tmp_path: Path) -> None:
     assert prune_fails("--plan", plan) == f"no plan at {plan}"
     plan.write_text("{}")
     assert "is not a prune plan (it has no 'format')" in prune_fails("--plan", plan)
-    plan.write_text(PrunePlan(((0, 1),) * 5, (9,) * 5, {"method": "magnitude"}).to_json())
+    plan.write_text(PrunePlan.of_neurons(((0, 1),) * 5, (9,) * 5, {"method": "magnitude"}).to_json())
     assert "the plan is for 5 layers of 9 neurons, but the model has 3 layers of 48" in prune_fails("--plan", plan)
-    record = json.loads(PrunePlan(((0, 1),) * 3, (48,) * 3, {"method": "magick"}).to_json())
+    record = json.loads(PrunePlan.of_neurons(((0, 1),) * 3, (48,) * 3, {"method": "magick"}).to_json())
     plan.write_text(json.dumps(record))
     assert "unknown method 'magick'" in prune_fails("--plan", plan)
 
@@ -326,7 +326,7 @@ def test_plans_that_do_not_fit(prune_fails: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("option", "value"), [("--keep", 0.5), ("--method", "obs"), ("--scope", "local")])
 def test_a_plan_and_what_it_has_decided(prune_fails: Any, option: str, value: object, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
-    plan.write_text(PrunePlan(((0, 1),) * 3, (48,) * 3, {"method": "magnitude"}).to_json())
+    plan.write_text(PrunePlan.of_neurons(((0, 1),) * 3, (48,) * 3, {"method": "magnitude"}).to_json())
     assert prune_fails("--plan", plan, option, value).startswith(f"drop {option}, or --plan")
 
 

@@ -19,7 +19,7 @@ from lmprune.errors import UserError
 from lmprune.evaluation import engines, workers
 from lmprune.evaluation.engines import ENGINES, LlamaCpp, Torch
 from lmprune.jobs import bench
-from lmprune.sites.ffn import find_ffns
+from lmprune.sites.find import find_sites
 
 SMALL = ("--threads", 1, "--prompt-tokens", 20, "--new-tokens", 4, "--repeats", 2)
 
@@ -60,7 +60,7 @@ def test_operations_are_those_that_torch_counts() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     model = model_of("llama-tied", attn_implementation="eager")
-    parts = bench.parameters_by_part(model, find_ffns(model))
+    parts = bench.parameters_by_part(model, find_sites(model))
     shape = {
         "blocks": parts["attention"] + parts["ffn"], "head": model.lm_head.weight.numel(), "layers": 3,
         "hidden_size": 32,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import NAMES, tiny_model
 
-from lmprune.sites.ffn import find_ffns
+from lmprune.sites.find import find_sites
 from lmprune.sites.walk import Blocks
 
 
@@ -14,7 +14,7 @@ from lmprune.sites.walk import Blocks
 @torch.no_grad()
 def test_blocks_one_by_one_equal_the_model(name: str):
     model = tiny_model(name)
-    blocks = [ffn.block for ffn in find_ffns(model)]
+    blocks = [ffn.block for ffn in find_sites(model)]
     input_ids = torch.randint(0, 128, (3, 20), generator=torch.Generator().manual_seed(1))
     seen = []
     handle = blocks[-1].register_forward_hook(
@@ -35,7 +35,7 @@ def test_blocks_one_by_one_equal_the_model(name: str):
 def test_a_left_out_block_is_noticed():
     """Control: the comparison above can fail."""
     model = tiny_model("llama")
-    blocks = [ffn.block for ffn in find_ffns(model)]
+    blocks = [ffn.block for ffn in find_sites(model)]
     runner = Blocks(model, blocks)
     hidden = runner.inputs(torch.arange(8)[None])
     full = runner.run(2, runner.run(1, runner.run(0, hidden)))

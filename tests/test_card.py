@@ -18,7 +18,7 @@ REPORT: dict[str, Any] = {
 
 
 def plan(*, kept: tuple[tuple[int, ...], ...] = ((0, 2), (1, 3)), **provenance: Any) -> PrunePlan:
-    return PrunePlan(kept, (4, 4), SETTINGS, {"model": {"source": "org/name"}} | provenance)
+    return PrunePlan.of_neurons(kept, (4, 4), SETTINGS, {"model": {"source": "org/name"}} | provenance)
 
 
 def test_front_matter_is_what_the_hub_reads() -> None:

@@ -20,10 +20,10 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from lmprune.checkpoints import checkpoint, models, shim
-from lmprune.checkpoints.shrinking import record_widths, shrink
+from lmprune.checkpoints.shrinking import record_shapes, shrink
 from lmprune.errors import UserError
 from lmprune.plan import PLAN_FILE, PrunePlan
-from lmprune.sites.ffn import find_ffns
+from lmprune.sites.find import find_sites
 
 #: seen from outside: no lmprune, no network
 STRANGER = """
@@ -36,18 +36,18 @@ torch.set_num_threads(1)
 
 
 def per_layer_plan(model, *, shift: int = 0) -> PrunePlan:
-    widths = [ffn.width for ffn in find_ffns(model)]
+    widths = [ffn.width for ffn in find_sites(model)]
     kept = [tuple(range(layer + shift, layer + shift + width // (layer + 2))) for layer, width in enumerate(widths)]
-    return PrunePlan(tuple(kept), tuple(widths), {"method": "test"})
+    return PrunePlan.of_neurons(tuple(kept), tuple(widths), {"method": "test"})
 
 
 def uniform_plan(model, width: int = 16) -> PrunePlan:
-    widths = [ffn.width for ffn in find_ffns(model)]
-    return PrunePlan((tuple(range(3, 3 + width)),) * len(widths), tuple(widths))
+    widths = [ffn.width for ffn in find_sites(model)]
+    return PrunePlan.of_neurons((tuple(range(3, 3 + width)),) * len(widths), tuple(widths))
 
 
 def with_reader_bias(model):
-    for ffn in find_ffns(model):
+    for ffn in find_sites(model):
         ffn.set_reader(ffn.reader().clone(), torch.randn(32))
     return model
 
@@ -134,12 +134,12 @@ def test_load_never_runs_the_code_in_the_checkpoint(tmp_path: Path) -> None:
 def test_pruning_a_pruned_checkpoint_again(tmp_path: Path) -> None:
     model = tiny_model("gpt2")
     once = models.load(checkpoint.save(shrink(model, per_layer_plan(model)), tmp_path / "once"))
-    assert [ffn.width for ffn in find_ffns(once)] == [24, 16, 12]
-    plan = PrunePlan((tuple(range(20)), (0, 5, 15), tuple(range(12))), (24, 16, 12))
+    assert [ffn.width for ffn in find_sites(once)] == [24, 16, 12]
+    plan = PrunePlan.of_neurons((tuple(range(20)), (0, 5, 15), tuple(range(12))), (24, 16, 12))
     twice = models.load(checkpoint.save(shrink(once, plan), tmp_path / "twice"))
-    assert [ffn.width for ffn in find_ffns(twice)] == [20, 3, 12]
+    assert [ffn.width for ffn in find_sites(twice)] == [20, 3, 12]
     assert torch.equal(logits(twice), logits(once))
-    shrink(twice, PrunePlan(((0, 1, 2),) * 3, (20, 3, 12)))
+    shrink(twice, PrunePlan.of_neurons(((0, 1, 2),) * 3, (20, 3, 12)))
     path = checkpoint.save(twice, tmp_path / "plain")
     assert not (path / "shim.py").exists()
     assert not {"auto_map", "lmprune", "per_layer_config"} & set(json.loads((path / "config.json").read_text()))
@@ -161,8 +161,8 @@ def test_built_from_its_config_it_has_the_widths() -> None:
     model = tiny_model("gpt2")
     shrink(model, per_layer_plan(model))
     built = type(model)(model.config)
-    assert [ffn.width for ffn in find_ffns(built)] == [24, 16, 12]
-    assert [ffn.down.nx for ffn in find_ffns(built)] == [24, 16, 12]
+    assert [ffn.width for ffn in find_sites(built)] == [24, 16, 12]
+    assert [ffn.reader_linear.nx for ffn in find_sites(built)] == [24, 16, 12]
     assert logits(built).isfinite().all()
 
 
@@ -333,9 +333,9 @@ def test_a_folder_that_can_not_be_made(tmp_path: Path) -> None:
 def test_record_is_refreshed_by_save(tmp_path: Path) -> None:
     """Whoever cuts through FFN.keep need not remember the config."""
     model = tiny_model("llama")
-    find_ffns(model)[0].keep(torch.arange(5))
+    find_sites(model)[0].keep(torch.arange(5))
     again = models.load(checkpoint.save(model, tmp_path / "out"))
-    assert [ffn.width for ffn in find_ffns(again)] == [5, *[WIDTH] * (LAYERS - 1)]
+    assert [ffn.width for ffn in find_sites(again)] == [5, *[WIDTH] * (LAYERS - 1)]
     assert is_pruned_class(again)
-    record_widths(model, find_ffns(model))
+    record_shapes(model)
     assert torch.equal(logits(again), logits(model))

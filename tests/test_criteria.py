@@ -11,7 +11,8 @@ from tiny_models import NAMES as FAMILY_NAMES
 from lmprune.errors import UserError
 from lmprune.scores.criteria import CRITERIA, criterion, get_criterion, score, score_from
 from lmprune.scores.statistics import GRADIENT, SeamStatistics, collect
-from lmprune.sites.ffn import FFN, find_ffns
+from lmprune.sites.find import find_sites
+from lmprune.sites.site import Site
 
 NAMES = "magnitude random activation fluctuation taylor sensitivity wanda_sp two_ssp minitron llm_pruner"
 
@@ -26,14 +27,14 @@ def test_all_criteria_are_registered():
 
 
 @torch.no_grad()
-def plant_useless_neuron(ffn: FFN, neuron: int) -> None:
+def plant_useless_neuron(ffn: Site, neuron: int) -> None:
     for rows in (*ffn.writers(), *ffn.writer_biases(), ffn.reader()):
         rows[neuron] = 0
 
 
 def check_conformance(model, input_ids) -> None:
     """Every criterion: shape, dtype, finite, reproducible, and the useless neuron of each layer last."""
-    ffns = find_ffns(model)
+    ffns = find_sites(model)
     useless = [(3 * layer + 1) % ffn.width for layer, ffn in enumerate(ffns)]
     for ffn, neuron in zip(ffns, useless, strict=True):
         plant_useless_neuron(ffn, neuron)
@@ -62,21 +63,22 @@ def test_conformance_in_bf16(name):
 def test_formulas(name):
     """Each score from the hidden states themselves, neuron by neuron, in plain loops over the raw modules."""
     model, ids, seen = tiny(name), ids_of(), []
-    ffn = find_ffns(model)[1]
-    handle = ffn.down.register_forward_pre_hook(lambda m, args: seen.append(args[0].detach()))
+    ffn = find_sites(model)[1]
+    handle = ffn.reader_linear.register_forward_pre_hook(lambda m, args: seen.append(args[0].detach()))
     with torch.no_grad():
         model(ids)
     handle.remove()
     h_BTF = seen[0].reshape(len(ids), ids.shape[1], -1)
-    down = ffn.down.weight if name == "gpt2" else ffn.down.weight.T  # Conv1D is (in, out)
-    up = ffn.up.weight.T if name == "gpt2" else ffn.up.weight
+    down = ffn.reader_linear.weight if name == "gpt2" else ffn.reader_linear.weight.T  # Conv1D is (in, out)
+    writer, *gates = ffn.writer_linears
+    up = writer.weight.T if name == "gpt2" else writer.weight
     raw: dict[str, list[float]] = {
         n: [] for n in ("magnitude", "activation", "fluctuation", "wanda_sp", "two_ssp", "minitron")
     }
     for j in range(WIDTH):
         h_BT, d = h_BTF[..., j], down[j].detach()
-        rows = [up[j]] + ([up[j + WIDTH]] if name == "phi3" else []) + ([ffn.gate.weight[j]] if ffn.gate else [])
-        biases = [m.bias[j : j + 1] for m in (ffn.up, ffn.gate) if m is not None and m.bias is not None]
+        rows = [up[j]] + ([up[j + WIDTH]] if name == "phi3" else []) + [gate.weight[j] for gate in gates]
+        biases = [m.bias[j : j + 1] for m in ffn.writer_linears if m.bias is not None]
         raw["magnitude"].append(torch.cat([*rows, *biases, d]).norm().item())
         raw["activation"].append((h_BT.square().mean().sqrt() * d.norm()).item())
         raw["fluctuation"].append((h_BT.var(correction=0) * d.norm() ** 2).item())
@@ -94,7 +96,7 @@ def test_formulas(name):
 
 def test_scores_are_the_same_collected_alone_and_at_any_batch_size():
     model, ids = tiny("llama"), ids_of()
-    ffns = find_ffns(model)
+    ffns = find_sites(model)
     statistics = collect(model, ffns, ids, needs=GRADIENT)
     for name in ("taylor", "sensitivity", "llm_pruner"):
         for a, b in zip(score(model, ffns, name, ids, batch_size=3), score_from(ffns, name, statistics), strict=True):
@@ -102,7 +104,7 @@ def test_scores_are_the_same_collected_alone_and_at_any_batch_size():
 
 
 def test_random_follows_the_seed_alone():
-    ffns, others = find_ffns(tiny("llama")), find_ffns(tiny("gpt2", torch.bfloat16))
+    ffns, others = find_sites(tiny("llama")), find_sites(tiny("gpt2", torch.bfloat16))
     first, again, other = (score_from(ffns, "random", seed=seed) for seed in (3, 3, 4))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(first, score_from(others, "random", seed=3), strict=True))
@@ -111,7 +113,7 @@ def test_random_follows_the_seed_alone():
 
 def test_fluctuation_is_standardised_and_survives_a_layer_without_any():
     model, ids = tiny("llama"), ids_of()
-    ffns = find_ffns(model)
+    ffns = find_sites(model)
     with torch.no_grad():
         ffns[1].reader().zero_()
     first, flat, _ = score(model, ffns, "fluctuation", ids)
@@ -122,19 +124,19 @@ def test_fluctuation_is_standardised_and_survives_a_layer_without_any():
 def test_a_criterion_that_needs_text_says_so():
     model = tiny("llama")
     with pytest.raises(UserError, match="'taylor' needs calibration text"):
-        score(model, find_ffns(model), "taylor")
-    assert len(score(model, find_ffns(model), "magnitude")) == LAYERS
+        score(model, find_sites(model), "taylor")
+    assert len(score(model, find_sites(model), "magnitude")) == LAYERS
 
 
 def test_a_new_criterion_is_one_decorated_function():
     try:
 
         @criterion("peak", needs={"mean_abs_sq"})
-        def peak(ffn: FFN, stats: SeamStatistics, generator: torch.Generator) -> torch.Tensor:
+        def peak(ffn: Site, stats: SeamStatistics, generator: torch.Generator) -> torch.Tensor:
             return -stats.total("mean_abs_sq")
 
         model, ids = tiny("llama"), ids_of()
-        ffns = find_ffns(model)
+        ffns = find_sites(model)
         for a, b in zip(score(model, ffns, "peak", ids), score(model, ffns, "minitron", ids), strict=True):
             assert torch.equal(a.argsort(), b.argsort(descending=True))
         with pytest.raises(AssertionError, match="two criteria"):

@@ -27,7 +27,7 @@ from lmprune.methods import METHODS
 from lmprune.pruning import GRADIENT_TOKENS
 from lmprune.scores.criteria import CRITERIA
 from lmprune.sites.families import FAMILIES
-from lmprune.sites.ffn import find_ffns
+from lmprune.sites.find import find_sites
 from lmprune.solve.elimination import eliminate
 from lmprune.solve.obs import PLAIN, ObsSettings
 from lmprune.training.train import TrainSettings
@@ -226,7 +226,7 @@ def test_the_callback_in_one_s_own_trainer_runs(folders: Path, tmp_path: Path, m
     exec(compile(code.replace('"smollm2-135m"', repr(str(folders / "tiny"))), "training.md", "exec"), namespace)
     plan = lmprune.PrunePlan.load(tmp_path / "smaller" / "prune_plan.json")
     assert sum(plan.widths) == 3 * 64 and plan.kept == namespace["plan"].kept
-    assert [f.width for f in find_ffns(lmprune.load(tmp_path / "smaller"))] == plan.widths
+    assert [f.width for f in find_sites(lmprune.load(tmp_path / "smaller"))] == plan.widths
 
 
 def test_numbers_of_the_training_page_are_the_defaults():

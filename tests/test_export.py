@@ -24,7 +24,7 @@ from lmprune.errors import UserError
 from lmprune.export import TARGETS, Job, export
 from lmprune.plan import PLAN_FILE
 from lmprune.sites.families import FAMILIES
-from lmprune.sites.ffn import find_ffns
+from lmprune.sites.find import find_sites
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def written(model: Any, out: Path, to: str, *, dtype: str | None = None) -> dict[str, Any]:
-    return export(Job(model, find_ffns(model), None, dtype, "tiny"), out, to)
+    return export(Job(model, find_sites(model), None, dtype, "tiny"), out, to)
 
 
 # -- hf-uniform
@@ -58,7 +58,7 @@ def test_padded_to_one_width_the_stock_class_opens_it(name: str, tmp_path: Path)
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert not is_pruned_class(stock) and torch.allclose(logits(stock), wanted, atol=1e-5)
     hard_coded = FAMILIES[name.split("-")[0]].width_key is None
-    assert {ffn.width for ffn in find_ffns(stock)} == {128 if hard_coded else 32}
+    assert {ffn.width for ffn in find_sites(stock)} == {128 if hard_coded else 32}
     assert sum(p.numel() for p in stock.parameters()) == before + details["params_added"]
     assert f"adds {details['params_added']:,} parameters" in details["notes"][0]
 
@@ -66,11 +66,11 @@ def test_padded_to_one_width_the_stock_class_opens_it(name: str, tmp_path: Path)
 def test_padding_that_counts_would_show() -> None:
     model = tiny_model("llama")
     wanted = logits(model)
-    for ffn in find_ffns(model):
+    for ffn in find_sites(model):
         ffn.pad(WIDTH + 8)
     assert torch.allclose(logits(model), wanted, atol=1e-6)
     with torch.no_grad():
-        for tensor in (*find_ffns(model)[0].writers(), find_ffns(model)[0].reader()):
+        for tensor in (*find_sites(model)[0].writers(), find_sites(model)[0].reader()):
             tensor[WIDTH:] = 1.0
     assert not torch.allclose(logits(model), wanted, atol=1e-3)
 

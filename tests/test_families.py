@@ -15,7 +15,7 @@ from lmprune.checkpoints.shrinking import shrink
 from lmprune.errors import UserError
 from lmprune.plan import PrunePlan
 from lmprune.sites.families import COUPLED, FAMILIES, FFNSpec, family_of, parse_spec, register_family
-from lmprune.sites.ffn import find_ffns
+from lmprune.sites.find import find_sites
 from lmprune.sites.masks import masked
 
 KEPT = {"uniform": (0.5, 0.5, 0.5), "per_layer": (0.75, 0.25, 0.5)}
@@ -23,12 +23,12 @@ KEPT = {"uniform": (0.5, 0.5, 0.5), "per_layer": (0.75, 0.25, 0.5)}
 
 def draw_plan(model, ratios: tuple[float, ...] = KEPT["uniform"], *, seed: int = 0) -> PrunePlan:
     generator = torch.Generator().manual_seed(seed)
-    widths = [ffn.width for ffn in find_ffns(model)]
+    widths = [ffn.width for ffn in find_sites(model)]
     kept = [
         tuple(torch.randperm(width, generator=generator)[: int(width * ratio)].sort().values.tolist())
         for width, ratio in zip(widths, ratios, strict=True)
     ]
-    return PrunePlan(tuple(kept), tuple(widths))
+    return PrunePlan.of_neurons(tuple(kept), tuple(widths))
 
 
 def as_masks(plan: PrunePlan) -> list[Tensor]:
@@ -48,7 +48,7 @@ def test_mask_equals_cut_saves_and_reloads(name: str, shape: str, tmp_path: Path
     model = tiny_model(name)
     plan, other = (draw_plan(model, KEPT[shape], seed=seed) for seed in (0, 1))
     dense = logits(model)
-    with masked(find_ffns(model), as_masks(plan)):
+    with masked(find_sites(model), as_masks(plan)):
         by_mask = logits(model)
     assert not close(dense, by_mask)
     assert not close(by_mask, logits(shrink(tiny_model(name), other))), "a wrong cut must differ"
@@ -56,7 +56,7 @@ def test_mask_equals_cut_saves_and_reloads(name: str, shape: str, tmp_path: Path
     shrink(model, plan)
     by_cut = logits(model)
     assert close(by_mask, by_cut)
-    assert [ffn.width for ffn in find_ffns(model)] == plan.widths
+    assert [ffn.width for ffn in find_sites(model)] == plan.widths
     stock_can = shape == "uniform" and FAMILIES[model.config.model_type].width_key is not None
     assert is_pruned_class(model) is not stock_can
 
@@ -134,9 +134,9 @@ def test_registered_family_is_treated_like_any_other(monkeypatch: pytest.MonkeyP
     model = tiny_model("llama")
     monkeypatch.delitem(FAMILIES, "llama")
     with pytest.raises(UserError, match="not in lmprune's table"):
-        find_ffns(model)
+        find_sites(model)
     register_family("llama", FFNSpec("model.layers", "mlp.up_proj", "mlp.down_proj", None, gate="mlp.gate_proj"))
-    assert len(find_ffns(model)) == LAYERS
+    assert len(find_sites(model)) == LAYERS
 
 
 @pytest.mark.parametrize("shape", KEPT)
@@ -150,7 +150,7 @@ def test_family_named_by_hand_reloads_without_naming_it_again(
     shrink(model, plan, spec)
     again = models.load(checkpoint.save(model, tmp_path / "out", spec=spec))
     assert torch.equal(logits(again), logits(model))
-    assert [ffn.width for ffn in find_ffns(again)] == plan.widths
+    assert [ffn.width for ffn in find_sites(again)] == plan.widths
 
 
 @pytest.mark.parametrize(

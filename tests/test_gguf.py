@@ -26,7 +26,7 @@ from lmprune.data import load as load_text
 from lmprune.errors import UserError
 from lmprune.export import Job, export
 from lmprune.runtimes.architectures import GGUF, SPLITS
-from lmprune.sites.ffn import find_ffns
+from lmprune.sites.find import find_sites
 
 VOCABULARY = 300
 TEXT = (
@@ -70,7 +70,7 @@ def model_of(name: str, **changes: Any) -> Any:
 def written(
     model: Any, out: Path, *, dtype: str = "f32", tokenizer: Any = None, plan: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    job = Job(model, find_ffns(model), tokenizer or bpe(), dtype, "tiny", plan)
+    job = Job(model, find_sites(model), tokenizer or bpe(), dtype, "tiny", plan)
     return export(job, out, "gguf")
 
 
@@ -100,7 +100,7 @@ def test_llama_cpp_computes_what_transformers_does(name: str, tmp_path: Path) ->
     with in_llama_cpp(model, tmp_path / "m.gguf") as llama:
         assert difference(model, llama) < 2e-3
         with torch.no_grad():  # the control: one layer's reader is another
-            find_ffns(model)[1].reader().normal_()
+            find_sites(model)[1].reader().normal_()
         assert difference(model, llama) > 5e-3
 
 
@@ -288,7 +288,7 @@ def test_tokenizers_that_can_not_be_converted(tmp_path: Path) -> None:
     small = tiny_model("llama-tied")  # 128 embeddings
     assert "300 tokens, but the model only 128 embeddings" in refused(small, tmp_path)
     with pytest.raises(UserError, match="comes with none"):
-        export(Job(model, find_ffns(model), None, "f32", "tiny"), tmp_path / "m.gguf", "gguf")
+        export(Job(model, find_sites(model), None, "f32", "tiny"), tmp_path / "m.gguf", "gguf")
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,7 +324,7 @@ def test_the_plan_licence_and_original_are_in_the_file(tmp_path: Path) -> None:
 
 def test_a_model_that_was_not_pruned_tells_its_original(tmp_path: Path) -> None:
     model = model_of("llama-tied")
-    job = Job(model, find_ffns(model), bpe(), "f32", "tiny", origin={"base_model": "gpt2", "license": "mit"})
+    job = Job(model, find_sites(model), bpe(), "f32", "tiny", origin={"base_model": "gpt2", "license": "mit"})
     export(job, tmp_path / "m.gguf", "gguf")
     told = {key: f.contents() for key, f in gguf.GGUFReader(tmp_path / "m.gguf").fields.items()}
     assert told["general.license"] == "mit" and told["general.base_model.0.name"] == "gpt2"

@@ -21,7 +21,7 @@ from lmprune.errors import UserError
 from lmprune.export.gguf_metadata import SHOWN_BY_TENSORS, WITHOUT_EFFECT, WRITTEN, spec_of, unaccounted
 from lmprune.runtimes.architectures import GGUF, NOT_IN_LLAMA_CPP
 from lmprune.sites.families import FAMILIES
-from lmprune.sites.ffn import find_ffns
+from lmprune.sites.find import find_sites
 
 SIZES = {"vocab_size": VOCABULARY, "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 0}
 
@@ -139,7 +139,7 @@ def test_what_llama_cpp_decides_by_the_number_of_layers(
     with in_llama_cpp(model, tmp_path / "m.gguf") as llama:
         assert difference(model, llama) < 2e-2  # of so many layers' GELU
         with torch.no_grad():
-            find_ffns(model)[1].reader().normal_()
+            find_sites(model)[1].reader().normal_()
         assert difference(model, llama) > 0.1
     with pytest.raises(UserError, match=r"sliding_window|query_pre_attn_scalar"):
         written(model_of(name, num_hidden_layers=layers - 1, **changes), tmp_path / "other.gguf")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import lmprune
-from lmprune.sites.ffn import find_ffns
+from lmprune.sites.find import find_sites
 from lmprune.solve.obs import PLAIN, ObsSettings, obs
 
 KEPT = 30
@@ -157,7 +157,7 @@ def test_obs_is_the_problem_written_out(name: str):
     with exactly():
         expected, chosen = prune_written_out(name, text(), [KEPT] * LAYERS)
         model = fresh(name)
-        kept = obs(model, find_ffns(model), text(), KEPT / WIDTH)
+        kept = obs(model, find_sites(model), text(), KEPT / WIDTH)
         assert [k.tolist() for k in kept] == chosen
         for layer in range(LAYERS):
             rows = [*chosen[layer], *range(WIDTH, len(reader_of(expected, layer)))]
@@ -171,7 +171,7 @@ def test_each_part_of_the_problem_shows():
     """Control: another share of the drift, gain, ridge, weight of tokens, or metric is another model."""
     with exactly():
         model = fresh("granite")
-        obs(model, find_ffns(model), text(), KEPT / WIDTH)
+        obs(model, find_sites(model), text(), KEPT / WIDTH)
         logits = model(text()).logits
         ours = ObsSettings()
         for settings in (
@@ -183,7 +183,7 @@ def test_each_part_of_the_problem_shows():
             replace(ours, gradient_tokens=20),  # of one sequence only
         ):
             other = fresh("granite")
-            obs(other, find_ffns(other), text(), KEPT / WIDTH, settings=settings)
+            obs(other, find_sites(other), text(), KEPT / WIDTH, settings=settings)
             assert (other(text()).logits - logits).abs().max() > 1e-3, settings
 
 
@@ -208,7 +208,7 @@ def test_under_global_scope_the_cheapest_removals_of_a_dense_pass_decide_the_wid
         assert len(set(widths)) > 1
         expected, chosen = prune_written_out(name, text(), widths)
         model = fresh(name)
-        kept = obs(model, find_ffns(model), text(), KEPT / WIDTH, scope="global")
+        kept = obs(model, find_sites(model), text(), KEPT / WIDTH, scope="global")
         assert [k.tolist() for k in kept] == chosen
         torch.testing.assert_close(model(text()).logits, expected(text()).logits, rtol=1e-4, atol=1e-5)
 
@@ -217,7 +217,7 @@ def test_plain_obs_is_one_dense_pass_with_a_ridge_of_a_thousandth():
     """As ZipLM and OSSCAR have it: the dense model's outputs, all directions alike, one ridge for all neurons."""
     with exactly():
         dense, model = fresh("gpt2"), fresh("gpt2")
-        kept = obs(model, find_ffns(model), text(), KEPT / WIDTH, settings=PLAIN)
+        kept = obs(model, find_sites(model), text(), KEPT / WIDTH, settings=PLAIN)
         for layer in range(LAYERS):
             x, _ = seen(dense, layer, text())
             reader = reader_of(dense, layer)

@@ -22,8 +22,8 @@ from lmprune.gradual.soft import SoftThreshold
 from lmprune.gradual.warm_start import SPREAD
 from lmprune.methods import METHODS
 from lmprune.plan import PrunePlan
-from lmprune.sites.ffn import find_ffns
-from lmprune.sites.masks import NeuronMasks
+from lmprune.sites.find import find_sites
+from lmprune.sites.masks import UnitMasks
 from lmprune.solve.obs import error_curves, obs_refit
 
 STEPS, KEEP = 20, 0.25
@@ -83,7 +83,7 @@ def test_the_count_is_exact_at_every_step_and_the_cut_is_the_masked_model(name: 
     trained = logits(model)
     kept = pruner.finish()
     assert not torch.allclose(logits(model), trained, atol=1e-4)  # the control: the whole model is another
-    shrink(model, PrunePlan(tuple(tuple(k.tolist()) for k in kept), (WIDTH,) * LAYERS))
+    shrink(model, PrunePlan.of_neurons(tuple(tuple(k.tolist()) for k in kept), (WIDTH,) * LAYERS))
     assert torch.allclose(logits(model), trained, atol=1e-4)
 
 
@@ -149,10 +149,10 @@ def test_the_warm_starts_refit_is_that_of_the_neurons_that_left_at_this_step():
     before = pruner.masks.kept
     pruner.begin_step(first)
     expected = tiny_model("llama")
-    for ffn, kept in zip(find_ffns(expected), before, strict=True):
+    for ffn, kept in zip(find_sites(expected), before, strict=True):
         ffn.keep(kept)
     stay = [torch.isin(old, new).nonzero()[:, 0] for old, new in zip(before, pruner.masks.kept, strict=True)]
-    obs_refit(expected, find_ffns(expected), tokens(6, 16, seed=3), stay)
+    obs_refit(expected, find_sites(expected), tokens(6, 16, seed=3), stay)
     torch.testing.assert_close(logits(model), logits(expected))
 
 
@@ -172,7 +172,7 @@ def test_a_schedule_that_keeps_everything_changes_no_weight_and_no_neuron(name: 
 
 def test_a_warm_start_begins_where_obs_would_prune_and_refits_on_the_way():
     model = tiny_model("llama")
-    curves = error_curves(model, find_ffns(model), tokens(6, 16, seed=3))
+    curves = error_curves(model, find_sites(model), tokens(6, 16, seed=3))
     pruner = pruner_of(model, "top_v", warm_start=True, keep=0.5)
     start = [s.detach().clone() for s in pruner.masks.scores]
     in_order = torch.cat(curves)[torch.cat(start).argsort()]
@@ -180,10 +180,10 @@ def test_a_warm_start_begins_where_obs_would_prune_and_refits_on_the_way():
     assert float(torch.cat(start).max()) == -float(torch.cat(start).min()) == SPREAD
     first = milestones(STEPS, 5)[0]
     for step in range(first + 1):
-        before = [ffn.reader().detach().clone() for ffn in find_ffns(model)]
+        before = [ffn.reader().detach().clone() for ffn in find_sites(model)]
         part = pruner.masks.kept
         pruner.begin_step(step)
-        after = [ffn.reader().detach() for ffn in find_ffns(model)]
+        after = [ffn.reader().detach() for ffn in find_sites(model)]
         changed = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
         lost = [len(new) < len(old) for old, new in zip(part, pruner.masks.kept, strict=True)]
         assert changed == [step == first and any(lost[: layer + 1]) for layer in range(LAYERS)]
@@ -202,7 +202,7 @@ def test_a_warm_start_begins_where_obs_would_prune_and_refits_on_the_way():
 def look_alikes(**settings: Any) -> tuple[Any, GradualPruner]:
     """A model whose neurons 0…11 of layer 1 are one and the same."""
     model = tiny_model("gpt_neo", resid_dropout=0.0, embed_dropout=0.0, attention_dropout=0.0)
-    ffn = find_ffns(model)[1]
+    ffn = find_sites(model)[1]
     with torch.no_grad():
         for rows in (*ffn.writers(), *ffn.writer_biases(), ffn.reader()):
             rows[:12] = rows[0]
@@ -261,7 +261,7 @@ def test_the_penalty_s_size_reaches_the_scores():
 def test_soft_lands_within_1_percent(asked: float, num_steps: int):
     """Scores that drift up on their own, some faster: the controller has to press them down to the count."""
     model = tiny_model("llama")
-    masks = NeuronMasks(model, find_ffns(model), learned=True, compute="full")
+    masks = UnitMasks(model, find_sites(model), learned=True, compute="full")
     soft = SoftThreshold(masks, asked, num_steps, multiple_of=1, seed=0)
     pull = [torch.rand(WIDTH) * 2e-4 for _ in masks.scores]
     optimizer = torch.optim.AdamW(masks.scores, lr=10 / num_steps, eps=1e-4, weight_decay=0.0)
@@ -284,7 +284,7 @@ def test_soft_lands_within_1_percent(asked: float, num_steps: int):
 @pytest.mark.parametrize(("multiple_of", "width"), [(1, 38), (8, 40), (32, 32)])
 def test_soft_keeps_the_best_of_the_nearest_multiple(multiple_of: int, width: int):
     model = tiny_model("llama")
-    masks = NeuronMasks(model, find_ffns(model), learned=True, compute="full")
+    masks = UnitMasks(model, find_sites(model), learned=True, compute="full")
     with torch.no_grad():
         for scores in masks.scores:
             scores.copy_(torch.linspace(1, -3, WIDTH))  # 38 of 48 are above logit(0.1)
@@ -311,9 +311,9 @@ def test_cosines_are_the_brute_force_ones_and_a_silent_neuron_has_none():
 
 
 @contextmanager
-def estimating(max_rows: int = 1000, stride: int = 1) -> Iterator[tuple[Any, NeuronMasks, SimilarityEstimate]]:
+def estimating(max_rows: int = 1000, stride: int = 1) -> Iterator[tuple[Any, UnitMasks, SimilarityEstimate]]:
     model = tiny_model("llama").train()
-    masks = NeuronMasks(model, find_ffns(model), learned=True, compute="gathered")
+    masks = UnitMasks(model, find_sites(model), learned=True, compute="gathered")
     estimate = SimilarityEstimate(masks, max_rows=max_rows, stride=stride)
     estimate.observe()
     yield model, masks, estimate
@@ -321,7 +321,9 @@ def estimating(max_rows: int = 1000, stride: int = 1) -> Iterator[tuple[Any, Neu
 
 def outputs_of(model: Any, layer: int, ids: torch.Tensor) -> torch.Tensor:
     seen: list[torch.Tensor] = []
-    handle = find_ffns(model)[layer].down.register_forward_pre_hook(lambda _m, args: seen.append(args[0].detach()))
+    handle = find_sites(model)[layer].reader_linear.register_forward_pre_hook(
+        lambda _m, args: seen.append(args[0].detach())
+    )
     model(ids)
     handle.remove()
     return seen[0].flatten(0, 1).double()

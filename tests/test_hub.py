@@ -64,7 +64,7 @@ def test_export_pushes_the_file_and_the_card_of_the_checkpoint(fake: FakeHub, tm
     from lmprune.checkpoints import checkpoint
     from lmprune.plan import PrunePlan
 
-    plan = PrunePlan(((0,),), (4,))
+    plan = PrunePlan.of_neurons(((0,),), (4,))
     checkpoint.save(model_of("llama-tied"), tmp_path / "in", tokenizer=bpe(), plan=plan, card="# Card\n")
     shown = lmprune(
         "export", tmp_path / "in", "--to", "gguf", "--out", tmp_path / "m.gguf", "--push-to-hub", "me/small"

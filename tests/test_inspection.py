@@ -12,20 +12,20 @@ from lmprune.checkpoints import checkpoint, models
 from lmprune.checkpoints.shrinking import shrink
 from lmprune.jobs.inspection import KEEPS, find_plan, inspect, neuron_size, parameters_by_part, pruning, saving, sizes
 from lmprune.plan import PrunePlan
-from lmprune.sites.ffn import find_ffns
+from lmprune.sites.find import find_sites
 
 
 def first(model, width: int) -> PrunePlan:
     """Keep the first neurons of each layer."""
-    widths = tuple(ffn.width for ffn in find_ffns(model))
+    widths = tuple(ffn.width for ffn in find_sites(model))
     settings = {"method": "magnitude", "scope": "local"}
-    return PrunePlan((tuple(range(width)),) * len(widths), widths, settings, {"model": {"source": "tiny"}})
+    return PrunePlan.of_neurons((tuple(range(width)),) * len(widths), widths, settings, {"model": {"source": "tiny"}})
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_parts_add_up_and_savings_come_true(name: str) -> None:
     model = tiny_model(name)
-    ffns = find_ffns(model)
+    ffns = find_sites(model)
     parts = parameters_by_part(model, ffns)
     assert sum(parts.values()) == sum(p.numel() for p in model.parameters())
     assert parts["attention"] > 0 and parts["embeddings"] > 0 and parts["ffn"] > 0
@@ -41,7 +41,7 @@ def test_parts_add_up_and_savings_come_true(name: str) -> None:
 
 def test_parts_of_a_gated_model_by_hand() -> None:
     model = tiny_model("llama-untied")  # D 32, 4 heads of 8 over 2 key-value heads, F 48, vocabulary 128
-    assert parameters_by_part(model, find_ffns(model)) == {
+    assert parameters_by_part(model, find_sites(model)) == {
         "embeddings": 128 * 32,
         "attention": LAYERS * (32 * 32 + 2 * 32 * 16 + 32 * 32),
         "ffn": LAYERS * 3 * 32 * 48,
@@ -52,7 +52,7 @@ def test_parts_of_a_gated_model_by_hand() -> None:
 
 def test_parts_of_a_plain_model_by_hand() -> None:
     model = tiny_model("gpt2")  # 64 positions; all linears have biases; the head is tied
-    assert parameters_by_part(model, find_ffns(model)) == {
+    assert parameters_by_part(model, find_sites(model)) == {
         "embeddings": (128 + 64) * 32,
         "attention": LAYERS * (32 * 96 + 96 + 32 * 32 + 32),
         "ffn": LAYERS * (2 * 32 * 48 + 48 + 32),
@@ -63,7 +63,7 @@ def test_parts_of_a_plain_model_by_hand() -> None:
 
 def test_the_record() -> None:
     model = tiny_model("llama-tied")
-    record = inspect(model, find_ffns(model), bytes_per_param=2, multiple_of=8)
+    record = inspect(model, find_sites(model), bytes_per_param=2, multiple_of=8)
     assert (record["family"], record["layers"], record["hidden_size"]) == ("llama", LAYERS, 32)
     assert record["widths"] == [WIDTH] * LAYERS and record["gated"] and record["tied_embedding"]
     assert record["megabytes"] == record["params"] * 2 / 1e6 and record["plan"] is None
@@ -73,17 +73,17 @@ def test_the_record() -> None:
         assert row["params"] + row["params_saved"] == record["params"]
         assert row["megabytes"] + row["megabytes_saved"] == pytest.approx(record["megabytes"])
     untied = tiny_model("gpt_neox-parallel")
-    record = inspect(untied, find_ffns(untied), bytes_per_param=4)
+    record = inspect(untied, find_sites(untied), bytes_per_param=4)
     assert not record["gated"] and not record["tied_embedding"]
 
 
 def test_pruning_compares_before_and_after() -> None:
     model = tiny_model("bloom")
-    before = sizes(model, find_ffns(model))
-    record = pruning(model, find_ffns(model), before, first(model, 128))
+    before = sizes(model, find_sites(model))
+    record = pruning(model, find_sites(model), before, first(model, 128))
     assert record["params_before"] == record["params_after"] and record["kept"] == 1 and record["stock"]
     plan = first(model, 32)
-    record = pruning(shrink(model, plan), find_ffns(model), before, plan)
+    record = pruning(shrink(model, plan), find_sites(model), before, plan)
     removed = LAYERS * 96 * (32 + 1 + 32)
     assert record["params_before"] - record["params_after"] == removed
     assert record["ffn_params_before"] - record["ffn_params_after"] == removed
@@ -95,7 +95,7 @@ def test_pruning_compares_before_and_after() -> None:
 def test_a_skeleton_has_the_shapes_of_the_model_and_no_weights(name: str, tmp_path: Path) -> None:
     model = tiny_model(name)
     widths = first(model, 8).widths_before
-    plan = PrunePlan(tuple(tuple(range(5 + layer)) for layer in range(LAYERS)), widths)
+    plan = PrunePlan.of_neurons(tuple(tuple(range(5 + layer)) for layer in range(LAYERS)), widths)
     for out in (checkpoint.save(model, tmp_path / "dense"), checkpoint.save(shrink(model, plan), tmp_path / "pruned")):
         skeleton, loaded = models.skeleton(out), models.load(out)
         assert {p.device for p in skeleton.parameters()} == {torch.device("meta")}
@@ -103,7 +103,7 @@ def test_a_skeleton_has_the_shapes_of_the_model_and_no_weights(name: str, tmp_pa
             n: p.shape for n, p in loaded.named_parameters()
         }
         options = {"bytes_per_param": 4}
-        assert inspect(skeleton, find_ffns(skeleton), **options) == inspect(loaded, find_ffns(loaded), **options)
+        assert inspect(skeleton, find_sites(skeleton), **options) == inspect(loaded, find_sites(loaded), **options)
 
 
 def test_the_plan_beside_a_model_is_found(tmp_path: Path) -> None:
@@ -113,6 +113,6 @@ def test_the_plan_beside_a_model_is_found(tmp_path: Path) -> None:
     out = checkpoint.save(shrink(model, plan), tmp_path / "pruned", plan=plan)
     found = find_plan(str(out))
     assert found is not None
-    record = inspect(model, find_ffns(model), bytes_per_param=4, plan=found)["plan"]
+    record = inspect(model, find_sites(model), bytes_per_param=4, plan=found)["plan"]
     assert record["method"] == "magnitude" and record["model"] == {"source": "tiny"} and record["calibration"] == {}
     assert record["widths"] == [16] * LAYERS and record["kept"] == pytest.approx(1 / 3)

@@ -16,7 +16,7 @@ from lmprune.checkpoints import models
 from lmprune.checkpoints.shrinking import shrink
 from lmprune.gradual import GradualPruner, GradualSettings
 from lmprune.plan import PLAN_FILE, PrunePlan
-from lmprune.sites.ffn import find_ffns
+from lmprune.sites.find import find_sites
 from lmprune.training.lora import add_lora, merged
 from lmprune.training.settings import TrainSettings
 from lmprune.training.train import train
@@ -46,8 +46,8 @@ def test_the_base_is_frozen_until_the_merge_and_the_cut_is_of_the_merged_model(n
     plain = merged(wrapped)
     kept = pruner.finish()
     assert {key.split(".lora")[0] for key in plain.state_dict()} == set(before)
-    assert not torch.equal(find_ffns(plain)[0].reader(), find_ffns(tiny_model(name))[0].reader())
-    plan = PrunePlan(tuple(tuple(k.tolist()) for k in kept), (WIDTH,) * LAYERS)
+    assert not torch.equal(find_sites(plain)[0].reader(), find_sites(tiny_model(name))[0].reader())
+    plan = PrunePlan.of_neurons(tuple(tuple(k.tolist()) for k in kept), (WIDTH,) * LAYERS)
     shrink(plain, plan)
     assert sum(plan.widths) == LAYERS * WIDTH // 2
     torch.testing.assert_close(logits(plain), masked, rtol=1e-4, atol=1e-4)

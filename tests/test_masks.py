@@ -13,14 +13,14 @@ from tiny_models import NAMES, WIDTH, logits, tiny_model, tokens
 import lmprune
 from lmprune.errors import UserError
 from lmprune.gradual import GradualPruner
-from lmprune.sites.ffn import find_ffns
-from lmprune.sites.masks import ATTRIBUTE, COMPUTES, NeuronMasks, masked
+from lmprune.sites.find import find_sites
+from lmprune.sites.masks import ATTRIBUTE, COMPUTES, UnitMasks, masked
 
 KEPT = [torch.tensor(k) for k in ([0, 1, 5, 17, 40], [*range(0, WIDTH, 2)], [3])]
 
 
-def on(model: Any, compute: Any = "gathered", *, learned: bool = True) -> NeuronMasks:
-    return NeuronMasks(model, find_ffns(model), learned=learned, compute=compute)
+def on(model: Any, compute: Any = "gathered", *, learned: bool = True) -> UnitMasks:
+    return UnitMasks(model, find_sites(model), learned=learned, compute=compute)
 
 
 def zero_one(kept: torch.Tensor, width: int = WIDTH) -> torch.Tensor:
@@ -32,7 +32,7 @@ def zero_one(kept: torch.Tensor, width: int = WIDTH) -> torch.Tensor:
 @pytest.mark.parametrize("name", NAMES)
 def test_both_ways_to_compute_are_the_mask_at_the_seam_and_the_cut(name: str):
     model = tiny_model(name)
-    ffns = find_ffns(model)
+    ffns = find_sites(model)
     with masked(ffns, [zero_one(k, ffn.width) for k, ffn in zip(KEPT, ffns, strict=True)]):
         expected = logits(model)
     wrong = [torch.tensor([0, 1, 5, 17, 41]), *KEPT[1:]]
@@ -43,7 +43,7 @@ def test_both_ways_to_compute_are_the_mask_at_the_seam_and_the_cut(name: str):
         masks.set(wrong)
         assert not torch.allclose(logits(model), expected, atol=1e-5)  # the control: one other neuron shows
         masks.detach()
-    for ffn, kept in zip(find_ffns(model), KEPT, strict=True):
+    for ffn, kept in zip(find_sites(model), KEPT, strict=True):
         ffn.keep(kept)
     assert torch.allclose(logits(model), expected, atol=1e-5)
 
@@ -66,7 +66,7 @@ def loss_of(model: Any) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(predicted, tokens()[:, 1:].flatten())
 
 
-def score_gradients(model: Any, masks: NeuronMasks) -> list[torch.Tensor]:
+def score_gradients(model: Any, masks: UnitMasks) -> list[torch.Tensor]:
     model.train()
     model.zero_grad()
     loss_of(model).backward()
@@ -81,7 +81,7 @@ def numeric(model: Any, layer: int, neuron: int, at: float, eps: float = 1e-2) -
     for m in (at + eps, at - eps):
         masks = [zero_one(k) for k in KEPT]
         masks[layer][neuron] = m
-        with masked(find_ffns(model), masks), torch.no_grad():
+        with masked(find_sites(model), masks), torch.no_grad():
             losses.append(float(loss_of(model)))
     return (losses[0] - losses[1]) / (2 * eps)
 
@@ -109,26 +109,26 @@ def test_weights_get_the_gradient_of_the_cut_model(compute: Any):
     masks = on(model, compute)
     masks.set(KEPT)
     score_gradients(model, masks)
-    whole = [[w.grad for w in (f.up.weight, f.gate.weight)] for f in find_ffns(model)]  # type: ignore[union-attr]
-    readers = [f.down.weight.grad for f in find_ffns(model)]  # type: ignore[union-attr]
+    whole = [[w.weight.grad for w in f.writer_linears] for f in find_sites(model)]
+    readers = [f.reader_linear.weight.grad for f in find_sites(model)]  # type: ignore[union-attr]
     cut = tiny_model("llama")
-    for ffn, kept in zip(find_ffns(cut), KEPT, strict=True):
+    for ffn, kept in zip(find_sites(cut), KEPT, strict=True):
         ffn.keep(kept)
     cut.train()
     loss_of(cut).backward()
-    for i, (ffn, kept) in enumerate(zip(find_ffns(cut), KEPT, strict=True)):
+    for i, (ffn, kept) in enumerate(zip(find_sites(cut), KEPT, strict=True)):
         gone = zero_one(kept) == 0
-        for linear, grad in zip((ffn.up, ffn.gate), whole[i], strict=True):
+        for linear, grad in zip(ffn.writer_linears, whole[i], strict=True):
             assert torch.allclose(linear.weight.grad, grad[kept], atol=1e-6)  # type: ignore[union-attr,index]
             assert not grad[gone].any()  # type: ignore[index]
-        assert torch.allclose(ffn.down.weight.grad, readers[i][:, kept], atol=1e-6)  # type: ignore[union-attr,index,arg-type]
+        assert torch.allclose(ffn.reader_linear.weight.grad, readers[i][:, kept], atol=1e-6)  # type: ignore[union-attr,index,arg-type]
 
 
 def test_gathering_is_really_less_work():
     model = tiny_model("llama")
     masks = on(model)
     widths: list[int] = []
-    find_ffns(model)[0].down.register_forward_pre_hook(lambda _m, args: widths.append(args[0].shape[-1]))
+    find_sites(model)[0].reader_linear.register_forward_pre_hook(lambda _m, args: widths.append(args[0].shape[-1]))
     logits(model)
     masks.set(KEPT)
     logits(model)
@@ -166,8 +166,8 @@ def test_what_can_not_be_gathered_is_refused():
             return self.inner(x)
 
     model = tiny_model("llama")
-    ffn = find_ffns(model)[0]
-    ffn.down = Wrapped(ffn.down)  # type: ignore[arg-type]
+    ffn = find_sites(model)[0]
+    ffn.reader_linear = Wrapped(ffn.reader_linear)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="a Wrapped can't be gathered; use --compute full"):
         ffn.compute_only(torch.tensor([0, 1]))
 
@@ -203,8 +203,8 @@ class Counting(ModelHook):
 @pytest.mark.parametrize("name", ["llama", "gpt2", "phi3"])
 def test_hooks_on_the_layers_fire_before_under_and_after_masks(name: str, compute: Any):
     model = tiny_model(name)
-    hooks = [Counting() for ffn in find_ffns(model) for _ in ffn.linears]
-    linears = [linear for ffn in find_ffns(model) for linear in ffn.linears]
+    hooks = [Counting() for ffn in find_sites(model) for _ in ffn.linears]
+    linears = [linear for ffn in find_sites(model) for linear in ffn.linears]
     for linear, hook in zip(linears, hooks, strict=True):
         add_hook_to_module(linear, hook)
     before, found = logits(model), [dict(linear.__dict__) for linear in linears]
@@ -222,7 +222,7 @@ def test_hooks_on_the_layers_fire_before_under_and_after_masks(name: str, comput
 
 def test_hooks_that_come_or_go_while_masks_are_on_are_left_as_they_are():
     model = tiny_model("llama")
-    came, went = (ffn.down for ffn in find_ffns(model)[:2])
+    came, went = (ffn.reader_linear for ffn in find_sites(model)[:2])
     before = logits(model)
     add_hook_to_module(went, Counting())
     masks = on(model)
@@ -254,7 +254,7 @@ def test_an_offloaded_model_stays_offloaded(compute: Any):
 
 def test_a_forward_that_somebody_put_into_a_layer_is_kept_and_not_gathered():
     model = tiny_model("llama")
-    down = find_ffns(model)[1].down
+    down = find_sites(model)[1].reader_linear
     down.forward = own = lambda x: torch.nn.functional.linear(x, down.weight, down.bias) + 1  # type: ignore[assignment]
     before = logits(model)
     masks = on(model, "full")

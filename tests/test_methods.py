@@ -13,7 +13,7 @@ from lmprune.errors import UserError
 from lmprune.gradual.penalties import PENALTIES
 from lmprune.methods import METHODS, get_method, methods_table
 from lmprune.scores.criteria import CRITERIA
-from lmprune.sites.ffn import find_ffns
+from lmprune.sites.find import find_sites
 from lmprune.solve.bias import bias_compensation
 
 NAMES = (
@@ -57,7 +57,7 @@ def test_the_markdown_table_has_a_row_a_method_and_six_cells_each():
 @pytest.mark.parametrize("name", ["mistral", "gpt2", "phi3", "opt"])  # no bias on `down`; Conv1D; fused; bias
 def test_removing_constant_neurons_changes_nothing_after_bias_compensation(name):
     model, ids = tiny(name), ids_of()
-    ffns, constants = find_ffns(model), {2: 0.7, 9: -1.3, 47: 2.0}
+    ffns, constants = find_sites(model), {2: 0.7, 9: -1.3, 47: 2.0}
     kept = torch.tensor([j for j in range(WIDTH) if j not in constants])
 
     def freeze(_module, args):
@@ -66,7 +66,7 @@ def test_removing_constant_neurons_changes_nothing_after_bias_compensation(name)
             h[..., neuron] = value
         return (h,)
 
-    handles = [ffn.down.register_forward_pre_hook(freeze) for ffn in ffns]
+    handles = [ffn.reader_linear.register_forward_pre_hook(freeze) for ffn in ffns]
     mean_h = torch.randn(WIDTH, dtype=torch.float64)  # of neurons that stay: must not matter
     mean_h[list(constants)] = torch.tensor(list(constants.values()), dtype=torch.float64)
     with torch.no_grad():
@@ -93,9 +93,9 @@ def test_bias_compensation_leaves_the_mean_output_unchanged_on_real_statistics()
     from lmprune.scores.statistics import collect
 
     model, ids = tiny("opt"), ids_of()
-    ffn = find_ffns(model)[0]
+    ffn = find_sites(model)[0]
     outputs: list[torch.Tensor] = []
-    ffn.down.register_forward_hook(lambda m, args, out: outputs.append(out.detach().reshape(-1, 32).mean(0)))
+    ffn.reader_linear.register_forward_hook(lambda m, args, out: outputs.append(out.detach().reshape(-1, 32).mean(0)))
     stats = collect(model, [ffn], ids, needs=frozenset({"sum_h"}), batch_size=5)[0]
     reader, bias = bias_compensation(ffn, kept := torch.arange(0, WIDTH, 2), stats.per_token("sum_h"))
     ffn.keep(kept)

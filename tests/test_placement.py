@@ -18,7 +18,7 @@ from lmprune.checkpoints import checkpoint, models
 from lmprune.errors import UserError
 from lmprune.jobs.inspection import parameters_by_part
 from lmprune.sites.families import FAMILIES
-from lmprune.sites.ffn import find_ffns
+from lmprune.sites.find import find_sites
 
 
 def change_config(folder: Path, **changes: Any) -> None:
@@ -161,7 +161,7 @@ def test_two_tensors_for_one_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bloom"])
 def test_our_own_checkpoints_of_several_widths(name: str, tmp_path: Path) -> None:
     model = tiny_model(name)
-    for ffn, width in zip(find_ffns(model), (16, 24, 40), strict=True):
+    for ffn, width in zip(find_sites(model), (16, 24, 40), strict=True):
         ffn.keep(torch.arange(width))
     folder = checkpoint.save(model, tmp_path / "m")
     assert opens(folder) == []
@@ -298,7 +298,7 @@ def test_a_tied_config_with_a_head_in_the_file(tmp_path: Path) -> None:
     assert note.startswith("config.json says that the output head is the embedding, but the weights have a head of ")
     model = models.load(folder, note=print)
     assert torch.equal(model.lm_head.weight, head)
-    assert parameters_by_part(models.skeleton(folder), find_ffns(model))["output_head"] == VOCABULARY * 32
+    assert parameters_by_part(models.skeleton(folder), find_sites(model))["output_head"] == VOCABULARY * 32
     record = lmprune("inspect", folder, "--json").record
     assert record["parts"]["output_head"] == VOCABULARY * 32 and not record["tied_embedding"]
     saved = checkpoint.save(model, tmp_path / "again")

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import is_pruned_class, logits, tiny_model
 
-from lmprune.checkpoints.shrinking import record_widths, shrink
+from lmprune.checkpoints.shrinking import record_shapes, shrink
 from lmprune.errors import UserError
 from lmprune.plan import PLAN_FILE, PrunePlan
-from lmprune.sites.ffn import find_ffns
+from lmprune.sites.find import find_sites
 
-PLAN = PrunePlan(((0, 2), (1,)), (3, 4), {"method": "obs", "keep": 0.5}, {"model": "tiny"})
+PLAN = PrunePlan.of_neurons(((0, 2), (1,)), (3, 4), {"method": "obs", "keep": 0.5}, {"model": "tiny"})
 
 LAYER = st.integers(1, 60).flatmap(
     lambda width: st.tuples(
@@ -27,7 +27,7 @@ LAYER = st.integers(1, 60).flatmap(
 
 @given(st.lists(LAYER, min_size=1, max_size=5))
 def test_json_round_trip(layers) -> None:
-    plan = PrunePlan(tuple(kept for _, kept in layers), tuple(width for width, _ in layers), {"seed": 1})
+    plan = PrunePlan.of_neurons(tuple(kept for _, kept in layers), tuple(width for width, _ in layers), {"seed": 1})
     assert PrunePlan.from_json(plan.to_json()) == plan
     assert plan.widths == [len(kept) for _, kept in layers]
     assert [t.tolist() for t in plan.indices()] == [list(kept) for _, kept in layers]
@@ -46,18 +46,20 @@ def test_load_reads_what_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"kept": [[2, 0], [1]]}, "layer 0: kept neurons must be sorted"),
-        ({"kept": [[0, 0], [1]]}, "layer 0"),
-        ({"kept": [[0], []]}, "layer 1"),
-        ({"kept": [[0], [4]]}, r"layer 1.*0…3"),
-        ({"kept": [[-1], [0]]}, "layer 0"),
-        ({"kept": [[0.5], [0]]}, "layer 0"),
-        ({"kept": [[True], [0]]}, "layer 0"),
-        ({"kept": [["0"], [0]]}, "layer 0"),
-        ({"kept": [[0]]}, "1 lists of kept neurons for 2 layers"),
+        ({"kept": {"neurons.0": [2, 0], "neurons.1": [1]}}, "layer 0: kept neurons must be sorted"),
+        ({"kept": {"neurons.0": [0, 0], "neurons.1": [1]}}, "layer 0"),
+        ({"kept": {"neurons.0": [0], "neurons.1": []}}, "layer 1"),
+        ({"kept": {"neurons.0": [0], "neurons.1": [4]}}, r"layer 1.*0…3"),
+        ({"kept": {"neurons.0": [-1], "neurons.1": [0]}}, "layer 0"),
+        ({"kept": {"neurons.0": [0.5], "neurons.1": [0]}}, "layer 0"),
+        ({"kept": {"neurons.0": [True], "neurons.1": [0]}}, "layer 0"),
+        ({"kept": {"neurons.0": ["0"], "neurons.1": [0]}}, "layer 0"),
+        ({"kept": {"neurons.0": [0]}}, "kept units of 1 sites for 2 sites"),
+        ({"kept": {"neurons.0": [0], "head.1": [0]}}, "unknown unit 'head'; did you mean heads"),
+        ({"kept": {"neurons.0": [0], "neurons": [0]}}, "'neurons' is not the address of a layer"),
         ({"kept": 3}, "not a prune plan"),
-        ({"widths_before": ["a", "b"]}, "not a prune plan"),
-        ({"format": 2}, "reads plans of format 1"),
+        ({"counts_before": {"neurons.0": "a", "neurons.1": "b"}}, "not a prune plan"),
+        ({"format": 3}, "reads plans of format 2"),
         ({"colour": "red"}, "not a prune plan"),
     ],
 )
@@ -65,6 +67,16 @@ def test_a_corrupt_plan_is_refused(changes: dict, match: str) -> None:
     record = json.loads(PLAN.to_json()) | changes
     with pytest.raises(UserError, match=match):
         PrunePlan.from_json(json.dumps(record), name="p.json")
+
+
+OF_FORMAT_1 = {"format": 1, "kept": [[0, 2], [1]], "widths_before": [3, 4], "settings": {"method": "obs", "keep": 0.5}}
+
+
+def test_a_plan_of_format_1_is_read() -> None:
+    plan = PrunePlan.from_json(json.dumps({**OF_FORMAT_1, "provenance": {"model": "tiny"}}))
+    assert plan == PLAN and json.loads(plan.to_json())["format"] == 2
+    with pytest.raises(UserError, match="1 lists of kept neurons for 2 layers"):
+        PrunePlan.from_json(json.dumps({**OF_FORMAT_1, "kept": [[0]]}))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "3", "null", '"plan"', "{}", '{"format": 1}', PLAN.to_json()[:-5]])
@@ -84,7 +96,7 @@ def test_load_names_the_file(tmp_path: Path) -> None:
 def test_shrink_refuses_a_plan_for_another_model_and_leaves_the_model_alone() -> None:
     model = tiny_model("gpt2")
     before = logits(model)
-    for plan in (PLAN, PrunePlan(((0,),) * 3, (48, 48, 40)), PrunePlan(((0,),) * 2, (48, 48))):
+    for plan in (PLAN, PrunePlan.of_neurons(((0,),) * 3, (48, 48, 40)), PrunePlan.of_neurons(((0,),) * 2, (48, 48))):
         with pytest.raises(UserError, match=r"the model has 3 layers of 48 neurons; apply it"):
             shrink(model, plan)
     assert torch.equal(logits(model), before)
@@ -92,14 +104,14 @@ def test_shrink_refuses_a_plan_for_another_model_and_leaves_the_model_alone() ->
 
 def test_shrink_describes_the_model_to_its_config() -> None:
     model = tiny_model("llama")
-    assert shrink(model, PrunePlan(((0, 4, 9),) * 3, (48,) * 3)) is model
+    assert shrink(model, PrunePlan.of_neurons(((0, 4, 9),) * 3, (48,) * 3)) is model
     assert model.config.intermediate_size == 3
     assert not hasattr(model.config, "lmprune")
     assert model.model.config is model.config
 
-    model = shrink(tiny_model("llama"), PrunePlan(((0, 4), (1,), tuple(range(48))), (48,) * 3))
+    model = shrink(tiny_model("llama"), PrunePlan.of_neurons(((0, 4), (1,), tuple(range(48))), (48,) * 3))
     assert [layer.intermediate_size for layer in model.config.per_layer_config] == [2, 1, 48]
-    assert model.config.lmprune["widths"] == [2, 1, 48]
+    assert model.config.lmprune["linears"]["model.layers.1.mlp.up_proj"] == [1, 32, True]
     assert model.config.lmprune["spec"]["blocks"] == "model.layers"
     assert model.model.config is model.config
 
@@ -108,21 +120,23 @@ def test_an_untouched_model_stays_plain() -> None:
     for name in ("gpt2", "bloom", "mpt", "falcon-old"):
         model = tiny_model(name)
         before = model.config.to_dict()
-        record_widths(model, find_ffns(model))
+        record_shapes(model)
         assert model.config.to_dict() == before
         assert not is_pruned_class(model)
 
 
 def test_default_width_of_gpt2_is_recorded() -> None:
     model = tiny_model("gpt2", n_inner=None)
-    shrink(model, PrunePlan((tuple(range(64)),) * 3, (128,) * 3))
+    shrink(model, PrunePlan.of_neurons((tuple(range(64)),) * 3, (128,) * 3))
     assert model.config.n_inner == 64 and not is_pruned_class(model)
 
 
 def test_a_model_goes_back_to_plain_when_its_widths_become_one() -> None:
-    model = shrink(tiny_model("qwen2"), PrunePlan((tuple(range(40)), tuple(range(20)), tuple(range(30))), (48,) * 3))
+    model = shrink(
+        tiny_model("qwen2"), PrunePlan.of_neurons((tuple(range(40)), tuple(range(20)), tuple(range(30))), (48,) * 3)
+    )
     assert is_pruned_class(model)
-    shrink(model, PrunePlan((tuple(range(16)),) * 3, (40, 20, 30)))
+    shrink(model, PrunePlan.of_neurons((tuple(range(16)),) * 3, (40, 20, 30)))
     assert not is_pruned_class(model)
     assert model.config.intermediate_size == 16
     assert not model.config.is_heterogeneous and not hasattr(model.config, "lmprune")
@@ -130,8 +144,8 @@ def test_a_model_goes_back_to_plain_when_its_widths_become_one() -> None:
 
 def test_a_reader_bias_that_the_stock_class_lacks_needs_the_shim() -> None:
     model = tiny_model("qwen2")
-    ffn = find_ffns(model)[1]
+    ffn = find_sites(model)[1]
     ffn.set_reader(ffn.reader().clone(), torch.ones(32))
-    record_widths(model, find_ffns(model))
+    record_shapes(model)
     assert is_pruned_class(model)
-    assert model.config.lmprune["down_bias"] == [False, True, False]
+    assert model.config.lmprune["linears"]["model.layers.1.mlp.down_proj"] == [32, 48, True]

@@ -10,7 +10,7 @@ from tiny_models import logits, tiny_model
 import lmprune
 from lmprune import UserError, prune, shrink
 from lmprune.methods import METHODS
-from lmprune.sites.ffn import find_ffns
+from lmprune.sites.find import find_sites
 
 
 def text(rows: int = 12, length: int = 24) -> torch.Tensor:
@@ -44,11 +44,11 @@ def test_keep_1_is_the_identity_bit_for_bit(name: str, method: str, scope):
 
 
 def test_flap_gives_no_bias_to_a_layer_that_stays_whole():
-    model, stock = tiny_model("llama-untied"), find_ffns(tiny_model("llama-untied"))
+    model, stock = tiny_model("llama-untied"), find_sites(tiny_model("llama-untied"))
     kept = (tuple(range(48)), tuple(range(0, 48, 2)), tuple(range(48)))
-    lmprune.prune(model, data=text(), plan=lmprune.PrunePlan(kept, (48,) * 3, {"method": "flap"}))
-    assert [ffn.reader_bias() is not None for ffn in find_ffns(model)] == [False, True, False]
-    assert torch.equal(find_ffns(model)[2].reader(), stock[2].reader())
+    lmprune.prune(model, data=text(), plan=lmprune.PrunePlan.of_neurons(kept, (48,) * 3, {"method": "flap"}))
+    assert [ffn.reader_bias() is not None for ffn in find_sites(model)] == [False, True, False]
+    assert torch.equal(find_sites(model)[2].reader(), stock[2].reader())
 
 
 def test_multiple_of_rounds_each_layer():
@@ -80,7 +80,7 @@ def test_six_lines(tmp_path, shared):
         ({"keep": 75}, "to keep 75%, pass 0.75"),
         ({"multiple_of": 0}, "multiple_of must be at least 1"),
         ({"data": "python-docs"}, "needs a tokenizer"),
-        ({"plan": lmprune.PrunePlan(((0, 1),), (4,), {"method": "random"})}, "the plan is for 1 layers"),
+        ({"plan": lmprune.PrunePlan.of_neurons(((0, 1),), (4,), {"method": "random"})}, "the plan is for 1 layers"),
     ],
 )
 def test_wrong_arguments_leave_the_model_as_it_was(options, message):

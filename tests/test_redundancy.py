@@ -11,7 +11,7 @@ from tiny_models import LAYERS, NAMES, WIDTH, tiny_model, tokens
 
 from lmprune.errors import UserError
 from lmprune.scores.redundancy import ALIKE, Redundancy, compare, measure, similarities, uniqueness
-from lmprune.sites.ffn import find_ffns
+from lmprune.sites.find import find_sites
 
 KINDS = ["llama", "gpt2", "phi3", "opt"]
 TWINS = ((3, 40, 7.0), (40, 11, 0.5), (20, 30, 1.0))  # (of, becomes, whose reader is this much larger)
@@ -20,7 +20,7 @@ TWINS = ((3, 40, 7.0), (40, 11, 0.5), (20, 30, 1.0))  # (of, becomes, whose read
 def with_twins(name: str) -> Any:
     """A model whose layer 1 has neurons that are exact copies of others: {3, 11, 40} and {20, 30}."""
     model = tiny_model(name).to(torch.float32 if name == "xglm" else torch.float64)
-    ffn = find_ffns(model)[1]
+    ffn = find_sites(model)[1]
     with torch.no_grad():
         for bias in ffn.writer_biases():
             bias[[3, 20]] = 1  # so that it fires, behind a ReLU too
@@ -35,8 +35,10 @@ def outputs(model: Any, input_ids: torch.Tensor) -> list[torch.Tensor]:
     """h (N, F) fp64 of each layer, from whole forward passes, one sequence at a time."""
     seen: list[list[torch.Tensor]] = [[] for _ in range(LAYERS)]
     handles = [
-        ffn.down.register_forward_pre_hook(lambda _m, args, rows=rows: rows.append(args[0].flatten(0, -2).double()))
-        for ffn, rows in zip(find_ffns(model), seen, strict=True)
+        ffn.reader_linear.register_forward_pre_hook(
+            lambda _m, args, rows=rows: rows.append(args[0].flatten(0, -2).double())
+        )
+        for ffn, rows in zip(find_sites(model), seen, strict=True)
     ]
     with torch.no_grad():
         for ids_T in input_ids:
@@ -68,7 +70,7 @@ def by_loops(h_NF: torch.Tensor) -> tuple[list[bool], list[float], list[float]]:
 @pytest.mark.parametrize("name", NAMES)
 def test_equals_loops_over_pairs_in_every_family(name: str):
     model, ids = with_twins(name), tokens(5, 11)
-    found = list(similarities(model, find_ffns(model), ids, batch_size=2))  # batches of 2, 2 and 1
+    found = list(similarities(model, find_sites(model), ids, batch_size=2))  # batches of 2, 2 and 1
     num_redundant = num_neurons = 0
     for layer, h_NF in zip(found, outputs(model, ids), strict=True):
         redundant, nearest, ranges = by_loops(h_NF)
@@ -80,18 +82,18 @@ def test_equals_loops_over_pairs_in_every_family(name: str):
         assert layer.uniqueness == pytest.approx(1 - sum(redundant) / h_NF.shape[1])
     assert found[1].redundant_F[[3, 11, 20]].all()  # copies have a later one; the last of each cluster has none
     assert {3, 11, 40} <= set(next(c for c in found[1].clusters if 3 in c))
-    assert uniqueness(model, find_ffns(model), ids) == pytest.approx(1 - num_redundant / num_neurons)
+    assert uniqueness(model, find_sites(model), ids) == pytest.approx(1 - num_redundant / num_neurons)
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_measure_sums_what_autograd_gives(name: str):
     model, ids = tiny_model(name).double(), tokens(3, 9)
-    found = measure(model, find_ffns(model), ids)
+    found = measure(model, find_sites(model), ids)
     expected = [torch.zeros(WIDTH, dtype=torch.float64) for _ in range(LAYERS)]
     for ids_T in ids:
         model.zero_grad()
         sequence_loss(model, ids_T).backward()
-        for layer, ffn in enumerate(find_ffns(model)):
+        for layer, ffn in enumerate(find_sites(model)):
             weights, grads = neuron_gradients(ffn)
             parts = [(w * g).reshape(WIDTH, -1).sum(1) for w, g in zip(weights, grads, strict=True)]
             expected[layer] += torch.stack(parts).sum(0).abs() / len(ids)
@@ -143,7 +145,7 @@ def test_more_neurons_than_rows_at_once(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("name", KINDS)
 def test_peaks_are_the_tokens_that_fire_a_neuron_hardest(name: str):
     model, ids = tiny_model(name).double(), tokens(5, 11)
-    found = list(similarities(model, find_ffns(model), ids, num_peaks=3, batch_size=2))
+    found = list(similarities(model, find_sites(model), ids, num_peaks=3, batch_size=2))
     for layer, h_NF in zip(found, outputs(model, ids), strict=True):
         size_STF = h_NF.abs().view(5, 11, WIDTH)
         for neuron in range(WIDTH):
@@ -158,7 +160,7 @@ def test_the_model_is_left_as_it_was():
     model.train()
     model.lm_head.weight.requires_grad_(False)
     before = {n: (p.requires_grad, p.clone()) for n, p in model.named_parameters()}
-    uniqueness(model, find_ffns(model), ids)
+    uniqueness(model, find_sites(model), ids)
     assert all(m.training for m in model.modules())
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
     assert all(p.requires_grad == before[n][0] and p.equal(before[n][1]) for n, p in model.named_parameters())
@@ -167,11 +169,11 @@ def test_the_model_is_left_as_it_was():
 def test_infinite_outputs_and_missing_text_are_said():
     model = tiny_model("gpt2")
     with torch.no_grad():
-        find_ffns(model)[1].writer_biases()[0][3] = float("inf")
+        find_sites(model)[1].writer_biases()[0][3] = float("inf")
     with pytest.raises(UserError, match="layer 1: neurons put out NaN"):
-        uniqueness(model, find_ffns(model), tokens())
+        uniqueness(model, find_sites(model), tokens())
     with pytest.raises(UserError, match="shape"):
-        uniqueness(model, find_ffns(model), torch.zeros(0, 5, dtype=torch.long))
+        uniqueness(model, find_sites(model), torch.zeros(0, 5, dtype=torch.long))
 
 
 def test_a_model_of_layers_weighs_neurons_not_layers():

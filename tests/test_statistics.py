@@ -15,7 +15,7 @@ from torch import nn
 
 from lmprune.errors import UserError
 from lmprune.scores.statistics import FORWARD, GRADIENT, collect, loss_gradient
-from lmprune.sites.ffn import find_ffns
+from lmprune.sites.find import find_sites
 from lmprune.sites.masks import masked
 
 SEQ_LEN, NUM_SEQUENCES = 11, 5
@@ -47,7 +47,7 @@ def neuron_gradients(ffn) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
 
 def reference(model: nn.Module, input_ids: torch.Tensor) -> list[dict[str, torch.Tensor]]:
     """One sequence after the other, `h` made a leaf-like tensor by retain_grad, weights differentiated by autograd."""
-    ffns = find_ffns(model)
+    ffns = find_sites(model)
     sums = [dict.fromkeys(FORWARD | GRADIENT, 0.0) for _ in ffns]
     weight_sums: list[list[torch.Tensor]] = [[] for _ in ffns]
     for ids_T in input_ids:
@@ -60,7 +60,7 @@ def reference(model: nn.Module, input_ids: torch.Tensor) -> list[dict[str, torch
 
             return remember
 
-        handles = [ffn.down.register_forward_pre_hook(hook(layer)) for layer, ffn in enumerate(ffns)]
+        handles = [ffn.reader_linear.register_forward_pre_hook(hook(layer)) for layer, ffn in enumerate(ffns)]
         model.zero_grad()
         sequence_loss(model, ids_T).backward()
         for handle in handles:
@@ -95,7 +95,7 @@ def reference(model: nn.Module, input_ids: torch.Tensor) -> list[dict[str, torch
 def check_against_reference(name: str, batch_size: int) -> None:
     model, ids = tiny(name), ids_of()
     expected = reference(model, ids)
-    got = collect(model, find_ffns(model), ids, needs=FORWARD | GRADIENT, batch_size=batch_size)
+    got = collect(model, find_sites(model), ids, needs=FORWARD | GRADIENT, batch_size=batch_size)
     assert len(got) == len(expected) == LAYERS
     apart = tolerance(model, ids[:1])
     for stats, sums in zip(got, expected, strict=True):
@@ -128,7 +128,7 @@ def test_the_batch_size_does_not_matter(name, batch_size):
 @pytest.mark.parametrize("name", KINDS)
 def test_forward_only_and_single_statistics_agree_with_all_together(name):
     model, ids = tiny(name), ids_of()
-    ffns = find_ffns(model)
+    ffns = find_sites(model)
     together = collect(model, ffns, ids, needs=FORWARD | GRADIENT)
     for field in sorted(FORWARD | GRADIENT):
         for alone, stats in zip(collect(model, ffns, ids, needs=frozenset({field})), together, strict=True):
@@ -146,7 +146,7 @@ def test_loss_gradient_is_autograds():
 @pytest.mark.parametrize("name", KINDS)
 def test_taylor_is_the_first_order_of_masking_a_neuron(name):
     model, ids = tiny(name), ids_of(1)
-    ffns = find_ffns(model)
+    ffns = find_sites(model)
     stats = collect(model, ffns, ids, needs=frozenset({"taylor"}))
     step = 3e-3  # Llama's norms compute in fp32 whatever the dtype
     for layer in (0, LAYERS - 1):
@@ -163,7 +163,7 @@ def test_taylor_is_the_first_order_of_masking_a_neuron(name):
 
 def test_a_masked_neuron_counts_as_masked():
     model, ids = tiny("llama"), ids_of()
-    ffns = find_ffns(model)
+    ffns = find_sites(model)
     masks = [torch.ones(ffn.width) for ffn in ffns]
     masks[1][5] = 0
     with masked(ffns, masks):
@@ -192,7 +192,7 @@ def test_the_model_is_left_as_it_was(fails):
             raise KeyboardInterrupt
 
     try:
-        collect(model, find_ffns(model), ids, needs=FORWARD | GRADIENT, progress=stop)
+        collect(model, find_sites(model), ids, needs=FORWARD | GRADIENT, progress=stop)
         assert not fails
     except KeyboardInterrupt:
         assert fails
@@ -209,7 +209,7 @@ def test_works_under_no_grad_and_reports_progress():
     with torch.no_grad():
         stats = collect(
             model,
-            find_ffns(model),
+            find_sites(model),
             ids,
             needs=frozenset({"taylor"}),
             batch_size=2,
@@ -225,7 +225,7 @@ def test_activations_are_freed_after_each_batch():
         linear.register_forward_hook(lambda m, args, out: alive.extend([weakref.ref(args[0]), weakref.ref(out)]))
     gc.disable()  # reference counts alone must do it: a cycle through a tensor hook would keep every batch
     try:
-        collect(model, find_ffns(model), ids, needs=FORWARD | GRADIENT, batch_size=1)
+        collect(model, find_sites(model), ids, needs=FORWARD | GRADIENT, batch_size=1)
         assert len(alive) == 5 * 6 and not any(ref() is not None for ref in alive)
     finally:
         gc.enable()
@@ -235,8 +235,8 @@ def test_bf16_sums_do_not_stall():
     """A running sum in bf16 stops growing near 256 × its terms; the exact mean of the bf16 values must come out."""
     model, ids = tiny("llama", torch.bfloat16), ids_of(120)
     seen = []
-    handle = find_ffns(model)[0].down.register_forward_pre_hook(lambda m, args: seen.append(args[0].double()))
-    stats = collect(model, find_ffns(model), ids, needs=frozenset({"sum_h", "sum_h2"}), batch_size=2)[0]
+    handle = find_sites(model)[0].reader_linear.register_forward_pre_hook(lambda m, args: seen.append(args[0].double()))
+    stats = collect(model, find_sites(model), ids, needs=frozenset({"sum_h", "sum_h2"}), batch_size=2)[0]
     handle.remove()
     h_NF = torch.cat([h.flatten(0, 1) for h in seen])
     torch.testing.assert_close(stats.per_token("sum_h2"), h_NF.square().mean(0), rtol=1e-5, atol=0)
@@ -247,18 +247,18 @@ def test_bf16_sums_do_not_stall():
 def test_nan_names_the_layer(needs):
     model = tiny("llama")
     with torch.no_grad():
-        find_ffns(model)[1].writers()[0][3] = float("nan")
+        find_sites(model)[1].writers()[0][3] = float("nan")
     with pytest.raises(UserError, match=f"layer 1.*NaN.*{needs}" if needs == "sum_h2" else "layer 0.*NaN.*fisher"):
-        collect(model, find_ffns(model), ids_of(), needs=frozenset({needs}))
+        collect(model, find_sites(model), ids_of(), needs=frozenset({needs}))
 
 
 def test_too_little_text_and_a_reader_that_is_not_called_are_errors():
     model = tiny("llama")
-    ffns = find_ffns(model)
+    ffns = find_sites(model)
     for ids, needs in [(ids_of()[:0], "sum_h"), (ids_of()[:, :1], "taylor"), (ids_of()[0], "sum_h")]:
         with pytest.raises(UserError, match="too few"):
             collect(model, ffns, ids, needs=frozenset({needs}))
-    ffns[1].down = nn.Linear(WIDTH, 32)  # stands apart from the model
+    ffns[1].reader_linear = nn.Linear(WIDTH, 32)  # stands apart from the model
     with pytest.raises(UserError, match=r"layer 1.*did not see"):
         collect(model, ffns, ids_of(), needs=frozenset({"sum_h"}))
 
@@ -269,5 +269,5 @@ def test_a_model_that_changes_its_embeddings_in_place_can_be_read_backwards():
 
     model = tiny_model("llama")
     model.model.layers[0].register_forward_pre_hook(doubled)
-    (found, *_) = collect(model, find_ffns(model), ids_of(), needs=frozenset({"taylor"}))
+    (found, *_) = collect(model, find_sites(model), ids_of(), needs=frozenset({"taylor"}))
     assert found.total("taylor").gt(0).all()

@@ -378,10 +378,10 @@ def test_nothing_that_is_refused_is_downloaded(hub: list[str], cached: Path) -> 
 
 
 def test_the_shim_from_the_hub(hub: list[str], cached: Path, tmp_path: Path) -> None:
-    from lmprune.sites.ffn import find_ffns
+    from lmprune.sites.find import find_sites
 
     model = tiny_model("llama")
-    for ffn, width in zip(find_ffns(model), (16, 24, 40), strict=True):
+    for ffn, width in zip(find_sites(model), (16, 24, 40), strict=True):
         ffn.keep(torch.arange(width))
     for file in checkpoint.save(model, tmp_path / "cut").iterdir():
         (cached / file.name).unlink(missing_ok=True)

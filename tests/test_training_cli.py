@@ -24,7 +24,7 @@ from lmprune.gradual import GradualPruner
 from lmprune.jobs.training_options import Training
 from lmprune.plan import PLAN_FILE, PrunePlan
 from lmprune.sites.families import FAMILIES
-from lmprune.sites.ffn import find_ffns
+from lmprune.sites.find import find_sites
 from lmprune.training.examples import Corpus
 from lmprune.training.settings import TrainSettings
 from lmprune.training.train import _arguments, train
@@ -66,7 +66,7 @@ def test_prune_with_steps(pruned: dict[str, Any], model: Path) -> None:
     assert pruned["training"]["schedule"] == "cubic" and pruned["training"]["steps"] == 12
     assert pruned["kept"] == 0.5 and sum(pruned["widths"]) == LAYERS * WIDTH // 2
     out = Path(pruned["out"])
-    assert [ffn.width for ffn in find_ffns(models.load(out))] == pruned["widths"]
+    assert [ffn.width for ffn in find_sites(models.load(out))] == pruned["widths"]
     assert not out.with_name("llama.training").exists()
     plan = PrunePlan.load(out / PLAN_FILE)
     assert plan.widths == pruned["widths"] and plan.settings["training"]["steps"] == 12
@@ -130,7 +130,7 @@ def test_finetune(model: Path, text: Path, tmp_path: Path) -> None:
     assert record["training"]["last_loss"] < record["training"]["first_loss"]
     before, after = models.load(model), models.load(out)
     assert record["params"] == sum(p.numel() for p in after.parameters()) == sum(p.numel() for p in before.parameters())
-    assert not torch.equal(find_ffns(before)[0].reader(), find_ffns(after)[0].reader())
+    assert not torch.equal(find_sites(before)[0].reader(), find_sites(after)[0].reader())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["o"]
 
 
@@ -138,7 +138,7 @@ def test_finetuning_a_pruned_model_keeps_its_plan(pruned: dict[str, Any], text: 
     record = lmprune("finetune", pruned["out"], "--data", text, *SHORT, "--out", tmp_path / "o", "--json").record
     assert record["params"] == pruned["params_after"]
     assert PrunePlan.load(tmp_path / "o" / PLAN_FILE) == PrunePlan.load(Path(pruned["out"]) / PLAN_FILE)
-    assert [ffn.width for ffn in find_ffns(models.load(tmp_path / "o"))] == pruned["widths"]
+    assert [ffn.width for ffn in find_sites(models.load(tmp_path / "o"))] == pruned["widths"]
 
 
 def test_teach(model: Path, text: Path, tmp_path: Path) -> None:

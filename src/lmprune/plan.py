@@ -1,10 +1,10 @@
-"""PrunePlan: which neurons stay, and how that was decided. The artefact that makes a pruning reproducible."""
+"""PrunePlan: which units stay, and how that was decided. The artefact that makes a pruning reproducible."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,59 +12,127 @@ import torch
 from torch import Tensor
 
 from .errors import UserError
+from .sites.address import Address, Kind
 
 PLAN_FILE = "prune_plan.json"
-PLAN_FORMAT = 1
+#: format 1 had neurons alone: `kept` a list a layer, `widths_before`
+PLAN_FORMAT = 2
 
 
 @dataclass(frozen=True)
 class PrunePlan:
-    """kept: sorted neuron indices, one tuple a layer. widths_before: F of each layer before the cut.
+    """kept: sorted indices of the units that stay, of each site. counts_before: units of each site before the cut.
 
     settings: everything needed to make the plan again (method, keep, scope, data, seed, …).
     provenance: where it came from (model, versions, hashes, what was measured on the way).
     """
 
-    kept: tuple[tuple[int, ...], ...]
-    widths_before: tuple[int, ...]
+    kept: Mapping[Address, tuple[int, ...]]
+    counts_before: Mapping[Address, int]
     settings: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if len(self.kept) != len(self.widths_before):
-            raise UserError(f"plan: {len(self.kept)} lists of kept neurons for {len(self.widths_before)} layers")
-        for layer, (kept, width) in enumerate(zip(self.kept, self.widths_before, strict=True)):
+        if set(self.kept) != set(self.counts_before):
+            raise UserError(f"plan: kept units of {len(self.kept)} sites for {len(self.counts_before)} sites")
+        for address, kept in self.kept.items():
+            count = self.counts_before[address]
             whole = all(type(index) is int for index in kept)
-            if not kept or not whole or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= width:
-                raise UserError(f"plan, layer {layer}: kept neurons must be sorted, unique and within 0…{width - 1}")
+            if not kept or not whole or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= count:
+                raise UserError(
+                    f"plan, layer {address.layer}: kept {address.kind} must be sorted, unique and within 0…{count - 1}"
+                )
+
+    @classmethod
+    def of(
+        cls,
+        addresses: Iterable[Address],
+        kept: Iterable[Tensor],
+        counts_before: Iterable[int],
+        settings: Mapping[str, Any] = {},
+        provenance: Mapping[str, Any] = {},
+    ) -> PrunePlan:
+        """From what stays of each site, (K,), and how many units there were, in the order of the addresses."""
+        found = list(zip(addresses, kept, counts_before, strict=True))
+        return cls(
+            {address: tuple(indices.tolist()) for address, indices, _ in found},
+            {address: count for address, _, count in found},
+            settings,
+            provenance,
+        )
+
+    @classmethod
+    def of_neurons(
+        cls,
+        kept: Sequence[Sequence[int]],
+        widths_before: Sequence[int],
+        settings: Mapping[str, Any] = {},
+        provenance: Mapping[str, Any] = {},
+    ) -> PrunePlan:
+        """From the kept neurons and the width before of every layer."""
+        if len(kept) != len(widths_before):
+            raise UserError(f"plan: {len(kept)} lists of kept neurons for {len(widths_before)} layers")
+        addresses = [Address("neurons", layer) for layer in range(len(kept))]
+        return cls(
+            dict(zip(addresses, map(tuple, kept), strict=True)),
+            dict(zip(addresses, widths_before, strict=True)),
+            settings,
+            provenance,
+        )
+
+    @property
+    def addresses(self) -> list[Address]:
+        """All sites that the plan speaks of, in the order in which a forward pass meets them."""
+        return sorted(self.kept, key=Address.order)
+
+    @property
+    def kinds(self) -> list[Kind]:
+        """The kinds of units that the plan speaks of."""
+        return list(dict.fromkeys(address.kind for address in self.addresses))
 
     @property
     def widths(self) -> list[int]:
         """Neurons left in each layer."""
-        return [len(kept) for kept in self.kept]
+        return [len(self.kept[address]) for address in self.addresses if address.kind == "neurons"]
+
+    @property
+    def widths_before(self) -> list[int]:
+        """Neurons of each layer before the cut."""
+        return [self.counts_before[address] for address in self.addresses if address.kind == "neurons"]
 
     @property
     def keep(self) -> float:
-        """The ratio of neurons that stay, as it came out."""
-        return sum(self.widths) / sum(self.widths_before)
+        """The ratio of units that stay, as it came out."""
+        return sum(map(len, self.kept.values())) / sum(self.counts_before.values())
 
-    def indices(self) -> list[Tensor]:
-        """One int64 tensor (K_l,) a layer."""
-        return [torch.tensor(kept, dtype=torch.long) for kept in self.kept]
+    def indices(self, addresses: Iterable[Address] | None = None) -> list[Tensor]:
+        """One int64 tensor (K,) a site: of these addresses, or of all `addresses`."""
+        chosen = self.addresses if addresses is None else addresses
+        return [torch.tensor(self.kept[address], dtype=torch.long) for address in chosen]
 
     def to_json(self) -> str:
-        return json.dumps({"format": PLAN_FORMAT, **asdict(self)}, sort_keys=True)
+        record = {
+            "format": PLAN_FORMAT,
+            "kept": {str(address): kept for address, kept in self.kept.items()},
+            "counts_before": {str(address): count for address, count in self.counts_before.items()},
+            "settings": self.settings,
+            "provenance": self.provenance,
+        }
+        return json.dumps(record, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str, *, name: str = "plan") -> PrunePlan:
-        """Raises: UserError where the text is not a plan of this format."""
+        """Raises: UserError where the text is not a plan of this format, or of an earlier one."""
         try:
             record = json.loads(text)
-            if record.pop("format") != PLAN_FORMAT:
-                raise UserError(f"{name}: this lmprune reads plans of format {PLAN_FORMAT}")
-            record["kept"] = tuple(map(tuple, record["kept"]))
-            record["widths_before"] = tuple(record["widths_before"])
-            return cls(**record)
+            number = record.pop("format")
+            if number == 1:
+                return cls.of_neurons(record.pop("kept"), record.pop("widths_before"), **record)
+            if number != PLAN_FORMAT:
+                raise UserError(f"{name}: this lmprune reads plans of format {PLAN_FORMAT} and before, not {number!r}")
+            kept = {Address.parse(address): tuple(units) for address, units in record.pop("kept").items()}
+            counts = {Address.parse(address): count for address, count in record.pop("counts_before").items()}
+            return cls(kept, counts, **record)
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             why = f"it has no {error}" if isinstance(error, KeyError) else error
             raise UserError(f"{name} is not a prune plan ({why}); expected a {PLAN_FILE} that lmprune wrote") from None

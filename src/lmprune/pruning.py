@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import data as text
 from .budget.selection import SCOPES, Scope, check_keep, check_multiple_of, select
-from .checkpoints.shrinking import check_plan, record_widths
+from .checkpoints.shrinking import check_plan, record_shapes
 from .data import TextData
 from .data.tokens import sequences
 from .errors import UserError, unknown
@@ -22,9 +22,10 @@ from .progress import Stages, silent
 from .scores.criteria import get_criterion, score_from
 from .scores.statistics import SeamStatistics, collect
 from .sites.families import FFNSpec
-from .sites.ffn import FFN, find_ffns
+from .sites.find import find_sites
 from .sites.limits import check_in_memory, max_context
 from .sites.proof import check_ffns
+from .sites.site import Site
 from .solve.bias import bias_compensation
 from .solve.obs import PLAIN, ObsSettings, obs, obs_refit
 
@@ -71,14 +72,14 @@ def prune(
     check_keep(keep)
     if scope not in (None, *SCOPES):
         raise unknown("scope", scope, SCOPES)
-    ffns = find_ffns(model, spec)
+    sites = find_sites(model, plan.kinds if plan else ("neurons",), spec)
     check_in_memory(model)
     if spec is not None:
-        check_ffns(model, ffns)
+        check_ffns(model, sites)
     if plan is not None:
-        check_plan(plan, ffns)
-    widths_before = tuple(ffn.width for ffn in ffns)
-    check_multiple_of(multiple_of, keep if plan is None else 1, widths_before)
+        check_plan(plan, sites)
+    counts_before = [site.count for site in sites]
+    check_multiple_of(multiple_of, keep if plan is None else 1, counts_before)
     settings: dict[str, Any] = {
         "method": row.name, "keep": keep, "scope": scope or row.scope, "multiple_of": multiple_of, "seed": seed
     }  # fmt: skip
@@ -94,27 +95,26 @@ def prune(
 
     if plan is not None:
         settings = {**settings, **plan.settings}
-        kept = plan.indices()
+        kept = plan.indices(site.address for site in sites)
         if row.refit == "obs":
             assert input_ids is not None
-            obs_refit(model, ffns, input_ids, kept, settings=_OBS[row.name], stages=stages)
+            obs_refit(model, sites, input_ids, kept, settings=_OBS[row.name], stages=stages)
         else:
-            _cut(ffns, kept, row, _statistics(model, ffns, row, input_ids, stages))
+            _cut(sites, kept, row, _statistics(model, sites, row, input_ids, stages))
     elif row.refit == "obs":
         assert input_ids is not None
         kept = obs(
-            model, ffns, input_ids, keep,
+            model, sites, input_ids, keep,
             scope=scope or row.scope, multiple_of=multiple_of, seed=seed, settings=_OBS[row.name], stages=stages,
         )  # fmt: skip
     else:
-        statistics = _statistics(model, ffns, row, input_ids, stages)
-        scores = score_from(ffns, row.criterion, statistics, seed=seed)
+        statistics = _statistics(model, sites, row, input_ids, stages)
+        scores = score_from(sites, row.criterion, statistics, seed=seed)
         kept = select(scores, keep, scope=scope or row.scope, multiple_of=multiple_of, seed=seed)
-        _cut(ffns, kept, row, statistics)
-    record_widths(model, ffns)
-    return PrunePlan(
-        tuple(tuple(indices.tolist()) for indices in kept), widths_before, settings, {**origin, **(provenance or {})}
-    )
+        _cut(sites, kept, row, statistics)
+    record_shapes(model, spec)
+    addresses = [site.address for site in sites]
+    return PrunePlan.of(addresses, kept, counts_before, settings, {**origin, **(provenance or {})})
 
 
 def versions() -> dict[str, str]:
@@ -169,22 +169,24 @@ def check_tokens(input_ids: Tensor, model: Any) -> Tensor:
 
 
 def _statistics(
-    model: Any, ffns: Sequence[FFN], row: Method, input_ids: Tensor | None, stages: Stages
+    model: Any, sites: Sequence[Site], row: Method, input_ids: Tensor | None, stages: Stages
 ) -> list[SeamStatistics] | None:
     if input_ids is None:
         return None
     criterion = get_criterion(row.criterion)
     if criterion.needs_gradients:
         input_ids = input_ids[: max(GRADIENT_TOKENS // input_ids.shape[1], 1)]
-    return collect(model, ffns, input_ids, needs=criterion.needs, progress=stages("calibrating"))
+    return collect(model, sites, input_ids, needs=criterion.needs, progress=stages("calibrating"))
 
 
-def _cut(ffns: Sequence[FFN], kept: Sequence[Tensor], row: Method, statistics: Sequence[SeamStatistics] | None) -> None:
-    for ffn, indices in zip(ffns, kept, strict=True):
-        if row.refit == "bias" and len(indices) < ffn.width:  # a bias of zeros would only make the layer another kind
+def _cut(
+    sites: Sequence[Site], kept: Sequence[Tensor], row: Method, statistics: Sequence[SeamStatistics] | None
+) -> None:
+    for place, (site, units) in enumerate(zip(sites, kept, strict=True)):
+        if row.refit == "bias" and len(units) < site.count:  # a bias of zeros would only make the layer another kind
             assert statistics is not None
-            reader_KD, bias_D = bias_compensation(ffn, indices, statistics[ffn.layer].per_token("sum_h"))
-            ffn.keep(indices)
-            ffn.set_reader(reader_KD, bias_D)
+            reader_KD, bias_D = bias_compensation(site, units, statistics[place].per_token("sum_h"))
+            site.keep(units)
+            site.set_reader(reader_KD, bias_D)
         else:
-            ffn.keep(indices)
+            site.keep(units)

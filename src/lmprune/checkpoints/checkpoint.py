@@ -14,9 +14,8 @@ from typing import Any
 
 from ..plan import PLAN_FILE, PrunePlan
 from ..sites.families import FFNSpec
-from ..sites.ffn import find_ffns
 from .models import quiet
-from .shrinking import record_widths
+from .shrinking import record_shapes
 from .writing import check_folder, put, written_aside
 
 CARD_FILE = "README.md"
@@ -43,7 +42,7 @@ def save(
     """
     out = Path(out).expanduser().resolve()
     check_out(out, force=force)
-    record_widths(model, find_ffns(model, spec))
+    record_shapes(model, spec)
     with written_aside(out) as folder:
         write_model(model, folder, tokenizer)
         papers = {PLAN_FILE: plan.to_json() if plan else None, CARD_FILE: card}

@@ -22,19 +22,40 @@ PREFIX = "Pruned"
 def resize(model: nn.Module, record: Mapping[str, Any]) -> None:
     """Cut a freshly built stock model to the shapes in `record`; the values are the checkpoint's business.
 
-    record: `spec`, paths to the FFN linears (blocks, up, gate, down, and fused_gate: `up` holds both, 2F rows);
-        `widths`, neurons left in each block; `down_bias`, whether `down` has a bias in each block.
+    record: `linears`, path of a linear layer -> [outputs, inputs, whether it has a bias]; `counts`, path of a module ->
+        attributes that count heads. Before format 2: `spec`, paths to the FFN linears (blocks, up, gate, down, and
+        fused_gate: `up` holds both, 2F rows); `widths`, neurons left in each block; `down_bias`, whether `down` has a
+        bias in each block.
     """
-    spec = record["spec"]
-    blocks = model.get_submodule(spec["blocks"])
-    for block, width, down_bias in zip(blocks, record["widths"], record["down_bias"], strict=True):  # type: ignore[arg-type]
+    linears = record["linears"] if "linears" in record else _linears(model, record)
+    for path, (outputs, inputs, bias) in linears.items():
+        linear = model.get_submodule(path)
+        _cut(linear, outputs, outputs=True)
+        _cut(linear, inputs, outputs=False)
+        if bias and linear.bias is None:
+            linear.register_parameter("bias", nn.Parameter(linear.weight.new_zeros(outputs)))  # type: ignore[operator]
+    for path, counts in record.get("counts", {}).items():
+        for name, value in counts.items():
+            setattr(model.get_submodule(path), name, value)
+
+
+def linear_shape(linear: nn.Module) -> list[Any]:
+    """[outputs, inputs, whether it has a bias] of a Linear or a Conv1D."""
+    rows, columns = linear.weight.shape  # type: ignore[misc]
+    return [*((columns, rows) if hasattr(linear, "nf") else (rows, columns)), linear.bias is not None]
+
+
+def _linears(model: nn.Module, record: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """`linears` from a record of format 1."""
+    spec, found = record["spec"], {}
+    for layer, (width, down_bias) in enumerate(zip(record["widths"], record["down_bias"], strict=True)):
+        path = f"{spec['blocks']}.{layer}."
         for name in filter(None, (spec["up"], spec["gate"])):
-            _cut(block.get_submodule(name), width * (2 if spec["fused_gate"] else 1), outputs=True)
-        down = block.get_submodule(spec["down"])
-        _cut(down, width, outputs=False)
-        if down_bias and down.bias is None:
-            size = getattr(down, "out_features", None) or down.nf  # nn.Linear's name, then Conv1D's
-            down.register_parameter("bias", nn.Parameter(down.weight.new_zeros(size)))  # type: ignore[operator]
+            shape = linear_shape(model.get_submodule(path + name))
+            found[path + name] = [width * (2 if spec["fused_gate"] else 1), *shape[1:]]
+        shape = linear_shape(model.get_submodule(path + spec["down"]))
+        found[path + spec["down"]] = [shape[0], width, down_bias or shape[2]]
+    return found
 
 
 def _cut(linear: nn.Module, size: int, *, outputs: bool) -> None:
@@ -49,7 +70,8 @@ def _cut(linear: nn.Module, size: int, *, outputs: bool) -> None:
 
 def _narrow(linear: nn.Module, name: str, dim: int, size: int) -> None:
     old = getattr(linear, name)
-    setattr(linear, name, nn.Parameter(old.detach().narrow(dim, 0, size).clone(), requires_grad=old.requires_grad))
+    if old.shape[dim] != size:
+        setattr(linear, name, nn.Parameter(old.detach().narrow(dim, 0, size).clone(), requires_grad=old.requires_grad))
 
 
 @functools.cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,55 +12,60 @@ from torch import nn
 
 from ..errors import UserError
 from ..plan import PrunePlan
-from ..sites.families import FFNSpec
-from ..sites.ffn import FFN, find_ffns
+from ..sites.address import Address
+from ..sites.families import ATTENTION, FFNSpec, family_of
+from ..sites.find import blocks_of, find_sites
+from ..sites.heads import head_dim, queries_per_group
 from ..sites.limits import check_in_memory
+from ..sites.site import Site
 from . import shim
 
 
 def shrink(model: Any, plan: PrunePlan, spec: FFNSpec | None = None) -> Any:
-    """Cut the model in place down to the plan's neurons, update its config, and return it.
+    """Cut the model in place down to the plan's units, update its config, and return it.
 
     spec: paths to use instead of the FAMILIES row.
-    Raises: UserError where the plan was made for a model of other widths; the model is then untouched.
+    Raises: UserError where the plan was made for a model of other shapes; the model is then untouched.
     """
-    ffns = find_ffns(model, spec)
+    if not isinstance(plan, PrunePlan):
+        raise UserError(f"expected a PrunePlan, got {type(plan).__name__}; PrunePlan.load reads one from a file")
+    sites = find_sites(model, plan.kinds, spec)
     check_in_memory(model)
-    check_plan(plan, ffns)
-    for ffn, kept in zip(ffns, plan.indices(), strict=True):
-        ffn.keep(kept)
-    record_widths(model, ffns)
+    check_plan(plan, sites)
+    for site, kept in zip(sites, plan.indices(site.address for site in sites), strict=True):
+        site.keep(kept)
+    record_shapes(model, spec)
     return model
 
 
-def check_plan(plan: PrunePlan, ffns: Sequence[FFN]) -> None:
-    """Raises: UserError where the plan was made for a model of other widths."""
-    if not isinstance(plan, PrunePlan):
-        raise UserError(f"expected a PrunePlan, got {type(plan).__name__}; PrunePlan.load reads one from a file")
-    widths = [ffn.width for ffn in ffns]
-    if widths != list(plan.widths_before):
+def check_plan(plan: PrunePlan, sites: Sequence[Site]) -> None:
+    """Raises: UserError where the plan was made for a model of other shapes, or for other kinds of units."""
+    counts = {site.address: site.count for site in sites}
+    if counts != dict(plan.counts_before):
         raise UserError(
-            f"the plan is for {_describe(plan.widths_before)}, but the model has {_describe(widths)}; "
+            f"the plan is for {_describe(plan.counts_before)}, but the model has {_describe(counts)}; "
             "apply it to the model it was made from"
         )
 
 
-def record_widths(model: Any, ffns: Sequence[FFN]) -> None:
-    """Make class and config describe the model's present FFN shapes, so that saving and reloading give them back.
+def record_shapes(model: Any, spec: FFNSpec | None = None) -> None:
+    """Make class and config describe the model's present shapes, so that saving and reloading give them back.
 
-    Where the stock class can build these shapes from its own config (one width in all layers, and a config field for
-    it), the model is a plain one. Where it can't, `config.lmprune` holds the record that `shim` builds from,
-    `config.per_layer_config` the widths in transformers' public schema (which also keeps the stock class from
-    building a wrong model), and the model's class becomes `Pruned<Stock>`.
+    Where the stock class can build these shapes from its own config (one width, or number of heads, in all layers, and
+    a config field for it), the model is a plain one. Where it can't, `config.lmprune` holds the record that `shim`
+    builds from, `config.per_layer_config` the widths in transformers' public schema (which also keeps the stock class
+    from building a wrong model), and the model's class becomes `Pruned<Stock>`.
+    spec: paths to use instead of the FAMILIES row.
     Raises: UserError where a model whose code is not part of transformers would need the shim.
     """
-    config, key = model.config, ffns[0].spec.width_key
-    widths = [ffn.width for ffn in ffns]
+    config, spec = model.config, spec or family_of(model.config)
+    widths = [site.count for site in find_sites(model, spec=spec)]
     stock = shim.stock_class(type(model))
     native = stock.__module__.startswith("transformers.")
     plain = _plain(config, native)
-    if key and len(set(widths)) == 1:
-        setattr(plain, key, widths[0])
+    if spec.width_key and len(set(widths)) == 1:
+        setattr(plain, spec.width_key, widths[0])
+    _record_heads(model, plain, spec)
     if _shapes(_on_meta(stock, plain)) == _shapes(model):
         _adopt(model, stock, plain)
         return
@@ -69,15 +74,38 @@ def record_widths(model: Any, ffns: Sequence[FFN]) -> None:
             f"{stock.__name__} is not part of transformers, so a checkpoint with these FFN widths could not be loaded; "
             "prune with --scope local, and name the config field that holds the width with --ffn …,width_key=…"
         )
-    pruned = _plain(config, native)
-    spec = dataclasses.replace(ffns[0].spec, blocks=_path_of_blocks(model, ffns))
-    down_bias = [ffn.reader_bias() is not None for ffn in ffns]
-    pruned.lmprune = {"spec": dataclasses.asdict(spec), "widths": widths, "down_bias": down_bias}
+    pruned, key = _plain(config, native), spec.width_key
+    if key and set(widths) == {getattr(pruned, key)}:  # nothing would differ from the global width, and the stock class
+        setattr(pruned, key, widths[0] + 1)  # would load the rest without what it has no place for
+    pruned.lmprune = _record(model, _on_meta(stock, pruned))
+    # not for the shim: whoever prunes it again needs to know where its FFN is, where no table knows the type
+    pruned.lmprune["spec"] = dataclasses.asdict(dataclasses.replace(spec, blocks=_path_of_blocks(model, spec)))
     if key:
-        if set(widths) == {getattr(pruned, key)}:  # nothing would differ from the global width, and the stock class
-            setattr(pruned, key, widths[0] + 1)  # would load the rest without the readers' biases
         pruned.per_layer_config = {layer: {key: width} for layer, width in enumerate(widths)}
     _adopt(model, shim.pruned_class(stock), pruned)
+
+
+def _record_heads(model: Any, plain: Any, spec: FFNSpec) -> None:
+    """The number of heads, where all layers have one that is not the config's. The head size is written out: it is no
+    longer what a config without it implies."""
+    if model.config.model_type not in ATTENTION:
+        return
+    counts = {site.count for site in find_sites(model, ("heads",), spec)}
+    group = queries_per_group(plain)
+    if len(counts) == 1 and (count := counts.pop()) * group != plain.num_attention_heads:
+        plain.head_dim = head_dim(plain)
+        plain.num_key_value_heads, plain.num_attention_heads = count, count * group
+
+
+def _record(model: nn.Module, stock: nn.Module) -> dict[str, Any]:
+    """What `shim.resize` makes of the stock model to give it the model's shapes."""
+    before = {path: shim.linear_shape(module) for path, module in stock.named_modules() if _is_linear(module)}
+    after = {path: shim.linear_shape(module) for path, module in model.named_modules() if _is_linear(module)}
+    return {"format": 2, "linears": {path: after[path] for path in after if after[path] != before.get(path)}}
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or hasattr(module, "nf")
 
 
 def stock_width(model: Any, spec: FFNSpec) -> int | None:
@@ -86,7 +114,7 @@ def stock_width(model: Any, spec: FFNSpec) -> int | None:
         return None
     stock = shim.stock_class(type(model))
     native = stock.__module__.startswith("transformers.")
-    return find_ffns(_on_meta(stock, _plain(model.config, native)), spec)[0].width
+    return find_sites(_on_meta(stock, _plain(model.config, native)), spec=spec)[0].count
 
 
 def _plain(config: Any, native: bool) -> Any:
@@ -116,16 +144,25 @@ def _shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
 
 
-def _path_of_blocks(model: nn.Module, ffns: Sequence[FFN]) -> str:
+def _path_of_blocks(model: nn.Module, spec: FFNSpec) -> str:
     """The list of blocks by its name in the model; a hand-made spec may leave it to be found."""
+    first = blocks_of(model, spec)[0]
     return next(
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) and module[0] is ffns[0].block
+        if isinstance(module, nn.ModuleList) and len(module) and module[0] is first
     )
 
 
-def _describe(widths: Sequence[int]) -> str:
-    sizes = sorted(set(widths))
-    span = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-    return f"{len(widths)} layers of {span} neurons"
+def _describe(counts: Mapping[Address, int]) -> str:
+    """Such as: 30 layers of 1536 neurons.
+
+    >>> _describe({Address("neurons", 0): 8, Address("neurons", 1): 6})
+    '2 layers of 6 to 8 neurons'
+    """
+    told = []
+    for kind in dict.fromkeys(address.kind for address in counts):
+        sizes = sorted(count for address, count in counts.items() if address.kind == kind)
+        span = f"{sizes[0]}" if sizes[0] == sizes[-1] else f"{sizes[0]} to {sizes[-1]}"
+        told.append(f"{len(sizes)} layers of {span} {kind}")
+    return " and ".join(told)

@@ -67,7 +67,7 @@ def inspect(
         from ..checkpoints import models
         from ..jobs import inspection
         from ..sites.families import parse_spec
-        from ..sites.ffn import find_ffns
+        from ..sites.find import find_sites
         from . import views
 
         kind = models.check_dtype(dtype)
@@ -78,7 +78,7 @@ def inspect(
         record = {"model": model, "dtype": str(kind).removeprefix("torch.")}
         plan = inspection.find_plan(model)
         record |= inspection.inspect(
-            skeleton, find_ffns(skeleton, spec), bytes_per_param=kind.itemsize, plan=plan
+            skeleton, find_sites(skeleton, spec=spec), bytes_per_param=kind.itemsize, plan=plan
         )  # fmt: skip
         terminal.result(record, *views.inspection(record))
 

@@ -12,7 +12,7 @@ from ..checkpoints.checkpoint import check_out
 from ..checkpoints.licences import UNKNOWN, Licence
 from ..checkpoints.writing import put, written_aside
 from ..errors import UserError, unknown
-from ..sites.ffn import FFN
+from ..sites.site import Site
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Job:
     """
 
     model: Any
-    ffns: Sequence[FFN]
+    ffns: Sequence[Site]
     tokenizer: Any
     dtype: str | None
     name: str

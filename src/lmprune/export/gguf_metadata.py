@@ -10,8 +10,8 @@ from ..errors import UserError
 from ..runtimes.architectures import GGUF, KEYS, NOT_IN_LLAMA_CPP
 from ..runtimes.gguf_layout import num_kv_heads
 from ..runtimes.gguf_spec import GGUFSpec
-from ..sites.ffn import FFN
 from ..sites.limits import max_context
+from ..sites.site import Site
 
 _CONTEXT = 2048  # for families whose position encoding has no limit
 
@@ -103,7 +103,7 @@ def _field(config: Any, name: str) -> tuple[Any, bool]:
     return config, True
 
 
-def hyperparameters(config: Any, ffns: Sequence[FFN], spec: GGUFSpec, *, per_layer: bool) -> dict[str, Any]:
+def hyperparameters(config: Any, ffns: Sequence[Site], spec: GGUFSpec, *, per_layer: bool) -> dict[str, Any]:
     """Metadata keys after `{arch}.`, without the rotary ones."""
     found: dict[str, Any] = {"attention.head_count_kv": num_kv_heads(config), **_windows(config, spec)}
     for key, names in KEYS.items():

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import shim
-from ..checkpoints.shrinking import record_widths, stock_width
+from ..checkpoints.shrinking import record_shapes, stock_width
 from ..errors import UserError
-from ..sites.ffn import FFN
+from ..sites.families import family_of
+from ..sites.site import Site
 from . import Job
 from .folder import save_model
 
@@ -28,22 +29,22 @@ def write(job: Job, folder: Path) -> dict[str, Any]:
     return {"width": width, "params_added": added, "notes": [note + cost]}
 
 
-def make_uniform(model: Any, ffns: Sequence[FFN]) -> int:
+def make_uniform(model: Any, ffns: Sequence[Site]) -> int:
     """Pad every layer to the widest one's width, up to a multiple of MULTIPLE where they differ; return that width.
 
     Where the family hard-codes the width, it is that. The model's outputs stay the same.
     """
     widths = {ffn.width for ffn in ffns}
-    width = stock_width(model, ffns[0].spec)
+    width = stock_width(model, family_of(model.config))
     if width is None:
         width = max(widths) if len(widths) == 1 else -(-max(widths) // MULTIPLE) * MULTIPLE
     for ffn in ffns:
         ffn.pad(width)
-    record_widths(model, ffns)
+    record_shapes(model)
     if hasattr(model.config, "lmprune"):
         raise UserError(
             f"{shim.stock_class(type(model)).__name__} has no place for the bias that pruning gave to "
-            f"{ffns[0].spec.down}; prune with a method without bias compensation (not flap)"
+            f"{ffns[0].what}; prune with a method without bias compensation (not flap)"
         )
     return width
 

@@ -15,7 +15,7 @@ from typing import Any
 from ..checkpoints import shim
 from ..errors import UserError
 from ..runtimes.architectures import NEMOTRON_NAS
-from ..sites.ffn import FFN
+from ..sites.site import Site
 from . import Job
 from .folder import save_model
 
@@ -42,7 +42,7 @@ def write(job: Job, folder: Path) -> dict[str, Any]:
     }
 
 
-def nemotron_nas_config(config: Any, ffns: Sequence[FFN]) -> dict[str, Any]:
+def nemotron_nas_config(config: Any, ffns: Sequence[Site]) -> dict[str, Any]:
     """`config.json` of the layout. Raises: UserError."""
     if config.model_type not in NEMOTRON_NAS:
         raise UserError(

@@ -15,8 +15,9 @@ from ..budget.selection import Scope, num_kept
 from ..methods import Method
 from ..pruning import prune
 from ..sites.families import FFNSpec
-from ..sites.ffn import FFN, find_ffns
-from ..sites.masks import NeuronMasks
+from ..sites.find import find_sites
+from ..sites.masks import UnitMasks
+from ..sites.site import Site
 from .schedules import milestones
 
 
@@ -29,7 +30,7 @@ class Milestones:
     def __init__(
         self,
         model: Any,
-        masks: NeuronMasks,
+        masks: UnitMasks,
         method: Method,
         calibration: Tensor,
         num_steps: int,
@@ -48,23 +49,23 @@ class Milestones:
     def choose(self, step: int, keep: float) -> list[Tensor] | None:
         if step not in self.steps:
             return None
-        small, ffns = cut_copy(self.model, self.masks, self.masks.kept, self.spec)
+        small, sites = cut_copy(self.model, self.masks, self.masks.kept, self.spec)
         plan = prune(
             small, method=self.method.name, keep=self._share(keep), scope=self.scope, data=self.calibration,
             multiple_of=self.multiple_of, seed=self.seed, spec=self.spec,
         )  # fmt: skip
         kept = [before[indices] for before, indices in zip(self.masks.kept, plan.indices(), strict=True)]
         if self.method.refit == "obs":
-            write_back(self.masks.ffns, ffns, kept)
+            write_back(self.masks.sites, sites, kept)
         return agreed(kept)
 
     def _share(self, keep: float) -> float:
         """The asked share of all neurons, as a share of those that are still there."""
         if max(map(len, self.masks.kept)) <= self.multiple_of:
             return 1.0  # nothing more can go
-        asked = sum(num_kept(mask.width, keep, multiple_of=self.multiple_of) for mask in self.masks)
+        asked = sum(num_kept(mask.count, keep, multiple_of=self.multiple_of) for mask in self.masks)
         if self.scope == "global":
-            asked = num_kept(sum(mask.width for mask in self.masks), keep)
+            asked = num_kept(sum(mask.count for mask in self.masks), keep)
         return min(asked / sum(map(len, self.masks.kept)), 1.0)
 
 
@@ -74,27 +75,27 @@ def agreed(kept: list[Tensor]) -> list[Tensor]:
     return broadcast_object_list(choice)[0] if PartialState().num_processes > 1 else kept
 
 
-def cut_copy(model: Any, masks: NeuronMasks, kept: Sequence[Tensor], spec: FFNSpec | None) -> tuple[Any, list[FFN]]:
+def cut_copy(model: Any, masks: UnitMasks, kept: Sequence[Tensor], spec: FFNSpec | None) -> tuple[Any, list[Site]]:
     """A copy of the masked model, cut to the neurons `kept`, and its layers."""
     with masks.off():
         small = copy.deepcopy(model)
-    ffns = find_ffns(small, spec)
-    for ffn, indices in zip(ffns, kept, strict=True):
-        ffn.keep(indices)
-    return small.eval(), ffns
+    sites = find_sites(small, spec=spec)
+    for site, indices in zip(sites, kept, strict=True):
+        site.keep(indices)
+    return small.eval(), sites
 
 
 @torch.no_grad()
-def write_back(ffns: Sequence[FFN], cut: Sequence[FFN], kept: Sequence[Tensor]) -> None:
+def write_back(sites: Sequence[Site], cut: Sequence[Site], kept: Sequence[Tensor]) -> None:
     """The cut layers' readers (and biases) into the rows of the whole layers that they were cut to.
 
     On several processes the first one's go into all.
     """
-    for ffn, small, indices in zip(ffns, cut, kept, strict=True):
-        ffn.reader()[indices] = small.reader()
-        bias, new_bias = ffn.reader_bias(), small.reader_bias()
+    for site, small, indices in zip(sites, cut, kept, strict=True):
+        site.reader()[site.inputs_of(indices)] = small.reader()
+        bias, new_bias = site.reader_bias(), small.reader_bias()
         if bias is not None and new_bias is not None:
             bias.copy_(new_bias)
         if PartialState().num_processes > 1:
-            for parameter in ffn.down.parameters():
+            for parameter in site.reader_linear.parameters():
                 broadcast(parameter.data)

@@ -18,9 +18,9 @@ from ..errors import UserError
 from ..methods import get_method, needs_text
 from ..pruning import check_tokens
 from ..sites.families import FFNSpec
-from ..sites.ffn import find_ffns
+from ..sites.find import find_sites
 from ..sites.limits import check_in_memory
-from ..sites.masks import Compute, NeuronMasks
+from ..sites.masks import Compute, UnitMasks
 from .milestones import Milestones
 from .penalties import pressure, sparsity_penalty
 from .ranking import Ranking
@@ -97,10 +97,10 @@ class GradualPruner:
                 f"method {method!r} gives layers a bias, which an optimizer at work can't take in; "
                 f"use --schedule oneshot, or --method {self.method.criterion}"
             )
-        ffns = find_ffns(model, spec)
+        sites = find_sites(model, spec=spec)
         check_in_memory(model)
-        check_multiple_of(multiple_of, keep, [ffn.width for ffn in ffns])
-        self.masks = NeuronMasks(model, ffns, learned=self.method.learned, compute=settings.compute)
+        check_multiple_of(multiple_of, keep, [site.count for site in sites])
+        self.masks = UnitMasks(model, sites, learned=self.method.learned, compute=settings.compute)
         self.estimate: SimilarityEstimate | None = None
         if self.method.penalty in ("uniqueness", "anti_uniqueness"):
             self.estimate = SimilarityEstimate(self.masks, max_rows=settings.similarity_rows)

@@ -7,13 +7,13 @@ from torch import Tensor
 from ..budget.selection import Scope, select
 from ..methods import Method
 from ..scores.criteria import score_from
-from ..sites.masks import NeuronMasks, whole
+from ..sites.masks import UnitMasks, whole
 
 
 class Ranking:
     """The best neurons by their learned scores, or by a criterion that reads nothing but the weights."""
 
-    def __init__(self, masks: NeuronMasks, method: Method, *, scope: Scope, multiple_of: int, seed: int):
+    def __init__(self, masks: UnitMasks, method: Method, *, scope: Scope, multiple_of: int, seed: int):
         self.masks, self.method = masks, method
         self.scope: Scope = scope
         self.multiple_of, self.seed = multiple_of, seed
@@ -26,4 +26,4 @@ class Ranking:
     def _scores(self) -> list[Tensor]:
         if self.method.learned:
             return self.masks.whole_scores()
-        return [whole(scores) for scores in score_from(self.masks.ffns, self.method.criterion, seed=self.seed)]
+        return [whole(scores) for scores in score_from(self.masks.sites, self.method.criterion, seed=self.seed)]

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..scores import redundancy
-from ..sites.masks import NeuronMasks
+from ..sites.masks import UnitMask, UnitMasks
 
 
 def cosines(gram_KK: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class Rows:
 
 
 class SimilarityEstimate:
-    """A rolling buffer of token rows of each layer's neuron outputs, and the u of the kept neurons that it gives.
+    """A rolling buffer of token rows of what each site's units put out, and the u of the kept units that it gives.
 
     Attach with `observe`; then call `end_step` after each optimizer step and `refresh` when a new u is wanted.
     Rows of many steps, Gram matrix only when asked: no average over matrices of different masks, so |cos| <= 1 always.
@@ -62,9 +62,9 @@ class SimilarityEstimate:
     accumulation steps; several processes hold `max_rows` between them. Padding is left out.
     """
 
-    def __init__(self, masks: NeuronMasks, *, max_rows: int = 1024, stride: int = 8):
+    def __init__(self, masks: UnitMasks, *, max_rows: int = 1024, stride: int = 8):
         self.masks, self.max_rows, self.stride = masks, max_rows, stride
-        self.similarities = [torch.zeros(mask.width, device=mask.device) for mask in masks]
+        self.similarities = [torch.zeros(mask.count, device=mask.device) for mask in masks]
         self.step = 0
         #: True where a token counts, (B, T); whoever feeds the model sets it, None = all count
         self.counts_BT: Tensor | None = None
@@ -73,16 +73,18 @@ class SimilarityEstimate:
     def observe(self) -> None:
         """See what passes the seams in training forward passes."""
         for layer, mask in enumerate(self.masks):
-            mask.observer = partial(self._see, layer, mask.width)
+            mask.observer = partial(self._see, layer, mask)
 
-    def _see(self, layer: int, width: int, h: Tensor, kept: Tensor) -> None:
+    def _see(self, layer: int, mask: UnitMask, h: Tensor, kept: Tensor) -> None:
         h_BTK = h if h.ndim == 3 else h.unflatten(0, (-1, self._seq_len()))
         offset = self.step % self.stride
         rows_nK = h_BTK[:, offset :: self.stride].flatten(0, 1)
         if self.counts_BT is not None:
             rows_nK = rows_nK[self.counts_BT[:, offset :: self.stride].flatten().to(h.device)]
-        rows = self._rows[layer] = self._rows[layer] or self._room(width, h.device)
-        rows.add(rows_nK, None if rows_nK.shape[1] == width else kept.to(h.device))
+        if mask.size > 1:  # the cosine of two units is of their whole outputs: a row for each place in the run
+            rows_nK = rows_nK.unflatten(1, (-1, mask.size)).transpose(1, 2).flatten(0, 1)
+        rows = self._rows[layer] = self._rows[layer] or self._room(mask.count, h.device)
+        rows.add(rows_nK, None if rows_nK.shape[1] == mask.count else kept.to(h.device))
 
     def _room(self, width: int, device: torch.device) -> Rows:
         return Rows(-(-self.max_rows // _num_processes()), width, device)
@@ -106,9 +108,9 @@ class SimilarityEstimate:
         for layer, (mask, rows) in enumerate(zip(self.masks, self._rows, strict=True)):
             assert rows is not None, "nothing was seen yet"
             kept, seen_NF = mask.kept, rows.seen
-            gram_KK = _gram(seen_NF if len(kept) == mask.width else seen_NF[:, kept.to(seen_NF.device)])
-            u_F = gram_KK.new_zeros(mask.width)
-            u_F[kept.to(u_F.device)] = mean_similarity(gram_KK, mask.width * keep)
+            gram_KK = _gram(seen_NF if len(kept) == mask.count else seen_NF[:, kept.to(seen_NF.device)])
+            u_F = gram_KK.new_zeros(mask.count)
+            u_F[kept.to(u_F.device)] = mean_similarity(gram_KK, mask.count * keep)
             self.similarities[layer] = u_F
 
     def mean(self) -> float:
@@ -121,7 +123,7 @@ class SimilarityEstimate:
         found = {"step": torch.tensor(self.step)}
         for layer, (mask, rows) in enumerate(zip(self.masks, self._rows, strict=True)):
             found[f"{layer}.similarities"] = self.similarities[layer]
-            found[f"{layer}.rows"] = torch.zeros(0, mask.width) if rows is None else rows.seen
+            found[f"{layer}.rows"] = torch.zeros(0, mask.count) if rows is None else rows.seen
             found[f"{layer}.next"] = torch.tensor(0 if rows is None else rows.next)
         return found
 
@@ -130,7 +132,7 @@ class SimilarityEstimate:
         self.step = int(state["step"])
         for layer, mask in enumerate(self.masks):
             self.similarities[layer] = state[f"{layer}.similarities"].to(mask.device)
-            rows = self._rows[layer] = self._room(mask.width, mask.device)
+            rows = self._rows[layer] = self._room(mask.count, mask.device)
             rows.add(state[f"{layer}.rows"])
             rows.next = int(state[f"{layer}.next"])
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..budget.selection import select
-from ..sites.masks import NeuronMasks
+from ..sites.masks import UnitMasks
 from .schedules import descent
 
 #: τ_f: in the end a neuron stays if sigmoid(S) is above it
@@ -29,7 +29,7 @@ class SoftThreshold:
     above the threshold too many stay, and the penalty's `effort` grows; once it is below, the effort falls.
     """
 
-    def __init__(self, masks: NeuronMasks, keep: float, num_steps: int, *, multiple_of: int, seed: int):
+    def __init__(self, masks: UnitMasks, keep: float, num_steps: int, *, multiple_of: int, seed: int):
         self.masks, self.keep = masks, keep
         self.remaining = descent(num_steps)
         self.multiple_of, self.seed = multiple_of, seed

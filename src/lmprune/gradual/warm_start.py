@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..budget.selection import Scope
 from ..sites.families import FFNSpec
-from ..sites.masks import NeuronMasks
+from ..sites.masks import UnitMasks
 from ..solve.obs import error_curves, obs_refit
 from .milestones import cut_copy, write_back
 from .schedules import milestones
@@ -22,10 +22,10 @@ from .schedules import milestones
 SPREAD = 0.5
 
 
-def initial_scores(model: Any, masks: NeuronMasks, calibration: Tensor, scope: Scope, seed: int) -> list[Tensor]:
+def initial_scores(model: Any, masks: UnitMasks, calibration: Tensor, scope: Scope, seed: int) -> list[Tensor]:
     """Scores (F_l,) from the ranks under `obs`, evenly spread over ±SPREAD, among all layers or within each."""
     with masks.off():
-        curves = error_curves(model, masks.ffns, calibration, seed=seed)
+        curves = error_curves(model, masks.sites, calibration, seed=seed)
     return _spread(curves) if scope == "global" else [_spread([curve])[0] for curve in curves]
 
 
@@ -42,7 +42,7 @@ class WarmStart:
     def __init__(
         self,
         model: Any,
-        masks: NeuronMasks,
+        masks: UnitMasks,
         calibration: Tensor,
         num_steps: int,
         number: int,
@@ -66,6 +66,6 @@ class WarmStart:
             return
         kept = self.masks.kept
         whole = [torch.cat(both).unique() for both in zip(before, kept, strict=True)]  # some may have come back
-        small, ffns = cut_copy(self.model, self.masks, whole, self.spec)
-        obs_refit(small, ffns, self.calibration, [torch.searchsorted(*both) for both in zip(whole, kept, strict=True)])
-        write_back(self.masks.ffns, ffns, kept)
+        small, sites = cut_copy(self.model, self.masks, whole, self.spec)
+        obs_refit(small, sites, self.calibration, [torch.searchsorted(*both) for both in zip(whole, kept, strict=True)])
+        write_back(self.masks.sites, sites, kept)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..report.charts import Chart, HeatChart, Line, LineChart, Panel
 from ..scores.redundancy import ALIKE, NUM_RANGES, Redundancy
-from ..sites.ffn import FFN
+from ..sites.site import Site
 
 #: the neurons that the advice lets go hold at most this share of the model's sensitivity
 EXPENDABLE = 0.05
@@ -24,7 +24,7 @@ NUM_EXAMPLES = 5
 _CONTEXT = 10  # tokens shown before the one that fires
 
 
-def check_baseline(ffns: Sequence[FFN], dense: Sequence[FFN]) -> None:
+def check_baseline(ffns: Sequence[Site], dense: Sequence[Site]) -> None:
     """Raises: UserError where `dense` can't be what the model was pruned from."""
     shapes = [(len(x), x[0].reader().shape[1]) for x in (ffns, dense)]
     if shapes[0] != shapes[1]:

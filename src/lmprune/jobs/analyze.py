@@ -18,7 +18,7 @@ from ..progress import Teller
 from ..report import raster, svg
 from ..scores import redundancy
 from ..sites.families import parse_spec
-from ..sites.ffn import find_ffns
+from ..sites.find import find_sites
 from ..sites.limits import max_context
 from . import analysis, inspection
 from .opening import open_model
@@ -39,11 +39,11 @@ def analyze(
     spec = parse_spec(ffn) if ffn else None
     dense_ffns = None
     if baseline is not None:
-        dense_ffns = find_ffns(models.skeleton(baseline, trust_remote_code=trust_remote_code), spec)
+        dense_ffns = find_sites(models.skeleton(baseline, trust_remote_code=trust_remote_code), spec=spec)
     read = partial(texts.load, data, split, data_dir=data_dir, chat_template=chat_template, num_tokens=max_tokens)
     loaded, tokenizer, text = open_model(terminal, model, data, read, **how)
     assert text is not None
-    ffns = find_ffns(loaded, spec)
+    ffns = find_sites(loaded, spec=spec)
     if dense_ffns is not None:
         analysis.check_baseline(ffns, dense_ffns)
     seq_len = seq_len or min(512, max_context(loaded.config) or 512)
@@ -62,7 +62,7 @@ def analyze(
             loaded = models.load(baseline, note=terminal.note, **how)
         pruning.check_tokens(ids, loaded)
         with terminal.stages() as stages:
-            dense = redundancy.measure(loaded, find_ffns(loaded, spec), ids, stages=stages)
+            dense = redundancy.measure(loaded, find_sites(loaded, spec=spec), ids, stages=stages)
     plan = inspection.find_plan(model)
     record = {
         "model": model,

@@ -19,7 +19,7 @@ from ..evaluation.engines import ENGINES, ONNX_FILE
 from ..evaluation.speed import rate
 from ..evaluation.workers import Worker
 from ..progress import Teller
-from ..sites.ffn import find_ffns
+from ..sites.find import find_sites
 from ..sites.limits import max_context
 from . import deploy
 from .inspection import parameters_by_part
@@ -144,11 +144,11 @@ def _exported(terminal: Teller, source: str, engine: str, place: Path) -> str:
 def _shape(terminal: Teller, source: str) -> dict[str, Any]:
     """What the ideal is counted from, read off the config alone."""
     model = models.skeleton(source, note=terminal.note)
-    parts = parameters_by_part(model, find_ffns(model))
+    parts = parameters_by_part(model, find_sites(model))
     return {
         "blocks": parts["attention"] + parts["ffn"],
         "head": model.get_output_embeddings().weight.numel(),
-        "layers": len(find_ffns(model)),
+        "layers": len(find_sites(model)),
         "hidden_size": model.config.hidden_size,
         "vocab_size": model.get_input_embeddings().weight.shape[0],
         "max_context": max_context(model.config),

@@ -19,7 +19,7 @@ from ..evaluation.perplexity import inference, perplexity
 from ..evaluation.speed import measure_speed
 from ..plan import PLAN_FILE, PrunePlan
 from ..progress import Teller
-from ..sites.ffn import find_ffns
+from ..sites.find import find_sites
 from . import inspection, reproduce
 from .card import model_card
 
@@ -72,7 +72,7 @@ def run_demo(
         "calibration_tokens": sizes.calibration_tokens, "seq_len": sizes.seq_len, "multiple_of": 32, "seed": 0,
     }  # fmt: skip
     provenance = {"model": origin, "command": reproduce.command("prune", options), "demo": True}
-    before = inspection.sizes(pruned, find_ffns(pruned))
+    before = inspection.sizes(pruned, find_sites(pruned))
     with terminal.stages() as stages:
         measured = {"context": sizes.context, "num_bytes": num_bytes}
         quality = [perplexity(dense, eval_ids, progress=stages("perplexity before"), **measured)]
@@ -86,7 +86,7 @@ def run_demo(
             {"before": dense, "after": pruned}, tokenizer,
             prompt_tokens=sizes.prompt_tokens, new_tokens=sizes.new_tokens, repeats=sizes.repeats,
         )  # fmt: skip
-    report = inspection.pruning(pruned, find_ffns(pruned), before, plan)
+    report = inspection.pruning(pruned, find_sites(pruned), before, plan)
     evaluation = {"name": held_out.name, **held_out.provenance, "tokens": quality[0].tokens, "context": sizes.context}
     sides = [
         {

@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..evaluation.memory import peak_memory_mb
 from ..plan import PLAN_FILE
 from ..progress import Teller
-from ..sites.ffn import find_ffns
+from ..sites.find import find_sites
 from . import inspection
 from .card import card_of_copy, exported
 from .reproduce import command, origin
@@ -40,7 +40,7 @@ def export(
         tokenizer = _tokenizer(terminal, model, trust_remote_code)
     plan, licence = inspection.find_plan(model), find_licence(model)
     source = origin(model, licence)
-    ffns = find_ffns(loaded)
+    ffns = find_sites(loaded)
     job = exporting.Job(
         loaded,
         ffns,

@@ -14,7 +14,7 @@ from torch import nn
 from ..budget.selection import num_kept
 from ..checkpoints.sources import resolve
 from ..plan import PLAN_FILE, PrunePlan
-from ..sites.ffn import FFN
+from ..sites.site import Site
 
 #: the keep ratios that `inspect` tells about
 KEEPS = (0.9, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.25)
@@ -22,13 +22,13 @@ KEEPS = (0.9, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.25)
 PARTS = ("embeddings", "attention", "ffn", "norms_and_other", "output_head")
 
 
-def sizes(model: nn.Module, ffns: Sequence[FFN]) -> dict[str, int]:
+def sizes(model: nn.Module, ffns: Sequence[Site]) -> dict[str, int]:
     """`params` and `ffn_params` of the model, parameters shared by two modules counted once."""
     parts = parameters_by_part(model, ffns)
     return {"params": sum(parts.values()), "ffn_params": parts["ffn"]}
 
 
-def parameters_by_part(model: nn.Module, ffns: Sequence[FFN]) -> dict[str, int]:
+def parameters_by_part(model: nn.Module, ffns: Sequence[Site]) -> dict[str, int]:
     """Parameters of each of PARTS; a head that is tied to the embedding counts as embedding.
 
     No part is found by name: within a block, and outside its FFN, modules with a matrix are attention.
@@ -58,12 +58,12 @@ def parameters_by_part(model: nn.Module, ffns: Sequence[FFN]) -> dict[str, int]:
     return parts
 
 
-def neuron_size(ffn: FFN) -> int:
+def neuron_size(ffn: Site) -> int:
     """Parameters of one neuron: its row in every writer, its entries in their biases, its column in `down`."""
     return sum(w.shape[1] for w in ffn.writers()) + len(ffn.writer_biases()) + ffn.reader().shape[1]
 
 
-def saving(ffns: Sequence[FFN], params: int, keep: float, *, multiple_of: int, bytes_per_param: int) -> dict[str, Any]:
+def saving(ffns: Sequence[Site], params: int, keep: float, *, multiple_of: int, bytes_per_param: int) -> dict[str, Any]:
     """What is left of a model of `params` parameters at a keep ratio, every layer cut alike (local scope)."""
     widths = [num_kept(ffn.width, keep, multiple_of=multiple_of) for ffn in ffns]
     saved = sum((ffn.width - width) * neuron_size(ffn) for ffn, width in zip(ffns, widths, strict=True))
@@ -78,7 +78,7 @@ def saving(ffns: Sequence[FFN], params: int, keep: float, *, multiple_of: int, b
 
 
 def inspect(
-    model: Any, ffns: Sequence[FFN], *, bytes_per_param: int, multiple_of: int = 32, plan: PrunePlan | None = None
+    model: Any, ffns: Sequence[Site], *, bytes_per_param: int, multiple_of: int = 32, plan: PrunePlan | None = None
 ) -> dict[str, Any]:
     """The record that `lmprune inspect` shows; its keys are documented in docs/json.md.
 
@@ -104,7 +104,7 @@ def inspect(
     }
 
 
-def pruning(model: Any, ffns: Sequence[FFN], before: Mapping[str, int], plan: PrunePlan) -> dict[str, Any]:
+def pruning(model: Any, ffns: Sequence[Site], before: Mapping[str, int], plan: PrunePlan) -> dict[str, Any]:
     """What `plan` did to the model, which was of the sizes `before` (see `sizes`) and is now as it is.
 
     stock: whether transformers' own class opens the checkpoint, without the code that is written with it.

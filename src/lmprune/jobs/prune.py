@@ -23,7 +23,7 @@ from ..methods import get_method, needs_text
 from ..plan import PrunePlan
 from ..progress import Teller
 from ..sites.families import parse_spec
-from ..sites.ffn import find_ffns
+from ..sites.find import find_sites
 from ..training.examples import Corpus
 from ..training.run_folder import RunFolder
 from . import inspection
@@ -76,7 +76,7 @@ def prune(
         terminal.note("that is not the text the plan was made on, so the refit will differ from the plan's own")
     if chosen is not None and (others := _made_from(chosen, model)):
         terminal.note(f"the plan was made from {others}; in other weights its neurons are other neurons")
-    before = inspection.sizes(dense, find_ffns(dense, spec))
+    before = inspection.sizes(dense, find_sites(dense, spec=spec))
     licence = find_licence(model)
     provenance = {"model": origin(model, licence), "command": command("prune", options)}
 
@@ -115,7 +115,7 @@ def prune(
             "method": row.name,
             "keep": done.settings.get("keep"),
             "scope": done.settings.get("scope"),
-            **inspection.pruning(dense, find_ffns(dense, spec), before, done),
+            **inspection.pruning(dense, find_sites(dense, spec=spec), before, done),
             "data": text and data_record(text),
             **({"training": trained} if trained else {}),
         }

@@ -28,7 +28,7 @@ from ..plan import PLAN_FILE, PrunePlan
 from ..progress import Teller
 from ..scores.redundancy import uniqueness
 from ..sites.families import FFNSpec
-from ..sites.ffn import find_ffns
+from ..sites.find import find_sites
 from ..sites.proof import check_ffns
 from ..training.examples import Corpus, check_examples
 from ..training.lora import add_lora, merged
@@ -165,16 +165,16 @@ def prune_gradually(
         attached.append(pruner)
         return pruner
 
-    ffns = find_ffns(model, job.spec)
+    ffns = find_sites(model, spec=job.spec)
     if job.spec is not None:
         check_ffns(model, ffns)
-    widths_before = tuple(ffn.width for ffn in ffns)
+    counts_before = [ffn.count for ffn in ffns]
     model, settings, result = job.run(model, job.prepare(model), attach)
     (pruner,) = attached
     kept = pruner.finish()
     chosen = {"method": row.name, "keep": keep, "scope": scope or row.scope, "multiple_of": multiple_of}
-    plan = PrunePlan(
-        tuple(tuple(indices.tolist()) for indices in kept), widths_before,
+    plan = PrunePlan.of(
+        [ffn.address for ffn in ffns], kept, counts_before,
         {**chosen, "seed": job.seed, **_how(job, settings, "cubic"), "gradual": asdict(pruner.settings)},
         {"versions": pruning.versions(), **provenance, "training": data_record(job.text)},
     )  # fmt: skip
@@ -195,7 +195,7 @@ def recover(job: Job, model: Any, prune: Callable[[Any], PrunePlan]) -> Pruned:
     PartialState().wait_for_everyone()
     model, settings, result = job.run(model, prepared)
     plan = PrunePlan(
-        plan.kept, plan.widths_before, {**plan.settings, **_how(job, settings, "oneshot")},
+        plan.kept, plan.counts_before, {**plan.settings, **_how(job, settings, "oneshot")},
         {**plan.provenance, "training": data_record(job.text)},
     )  # fmt: skip
     return model, plan, record_of(settings, result, "oneshot") | _redundancy(job, model), result.log
@@ -207,7 +207,7 @@ def _redundancy(job: Job, model: Any) -> dict[str, float]:
     seq_len = min(job.seq_len, len(ids))  # pairs may be fewer tokens in all than one block of text
     input_ids = ids[: len(ids) // seq_len * seq_len].view(-1, seq_len)
     with job.terminal.busy("measuring redundancy"):
-        return {"uniqueness": uniqueness(model, find_ffns(model, job.spec), input_ids.to(model.device))}
+        return {"uniqueness": uniqueness(model, find_sites(model, spec=job.spec), input_ids.to(model.device))}
 
 
 def _how(job: Job, settings: TrainSettings, schedule: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..evaluation.memory import peak_memory_mb
 from ..progress import Teller
 from ..pruning import check_seq_len
-from ..sites.ffn import find_ffns
+from ..sites.find import find_sites
 from ..training.distillation import check_temperature
 from ..training.examples import Corpus, check_examples
 from ..training.run_folder import RunFolder
@@ -57,7 +57,7 @@ def finetune(
     read = partial(corpus.text, "train", training.train_tokens)
     net, tokenizer, text = open_model(terminal, model, data, read, **how)
     assert text is not None
-    find_ffns(net)  # what can't be saved in the end is told of before the work
+    find_sites(net)  # what can't be saved in the end is told of before the work
     terminal.note(f"training on {text.name}")
     start = time.perf_counter()
     with run.begun():

@@ -12,7 +12,7 @@ from gguf import MODEL_TENSOR
 from torch import Tensor
 
 from ..errors import UserError
-from ..sites.ffn import rows_are_inputs
+from ..sites.linears import rows_are_inputs
 from .architectures import GGUFSpec
 
 

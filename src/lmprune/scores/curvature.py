@@ -1,4 +1,4 @@
-"""How much the end loss cares about each direction of a layer's output: the metric of `obs`."""
+"""How much the end loss cares about each direction of a reader's output: the metric of `obs`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from ..progress import Progress
-from ..sites.ffn import FFN
+from ..sites.site import Site
 from .statistics import backward, gradients_from_embeddings, undisturbed
 
 
 def output_curvature(
-    model: Any, ffns: Sequence[FFN], input_ids: Tensor, *, rel_damp: float = 1e-3, progress: Progress | None = None
+    model: Any, sites: Sequence[Site], input_ids: Tensor, *, rel_damp: float = 1e-3, progress: Progress | None = None
 ) -> list[Tensor]:
-    """s · E[ĝ ĝᵀ] (D, D) of each layer, float64: which directions of `down`'s output the end loss cares about.
+    """s · E[ĝ ĝᵀ] (D, D) of each site, float64: which directions of its reader's output the end loss cares about.
 
     g is the gradient of a sequence's summed token losses there, ĝ = g / ‖g‖ and s the median of ‖g‖² (a mean over
     sequences of it). With the second moments of the seam it makes a Kronecker-factored empirical Fisher of the reader:
@@ -28,21 +28,21 @@ def output_curvature(
     num_sequences, seq_len = input_ids.shape
     sums: dict[int, Tensor] = {}
 
-    def watch(layer: int):
+    def watch(place: int):
         def on_gradient(grad: Tensor) -> None:
             # of the sum of token losses, not of their mean; the last token has none
             grad_ND = grad.flatten(0, -2)[:-1].float() * (seq_len - 1)
             norm_N = grad_ND.norm(dim=1, keepdim=True).clamp_min(1e-30)
             unit_ND = grad_ND / norm_N
             gram_DD = (unit_ND.T @ unit_ND).double().cpu() * norm_N.square().median().item()
-            sums[layer] = sums[layer] + gram_DD if layer in sums else gram_DD
+            sums[place] = sums[place] + gram_DD if place in sums else gram_DD
 
         return lambda _reader, _args, out: out.register_hook(on_gradient) and None
 
     with undisturbed(model), ExitStack() as stack, torch.enable_grad():
         stack.enter_context(gradients_from_embeddings(model))
-        for layer, ffn in enumerate(ffns):
-            stack.callback(ffn.down.register_forward_hook(watch(layer)).remove)
+        for place, site in enumerate(sites):
+            stack.callback(site.reader_linear.register_forward_hook(watch(place)).remove)
         for done, batch_BT in enumerate(input_ids.to(next(model.parameters()).device).split(1), start=1):
             backward(model, batch_BT)
             if progress:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..progress import Progress, Stages, silent
-from ..sites.ffn import FFN
+from ..sites.site import Site
 from ..sites.walk import Blocks
 from .statistics import collect, undisturbed
 
@@ -87,7 +87,7 @@ class Redundancy:
 
 def measure(
     model: Any,
-    ffns: Sequence[FFN],
+    sites: Sequence[Site],
     input_ids: Tensor,
     *,
     num_peaks: int = 0,
@@ -97,22 +97,22 @@ def measure(
 
     Arguments: see `similarities`. Raises: UserError where sums are not finite, or there is too little text.
     """
-    felt = collect(model, ffns, input_ids, needs=frozenset({"sensitivity"}), progress=stages("sensitivity"))
-    seen = similarities(model, ffns, input_ids, num_peaks=num_peaks, progress=stages("similarity"))
+    felt = collect(model, sites, input_ids, needs=frozenset({"sensitivity"}), progress=stages("sensitivity"))
+    seen = similarities(model, sites, input_ids, num_peaks=num_peaks, progress=stages("similarity"))
     layers = [
         replace(found, sensitivity_F=stats.per_sequence("sensitivity")) for found, stats in zip(seen, felt, strict=True)
     ]
     return Redundancy(tuple(layers), input_ids.numel())
 
 
-def uniqueness(model: Any, ffns: Sequence[FFN], input_ids: Tensor) -> float:
+def uniqueness(model: Any, sites: Sequence[Site], input_ids: Tensor) -> float:
     """The model's uniqueness alone, without gradients. input_ids: (sequences, T)."""
-    return Redundancy(tuple(similarities(model, ffns, input_ids)), input_ids.numel()).uniqueness
+    return Redundancy(tuple(similarities(model, sites, input_ids)), input_ids.numel()).uniqueness
 
 
 def similarities(
     model: Any,
-    ffns: Sequence[FFN],
+    sites: Sequence[Site],
     input_ids: Tensor,
     *,
     num_peaks: int = 0,
@@ -128,17 +128,17 @@ def similarities(
     if input_ids.ndim != 2 or input_ids.numel() == 0:
         raise UserError(f"tokens to measure on must be of shape (sequences, T), got {tuple(input_ids.shape)}")
     with undisturbed(model):
-        blocks = Blocks(model, [ffn.block for ffn in ffns])
+        blocks = Blocks(model, [site.block for site in sites])
         device = next(model.parameters()).device
         hidden = [blocks.inputs(batch_BT.to(device)) for batch_BT in input_ids.split(batch_size)]
-        for ffn in ffns:
+        for site in sites:
             seen = _Seen(input_ids.shape[1], num_peaks)
-            with _tapped(ffn, seen):
+            with _tapped(site, seen):
                 for i, states_BTD in enumerate(hidden):
-                    hidden[i] = blocks.run(ffn.layer, states_BTD)
-            yield seen.result(ffn.layer)
+                    hidden[i] = blocks.run(site.layer, states_BTD)
+            yield seen.result(site.layer)
             if progress:
-                progress(ffn.layer + 1, len(ffns))
+                progress(site.layer + 1, len(sites))
 
 
 class _Seen:
@@ -220,13 +220,13 @@ def _clusters(alike_FF: Tensor) -> tuple[tuple[int, ...], ...]:
 
 
 @contextmanager
-def _tapped(ffn: FFN, seen: _Seen) -> Iterator[None]:
+def _tapped(site: Site, seen: _Seen) -> Iterator[None]:
     """What enters `down` is added to `seen`, for the length of a `with` block."""
 
     def tap(_reader: Any, args: tuple[Tensor, ...]) -> None:
         seen.add(args[0].detach())
 
-    handle = ffn.down.register_forward_pre_hook(tap)
+    handle = site.reader_linear.register_forward_pre_hook(tap)
     try:
         yield
     finally:

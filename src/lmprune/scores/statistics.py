@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
 from ..progress import Progress
-from ..sites.ffn import FFN
+from ..sites.site import Site, Writer
 
 #: statistics that a forward pass gives, and those that need the loss's gradient too
 FORWARD = frozenset({"sum_h", "sum_h2", "mean_abs_sq", "norm_per_sequence"})
@@ -24,17 +25,18 @@ GRADIENT = frozenset({"taylor", "fisher", "sensitivity", "weight_taylor"})
 
 @dataclass(frozen=True)
 class SeamStatistics:
-    """Sums over the text of one layer's neurons, each (F,) fp64 on the CPU, or None where it was not asked for.
+    """Sums over the text at one seam, fp64 on the CPU, or None where it was not asked for: one an input of the seam,
+    (F,), or one a unit, (U,). For neurons, runs of one input, that is the same.
 
-    `h` is a neuron's output, the seam; `g = ∂L/∂h` with L the mean next-token loss of one sequence.
+    `h` is what enters the reader; `g = ∂L/∂h` with L the mean next-token loss of one sequence.
 
-    sum_h, sum_h2: Σ_n h and Σ_n h².
-    mean_abs_sq: Σ_sequences (mean_n |h|)².
-    norm_per_sequence: Σ_sequences sqrt(Σ_n h²).
-    taylor: Σ_sequences |Σ_n h·g|, the first order of removing the neuron.
-    fisher: Σ_n (h·g)².
-    sensitivity: Σ_sequences |Σ_θ θ·∂L/∂θ| over the neuron's writer rows and biases and reader column (METHODS 3).
-    weight_taylor: Σ_θ |θ · Σ_sequences ∂L/∂θ| over the neuron's weights, biases left out (LLM-Pruner, Torch-Pruning).
+    sum_h, sum_h2 (F,): Σ_n h and Σ_n h².
+    mean_abs_sq (F,): Σ_sequences (mean_n |h|)².
+    norm_per_sequence (F,): Σ_sequences sqrt(Σ_n h²).
+    taylor (U,): Σ_sequences |Σ_n h·g|, h·g summed over the unit's run: the first order of removing the unit.
+    fisher (U,): Σ_n (h·g)², likewise.
+    sensitivity (U,): Σ_sequences |Σ_θ θ·∂L/∂θ| over the unit's writer rows and biases and reader column (METHODS 3).
+    weight_taylor (U,): Σ_θ |θ · Σ_sequences ∂L/∂θ| over the unit's weights without biases (LLM-Pruner, Torch-Pruning).
     """
 
     num_tokens: int = 0
@@ -69,7 +71,7 @@ class SeamStatistics:
 
 def collect(
     model: nn.Module,
-    ffns: Sequence[FFN],
+    sites: Sequence[Site],
     input_ids: Tensor,
     *,
     needs: frozenset[str],
@@ -92,7 +94,7 @@ def collect(
             f"{1 + gradients} tokens is needed"
         )
     num_sequences, seq_len = input_ids.shape
-    observers = [_Observer(ffn, needs, seq_len) for ffn in ffns]
+    observers = [_Observer(site, needs, seq_len) for site in sites]
     with undisturbed(model), ExitStack() as stack, torch.set_grad_enabled(gradients):
         for observer in observers:
             observer.attach(stack)
@@ -134,20 +136,20 @@ def loss_gradient(logits_BTV: Tensor, input_ids_BT: Tensor) -> Tensor:
 class _Observer:
     """Adds up one layer's statistics as batches pass forward, then backward, through its linears."""
 
-    def __init__(self, ffn: FFN, needs: frozenset[str], seq_len: int):
-        self.ffn, self.width = ffn, ffn.width
+    def __init__(self, site: Site, needs: frozenset[str], seq_len: int):
+        self.site = site
         self.needs = needs
         self.seq_len = seq_len
         self.num_tokens = 0
         self.sums: dict[str, Tensor] = {}
-        self.weight_grads: dict[nn.Module, Tensor] = {}  # writer: (F or 2F, D), reader: (F, D); Σ_sequences ∂L/∂θ
-        self.theta_grad_BF: Tensor | None = None  # this batch's Σ_θ θ·∂L/∂θ of each sequence, as far as it is known
+        self.weight_grads: dict[nn.Module, Tensor] = {}  # writer: (its outputs, D), reader: (F, D); Σ_sequences ∂L/∂θ
+        self.theta_grad_BU: Tensor | None = None  # this batch's Σ_θ θ·∂L/∂θ of each sequence, as far as it is known
 
     def attach(self, stack: ExitStack) -> None:
-        stack.callback(self.ffn.down.register_forward_hook(self._on_reader).remove)
+        stack.callback(self.site.reader_linear.register_forward_hook(self._on_reader).remove)
         if self.needs & {"sensitivity", "weight_taylor"}:
-            for writer in self.ffn.linears[:-1]:
-                stack.callback(writer.register_forward_hook(self._on_writer).remove)
+            for writer in self.site.made_by:
+                stack.callback(writer.linear.register_forward_hook(partial(self._on_writer, writer)).remove)
 
     def _on_reader(self, reader: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
         h = args[0].detach()
@@ -157,12 +159,14 @@ class _Observer:
         if "weight_taylor" in self.needs:
             out.register_hook(lambda grad: self._add_weight_grad(reader, _rows(h).T @ _rows(grad)))
 
-    def _on_writer(self, writer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+    def _on_writer(self, writer: Writer, linear: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
         x, z = args[0].detach(), out.detach()  # detached: a hook that held its own tensor would never be freed
         if "sensitivity" in self.needs:
-            out.register_hook(lambda grad: self._add_theta_grad(self._by_sequence(z) * self._by_sequence(grad)))
+            out.register_hook(
+                lambda grad: self._on_writer_gradients(writer, self._by_sequence(z), self._by_sequence(grad))
+            )
         if "weight_taylor" in self.needs:
-            out.register_hook(lambda grad: self._add_weight_grad(writer, _rows(grad).T @ _rows(x)))
+            out.register_hook(lambda grad: self._add_weight_grad(linear, _rows(grad).T @ _rows(x)))
 
     def _on_outputs(self, h_BTF: Tensor) -> None:
         self.num_tokens += h_BTF.shape[0] * h_BTF.shape[1]
@@ -176,19 +180,26 @@ class _Observer:
             self._add("mean_abs_sq", h_BTF.abs().mean(1).square().sum(0))
 
     def _on_output_gradients(self, h_BTF: Tensor, grad_BTF: Tensor) -> None:
-        product_BTF = h_BTF * grad_BTF
-        self._add("taylor", product_BTF.sum(1).abs().sum(0))
-        self._add("fisher", product_BTF.square().sum((0, 1)))
-        self._add_theta_grad(product_BTF)
+        product_BTU = self._per_unit(h_BTF * grad_BTF)
+        self._add("taylor", product_BTU.sum(1).abs().sum(0))
+        self._add("fisher", product_BTU.square().sum((0, 1)))
+        self._add_theta_grad(product_BTU.sum(1))
 
-    def _add(self, name: str, value_F: Tensor) -> None:
+    def _on_writer_gradients(self, writer: Writer, z_BTF: Tensor, grad_BTF: Tensor) -> None:
+        for run in writer.split((z_BTF * grad_BTF).sum(1), self.site.count, dim=-1):
+            self._add_theta_grad(self._per_unit(run))
+
+    def _per_unit(self, values: Tensor) -> Tensor:
+        """(…, U): sums over the runs of the units along the last dimension."""
+        count = self.site.count
+        return values if values.shape[-1] == count else values.unflatten(-1, (count, -1)).sum(-1)
+
+    def _add(self, name: str, value: Tensor) -> None:
         if name in self.needs:
-            self.sums[name] = self.sums.get(name, 0) + value_F.cpu().double()
+            self.sums[name] = self.sums.get(name, 0) + value.cpu().double()
 
-    def _add_theta_grad(self, product_BTF: Tensor) -> None:
-        # (B, F), or (B, 2F) of a fused writer, whose two halves are one neuron
-        parts_BF = product_BTF.sum(1).unflatten(-1, (-1, self.width)).sum(1)
-        self.theta_grad_BF = parts_BF if self.theta_grad_BF is None else self.theta_grad_BF + parts_BF
+    def _add_theta_grad(self, part_BU: Tensor) -> None:
+        self.theta_grad_BU = part_BU if self.theta_grad_BU is None else self.theta_grad_BU + part_BU
 
     def _add_weight_grad(self, linear: nn.Module, grad: Tensor) -> None:
         self.weight_grads[linear] = self.weight_grads[linear].add_(grad) if linear in self.weight_grads else grad
@@ -198,25 +209,26 @@ class _Observer:
         return values.to(_precise(values)).reshape(-1, self.seq_len, values.shape[-1])
 
     def end_batch(self) -> None:
-        if self.theta_grad_BF is not None:
-            self._add("sensitivity", self.theta_grad_BF.abs().sum(0))
-        self.theta_grad_BF = None
+        if self.theta_grad_BU is not None:
+            self._add("sensitivity", self.theta_grad_BU.abs().sum(0))
+        self.theta_grad_BU = None
 
     def result(self, num_sequences: int) -> SeamStatistics:
         if self.num_tokens != num_sequences * self.seq_len:
-            raise UserError(
-                f"layer {self.ffn.layer}: {self.ffn.spec.down!r} did not see every token; is it the reader?"
-            )
+            raise UserError(f"layer {self.site.layer}: {self.site.what!r} did not see every token; is it the reader?")
         if "weight_taylor" in self.needs:
-            grads = [half for linear in self.ffn.linears for half in self.weight_grads.pop(linear).split(self.width)]
-            weights = [*self.ffn.writers(), self.ffn.reader()]
-            for weight, grad in zip(weights, grads, strict=True):
-                self._add("weight_taylor", (weight.detach() * grad).abs().sum(1))
+            site = self.site
+            grads = [
+                run for w in site.made_by for run in w.split(self.weight_grads.pop(w.linear), site.count)
+            ]  # fmt: skip
+            grads.append(self.weight_grads.pop(site.reader_linear))
+            for weight, grad in zip([*site.writers(), site.reader()], grads, strict=True):
+                self._add("weight_taylor", site.per_unit((weight.detach() * grad).abs().sum(1)))
         for name, value in self.sums.items():
             if not value.isfinite().all():
                 raise UserError(
-                    f"layer {self.ffn.layer}: {int((~value.isfinite()).sum())} neurons have NaN or infinite {name}; "
-                    "check the checkpoint's weights, or use a wider dtype (--dtype float32)"
+                    f"layer {self.site.layer}: {int((~value.isfinite()).sum())} {self.site.address.kind} have NaN or "
+                    f"infinite {name}; check the checkpoint's weights, or use a wider dtype (--dtype float32)"
                 )
         return SeamStatistics(self.num_tokens, num_sequences, **self.sums)
 

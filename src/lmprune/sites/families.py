@@ -30,6 +30,22 @@ class FFNSpec:
     fused_gate: bool = False
 
 
+@dataclass(frozen=True)
+class AttentionSpec:
+    """Paths to the attention layers of a decoder-only model, relative to a block.
+
+    writers: (path, runs) of each linear that writes queries, keys and values. runs: the order of its outputs; letters
+    that stand together are together in each key/value group. "q k v" is [all q; all k; all v], "qkv" is q, k, v of
+    the first group, then of the second.
+    o: the reader; its input is the seam, where a group's output can be seen and masked.
+    counted: (path of a module, name of an attribute) that counts heads, or their rows, and must follow a cut.
+    """
+
+    writers: tuple[tuple[str, str], ...]
+    o: str
+    counted: tuple[tuple[str, str], ...] = ()
+
+
 def _gated(blocks: str = "model.layers") -> FFNSpec:
     return FFNSpec(blocks, "mlp.up_proj", "mlp.down_proj", "intermediate_size", gate="mlp.gate_proj")
 
@@ -78,6 +94,13 @@ FAMILIES: dict[str, FFNSpec] = {
     "glm4": _fused(),
 }
 
+_SEPARATE = AttentionSpec(
+    (("self_attn.q_proj", "q"), ("self_attn.k_proj", "k"), ("self_attn.v_proj", "v")), "self_attn.o_proj"
+)
+
+#: Where the heads are; architectures that are not here can't be pruned by heads yet.
+ATTENTION: dict[str, AttentionSpec] = {"llama": _SEPARATE, "mistral": _SEPARATE}
+
 #: Architectures that can't be cut neuron by neuron, with the reason a user gets.
 COUPLED: dict[str, str] = {
     "bitnet": "a norm over all neurons stands before the down projection, so removing one neuron changes the others",
@@ -110,7 +133,7 @@ def parse_spec(text: str) -> FFNSpec:
     missing = [key for key in ("up", "down") if key not in values]
     if missing:
         raise UserError(f"--ffn needs {' and '.join(missing)}: for example --ffn up=mlp.up_proj,down=mlp.down_proj")
-    values.setdefault("blocks", "")  # found by looking for `up` and `down`, see ffn.find_ffns
+    values.setdefault("blocks", "")  # found by looking for `up` and `down`, see find.blocks_of
     return FFNSpec(**values)
 
 
@@ -121,6 +144,16 @@ def is_encoder(config: Any) -> bool:
     if getattr(config, "is_encoder_decoder", False):
         return True
     return getattr(config, "model_type", None) in MASKED_LMS and not getattr(config, "is_decoder", False)
+
+
+def attention_of(config: Any) -> AttentionSpec:
+    """The attention row for a model's config. Raises: UserError where its heads can't be removed."""
+    model_type = getattr(config, "model_type", None) or "unknown"
+    if model_type not in ATTENTION:
+        raise UserError(
+            f"lmprune can't remove attention heads of {model_type} models; it can of {', '.join(sorted(ATTENTION))}"
+        )
+    return ATTENTION[model_type]
 
 
 def family_of(config: Any) -> FFNSpec:

@@ -1,6 +1,6 @@
-"""Masks at the seam: the input of `down`, where setting `h_j = 0` is exactly the removal of neuron `j`.
+"""Masks at the seam: the input of a reader, where setting a unit's run to 0 is exactly the removal of the unit.
 
-`masked` is for a moment's look; `NeuronMasks` stays on a model while it trains, and holds its learned scores.
+`masked` is for a moment's look; `UnitMasks` stays on a model while it trains, and holds its learned scores.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from .ffn import FFN
 from .limits import is_offloaded
+from .site import Site
 
 #: `full`: all neurons are computed, and masked ones still get a gradient; `gathered`: only the kept ones are computed
 Compute = Literal["full", "gathered"]
 COMPUTES: tuple[Compute, ...] = get_args(Compute)
-#: the name under which a model holds its NeuronMasks
+#: the name under which a model holds its UnitMasks
 ATTRIBUTE = "neuron_masks"
 
 
@@ -30,59 +30,59 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def masked(ffns: Sequence[FFN], masks: Sequence[Tensor]) -> Iterator[None]:
-    """Multiply each layer's neuron outputs by its mask (F,) (0/1 or real) for the length of a `with` block."""
+def masked(sites: Sequence[Site], masks: Sequence[Tensor]) -> Iterator[None]:
+    """Multiply each site's units by its mask (U,) (0/1 or real) for the length of a `with` block."""
     with ExitStack() as stack:
-        for ffn, mask in zip(ffns, masks, strict=True):
-            stack.callback(ffn.down.register_forward_pre_hook(_multiply(mask)).remove)
+        for site, mask in zip(sites, masks, strict=True):
+            stack.callback(site.reader_linear.register_forward_pre_hook(_multiply(site.on_inputs(mask))).remove)
         yield
 
 
-def _multiply(mask: Tensor):
+def _multiply(mask_F: Tensor):
     def hook(_module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         h_NF, *rest = args
-        return (h_NF * mask.to(h_NF), *rest)
+        return (h_NF * mask_F.to(h_NF), *rest)
 
     return hook
 
 
-class NeuronMasks(nn.ModuleList):
-    """A mask on each layer of a model in training, one NeuronMask a layer, as a submodule of that model.
+class UnitMasks(nn.ModuleList):
+    """A mask on each site of a model in training, one UnitMask a site, as a submodule of that model.
 
     As its submodule, so that the learned scores are parameters of the model: whoever trains it (Trainer, DDP, an
     optimizer over `model.parameters()`) trains, averages over processes and saves them too. `detach` takes it all off.
     """
 
-    def __init__(self, model: nn.Module, ffns: Sequence[FFN], *, learned: bool, compute: Compute):
-        super().__init__(NeuronMask(ffn, learned, compute) for ffn in ffns)
-        self.ffns = list(ffns)
+    def __init__(self, model: nn.Module, sites: Sequence[Site], *, learned: bool, compute: Compute):
+        super().__init__(UnitMask(site, learned, compute) for site in sites)
+        self.sites = list(sites)
         self._model = (model,)  # in a tuple, or the model would be a submodule of its own submodule
         self.attach()
 
-    def __iter__(self) -> Iterator[NeuronMask]:
-        return cast(Iterator[NeuronMask], super().__iter__())
+    def __iter__(self) -> Iterator[UnitMask]:
+        return cast(Iterator[UnitMask], super().__iter__())
 
     @property
     def scores(self) -> list[nn.Parameter]:
-        """The learned scores, one (F_l,) a layer; empty where nothing is learned."""
+        """The learned scores, one (U,) a site; empty where nothing is learned."""
         return [mask.scores for mask in self if mask.scores is not None]
 
     def whole_scores(self) -> list[Tensor]:
-        """The scores' values, one (F_l,) a layer."""
+        """The scores' values, one (U,) a site."""
         return [whole(scores) for scores in self.scores]
 
     @property
     def kept(self) -> list[Tensor]:
-        """The kept neurons of each layer, sorted, int64."""
+        """The kept units of each site, sorted, int64."""
         return [mask.kept for mask in self]
 
     @property
     def keep(self) -> float:
-        """The share of all neurons that is kept now."""
-        return sum(map(len, self.kept)) / sum(mask.width for mask in self)
+        """The share of all units that is kept now."""
+        return sum(map(len, self.kept)) / sum(mask.count for mask in self)
 
     def set(self, kept: Sequence[Tensor]) -> None:
-        """From now on only the neurons `kept`, one sorted (K_l,) a layer, take part."""
+        """From now on only the units `kept`, one sorted (K,) a site, take part."""
         for mask, indices in zip(self, kept, strict=True):
             mask.set(indices)
 
@@ -109,56 +109,57 @@ class NeuronMasks(nn.ModuleList):
             self.attach()
 
 
-class NeuronMask(nn.Module):
-    """One layer's mask: which neurons are kept, how the others are left out, and the scores that are learned.
+class UnitMask(nn.Module):
+    """One site's mask: which units are kept, how the others are left out, and the scores that are learned.
 
-    observer: called with (h, kept) once in every training forward pass, h (…, K or F) the neurons' outputs before the
-    mask.
+    observer: called with (h, kept) once in every training forward pass, h (…, F or K · size) what the units put out,
+    before the mask.
     """
 
-    def __init__(self, ffn: FFN, learned: bool, compute: Compute):
+    def __init__(self, site: Site, learned: bool, compute: Compute):
         super().__init__()
-        self._ffn = ffn
-        self.width, self.compute = ffn.width, compute
+        self._site = site
+        self.count, self.size, self.compute = site.count, site.size, compute
         if compute == "gathered":
-            ffn.check_gathers()  # now, and not when the first neuron goes
-        self.scores = nn.Parameter(torch.zeros(ffn.width, device=self.device)) if learned else None
+            site.check_gathers()  # now, and not when the first unit goes
+        self.scores = nn.Parameter(torch.zeros(site.count, device=self.device)) if learned else None
         self.observer: Callable[[Tensor, Tensor], None] | None = None
-        self.set(torch.arange(ffn.width))
+        self.set(torch.arange(site.count))
 
     @property
     def device(self) -> torch.device:
         """The layer's, wherever the model has been moved; the CPU while its weights are offloaded."""
-        return torch.device("cpu") if is_offloaded(self._ffn.down) else self._ffn.reader().device
+        return torch.device("cpu") if is_offloaded(self._site.reader_linear) else self._site.reader().device
 
     def attach(self) -> None:
-        self._handle = self._ffn.down.register_forward_pre_hook(self._at_seam)
+        self._handle = self._site.reader_linear.register_forward_pre_hook(self._at_seam)
         self.set(self.kept)
 
     def set(self, kept: Tensor) -> None:
-        """Keep the neurons `kept` (K,), sorted."""
+        """Keep the units `kept` (K,), sorted."""
         self.kept = kept
-        everything = len(kept) == self.width
+        everything = len(kept) == self.count
         self._where: Tensor | None = None if everything else kept.to(self.device)
         self._mask: Tensor | None = None
         if not everything and self.compute == "full":
-            self._mask = torch.zeros(self.width, device=self.device)
-            self._mask[self._where] = 1
+            mask_U = torch.zeros(self.count, device=self.device)
+            mask_U[self._where] = 1
+            self._mask = self._site.on_inputs(mask_U)
         if self.compute == "gathered":
-            self._ffn.compute_only(self._where)
+            self._site.compute_only(self._where)
 
     def _at_seam(self, _down: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         h, *rest = args
         if self.training and self.observer is not None and not _in_backward():
             self.observer(h.detach(), self.kept)
         if self.training and self.scores is not None and torch.is_grad_enabled():
-            computed = self.scores if h.shape[-1] == self.width else self.scores[self._where]
+            computed = self.scores if h.shape[-1] == self.count * self.size else self.scores[self._where]
             return (cast(Tensor, _StraightThrough.apply(h, computed, self._mask)), *rest)
         return args if self._mask is None else (h * self._mask.to(h), *rest)
 
     def detach(self) -> None:
         self._handle.remove()
-        self._ffn.compute_only(None)
+        self._site.compute_only(None)
 
 
 def _in_backward() -> bool:
@@ -167,7 +168,8 @@ def _in_backward() -> bool:
 
 
 class _StraightThrough(torch.autograd.Function):
-    """h' = h · mask forward; backward, the mask passes its gradient straight on to the scores: Σ_n h_nj ∂L/∂h'_nj.
+    """h' = h · mask forward; backward, the mask passes its gradient straight on to the scores: Σ_n h_nj ∂L/∂h'_nj, and
+    the sum of it over the run of a unit.
 
     With mask None, all of h is kept: h' = h. Source: METHODS 2, [MVP].
     """
@@ -175,7 +177,7 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, scores: Tensor, mask: Tensor | None) -> Tensor:
         ctx.save_for_backward(h, *([] if mask is None else [mask]))
-        ctx.score_dtype = scores.dtype
+        ctx.score_dtype, ctx.units = scores.dtype, len(scores)
         return h.view_as(h) if mask is None else h * mask.to(h)
 
     @staticmethod
@@ -183,4 +185,6 @@ class _StraightThrough(torch.autograd.Function):
         h, *mask = ctx.saved_tensors
         (grad,) = grads
         score_grad = (h * grad).flatten(0, -2).sum(0, dtype=ctx.score_dtype)
+        if len(score_grad) != ctx.units:
+            score_grad = score_grad.unflatten(0, (ctx.units, -1)).sum(1)
         return grad * mask[0].to(grad) if mask else grad, score_grad, None

@@ -10,35 +10,39 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .ffn import FFN, IN_NAMES, OUT_NAMES
+from .linears import IN_NAMES, OUT_NAMES
 from .masks import masked
+from .site import Site
 
 
 @contextmanager
-def trial_cut(ffns: Sequence[FFN], kept: Sequence[Tensor]) -> Iterator[None]:
+def trial_cut(sites: Sequence[Site], kept: Sequence[Tensor]) -> Iterator[None]:
     """Cut for the length of a `with` block; afterwards the very same parameters are back."""
-    modules = [m for ffn in ffns for m in ffn.linears]
+    modules = [m for site in sites for m in site.linears]
     before: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]] = [
         (m, dict(m._parameters), {n: getattr(m, n) for n in (*OUT_NAMES, *IN_NAMES) if hasattr(m, n)}) for m in modules
     ]
+    counted = [(module, name, getattr(module, name)) for site in sites for module, name in site.scaled]
     try:
-        for ffn, indices in zip(ffns, kept, strict=True):
-            ffn.keep(indices)
+        for site, indices in zip(sites, kept, strict=True):
+            site.keep(indices)
         yield
     finally:
         for module, parameters, sizes in before:
             module._parameters.update(parameters)
             for name, size in sizes.items():
                 setattr(module, name, size)
+        for module, name, value in counted:
+            setattr(module, name, value)
 
 
-def check_ffns(model: nn.Module, ffns: Sequence[FFN], *, seed: int = 0) -> None:
+def check_ffns(model: nn.Module, sites: Sequence[Site], *, seed: int = 0) -> None:
     """Prove on the model itself that masking at the seam equals the cut; for specs that no test has covered.
 
     Raises: UserError where the two differ, that is where the spec does not describe the model's FFN.
     """
     generator = torch.Generator().manual_seed(seed)
-    masks = [torch.rand(ffn.width, generator=generator) < 0.5 for ffn in ffns]
+    masks = [torch.rand(site.count, generator=generator) < 0.5 for site in sites]
     for mask in masks:
         mask[0] = True
     device = next(model.parameters()).device
@@ -46,10 +50,10 @@ def check_ffns(model: nn.Module, ffns: Sequence[FFN], *, seed: int = 0) -> None:
     input_ids = torch.randint(0, vocabulary, (1, 16), generator=generator).to(device)
     with torch.no_grad():
         dense = model(input_ids).logits
-        with masked(ffns, masks):
+        with masked(sites, masks):
             by_mask = model(input_ids).logits
         try:
-            with trial_cut(ffns, [mask.nonzero().flatten() for mask in masks]):
+            with trial_cut(sites, [mask.nonzero().flatten() for mask in masks]):
                 by_cut = model(input_ids).logits
         except (RuntimeError, IndexError) as error:
             raise UserError(f"the FFN that was named can't be cut ({error}); check up, gate and down") from None

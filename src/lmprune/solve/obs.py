@@ -1,13 +1,13 @@
 """`obs`: second-order pruning, block by block (METHODS section 5).
 
 Each block is pruned on what the pruned blocks before it really put out: its second moments are taken at the seam, the
-solver in `criteria.second_order` picks the neurons and refits the reader, and the block is run again, pruned, to give
+solver in `elimination` picks the neurons and refits the reader, and the block is run again, pruned, to give
 the next block its input. Memory holds the model, the hidden states of the calibration tokens, and one block's F².
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,8 @@ from torch import Tensor
 from ..budget.selection import Scope, num_kept, select
 from ..progress import Progress, Stages, silent
 from ..scores.curvature import output_curvature
-from ..sites.ffn import FFN
+from ..sites.address import Address
+from ..sites.site import Site
 from .elimination import LeastSquares, eliminate
 from .targets import layer_problems
 
@@ -40,8 +41,8 @@ class ObsSettings:
     gradient_tokens: int = 8192
 
 
-#: one a layer, see `end_loss_metrics`
-Metrics = Sequence[Tensor | None]
+#: see `end_loss_metrics`
+Metrics = Mapping[Address, Tensor | None]
 
 PLAIN = ObsSettings(sequential=False, end_loss=False, compensation=0.0, rel_damp=1e-3, per_neuron=False)
 
@@ -49,7 +50,7 @@ PLAIN = ObsSettings(sequential=False, end_loss=False, compensation=0.0, rel_damp
 @torch.no_grad()
 def obs(
     model: Any,
-    ffns: Sequence[FFN],
+    sites: Sequence[Site],
     input_ids: Tensor,
     keep: float,
     *,
@@ -59,26 +60,26 @@ def obs(
     settings: ObsSettings = ObsSettings(),
     stages: Stages = silent,
 ) -> list[Tensor]:
-    """Choose, cut and refit all layers in place; the kept indices of each (K_l,), sorted.
+    """Choose, cut and refit all sites in place; the kept units of each (K,), sorted.
 
     input_ids: calibration text (sequences, T). keep, scope, multiple_of, seed: see `selection.select`.
     Under global scope a first, dense pass gives each layer's error curve, and the cheapest removals of all layers
-    decide the widths; the neurons themselves are chosen in the second pass.
+    decide how many each keeps; the units themselves are chosen in the second pass.
     """
-    metrics = end_loss_metrics(model, ffns, input_ids, settings, stages)
+    metrics = end_loss_metrics(model, sites, input_ids, settings, stages)
     how: dict[str, Any] = {"metrics": metrics, "seed": seed, "settings": settings, "stages": stages}
     if scope == "local":
-        widths = [num_kept(ffn.width, keep, multiple_of=multiple_of) for ffn in ffns]
+        counts = [num_kept(site.count, keep, multiple_of=multiple_of) for site in sites]
     else:
-        scores = error_curves(model, ffns, input_ids, **how)
-        widths = [len(kept) for kept in select(scores, keep, scope=scope, multiple_of=multiple_of, seed=seed)]
-    return obs_to_widths(model, ffns, input_ids, widths, **how)
+        scores = error_curves(model, sites, input_ids, **how)
+        counts = [len(kept) for kept in select(scores, keep, scope=scope, multiple_of=multiple_of, seed=seed)]
+    return obs_to_counts(model, sites, input_ids, counts, **how)
 
 
 @torch.no_grad()
 def error_curves(
     model: Any,
-    ffns: Sequence[FFN],
+    sites: Sequence[Site],
     input_ids: Tensor,
     *,
     metrics: Metrics | None = None,
@@ -86,79 +87,89 @@ def error_curves(
     settings: ObsSettings = ObsSettings(),
     stages: Stages = silent,
 ) -> list[Tensor]:
-    """Scores (F_l,) that compare across layers, from one dense pass: what the error grows by as each neuron goes.
+    """Scores (U,) that compare across sites, from one dense pass: what the error grows by as each unit goes.
 
     metrics: the dense model's `end_loss_metrics`, where they were taken already.
     """
-    metrics = metrics or end_loss_metrics(model, ffns, input_ids, settings, stages)
-    dense = _problems(model, ffns, input_ids, replace(settings, sequential=False), stages("error curves"))
-    return [eliminate(problem, until=1, metric_DD=metrics[ffn.layer], seed=seed).scores() for ffn, problem in dense]
+    metrics = metrics or end_loss_metrics(model, sites, input_ids, settings, stages)
+    dense = _problems(model, sites, input_ids, replace(settings, sequential=False), stages("error curves"))
+    curves = {
+        site.address: eliminate(problem, until=1, metric_DD=metrics[site.address], seed=seed).scores()
+        for site, problem in dense
+    }
+    return [curves[site.address] for site in sites]
 
 
 @torch.no_grad()
-def obs_to_widths(
+def obs_to_counts(
     model: Any,
-    ffns: Sequence[FFN],
+    sites: Sequence[Site],
     input_ids: Tensor,
-    widths: Sequence[int],
+    counts: Sequence[int],
     *,
     metrics: Metrics | None = None,
     seed: int = 0,
     settings: ObsSettings = ObsSettings(),
     stages: Stages = silent,
 ) -> list[Tensor]:
-    """Like `obs`, to given widths, one a layer. metrics: see `error_curves`."""
-    metrics = metrics or end_loss_metrics(model, ffns, input_ids, settings, stages)
-    kept: list[Tensor] = []
-    for ffn, problem in _problems(model, ffns, input_ids, settings, stages("pruning")):
-        found = eliminate(problem, until=widths[ffn.layer], metric_DD=metrics[ffn.layer], seed=seed)
-        kept.append(found.kept)
-        cut(ffn, found.kept, problem)
-    return kept
+    """Like `obs`, to given numbers of units, one a site. metrics: see `error_curves`."""
+    metrics = metrics or end_loss_metrics(model, sites, input_ids, settings, stages)
+    until = {site.address: count for site, count in zip(sites, counts, strict=True)}
+    kept: dict[Address, Tensor] = {}
+    for site, problem in _problems(model, sites, input_ids, settings, stages("pruning")):
+        metric_DD = metrics[site.address]
+        kept[site.address] = eliminate(problem, until=until[site.address], metric_DD=metric_DD, seed=seed).kept
+        cut(site, kept[site.address], problem)
+    return [kept[site.address] for site in sites]
 
 
 def end_loss_metrics(
-    model: Any, ffns: Sequence[FFN], input_ids: Tensor, settings: ObsSettings, stages: Stages = silent
+    model: Any, sites: Sequence[Site], input_ids: Tensor, settings: ObsSettings, stages: Stages = silent
 ) -> Metrics:
-    """How much the end loss cares about each direction of each layer's output, (D, D); None = all alike."""
+    """How much the end loss cares about each direction of each reader's output, (D, D); None = all alike."""
     if not settings.end_loss:
-        return [None] * len(ffns)
+        return {site.address: None for site in sites}
     few = input_ids[: max(settings.gradient_tokens // input_ids.shape[1], 1)]
-    return [*output_curvature(model, ffns, few, progress=stages("gradients of the end loss"))]
+    found = output_curvature(model, sites, few, progress=stages("gradients of the end loss"))
+    return {site.address: metric_DD for site, metric_DD in zip(sites, found, strict=True)}
 
 
 @torch.no_grad()
 def obs_refit(
     model: Any,
-    ffns: Sequence[FFN],
+    sites: Sequence[Site],
     input_ids: Tensor,
     kept: Sequence[Tensor],
     *,
     settings: ObsSettings = ObsSettings(),
     stages: Stages = silent,
 ) -> None:
-    """Cut all layers in place to neurons that were chosen before, by any method, and refit the readers."""
-    for ffn, problem in _problems(model, ffns, input_ids, settings, stages("refitting")):
-        cut(ffn, kept[ffn.layer], problem)
+    """Cut all sites in place to units that were chosen before, by any method, and refit the readers.
+
+    kept: sorted indices, one tensor a site.
+    """
+    chosen = {site.address: units for site, units in zip(sites, kept, strict=True)}
+    for site, problem in _problems(model, sites, input_ids, settings, stages("refitting")):
+        cut(site, chosen[site.address], problem)
 
 
 def _problems(
-    model: Any, ffns: Sequence[FFN], input_ids: Tensor, settings: ObsSettings, progress: Progress | None
-) -> Iterator[tuple[FFN, LeastSquares]]:
+    model: Any, sites: Sequence[Site], input_ids: Tensor, settings: ObsSettings, progress: Progress | None
+) -> Iterator[tuple[Site, LeastSquares]]:
     return layer_problems(
-        model, ffns, input_ids,
+        model, sites, input_ids,
         sequential=settings.sequential, compensation=settings.compensation,
         rel_damp=settings.rel_damp, per_neuron=settings.per_neuron, progress=progress,
     )  # fmt: skip
 
 
-def cut(ffn: FFN, kept: Tensor, problem: LeastSquares) -> None:
-    """Cut the layer and give it the least-squares reader (and bias) of the neurons that stay.
+def cut(site: Site, kept: Tensor, problem: LeastSquares) -> None:
+    """Cut the site and give it the least-squares reader (and bias) of the units that stay.
 
     Where all stay and nothing is to be made up for, the solution is the reader as it is: rounding must not change it.
     """
-    if len(kept) == ffn.width and not problem.drifted:
+    if len(kept) == site.count and not problem.drifted:
         return
     reader = problem.refit(kept)
-    ffn.keep(kept)
-    ffn.set_reader(reader[: len(kept)], reader[len(kept)] if problem.pinned else None)
+    site.keep(kept)
+    site.set_reader(reader[: site.width], reader[site.width] if problem.pinned else None)

@@ -7,7 +7,7 @@ one's; what they have drifted apart by the end of a block is, in part, added to 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from ..progress import Progress
-from ..sites.ffn import FFN
+from ..sites.site import Site, by_layer
 from ..sites.walk import Blocks
 from .elimination import LeastSquares
 
 
 def layer_problems(
     model: Any,
-    ffns: Sequence[FFN],
+    sites: Sequence[Site],
     input_ids: Tensor,
     *,
     sequential: bool,
@@ -31,52 +31,60 @@ def layer_problems(
     compensation: float = 0.0,
     batch_size: int = 4,
     progress: Progress | None = None,
-) -> Iterator[tuple[FFN, LeastSquares]]:
-    """Each layer, in order, with its least-squares problem; the caller may cut the layer before asking for the next.
+) -> Iterator[tuple[Site, LeastSquares]]:
+    """Each site, in order, with its least-squares problem; the caller may cut the site before asking for the next.
 
     input_ids: calibration text (sequences, T).
-    sequential: what the next block sees comes from the layer as the caller left it, rather than as it was.
+    sequential: what the next site sees comes from this one as the caller left it, rather than as it was.
     rel_damp, per_neuron: the ridge, see `LeastSquares.of`.
     compensation: the share, in [0, 1], of the drift of the residual stream (dense - pruned, after the block) that the
         layer is asked to make up for. 0 asks for what the dense reader puts out on the pruned inputs.
     """
-    blocks = Blocks(model, [ffn.block for ffn in ffns])
+    layers = by_layer(sites)
+    blocks = Blocks(model, [group[0].block for group in layers])
     device = next(model.parameters()).device
     hidden = [blocks.inputs(batch_BT.to(device)) for batch_BT in input_ids.split(batch_size)]
-    gain = residual_gain(blocks, ffns[0], hidden[0]) if sequential and compensation else None
+    gain = residual_gain(blocks, layers[0][0], hidden[0]) if sequential and compensation else None
     dense = list(hidden) if gain else None
     apart = False  # whether a reader was changed, so that the two streams differ
-    for layer, ffn in enumerate(ffns):
-        moments, reader_FD = Moments(ffn), ffn.reader().clone()
-        with _tapped(ffn) as tap:
-            for i, states_BTD in enumerate(hidden):
-                if dense and apart:
-                    dense[i] = blocks.run(layer, dense[i])
-                out_BTD = blocks.run(layer, states_BTD)
-                if dense and gain:
-                    dense[i] = dense[i] if apart else out_BTD
-                    drift_BTD = (dense[i] - out_BTD) * (compensation / gain) if apart else None
-                    moments.add(tap.pop(), _token_weights(dense[i]), drift_BTD)
-                else:
-                    moments.add(tap.pop())
-                tap.clear()
-                if not sequential:
-                    hidden[i] = out_BTD
-        yield ffn, moments.problem(ffn, rel_damp=rel_damp, per_neuron=per_neuron)
-        apart = apart or not torch.equal(ffn.reader(), reader_FD)
-        if sequential and layer + 1 < len(ffns):
+    for layer, group in enumerate(layers):
+        if dense and apart:
+            for i, states_BTD in enumerate(dense):
+                dense[i] = blocks.run(layer, states_BTD)
+        # a later site of the block sees what an earlier one has become, or all are seen in one dense pass
+        for together in [[site] for site in group] if sequential else [group]:
+            readers = [site.reader().clone() for site in together]
+            moments = [Moments(site) for site in together]
+            with ExitStack() as stack:
+                taps = [stack.enter_context(_tapped(site)) for site in together]
+                for i, states_BTD in enumerate(hidden):
+                    out_BTD = blocks.run(layer, states_BTD)
+                    weights_N = drift_BTD = None
+                    if dense and gain:
+                        dense[i] = dense[i] if apart else out_BTD
+                        weights_N = _token_weights(dense[i])
+                        drift_BTD = (dense[i] - out_BTD) * (compensation / gain) if apart else None
+                    for seen, tap in zip(moments, taps, strict=True):
+                        seen.add(tap.pop(), weights_N, drift_BTD)
+                        tap.clear()
+                    if not sequential:
+                        hidden[i] = out_BTD
+            for site, seen, reader_FD in zip(together, moments, readers, strict=True):
+                yield site, seen.problem(site, rel_damp=rel_damp, per_neuron=per_neuron)
+                apart = apart or not torch.equal(site.reader(), reader_FD)
+        if sequential and layer + 1 < len(layers):
             for i, states_BTD in enumerate(hidden):
                 hidden[i] = blocks.run(layer, states_BTD)
         if progress:
-            progress(layer + 1, len(ffns))
+            progress(layer + 1, len(layers))
 
 
 class Moments:
     """Weighted second moments over tokens of one layer's neuron outputs, with a row of ones for the reader's bias."""
 
-    def __init__(self, ffn: FFN):
-        self.pinned = int(ffn.reader_bias() is not None)
-        size, width = ffn.width + self.pinned, ffn.reader().shape[1]
+    def __init__(self, site: Site):
+        self.pinned = int(site.reader_bias() is not None)
+        size, width = site.width + self.pinned, site.reader().shape[1]
         self.weight = 0.0
         self.sum_FF = torch.zeros(size, size, dtype=torch.float64)
         self.drift_FD = torch.zeros(size, width, dtype=torch.float64)
@@ -96,14 +104,20 @@ class Moments:
         if drift_BTD is not None:
             self.drift_FD += (weighted_FN @ drift_BTD.flatten(0, -2).float()).cpu()
 
-    def problem(self, ffn: FFN, *, rel_damp: float, per_neuron: bool) -> LeastSquares:
+    def problem(self, site: Site, *, rel_damp: float, per_neuron: bool) -> LeastSquares:
         moment_FF = self.sum_FF / self.weight
-        reader_FD = ffn.reader().detach().double().cpu()
-        if (bias_D := ffn.reader_bias()) is not None:
+        reader_FD = site.reader().detach().double().cpu()
+        if (bias_D := site.reader_bias()) is not None:
             reader_FD = torch.cat([reader_FD, bias_D.detach().double().cpu()[None]])
         cross_FD = moment_FF @ reader_FD + self.drift_FD / self.weight
         problem = LeastSquares.of(
-            moment_FF, cross_FD, reader_FD, rel_damp=rel_damp, per_neuron=per_neuron, pinned=self.pinned
+            moment_FF,
+            cross_FD,
+            reader_FD,
+            rel_damp=rel_damp,
+            per_neuron=per_neuron,
+            pinned=self.pinned,
+            size=site.size,
         )
         return replace(problem, drifted=bool(self.drift_FD.any()))
 
@@ -114,10 +128,10 @@ def _token_weights(states_BTD: Tensor) -> Tensor:
     return 1 / states_BTD.flatten(0, -2).float().square().mean(1).clamp_min(1e-12)
 
 
-def residual_gain(blocks: Blocks, ffn: FFN, states_BTD: Tensor) -> float | None:
-    """How much of `down`'s output the block adds to the stream: 1 in most families, another number where it is scaled.
+def residual_gain(blocks: Blocks, site: Site, states_BTD: Tensor) -> float | None:
+    """How much of the reader's output the block adds to the stream: 1 in most families, another where it is scaled.
 
-    None where it is not simply added (a norm stands between): the drift can't be turned into a target for `down` then.
+    None where it is not simply added (a norm stands between): the drift can't be turned into a target then.
     """
 
     def silence(_reader: nn.Module, _args: tuple[Tensor, ...], out: Tensor) -> Tensor:
@@ -125,10 +139,10 @@ def residual_gain(blocks: Blocks, ffn: FFN, states_BTD: Tensor) -> float | None:
         return torch.zeros_like(out)
 
     outputs: list[Tensor] = []
-    with_ffn = blocks.run(ffn.layer, states_BTD)
-    handle = ffn.down.register_forward_hook(silence)
+    with_it = blocks.run(site.layer, states_BTD)
+    handle = site.reader_linear.register_forward_hook(silence)
     try:
-        added = (with_ffn - blocks.run(ffn.layer, states_BTD)).flatten().float()
+        added = (with_it - blocks.run(site.layer, states_BTD)).flatten().float()
     finally:
         handle.remove()
     out = outputs[0]
@@ -138,10 +152,10 @@ def residual_gain(blocks: Blocks, ffn: FFN, states_BTD: Tensor) -> float | None:
 
 
 @contextmanager
-def _tapped(ffn: FFN) -> Iterator[list[Tensor]]:
-    """What enters `down`, one tensor (N, F) a call."""
+def _tapped(site: Site) -> Iterator[list[Tensor]]:
+    """What enters the reader, one tensor (N, F) a call."""
     seen: list[Tensor] = []
-    handle = ffn.down.register_forward_pre_hook(lambda _reader, args: seen.append(args[0].flatten(0, -2)))
+    handle = site.reader_linear.register_forward_pre_hook(lambda _reader, args: seen.append(args[0].flatten(0, -2)))
     try:
         yield seen
     finally:

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from ...errors import UserError, unknown
 from ...progress import Progress
-from ...sites.ffn import FFN
+from ...sites.site import Site
 from ..statistics import FORWARD, GRADIENT, SeamStatistics, collect
 
-#: (layer, its statistics, random numbers) -> scores (F,); the statistics are empty where the criterion needs none
-ScoreFunction = Callable[[FFN, SeamStatistics, torch.Generator], Tensor]
+#: (site, its statistics, random numbers) -> scores (U,), or (F,), whose sums over the runs are the units' scores; the
+#: statistics are empty where the criterion needs none
+ScoreFunction = Callable[[Site, SeamStatistics, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def get_criterion(name: str) -> Criterion:
 
 def score(
     model: nn.Module,
-    ffns: Sequence[FFN],
+    sites: Sequence[Site],
     name: str,
     input_ids: Tensor | None = None,
     *,
@@ -67,7 +68,7 @@ def score(
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> list[Tensor]:
-    """Scores (F_l,) of every layer under the criterion `name`, fp32 on the CPU, larger = keep.
+    """Scores (U,) of every site under the criterion `name`, fp32 on the CPU, larger = keep.
 
     input_ids: calibration text (sequences, T), for criteria with `needs_data`. batch_size, progress: see `collect`.
     Raises: UserError for an unknown criterion, missing text, or statistics that are not finite.
@@ -77,21 +78,22 @@ def score(
     if rule.needs_data:
         if input_ids is None:
             raise UserError(f"criterion {name!r} needs calibration text; pass some, or use magnitude or random")
-        statistics = collect(model, ffns, input_ids, needs=rule.needs, batch_size=batch_size, progress=progress)
-    return score_from(ffns, name, statistics, seed=seed)
+        statistics = collect(model, sites, input_ids, needs=rule.needs, batch_size=batch_size, progress=progress)
+    return score_from(sites, name, statistics, seed=seed)
 
 
 def score_from(
-    ffns: Sequence[FFN], name: str, statistics: Sequence[SeamStatistics] | None = None, *, seed: int = 0
+    sites: Sequence[Site], name: str, statistics: Sequence[SeamStatistics] | None = None, *, seed: int = 0
 ) -> list[Tensor]:
     """Like `score`, from statistics that are there already: one `collect` can serve many criteria."""
     rule = get_criterion(name)
     generator = torch.Generator().manual_seed(seed)
-    layers = zip(ffns, statistics or [SeamStatistics()] * len(ffns), strict=True)
+    layers = zip(sites, statistics or [SeamStatistics()] * len(sites), strict=True)
     with torch.no_grad():
-        scores = [rule.function(ffn, stats, generator).float().cpu() for ffn, stats in layers]
-    for ffn, scores_F in zip(ffns, scores, strict=True):
-        assert scores_F.shape == (ffn.width,), f"{name} must give one score a neuron, got {tuple(scores_F.shape)}"
+        scores = [rule.function(site, stats, generator).float().cpu() for site, stats in layers]
+        scores = [site.per_unit(s) if s.shape == (site.width,) else s for site, s in zip(sites, scores, strict=True)]
+    for site, scores_U in zip(sites, scores, strict=True):
+        assert scores_U.shape == (site.count,), f"{name} must give one score a unit, got {tuple(scores_U.shape)}"
     return scores
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...sites.ffn import FFN
+from ...sites.site import Site
 from ..statistics import SeamStatistics
 from . import criterion
 
 
 @criterion("taylor", needs={"taylor"})
-def taylor(_ffn: FFN, stats: SeamStatistics, _generator: torch.Generator) -> Tensor:
+def taylor(_site: Site, stats: SeamStatistics, _generator: torch.Generator) -> Tensor:
     """Mean over sequences of |Σ_n h_nj ∂L/∂h_nj|: the change of a sequence's loss, to first order, if the neuron goes.
 
     The absolute value is taken per sequence: summed over the text, signs would cancel.
@@ -20,12 +20,12 @@ def taylor(_ffn: FFN, stats: SeamStatistics, _generator: torch.Generator) -> Ten
 
 
 @criterion("sensitivity", needs={"sensitivity"})
-def sensitivity(_ffn: FFN, stats: SeamStatistics, _generator: torch.Generator) -> Tensor:
+def sensitivity(_site: Site, stats: SeamStatistics, _generator: torch.Generator) -> Tensor:
     """Mean over sequences of |Σ_θ θ ∂L/∂θ| over the neuron's writer rows, biases and reader column (GUM, METHODS 3)."""
     return stats.per_sequence("sensitivity")
 
 
 @criterion("llm_pruner", needs={"weight_taylor"})
-def llm_pruner(_ffn: FFN, stats: SeamStatistics, _generator: torch.Generator) -> Tensor:
+def llm_pruner(_site: Site, stats: SeamStatistics, _generator: torch.Generator) -> Tensor:
     """Σ_θ |θ ∂L/∂θ| over the neuron's weights, gradient of the whole text: Taylor of LLM-Pruner, Torch-Pruning."""
     return stats.total("weight_taylor")

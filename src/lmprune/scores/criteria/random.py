@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...sites.ffn import FFN
+from ...sites.site import Site
 from ..statistics import SeamStatistics
 from . import criterion
 
 
 @criterion("random")
-def random(ffn: FFN, _stats: SeamStatistics, generator: torch.Generator) -> Tensor:
+def random(site: Site, _stats: SeamStatistics, generator: torch.Generator) -> Tensor:
     """Uniform in [0, 1), drawn from the seed alone: the same on every device and dtype."""
-    return torch.rand(ffn.width, generator=generator)
+    return torch.rand(site.count, generator=generator)

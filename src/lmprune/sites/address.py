@@ -1,0 +1,45 @@
+"""What plans, scores and statistics are keyed by: a kind of unit and a layer."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+from ..errors import UserError, unknown
+
+Kind = Literal["neurons", "heads"]
+#: the default first
+KINDS: tuple[Kind, ...] = get_args(Kind)
+_IN_A_BLOCK: tuple[Kind, ...] = ("heads", "neurons")
+
+
+class Address(NamedTuple):
+    """One place where units can be removed. Its text, in files: `neurons.3`.
+
+    >>> str(Address("heads", 0)), Address.parse("neurons.3").layer
+    ('heads.0', 3)
+    """
+
+    kind: Kind
+    layer: int
+
+    def __str__(self) -> str:
+        return f"{self.kind}.{self.layer}"
+
+    def order(self) -> tuple[int, int]:
+        """What sorts sites into the order in which a forward pass meets them."""
+        return self.layer, _IN_A_BLOCK.index(self.kind)
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Raises: UserError where it is no address."""
+        kind, _, layer = text.partition(".")
+        if not layer.isdecimal():
+            raise UserError(f"{text!r} is not the address of a layer; expected one like neurons.3")
+        return cls(check_kind(kind), int(layer))
+
+
+def check_kind(kind: str) -> Kind:
+    """`kind` as given, if there are such units. Raises: UserError with the nearest known names."""
+    if kind not in KINDS:
+        raise unknown("unit", kind, KINDS)
+    return kind  # type: ignore[return-value]

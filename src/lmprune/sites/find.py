@@ -1,0 +1,66 @@
+"""Find the sites of a model: where its table row, or the caller's, says that units are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from torch import nn
+
+from ..errors import UserError
+from .address import Kind, check_kind
+from .families import FFNSpec, attention_of, family_of
+from .heads import heads
+from .neurons import neurons
+from .site import Site
+
+
+def find_sites(model: nn.Module, units: Sequence[Kind] = ("neurons",), spec: FFNSpec | None = None) -> list[Site]:
+    """The model's sites of these kinds, in the order in which a forward pass meets them.
+
+    model: a causal-LM model. spec: paths to use instead of the FAMILIES row of `model.config.model_type`.
+    Raises: UserError where it is no model, a kind is unknown or can't be removed from it, or a path does not exist.
+    """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"expected a model, such as lmprune.load returns, got {type(model).__name__} {model!r:.50}")
+    config = getattr(model, "config", None)
+    spec = spec or family_of(config)
+    attention = attention_of(config) if "heads" in [check_kind(kind) for kind in units] else None
+    found: list[Site] = []
+    try:
+        for layer, block in enumerate(blocks_of(model, spec)):
+            if attention is not None:
+                found.append(heads(block, attention, config, layer))
+            if "neurons" in units:
+                found.append(neurons(block, spec, layer))
+    except AttributeError as error:
+        raise UserError(f"{type(model).__name__} does not have the layer that was named: {error}") from None
+    return found
+
+
+def blocks_of(model: nn.Module, spec: FFNSpec) -> Sequence[nn.Module]:
+    """The model's list of blocks. Raises: UserError where it can't be found."""
+    if spec.blocks:
+        try:
+            return cast(Sequence[nn.Module], model.get_submodule(spec.blocks))
+        except AttributeError as error:
+            raise UserError(f"{type(model).__name__} has no list of blocks at {spec.blocks!r}: {error}") from None
+    every = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
+    lists = [m for m in every if _has(m[0], spec)]
+    if not lists:
+        block = max(every, key=len)[0] if every else model
+        there = [name for name, module in block.named_modules() if name and not any(module.children())]
+        raise UserError(
+            f"no block of {type(model).__name__} holds {spec.up!r} and {spec.down!r}; one holds {', '.join(there)}"
+        )
+    if len(lists) > 1:
+        raise UserError(
+            f"{len(lists)} lists of blocks in {type(model).__name__} hold {spec.up!r} and {spec.down!r}; "
+            "name the one to prune with --ffn blocks=…"
+        )
+    return cast(Sequence[nn.Module], lists[0])
+
+
+def _has(block: nn.Module, spec: FFNSpec) -> bool:
+    names = {name for name, _ in block.named_modules()}
+    return spec.up in names and spec.down in names

@@ -1,0 +1,218 @@
+"""A site: one place of a model where units can be removed, seen unit by unit; the only code that changes shapes.
+
+A **unit** is a run of `size` inputs of a linear reader, with the outputs of the linear writers that make them. A neuron
+of a feed-forward layer is a run of one input of `down`; a key/value group of an attention layer is a run of
+(query heads of the group) · (head dimension) inputs of `o`. Removing a unit is exactly the same as setting its run to
+zero at the input of the reader, the **seam**.
+
+Axes: N tokens, D model width, F inputs of the seam, U units; F = U · size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .address import Address
+from .linears import (
+    bias_of,
+    computes_as_its_class,
+    gathered,
+    index_in,
+    index_out,
+    pad_in,
+    pad_out,
+    replace_product,
+    rows_are_inputs,
+)
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A linear that makes inputs of the seam, and how its outputs belong to units.
+
+    runs: how many outputs a unit has in each of the runs that the outputs consist of, one run after the other. (1,) is
+    `up`; (1, 1) is [gate; up] in one matrix; (4 · 64, 64, 64) is [q; k; v] in one, of groups of 4 query heads.
+    """
+
+    linear: nn.Module
+    runs: tuple[int, ...]
+
+    def rows(self, units: Tensor, count: int) -> Tensor:
+        """The outputs of `units` (K,), of `count` that there are, run after run."""
+        starts = torch.tensor([0, *self.runs[:-1]]).cumsum(0) * count
+        return torch.cat([start + runs_of(units, size) for start, size in zip(starts, self.runs, strict=True)])
+
+    def split(self, outputs: Tensor, count: int, dim: int = 0) -> list[Tensor]:
+        """What belongs to the outputs of the linear along `dim`, by runs: in each, unit after unit."""
+        return list(outputs.split([size * count for size in self.runs], dim))
+
+
+def runs_of(units: Tensor, size: int) -> Tensor:
+    """Every index of the runs of length `size` that `units` (K,) are: (K · size,)."""
+    return units if size == 1 else (units[:, None] * size + torch.arange(size, device=units.device)).flatten()
+
+
+@dataclass(eq=False)
+class Site:
+    """The units of one layer.
+
+    Views (`writers`, `reader`) share memory with the model's parameters: writing into them changes the model.
+    scaled: attributes of modules that count units or their rows, and must follow a cut.
+    what: the reader's name, for messages.
+    """
+
+    address: Address
+    block: nn.Module
+    made_by: tuple[Writer, ...]
+    reader_linear: nn.Module
+    size: int = 1
+    scaled: tuple[tuple[nn.Module, str], ...] = ()
+    what: str = "the reader"
+    _put_back: list[Callable[[], None]] = field(default_factory=list, repr=False)
+
+    def __repr__(self) -> str:
+        return f"Site({self.address}, {self.count} × {self.size} inputs of {self.what})"
+
+    @property
+    def layer(self) -> int:
+        return self.address.layer
+
+    @property
+    def width(self) -> int:
+        """F, the inputs of the seam."""
+        return self.reader().shape[0]
+
+    @property
+    def count(self) -> int:
+        """U, the number of units."""
+        return self.width // self.size
+
+    @property
+    def params(self) -> int:
+        """Parameters that one unit takes along."""
+        mine = [*self.writers(), *self.writer_biases(), self.reader()]
+        return sum(tensor.numel() for tensor in mine) // self.count
+
+    @property
+    def writer_linears(self) -> list[nn.Module]:
+        return [writer.linear for writer in self.made_by]
+
+    @property
+    def linears(self) -> list[nn.Module]:
+        """The modules whose parameters belong to units: writers, then the reader."""
+        return [*self.writer_linears, self.reader_linear]
+
+    def writers(self) -> list[Tensor]:
+        """Each (U · rows, D), unit after unit: [up], [up, gate], the two halves of a fused [gate; up], [q, k, v]."""
+        return [run for w in self.made_by for run in w.split(_out_major(w.linear), self.count)]
+
+    def writer_biases(self) -> list[Tensor]:
+        """Each (U · rows,), for the writers that have a bias."""
+        found = [(w, bias_of(w.linear)) for w in self.made_by]
+        return [run for w, bias in found if bias is not None for run in w.split(bias, self.count)]
+
+    def reader(self) -> Tensor:
+        """(F, D): row j is what the reader does with input j of the seam."""
+        weight = cast(Tensor, self.reader_linear.weight)
+        return weight if rows_are_inputs(self.reader_linear) else weight.T
+
+    def reader_bias(self) -> Tensor | None:
+        """(D,), or None where the reader has no bias."""
+        return bias_of(self.reader_linear)
+
+    def inputs_of(self, units: Tensor) -> Tensor:
+        """The inputs of the seam that `units` (K,) are, (K · size,)."""
+        return runs_of(units, self.size)
+
+    def on_inputs(self, values_U: Tensor) -> Tensor:
+        """(F,): each unit's value on every input of its run."""
+        return values_U if self.size == 1 else values_U.repeat_interleave(self.size)
+
+    def per_unit(self, values: Tensor) -> Tensor:
+        """(U, …): sums of values that lie unit after unit along their first dimension, (U · n, …)."""
+        return values if len(values) == self.count else values.unflatten(0, (self.count, -1)).sum(1)
+
+    def keep(self, units: Tensor) -> None:
+        """Cut the site down to `units` (sorted, unique, (K,)); the rest of the model is untouched."""
+        assert units.ndim == 1 and len(units) > 0, "keep at least one unit"
+        count = self.count
+        for writer in self.made_by:
+            index_out(writer.linear, writer.rows(units, count))
+        index_in(self.reader_linear, self.inputs_of(units))
+        self._scale(len(units), count)
+
+    def pad(self, count: int) -> None:
+        """Add units without any effect, until there are `count`: all weights zero."""
+        before = self.count
+        assert count >= before, "a site is cut by `keep`"
+        for writer in self.made_by:
+            pad_out(writer.linear, [(size * before, size * (count - before)) for size in writer.runs])
+        pad_in(self.reader_linear, (count - before) * self.size)
+        self._scale(count, before)
+
+    def _scale(self, count: int, before: int) -> None:
+        for module, name in self.scaled:
+            setattr(module, name, getattr(module, name) * count // before)
+
+    def compute_only(self, units: Tensor | None) -> None:
+        """From now on compute only `units` (sorted, unique, (K,)); None = all of them again.
+
+        The parameters stay whole: every forward pass gathers their rows, so that gradients reach the units that were
+        computed, and the others can come back. What passes the seam is then (…, K · size). Hooks around the layers,
+        such as accelerate's that fetch offloaded weights, go on working.
+        Raises: UserError for layers whose product is not a plain one (LoRA, quantised, a forward of their own), and
+        where modules count units.
+        """
+        while self._put_back:
+            self._put_back.pop()()
+        if units is None:
+            return
+        self.check_gathers()
+        for writer in self.made_by:
+            product = partial(gathered, writer.linear, writer.rows(units, self.count), outputs=True)
+            self._put_back.append(replace_product(writer.linear, product))
+        product = partial(gathered, self.reader_linear, self.inputs_of(units), outputs=False)
+        self._put_back.append(replace_product(self.reader_linear, product))
+
+    def check_gathers(self) -> None:
+        """Raises: UserError where `compute_only` would."""
+        for linear in self.linears:
+            plain = isinstance(linear, nn.Linear) or hasattr(linear, "nf")
+            if self.scaled or not plain or not computes_as_its_class(linear):
+                what = "forward that was put into a" if plain else f"{self.address.kind} of a"
+                raise UserError(
+                    f"layer {self.layer}: the {what} {type(linear).__name__} can't be gathered; use --compute full "
+                    '(in Python: GradualSettings(compute="full"))'
+                )
+
+    @torch.no_grad()
+    def set_reader(self, reader_FD: Tensor, bias_D: Tensor | None = None) -> None:
+        """Write new reader weights (and bias), of the present width; dtype and device stay the model's."""
+        self.reader().copy_(reader_FD)
+        if bias_D is not None:
+            bias = self.reader_bias()
+            if bias is None:
+                weight = cast(Tensor, self.reader_linear.weight)
+                self.reader_linear.register_parameter("bias", nn.Parameter(bias_D.to(weight, copy=True)))
+            else:
+                bias.copy_(bias_D)
+
+
+def _out_major(linear: nn.Module) -> Tensor:
+    weight = cast(Tensor, linear.weight)
+    return weight.T if rows_are_inputs(linear) else weight
+
+
+def by_layer(sites: Sequence[Site]) -> list[list[Site]]:
+    """The sites of each block together, in the blocks' order, and within a block in the order in which they act."""
+    found: dict[int, list[Site]] = {}
+    for site in sorted(sites, key=lambda site: site.address.order()):
+        found.setdefault(site.layer, []).append(site)
+    return list(found.values())
