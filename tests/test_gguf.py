@@ -195,6 +195,34 @@ def test_llama_cpp_splits_as_the_tokenizer_does(steps: tuple[str, ...], ignore_m
     assert field(tmp_path / "m.gguf", "tokenizer.ggml.pre") == SPLITS[steps, ignore_merges]
 
 
+def sentence_piece(*, space_first: bool) -> PreTrainedTokenizerFast:
+    """A BPE with byte fallback as Gemma has it, whose texts may begin with a space as Llama's do."""
+    tokenizer = Tokenizer(tokenizer_models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    replaced = normalizers.Replace(" ", "▁")
+    tokenizer.normalizer = (  # type: ignore[assignment]
+        normalizers.Sequence([normalizers.Prepend("▁"), replaced]) if space_first else replaced
+    )
+    special = ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=special, show_progress=False, max_token_length=9)
+    tokenizer.train_from_iterator([TEXT.replace("🦙", "")] * 3, trainer)
+    described = json.loads(tokenizer.to_str())  # bytes are no added tokens
+    described["added_tokens"] = described["added_tokens"][:2]
+    found = Tokenizer.from_str(json.dumps(described))
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=found, bos_token="<s>", eos_token="<s>", unk_token="<unk>")
+    wrapped.add_tokens([AddedToken("\n\n", normalized=False), AddedToken("<unused>", normalized=False)])
+    return wrapped
+
+
+@pytest.mark.parametrize("space_first", [False, True])
+def test_sentence_piece_splits_as_the_tokenizer_does(space_first: bool, tmp_path: Path) -> None:
+    tokenizer = sentence_piece(space_first=space_first)
+    model = tiny_model("llama-tied", vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=1)
+    with in_llama_cpp(model, tmp_path / "m.gguf", tokenizer=tokenizer) as llama:
+        for text in (TEXT, TEXT[::-1], "  a  b 🦙 c 12345678 don't 'S\t\t"):
+            assert llama.tokenize(text) == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert field(tmp_path / "m.gguf", "tokenizer.ggml.add_space_prefix") is space_first
+
+
 def test_special_tokens_and_the_template_come_along(tmp_path: Path) -> None:
     from tokenizers.processors import TemplateProcessing
 
