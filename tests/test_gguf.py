@@ -118,7 +118,7 @@ def test_one_width_stays_the_models_own_architecture(name: str, tmp_path: Path) 
     assert field(tmp_path / "m.gguf", f"{GGUF[name.split('-')[0]].arch}.feed_forward_length") == 16
 
 
-@pytest.mark.parametrize("case", ["llama", "llama-tied", "mistral", "bias"])
+@pytest.mark.parametrize("case", ["llama", "llama-tied", "mistral", "ministral", "helium", "bias"])
 def test_a_width_for_each_layer_runs_as_deci(case: str, tmp_path: Path) -> None:
     model = model_of("llama-tied" if case == "bias" else case)
     shrink(model, per_layer_plan(model))
