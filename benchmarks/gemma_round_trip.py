@@ -107,7 +107,7 @@ def measure(args: argparse.Namespace, dtype: str, model: Any, tokenizer: Any) ->
 
 def table(records: Path) -> str:
     rows = [
-        "| Gemma-3-270M, keep | file | MB | transformers, f32 | llama.cpp | ratio |",
+        "| keep | file | MB | transformers, f32 | llama.cpp | ratio |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
     for line in records.read_text().splitlines():
