@@ -210,14 +210,26 @@ def test_published_code_is_not_carried_along(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("do_sample", [True, False])
-def test_sampling_fields_survive_only_where_they_are_used(do_sample: bool, tmp_path: Path) -> None:
-    model = tiny_model("llama")
-    model.generation_config.update(do_sample=do_sample, temperature=0.6, top_p=0.9, top_k=7)
-    found = model.generation_config.to_dict()
-    again = models.load(checkpoint.save(model, tmp_path / "out")).generation_config
-    assert model.generation_config.to_dict() == found  # saving leaves the model in memory as it was
-    assert (again.temperature, again.top_p, again.top_k) == ((0.6, 0.9, 7) if do_sample else (None, None, None))
+SET = {
+    "temperature": 0.6, "top_p": 0.9, "top_k": 50, "min_p": 0.1, "top_h": 0.3, "typical_p": 0.8, "epsilon_cutoff": 1e-3,
+    "eta_cutoff": 1e-3, "length_penalty": 0.7, "early_stopping": True, "num_beams": 1, "repetition_penalty": 1.0,
+    "suppress_tokens": [3], "stop_strings": ["x"], "cache_implementation": "static", "use_cache": False,
+    "output_scores": True, "eos_token_id": [1, 2], "made_up": 5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("do_sample", [None, True, False])
+def test_what_a_generation_config_says_is_still_said(do_sample: bool | None, tmp_path: Path) -> None:
+    """Also what transformers would refuse to save, or leaves out for being its default: vLLM reads it, too."""
+    dense = checkpoint.save(tiny_model("llama"), tmp_path / "dense")
+    said = SET | ({} if do_sample is None else {"do_sample": do_sample})
+    (dense / "generation_config.json").write_text(json.dumps(said))
+    model = models.load(dense)
+    model.generation_config.update(max_new_tokens=7)  # touched, so that transformers would look at the rest
+    before = model.generation_config.to_dict()
+    again = json.loads((checkpoint.save(model, tmp_path / "out") / "generation_config.json").read_text())
+    assert {name: again.get(name) for name in said} == said and again["max_new_tokens"] == 7
+    assert model.generation_config.to_dict() == before
 
 
 # -- writing safely

@@ -104,7 +104,7 @@ def test_people_see_before_and_after(tiny_demo: None, tmp_path: Path) -> None:
 
 def test_people_hear_of_dequantised_weights(tiny_demo: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     origin = {"source": "tiny", "dequantised_from": "Q4_1"}
-    monkeypatch.setattr(demo.reproduce, "origin", lambda _model: origin)
+    monkeypatch.setattr(demo.reproduce, "origin", lambda *_: origin)
     assert "dequantised from Q4_1" in lmprune("demo", "--out", tmp_path / "demo").out
     assert json.loads((tmp_path / "demo" / PLAN_FILE).read_text())["provenance"]["model"] == origin
 

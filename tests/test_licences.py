@@ -75,7 +75,7 @@ def test_of_a_gguf_file(tmp_path: Path) -> None:
     (tmp_path / "LICENSE").write_text("of something else in this folder")
     path = gguf_file(tmp_path / "a.gguf", license="gemma", license_link="https://ai.google.dev/gemma/terms")
     assert find_licence(path) == Licence("gemma", link="https://ai.google.dev/gemma/terms")
-    assert gguf_header.fields(path)["llama.rope.freq_base"] == 1e4
+    assert gguf_header.read(path).fields["llama.rope.freq_base"] == 1e4
     assert find_licence(gguf_file(tmp_path / "b.gguf")) == licences.UNKNOWN
     (tmp_path / "cut.gguf").write_bytes(path.read_bytes()[:-60])
     (tmp_path / "no.gguf").write_bytes(b"hello" * 20)

@@ -60,7 +60,8 @@ def test_load_reads_what_was_written(tmp_path: Path) -> None:
         ({"kept": 3}, "not a prune plan"),
         ({"counts_before": {"neurons.0": "a", "neurons.1": "b"}}, "not a prune plan"),
         ({"format": 3}, "reads plans of format 2"),
-        ({"colour": "red"}, "not a prune plan"),
+        ({"settings": "red"}, "not a prune plan"),
+        ({"provenance": None}, "not a prune plan"),
     ],
 )
 def test_a_corrupt_plan_is_refused(changes: dict, match: str) -> None:

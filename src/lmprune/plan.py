@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from .sites.address import Address, Kind
 PLAN_FILE = "prune_plan.json"
 #: format 1 had neurons alone: `kept` a list a layer, `widths_before`
 PLAN_FORMAT = 2
+#: the settings that say which units stay: what a plan that is used again stands for
+CHOICE = ("method", "keep", "scope", "multiple_of")
 
 
 @dataclass(frozen=True)
@@ -24,13 +26,16 @@ class PrunePlan:
     """kept: sorted indices of the units that stay, of each site. counts_before: units of each site before the cut.
 
     settings: everything needed to make the plan again (method, keep, scope, data, seed, …).
-    provenance: where it came from (model, versions, hashes, what was measured on the way).
+    provenance: where it came from (model, versions, hashes, what was measured on the way); `plan`: the `record` of
+    the plan that was used, where the neurons were chosen before.
+    unknown: what a later version wrote beside these; it is kept.
     """
 
     kept: Mapping[Address, tuple[int, ...]]
     counts_before: Mapping[Address, int]
     settings: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    unknown: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if set(self.kept) != set(self.counts_before):
@@ -110,8 +115,32 @@ class PrunePlan:
         chosen = self.addresses if addresses is None else addresses
         return [torch.tensor(self.kept[address], dtype=torch.long) for address in chosen]
 
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What of the settings is about the choice of neurons, for a plan that takes them over."""
+        return {name: self.settings[name] for name in CHOICE if name in self.settings}
+
+    def record(self) -> dict[str, Any]:
+        """How the plan came about, for the provenance of what is made with it."""
+        return {**self.unknown, "settings": dict(self.settings), "provenance": dict(self.provenance)}
+
+    def first_source(self) -> str | None:
+        """The model whose neurons the indices name: that of the plan which was not made with another."""
+        provenance: Mapping[str, Any] = self.provenance
+        while "plan" in provenance:
+            provenance = provenance["plan"]["provenance"]
+        return (provenance.get("model") or {}).get("source")
+
+    def remarks(self) -> list[str]:
+        """Sentences for whoever reads it."""
+        if not self.unknown:
+            return []
+        names = ", ".join(sorted(self.unknown))
+        return [f"the plan says more than this lmprune understands, which is kept and not acted on: {names}"]
+
     def to_json(self) -> str:
         record = {
+            **self.unknown,
             "format": PLAN_FORMAT,
             "kept": {str(address): kept for address, kept in self.kept.items()},
             "counts_before": {str(address): count for address, count in self.counts_before.items()},
@@ -125,14 +154,18 @@ class PrunePlan:
         """Raises: UserError where the text is not a plan of this format, or of an earlier one."""
         try:
             record = json.loads(text)
-            number = record.pop("format")
+            number, unknown = record.pop("format"), record
+            settings, provenance = record.pop("settings", {}), record.pop("provenance", {})
+            if not (isinstance(settings, dict) and isinstance(provenance, dict)):
+                raise TypeError("its settings or its provenance is no object")
             if number == 1:
-                return cls.of_neurons(record.pop("kept"), record.pop("widths_before"), **record)
+                plan = cls.of_neurons(record.pop("kept"), record.pop("widths_before"), settings, provenance)
+                return replace(plan, unknown=unknown)
             if number != PLAN_FORMAT:
                 raise UserError(f"{name}: this lmprune reads plans of format {PLAN_FORMAT} and before, not {number!r}")
             kept = {Address.parse(address): tuple(units) for address, units in record.pop("kept").items()}
             counts = {Address.parse(address): count for address, count in record.pop("counts_before").items()}
-            return cls(kept, counts, **record)
+            return cls(kept, counts, settings, provenance, unknown)
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             why = f"it has no {error}" if isinstance(error, KeyError) else error
             raise UserError(f"{name} is not a prune plan ({why}); expected a {PLAN_FILE} that lmprune wrote") from None
@@ -146,3 +179,8 @@ class PrunePlan:
         except UnicodeDecodeError:
             raise UserError(f"{path} is not a prune plan; expected a {PLAN_FILE} that lmprune wrote") from None
         return cls.from_json(text, name=str(path))
+
+
+def whole(widths: Sequence[int]) -> PrunePlan:
+    """The plan of a model that nothing was cut out of."""
+    return PrunePlan.of_neurons([range(width) for width in widths], widths)

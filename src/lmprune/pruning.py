@@ -94,7 +94,8 @@ def prune(
         settings |= {"calibration_tokens": input_ids.numel(), "seq_len": input_ids.shape[1]}
 
     if plan is not None:
-        settings = {**settings, **plan.settings}
+        settings |= plan.chosen
+        origin["plan"] = plan.record()
         kept = plan.indices(site.address for site in sites)
         if row.refit == "obs":
             assert input_ids is not None

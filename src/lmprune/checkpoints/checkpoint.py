@@ -12,15 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ..errors import unknown
 from ..plan import PLAN_FILE, PrunePlan
 from ..sites.families import FFNSpec
-from .models import quiet
+from . import dtypes
+from .models import DTYPES, quiet
 from .shrinking import record_shapes
 from .writing import check_folder, put, written_aside
 
 CARD_FILE = "README.md"
-#: fields of a generation config that only sampling uses
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
 def save(
@@ -33,31 +35,49 @@ def save(
     spec: FFNSpec | None = None,
     force: bool = False,
     files: Mapping[str, str | bytes] = {},
+    dtype: str | torch.dtype | None = None,
 ) -> Path:
     """Write the model (and tokenizer, `prune_plan.json`, README.md) to the folder `out`, and return its path.
 
     card: text of the model card. files: name and content of others to go along. spec: paths to use instead of the
     FAMILIES row. force: replace a checkpoint that is already at `out`, once the new one is completely written.
+    dtype: what the weights are saved in; by default what they were stored in where `load` found them, unless somebody
+    has given the model another dtype since; a model from elsewhere is saved as it is.
     Raises: UserError where `out` is taken or can't be written; nothing half-written is left behind.
     """
     out = Path(out).expanduser().resolve()
     check_out(out, force=force)
+    kind = check_save_dtype(dtype)
     record_shapes(model, spec)
     with written_aside(out) as folder:
-        write_model(model, folder, tokenizer)
+        write_model(model, folder, tokenizer, kind)
         papers = {PLAN_FILE: plan.to_json() if plan else None, CARD_FILE: card}
         put(folder, {**files, **{name: text for name, text in papers.items() if text is not None}})
     return out
 
 
-def write_model(model: Any, folder: Path, tokenizer: Any = None) -> None:
-    """Weights, configs and tokenizer, into a folder that is there."""
-    with quiet(), _without_unused_sampling(model):
-        model.save_pretrained(folder)
+def write_model(model: Any, folder: Path, tokenizer: Any = None, dtype: torch.dtype | None = None) -> None:
+    """Weights, configs and tokenizer, into a folder that is there. dtype: as for `save`."""
+    state = dtypes.cast(model, dtypes.to_save(model, dtype))
+    with quiet():
+        with _without_generation_config(model):
+            model.save_pretrained(folder, state_dict=state)
+        if model.can_generate():
+            _write_generation_config(model.generation_config, folder / "generation_config.json")
+        _set(folder / "config.json", dtype=dtypes.name_of(dtypes.main(model, dtype)))
         for file in folder.glob("*.safetensors"):  # safetensors lets only the owner read them
             file.chmod((folder / "config.json").stat().st_mode)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+
+
+def check_save_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """The dtype to save in by its name. Raises: UserError."""
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise unknown("save-dtype", dtype, DTYPES)
+    return DTYPES[dtype]
 
 
 def check_out(out: Path | str, *, force: bool = False) -> None:
@@ -70,18 +90,30 @@ def check_out(out: Path | str, *, force: bool = False) -> None:
 
 
 @contextmanager
-def _without_unused_sampling(model: Any) -> Iterator[None]:
-    """Published models carry a temperature without `do_sample`; transformers ignores it, but refuses to save it."""
+def _without_generation_config(model: Any) -> Iterator[None]:
+    """Published models carry a temperature without `do_sample`, and the like, which transformers refuses to save where
+    anything of it was changed; so it is written apart, as it is."""
     config = model.generation_config if model.can_generate() else None
-    unused = _SAMPLING if config is not None and not config.do_sample else ()
-    found = {name: getattr(config, name) for name in unused if hasattr(config, name)}
     try:
-        for name in found:
-            setattr(config, name, None)
+        if config is not None:
+            model.generation_config = type(config)()
         yield
     finally:
-        for name, value in found.items():
-            setattr(config, name, value)
+        if config is not None:
+            model.generation_config = config
+
+
+def _write_generation_config(config: Any, file: Path) -> None:
+    """All that is set: transformers leaves out what it takes for a default, and other runtimes have other defaults."""
+    told = json.loads(config.to_json_string(use_diff=False, keys_to_pop=["compile_config"]))
+    told = {name: value for name, value in told.items() if value is not None}
+    file.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _set(file: Path, **values: Any) -> None:
+    """Change a config's fields in its file."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(config | values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _is_checkpoint(folder: Path) -> bool:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +20,42 @@ _U32, _U64 = _NUMBERS[4], _NUMBERS[10]
 _STRING, _ARRAY = 8, 9
 
 
-def fields(path: Path) -> dict[str, Any]:
-    """The header's numbers and strings by key (`general.license`, …), in the file's order; lists are left out.
+@dataclass(frozen=True)
+class Header:
+    """fields: numbers and strings by key (`general.license`, …), in the file's order; lists are left out.
 
-    Raises: UserError for what is no GGUF file, or is cut short.
+    numbers: how many the tensors hold of each of ggml's types.
     """
-    found: dict[str, Any] = {}
+
+    fields: Mapping[str, Any]
+    numbers: Mapping[int, int]
+
+
+def read(path: Path) -> Header:
+    """Raises: UserError for what is no GGUF file, or is cut short."""
+    fields: dict[str, Any] = {}
+    numbers: Counter[int] = Counter()
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            magic, _, _, number = _START.unpack_from(content)
+            magic, _, num_tensors, num_fields = _START.unpack_from(content)
             if magic != b"GGUF":
                 raise UserError(f"{path} is not a GGUF file")
             at = _START.size
-            for _ in range(number):
+            for _ in range(num_fields):
                 key, at = _string(content, at)
                 (kind,) = _U32.unpack_from(content, at)
                 value, at = _value(content, at + _U32.size, kind)
                 if value is not None:
-                    found[key.decode()] = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+                    fields[key.decode()] = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+            for _ in range(num_tensors):
+                _, at = _string(content, at)
+                (num_axes,) = _U32.unpack_from(content, at)
+                *shape, kind, _ = struct.unpack_from(f"<{num_axes}QIQ", content, at + _U32.size)
+                at += _U32.size + struct.calcsize(f"<{num_axes}QIQ")
+                numbers[kind] += math.prod(shape)
     except (struct.error, KeyError, ValueError) as error:
         raise UserError(f"{path} is damaged or cut short: its header can't be read") from error
-    return found
+    return Header(fields, numbers)
 
 
 def _string(content: mmap.mmap, at: int) -> tuple[bytes, int]:

@@ -56,7 +56,7 @@ def find_licence(source: str | Path, *, revision: str | None = None) -> Licence:
     """
     found = resolve(source, revision=revision)
     if found.gguf:  # what lies beside a single file need not be about it
-        header = gguf_header.fields(Path(found.place) / found.gguf)
+        header = gguf_header.read(Path(found.place) / found.gguf).fields
         identifier, name, link = (_word(header.get(f"general.license{part}")) for part in ("", ".name", ".link"))
         return Licence(identifier, name, link)
     if not found.on_hub:

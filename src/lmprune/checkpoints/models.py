@@ -25,7 +25,7 @@ from transformers.utils import logging as hf_logging
 from ..errors import UserError, unknown
 from ..progress import silent
 from ..sites.families import is_encoder
-from . import downloads, placement, shim
+from . import downloads, dtypes, placement, shim
 from .sources import Source, near, resolve
 from .stored import FLOATS, Stored, opened, weight_files
 
@@ -104,6 +104,7 @@ def _from_files(
         if blank:
             placement.tie_blank(model, tensors)
         notes = placement.check(model, info, tensors, found)
+        dtypes.remember(model, dtypes.of_tensors(tensors))
     model.name_or_path = model.config.name_or_path = found.place
     if "generation_config.json" in files.names and model.can_generate():
         model.generation_config = GenerationConfig.from_pretrained(files.path_of("generation_config.json").parent)
@@ -128,6 +129,7 @@ def _from_gguf(found: Source, dtype: str | torch.dtype) -> Any:
     model.hf_quantizer = None
     model.config.__dict__.pop("quantization_config", None)
     placement.check_filled(info, found)
+    dtypes.remember(model, dtypes.of_gguf(Path(str(found))))
     return model
 
 

@@ -122,7 +122,7 @@ def _gguf_type(path: Path) -> str:
     """The quantisation that a GGUF file names in its header."""
     from gguf import LlamaFileType
 
-    kind = gguf_header.fields(path).get("general.file_type")
+    kind = gguf_header.read(path).fields.get("general.file_type")
     if kind not in list(LlamaFileType):
         return "a type its header does not name"
     return LlamaFileType(kind).name.removeprefix("MOSTLY_").removeprefix("ALL_")

@@ -30,7 +30,12 @@ ChatTemplate = Annotated[
     bool, typer.Option("--chat-template", metavar="", help="Render records with the model's chat template.")
 ]
 Dtype = Annotated[
-    str, typer.Option(metavar="TYPE", help="float32, bfloat16, float16, float64, or auto: as it was saved.")
+    str,
+    typer.Option(metavar="TYPE", help="To compute with: float32, bfloat16, float16, float64; auto: as it was saved."),
+]
+SaveDtype = Annotated[
+    str | None,
+    typer.Option(metavar="TYPE", help="Of the weights in the file.", show_default="the original's"),
 ]
 Device = Annotated[str, typer.Option(metavar="NAME", help="As torch names it: cpu, cuda, cuda:1, mps.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", metavar="", help="Run the code that comes with the model.")]
@@ -59,6 +64,7 @@ BatchSize = Annotated[int | None, _training("N", "Sequences at once, of each pro
 GradAccum = Annotated[int | None, _training("N", "Batches a step.", "1")]
 Warmup = Annotated[float | None, _training("SHARE", "Share of the steps in which rates rise.", "0.1")]
 WeightDecay = Annotated[float | None, _training("RATE", "Of the weights; scores have none.", "0.1")]
+AdamEpsilon = Annotated[float | None, _training("ε", "AdamW's, of the weights; the paper's code has 1e-4.", "1e-8")]
 TrainTokens = Annotated[int | None, _training("N", "Train on the first so many tokens of the text.", "all")]
 EvalEvery = Annotated[int | None, _training("N", "Validation perplexity at the start, every N steps and at the end.")]
 SaveEvery = Annotated[int | None, _training("N", "Save the run every N steps, so that it can be resumed.")]

@@ -10,6 +10,7 @@ import typer
 from .console import next_commands, talking
 from .options import (
     SOURCES,
+    AdamEpsilon,
     BatchSize,
     Bf16,
     ChatTemplate,
@@ -34,6 +35,7 @@ from .options import (
     PushToHub,
     ReportTo,
     Resume,
+    SaveDtype,
     SaveEvery,
     ScheduleOption,
     ScoreLr,
@@ -77,6 +79,8 @@ def inspect(
         kind = skeleton.dtype if isinstance(kind, str) else kind
         record = {"model": model, "dtype": str(kind).removeprefix("torch.")}
         plan = inspection.find_plan(model)
+        for sentence in plan.remarks() if plan else ():
+            terminal.note(sentence)
         record |= inspection.inspect(
             skeleton, find_sites(skeleton, spec=spec), bytes_per_param=kind.itemsize, plan=plan
         )  # fmt: skip
@@ -116,6 +120,7 @@ def prune(
         Path | None, typer.Option(metavar="FILE", help="Keep the neurons that this `prune_plan.json` names.")
     ] = None,
     dtype: Dtype = "float32",
+    save_dtype: SaveDtype = None,
     device: Device = "cpu",
     seed: Annotated[int, typer.Option(metavar="N", help="Of the order of documents, of ties and random choices.")] = 0,
     force: Force = False,
@@ -132,6 +137,7 @@ def prune(
     grad_accum: GradAccum = None,
     warmup: Warmup = None,
     weight_decay: WeightDecay = None,
+    adam_epsilon: AdamEpsilon = None,
     train_tokens: TrainTokens = None,
     loss_on: LossOn = None,
     eval_every: EvalEvery = None,
@@ -154,7 +160,7 @@ def prune(
 
     At once by default; with --steps or --epochs while it is fine-tuned on the same text (docs/training.md).
 
-    JSON: `model`, `method`, `keep` (asked), `kept`, `scope`, `widths`, `params_before`, `params_after`,
+    JSON: `model`, `method`, `keep` (asked), `kept`, `scope`, `plan`, `widths`, `params_before`, `params_after`,
     `ffn_params_before`, `ffn_params_after`, `dtype`, `stock`, `data`, `seconds`, `peak_memory_mb`, `out`, `command`,
     `pushed`;
     with training also `training` (its settings, `schedule`, `seconds`, `first_loss`, `last_loss`, `first_perplexity`,

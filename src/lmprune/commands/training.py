@@ -10,6 +10,7 @@ import typer
 from .console import talking
 from .options import (
     SOURCES,
+    AdamEpsilon,
     BatchSize,
     Bf16,
     ChatTemplate,
@@ -27,8 +28,10 @@ from .options import (
     LossOn,
     Lr,
     Model,
+    PushToHub,
     ReportTo,
     Resume,
+    SaveDtype,
     SaveEvery,
     SeqLen,
     Steps,
@@ -39,7 +42,7 @@ from .options import (
     Warmup,
     WeightDecay,
 )
-from .parameters import given
+from .parameters import given, pushed
 
 
 def finetune(
@@ -49,11 +52,13 @@ def finetune(
     data_dir: DataDir = None,
     seq_len: SeqLen = 512,
     dtype: Dtype = "float32",
+    save_dtype: SaveDtype = None,
     device: Device = "cpu",
     seed: Annotated[int, typer.Option(metavar="N", help="Of the order of the examples.")] = 0,
     force: Force = False,
     chat_template: ChatTemplate = False,
     trust_remote_code: Trust = False,
+    push_to_hub: PushToHub = None,
     steps: Steps = None,
     epochs: Epochs = None,
     lr: Lr = None,
@@ -61,6 +66,7 @@ def finetune(
     grad_accum: GradAccum = None,
     warmup: Warmup = None,
     weight_decay: WeightDecay = None,
+    adam_epsilon: AdamEpsilon = None,
     train_tokens: TrainTokens = None,
     loss_on: LossOn = None,
     eval_every: EvalEvery = None,
@@ -77,14 +83,16 @@ def finetune(
 ) -> None:
     """Fine-tune a model, dense or pruned, without pruning it: a teacher, a reference, or recovery of a pruned one.
 
-    JSON: `model`, `params`, `data`, `training`, `seconds`, `peak_memory_mb`, `out`, `command`.
+    JSON: `model`, `params`, `dtype`, `stock`, `data`, `training`, `seconds`, `peak_memory_mb`, `out`, `command`,
+    `pushed`.
     """
     options = given(locals())
     with talking(as_json) as terminal:
         from ..jobs import training as training_jobs
         from . import views
 
-        record = training_jobs.finetune(terminal, **options)
+        with pushed(terminal, push_to_hub) as push:
+            record = push(training_jobs.finetune(terminal, **options))
         terminal.result(record, *views.finetuning(record))
 
 

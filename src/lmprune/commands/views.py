@@ -41,7 +41,7 @@ def inspection(record: Mapping[str, Any]) -> Views:
         f"{record['model']}: {record['family']}, {record['layers']} layers, hidden size {record['hidden_size']}, "
         f"{params:,} parameters, {_megabytes(record['megabytes'])} MB in {record['dtype']}",
         f"FFN: {gated}; neurons: {width_summary(record['widths'])}",
-        *_pruned(record["plan"]),
+        *_made(record["plan"]),
         "",
         table(["part", "parameters", "share"], parts),
         "the output head is tied to the embedding" if record["tied_embedding"] else "",
@@ -51,14 +51,20 @@ def inspection(record: Mapping[str, Any]) -> Views:
     ]
 
 
-def _pruned(plan: Mapping[str, Any] | None) -> Views:
+def _made(plan: Mapping[str, Any] | None) -> Views:
+    """How a checkpoint of lmprune's was made."""
     if plan is None:
         return []
-    model, text = plan["model"].get("source", "another model"), plan["calibration"].get("source")
-    return [
-        f"pruned from {model} by {plan.get('method', 'an unknown method')}, scope {plan.get('scope', 'unknown')}: "
+    text, training = plan["calibration"].get("source"), plan.get("training")
+    pruned = (
+        f"pruned from {plan['chosen_from'] or 'another model'} by {plan.get('method', 'an unknown method')}, "
+        f"scope {plan.get('scope', 'unknown')}: "
         f"{plan['kept']:.1%} of the neurons kept, of {width_summary(plan['widths_before'])}"
         + (f"; calibrated on {plan.get('calibration_tokens', 0):,} tokens of {text}" if text else "")
+    )
+    return [
+        *([pruned] if plan["kept"] < 1 or "method" in plan else []),
+        *([f"trained for {training['steps']:,} steps on {plan['training_text'].get('source')}"] if training else []),
     ]
 
 
@@ -93,6 +99,7 @@ def finetuning(record: Mapping[str, Any]) -> Views:
         _trained(record["training"]),
         f"{record['seconds']:.1f} s, at most {record['peak_memory_mb']:,.0f} MB of memory",
         f"written to {record['out']}",
+        *_pushed(record),
     ]
 
 
@@ -316,7 +323,7 @@ def demo(record: Mapping[str, Any]) -> Views:
     text = record["evaluation"]
     rows = [
         ["parameters", f"{before['params']:,}", f"{after['params']:,}"],
-        ["MB in float32", _megabytes(before["megabytes"]), _megabytes(after["megabytes"])],
+        [f"MB in {record['dtype']}", _megabytes(before["megabytes"]), _megabytes(after["megabytes"])],
         ["perplexity", *(_with_error(x["perplexity"], x["perplexity_se"], 2) for x in (before, after))],
         ["tokens/s, prefill", *(f"{x['prefill_tokens_per_second']:,.1f}" for x in (before, after))],
         ["tokens/s, decode", *(f"{x['decode_tokens_per_second']:,.1f}" for x in (before, after))],

@@ -13,7 +13,5 @@ _DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
 def save_model(job: Job, folder: Path) -> None:
-    """Write the job's model, in its dtype, and its tokenizer."""
-    if job.dtype in _DTYPES:
-        job.model.to(_DTYPES[job.dtype])
-    write_model(job.model, folder, job.tokenizer)
+    """Write the job's model, in its dtype (else as its files were), and its tokenizer."""
+    write_model(job.model, folder, job.tokenizer, _DTYPES.get(job.dtype or ""))

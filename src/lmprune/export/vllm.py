@@ -32,7 +32,8 @@ def write(job: Job, folder: Path) -> dict[str, Any]:
         return {"layout": "stock", "notes": ["an ordinary checkpoint: vLLM opens it as it is"]}
     config = nemotron_nas_config(job.model.config, job.ffns)
     save_model(job, folder)
-    config["dtype"] = str(job.model.dtype).removeprefix("torch.")  # as written: vLLM loads the weights in it
+    written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["dtype"] = written["dtype"]  # vLLM loads the weights in it
     (folder / Path(shim.__file__).name).unlink()
     shutil.copyfile(Path(__file__).with_name(_CONFIG_CODE), folder / _CONFIG_CODE)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

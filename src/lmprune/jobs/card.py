@@ -40,6 +40,26 @@ def model_card(plan: PrunePlan, report: Mapping[str, Any]) -> str:
     return "\n\n".join(sections) + "\n"
 
 
+def tuned_card(plan: PrunePlan, report: Mapping[str, Any]) -> str:
+    """The card of a model that was trained as it is. report: the record of `lmprune finetune` (docs/json.md)."""
+    origin = plan.provenance.get("model") or {}
+    source = origin.get("source", "a model")
+    name, training = _public(source), plan.settings["training"]
+    pruned = plan.keep < 1
+    about = f"This is `{name}`, fine-tuned by lmprune for {training['steps']:,} steps: {report['params']:,} parameters."
+    sections = [
+        _front_matter(origin, _OURS if pruned else {**_OURS, "tags": ["lmprune"]}),
+        f"# {name}, fine-tuned",
+        about if pruned else f"{about} Nothing was cut out of it.",
+        *([_widths(plan)] if pruned else []),
+        _how(plan),
+        _loading(report),
+        _measured(report, source),
+        _licence(origin),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
 def card_of_copy(origin: Mapping[str, Any], target: str, notes: Sequence[str]) -> str:
     """The card of what `lmprune export` made of a model that has none of ours. origin: see `reproduce.origin`."""
     about = f"A copy of `{_public(origin['source'])}` that `lmprune export --to {target}` made: {'; '.join(notes)}."
@@ -101,6 +121,8 @@ def _what(plan: PrunePlan, report: Mapping[str, Any], name: str) -> str:
         f"| of them feed-forward | {report['ffn_params_before']:,} | {report['ffn_params_after']:,} "
         f"| {report['ffn_params_after'] / report['ffn_params_before']:.1%} |"
     )
+    if before := (plan.provenance.get("model") or {}).get("record"):
+        text += f"\n\nWhat it was made from is itself lmprune's: {_chosen(before)}{_and_trained(before)}."
     if quantised := (plan.provenance.get("model") or {}).get("dequantised_from"):
         text += f"\n\nThe weights it started from were dequantised from {quantised}: the original's were more precise."
     return text
@@ -123,20 +145,14 @@ def _widths(plan: PrunePlan) -> str:
 
 
 def _how(plan: PrunePlan) -> str:
-    settings, calibration = plan.settings, plan.provenance.get("calibration")
-    method = METHODS.get(settings.get("method", ""))
-    about = f" ({method.summary}; {method.source})" if method else ""
-    lines = [
-        "## How it was made",
-        "",
-        f"Method `{settings.get('method', 'unknown')}`{about}, scope {settings.get('scope', 'unknown')}.",
-    ]
-    if calibration:
-        lines += [
-            f"Calibrated on {settings.get('calibration_tokens', 0):,} tokens of `{calibration['source']}`, "
-            f"split {calibration['split']}, in sequences of {settings.get('seq_len')} "
-            f"(SHA-256 of the text: `{calibration['sha256'][:16]}…`)."
-        ]
+    settings, before = plan.settings, plan.provenance.get("plan")
+    lines = ["## How it was made", ""]
+    if before is not None:
+        lines += [f"Its neurons were chosen before: {_chosen(before)}{_and_trained(before)}."]
+    elif "method" in settings:
+        lines += [f"{_method(settings)}."]
+    if text := _calibrated(plan.record()):
+        lines += [f"{'Refitted' if before else 'Calibrated'} on {text}."]
     if (training := settings.get("training")) and (text := plan.provenance.get("training")):
         distilled = f", distilled from `{_public(training['teacher'])}`" if "teacher" in training else ""
         lora = f", LoRA of rank {training['lora_rank']}" if "lora_rank" in training else ""
@@ -144,11 +160,45 @@ def _how(plan: PrunePlan) -> str:
             f"Trained for {training['steps']:,} steps on `{text['source']}`, split {text['split']}{distilled}{lora} "
             f"(SHA-256 of the text: `{text['sha256'][:16]}…`); `training_log.jsonl` has the loss of each step."
         ]
+    if (dtype := plan.provenance.get("dtype")) and dtype["computed"] != dtype["saved"]:
+        lines += [f"Computed in {dtype['computed']}, saved in {dtype['saved']}."]
     if versions := plan.provenance.get("versions"):
         lines += ["Made with " + ", ".join(f"{name} {number}" for name, number in versions.items()) + "."]
     if command := plan.provenance.get("command"):
         lines += ["To make it again:", "", "```sh", shlex.join(command), "```"]
     return "\n".join(lines)
+
+
+def _method(settings: Mapping[str, Any]) -> str:
+    method = METHODS.get(settings.get("method", ""))
+    about = f" ({method.summary}; {method.source})" if method else ""
+    return f"Method `{settings.get('method', 'unknown')}`{about}, scope {settings.get('scope', 'unknown')}"
+
+
+def _calibrated(record: Mapping[str, Any]) -> str | None:
+    """The text that neurons were scored, or layers refitted on. record: a plan's."""
+    settings, text = record["settings"], record["provenance"].get("calibration")
+    return text and (
+        f"{settings.get('calibration_tokens', 0):,} tokens of `{text['source']}`, split {text['split']}, in sequences "
+        f"of {settings.get('seq_len')} (SHA-256 of the text: `{text['sha256'][:16]}…`)"
+    )
+
+
+def _chosen(record: Mapping[str, Any]) -> str:
+    """How another plan chose its neurons, in a clause; it may itself have taken them over."""
+    while (before := record["provenance"].get("plan")) is not None:
+        record = before
+    text, model = _calibrated(record), (record["provenance"].get("model") or {}).get("source")
+    if "method" not in record["settings"]:
+        return "all that the model has"
+    of = f" among those of `{_public(model)}`" if model else ""
+    return f"{_method(record['settings'])}{of}{f', on {text}' if text else ''}"
+
+
+def _and_trained(record: Mapping[str, Any]) -> str:
+    """Whether what another plan is of was trained, in a clause."""
+    training, text = record["settings"].get("training"), record["provenance"].get("training")
+    return f", trained for {training['steps']:,} steps on `{text['source']}`" if training and text else ""
 
 
 def _loading(report: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from .. import data as texts
 from .. import pruning
 from ..budget.selection import check_keep
-from ..checkpoints import checkpoint, models
+from ..checkpoints import checkpoint, dtypes, models
 from ..checkpoints.licences import find_licence
 from ..data.tokens import stream
 from ..errors import UserError
@@ -80,18 +80,20 @@ def run_demo(
             pruned, tokenizer, method="obs", keep=keep, data=calibration, stages=stages, provenance=provenance,
             calibration_tokens=sizes.calibration_tokens, seq_len=sizes.seq_len, multiple_of=32, seed=0,
         )  # fmt: skip
+        dtypes.round_to_saved(pruned)  # so that what is measured is what is written
         quality += [perplexity(pruned, eval_ids, progress=stages("perplexity after"), **measured)]
     with terminal.busy("measuring the speed"):
         speed = measure_speed(
             {"before": dense, "after": pruned}, tokenizer,
             prompt_tokens=sizes.prompt_tokens, new_tokens=sizes.new_tokens, repeats=sizes.repeats,
         )  # fmt: skip
+    saved = dtypes.main(pruned)
     report = inspection.pruning(pruned, find_sites(pruned), before, plan)
     evaluation = {"name": held_out.name, **held_out.provenance, "tokens": quality[0].tokens, "context": sizes.context}
     sides = [
         {
             "params": report[f"params_{side}"],
-            "megabytes": report[f"params_{side}"] * each.dtype.itemsize / 1e6,
+            "megabytes": report[f"params_{side}"] * saved.itemsize / 1e6,
             "perplexity": result.perplexity,
             "perplexity_se": result.perplexity_se,
             "bits_per_byte": result.bits_per_byte,
@@ -103,6 +105,7 @@ def run_demo(
     ]
     record = {
         "model": model,
+        "dtype": report["dtype"],
         "dequantised_from": origin.get("dequantised_from"),
         "method": "obs",
         "keep": keep,

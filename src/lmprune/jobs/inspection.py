@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..budget.selection import num_kept
+from ..checkpoints import dtypes
 from ..checkpoints.sources import resolve
 from ..plan import PLAN_FILE, PrunePlan
 from ..sites.site import Site
@@ -104,10 +106,13 @@ def inspect(
     }
 
 
-def pruning(model: Any, ffns: Sequence[Site], before: Mapping[str, int], plan: PrunePlan) -> dict[str, Any]:
+def pruning(
+    model: Any, ffns: Sequence[Site], before: Mapping[str, int], plan: PrunePlan, dtype: torch.dtype | None = None
+) -> dict[str, Any]:
     """What `plan` did to the model, which was of the sizes `before` (see `sizes`) and is now as it is.
 
-    stock: whether transformers' own class opens the checkpoint, without the code that is written with it.
+    dtype: as for `checkpoint.save`. stock: whether transformers' own class opens the checkpoint, without the code that
+    is written with it.
     """
     after = sizes(model, ffns)
     return {
@@ -117,9 +122,14 @@ def pruning(model: Any, ffns: Sequence[Site], before: Mapping[str, int], plan: P
         "params_after": after["params"],
         "ffn_params_before": before["ffn_params"],
         "ffn_params_after": after["ffn_params"],
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "stock": type(model).__module__.startswith("transformers."),
+        "dtype": dtypes.name_of(dtypes.main(model, dtype)),
+        "stock": is_stock(model),
     }
+
+
+def is_stock(model: Any) -> bool:
+    """Whether transformers' own class opens its checkpoint."""
+    return type(model).__module__.startswith("transformers.")
 
 
 def find_plan(source: str) -> PrunePlan | None:
@@ -130,13 +140,17 @@ def find_plan(source: str) -> PrunePlan | None:
 
 
 def plan_summary(plan: PrunePlan) -> dict[str, Any]:
-    """How a checkpoint was pruned: its settings, the model it came from, the text it was calibrated on."""
-    calibration = plan.provenance.get("calibration") or {}
+    """How a checkpoint was made: its settings, the model it came from, the one whose neurons were chosen among, the
+    text it was calibrated on, the text it was trained on."""
+    model = plan.provenance.get("model") or {}
+    calibration, trained_on = plan.provenance.get("calibration") or {}, plan.provenance.get("training") or {}
     return {
         **plan.settings,
         "widths_before": list(plan.widths_before),
         "widths": plan.widths,
         "kept": plan.keep,
-        "model": dict(plan.provenance.get("model") or {}),
+        "model": {key: value for key, value in model.items() if key != "record"},
+        "chosen_from": plan.first_source(),
         "calibration": dict(calibration),
+        "training_text": dict(trained_on),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from ..training.run_folder import RunFolder
 from . import inspection
 from .card import model_card
 from .opening import open_model
-from .reproduce import command, data_record, flat, log_file, origin, result_settings
+from .reproduce import command, data_record, dtype_record, flat, log_file, origin, result_settings, tell_dtype
 from .training_options import Training, check_method, check_source
 
 #: tokens that neurons are scored on: at once, and at each milestone of a training
@@ -39,7 +40,8 @@ CALIBRATION_TOKENS, MILESTONE_TOKENS = 65536, 16384
 def prune(
     terminal: Teller, *, model: str, out: Path, method: str, keep: float, scope: Any, data: str,
     data_dir: Path | None, calibration_tokens: int | None, seq_len: int, multiple_of: int, plan: Path | None,
-    dtype: str, device: str, seed: int, force: bool, ffn: str | None, chat_template: bool, trust_remote_code: bool,
+    dtype: str, save_dtype: str | None, device: str, seed: int, force: bool, ffn: str | None,
+    chat_template: bool, trust_remote_code: bool,
     **training_options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """`lmprune prune`, whose options these are. What can be checked is checked before the long work.
@@ -52,11 +54,14 @@ def prune(
     if calibration_tokens is None:
         options["calibration_tokens"] = calibration_tokens = MILESTONE_TOKENS if gradual else CALIBRATION_TOKENS
     chosen = PrunePlan.load(plan) if plan else None
+    for sentence in chosen.remarks() if chosen else ():
+        terminal.note(sentence)
     row = get_method(chosen.settings.get("method", method) if chosen else method)
     check_keep(keep)
     check_method(row, training, keep=keep, planned=chosen is not None, scope=scope)
     if scope not in (None, *SCOPES):
         raise unknown("scope", scope, SCOPES)
+    kind = checkpoint.check_save_dtype(save_dtype)
     check_not_read(out, model, training.teacher if training else None)
     checkpoint.check_out(out, force=force)
     spec = parse_spec(ffn) if ffn else None
@@ -76,9 +81,12 @@ def prune(
         terminal.note("that is not the text the plan was made on, so the refit will differ from the plan's own")
     if chosen is not None and (others := _made_from(chosen, model)):
         terminal.note(f"the plan was made from {others}; in other weights its neurons are other neurons")
+    tell_dtype(terminal, dense, kind)
     before = inspection.sizes(dense, find_sites(dense, spec=spec))
     licence = find_licence(model)
-    provenance = {"model": origin(model, licence), "command": command("prune", options)}
+    before_it = inspection.find_plan(model)
+    history = {"record": before_it.record()} if before_it else {}
+    provenance = {"model": origin(model, licence, before_it) | history, "command": command("prune", options)}
 
     def at_once(dense: Any) -> PrunePlan:
         with terminal.stages() as stages:
@@ -110,12 +118,14 @@ def prune(
             else:
                 dense, done, trained, log = recover(job, dense, at_once)
         seconds = time.perf_counter() - start
+        done = replace(done, provenance={**done.provenance, "dtype": dtype_record(dense, kind)})
         record = {
             "model": model,
             "method": row.name,
             "keep": done.settings.get("keep"),
             "scope": done.settings.get("scope"),
-            **inspection.pruning(dense, find_sites(dense, spec=spec), before, done),
+            "plan": plan and str(plan),
+            **inspection.pruning(dense, find_sites(dense, spec=spec), before, done, kind),
             "data": text and data_record(text),
             **({"training": trained} if trained else {}),
         }
@@ -123,7 +133,7 @@ def prune(
             with terminal.busy(f"writing {out}"):
                 checkpoint.save(
                     dense, out, tokenizer=tokenizer, plan=done, card=model_card(done, record), spec=spec, force=force,
-                    files={**log_file(log), **licence.files},
+                    files={**log_file(log), **licence.files}, dtype=kind,
                 )  # fmt: skip
     if run is not None:
         run.finish()
@@ -141,7 +151,7 @@ def _calibrated_on(plan: PrunePlan, text: TextData) -> bool:
 
 def _made_from(plan: PrunePlan, model: str) -> str | None:
     """The model of the plan, where it has another name."""
-    source = str(plan.provenance.get("model", {}).get("source", model))
+    source = plan.first_source() or model
     return None if Path(source).name == Path(model).name else source
 
 

@@ -7,10 +7,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import sources
+import torch
+
+from ..checkpoints import dtypes, sources
 from ..checkpoints.licences import Licence
 from ..data import TextData
 from ..data.records import PairData
+from ..plan import PrunePlan
+from ..progress import Teller
 from ..study.run import spelt
 from ..training.run_folder import TRAINING_LOG
 
@@ -21,10 +25,11 @@ def log_file(log: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return {TRAINING_LOG: lines} if lines else {}
 
 
-def origin(model: str, licence: Licence) -> dict[str, Any]:
+def origin(model: str, licence: Licence, plan: PrunePlan | None = None) -> dict[str, Any]:
     """Where a model comes from, for the plan: `sources.describe`, its licence, `base_model` where the hub has the
-    original."""
-    base = sources.base_model(model)
+    original. plan: the model's own, where lmprune made it."""
+    before = (plan.provenance.get("model") or {}) if plan else {}
+    base = sources.base_model(model) or before.get("base_model")
     return {**sources.describe(model), **({"base_model": base} if base else {}), **licence.record()}
 
 
@@ -52,6 +57,21 @@ def command(verb: str, options: Mapping[str, Any]) -> list[str]:
     left_out = {"model", "force", "resume", *implied}
     told = {name: value for name, value in options.items() if name not in left_out}
     return ["lmprune", verb, options["model"], *spelt(told)]
+
+
+def dtype_record(model: Any, dtype: torch.dtype | None) -> dict[str, str]:
+    """What a model is computed with, and what most of it is saved in. dtype: as for `checkpoint.save`."""
+    return {"computed": dtypes.name_of(model.dtype), "saved": dtypes.name_of(dtypes.main(model, dtype))}
+
+
+def tell_dtype(terminal: Teller, model: Any, dtype: torch.dtype | None) -> None:
+    """Say it where the file will not hold what was computed, and nobody asked for that."""
+    computed, saved = dtype_record(model, dtype).values()
+    known = dtypes.recall(model)
+    if dtype is not None or known is None or computed == saved:
+        return
+    why = "its weights were quantised, and can't be so again" if known.quantised else "as the original is"
+    terminal.note(f"computed in {computed}, saved in {saved}: {why}; --save-dtype {computed} keeps what was computed")
 
 
 def data_record(text: TextData | PairData) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,7 +17,7 @@ from accelerate import PartialState
 
 from .. import pruning
 from ..budget.selection import Scope
-from ..checkpoints import checkpoint, models
+from ..checkpoints import checkpoint, dtypes, models
 from ..checkpoints.shrinking import shrink
 from ..data import TextData
 from ..data.tokens import sequences, stream
@@ -187,11 +187,13 @@ def recover(job: Job, model: Any, prune: Callable[[Any], PrunePlan]) -> Pruned:
     prepared = job.prepare(model)
     cut = job.folder.cut
     if job.folder.resume and cut.exists():
+        known = dtypes.recall(model)
         model, plan = models.load(str(cut), note=job.terminal.note, **job.how), PrunePlan.load(cut / PLAN_FILE)
+        dtypes.remember(model, known)
     else:
         plan = prune(model)
         if PartialState().is_main_process:
-            checkpoint.save(model, cut, plan=plan, spec=job.spec)
+            checkpoint.save(model, cut, plan=plan, spec=job.spec, dtype=model.dtype)
     PartialState().wait_for_everyone()
     model, settings, result = job.run(model, prepared)
     plan = PrunePlan(
@@ -210,10 +212,23 @@ def _redundancy(job: Job, model: Any) -> dict[str, float]:
         return {"uniqueness": uniqueness(model, find_sites(model, spec=job.spec), input_ids.to(model.device))}
 
 
-def _how(job: Job, settings: TrainSettings, schedule: str) -> dict[str, Any]:
+def _how(job: Job, settings: TrainSettings, schedule: str | None) -> dict[str, Any]:
     """How a model was trained, for its plan."""
     distilled = job.training.given("teacher", "kl_weight", "temperature")
     return {"schedule": schedule, "training": {**asdict(settings), **job.training.given("lora_rank"), **distilled}}
+
+
+def trained_plan(job: Job, plan: PrunePlan, settings: TrainSettings, provenance: Mapping[str, Any]) -> PrunePlan:
+    """The plan of a model that was trained as it is, of the neurons that `plan` names.
+
+    provenance: without the training's text and what `plan` says of itself.
+    """
+    before = {"plan": plan.record()} if plan.settings or plan.provenance else {}
+    return replace(
+        plan,
+        settings={**plan.chosen, "seed": job.seed, "seq_len": job.seq_len, **_how(job, settings, None)},
+        provenance={"versions": pruning.versions(), **provenance, "training": data_record(job.text), **before},
+    )
 
 
 def record_of(settings: TrainSettings, result: TrainResult, schedule: str | None) -> dict[str, Any]:

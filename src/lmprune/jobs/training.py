@@ -10,9 +10,11 @@ from typing import Any
 from accelerate import PartialState
 
 from ..checkpoints import checkpoint
+from ..checkpoints.licences import find_licence
 from ..checkpoints.writing import check_not_read
 from ..errors import UserError
 from ..evaluation.memory import peak_memory_mb
+from ..plan import PLAN_FILE, PrunePlan, whole
 from ..progress import Teller
 from ..pruning import check_seq_len
 from ..sites.find import find_sites
@@ -21,9 +23,10 @@ from ..training.examples import Corpus, check_examples
 from ..training.run_folder import RunFolder
 from ..training.teachers import check_teacher_file, fingerprint, write_teacher
 from . import inspection
+from .card import tuned_card
 from .opening import open_model
-from .reproduce import command, data_record, flat, log_file, result_settings
-from .train import Job, record_of
+from .reproduce import command, data_record, dtype_record, flat, log_file, origin, result_settings, tell_dtype
+from .train import Job, record_of, trained_plan
 from .training_options import Training, check_source
 
 
@@ -36,6 +39,7 @@ def finetune(
     data_dir: Path | None,
     seq_len: int,
     dtype: str,
+    save_dtype: str | None,
     device: str,
     seed: int,
     force: bool,
@@ -48,6 +52,7 @@ def finetune(
     training = Training.of(training_options)
     if training is None:
         raise UserError("say how long to train with --steps or --epochs")
+    kind = checkpoint.check_save_dtype(save_dtype)
     check_source(data, training.train_tokens, training)
     check_not_read(out, model, training.teacher)
     checkpoint.check_out(out, force=force)
@@ -57,7 +62,9 @@ def finetune(
     read = partial(corpus.text, "train", training.train_tokens)
     net, tokenizer, text = open_model(terminal, model, data, read, **how)
     assert text is not None
-    find_sites(net)  # what can't be saved in the end is told of before the work
+    widths = [site.count for site in find_sites(net)]  # what can't be saved in the end is told of before the work
+    before, licence = _own_plan(terminal, model, widths), find_licence(model)
+    tell_dtype(terminal, net, kind)
     terminal.note(f"training on {text.name}")
     start = time.perf_counter()
     with run.begun():
@@ -66,6 +73,8 @@ def finetune(
         record = {
             "model": model,
             "params": sum(p.numel() for p in net.parameters()),
+            "dtype": dtype_record(net, kind)["saved"],
+            "stock": inspection.is_stock(net),
             "data": data_record(text),
             "training": record_of(settings, result, None),
             "seconds": time.perf_counter() - start,
@@ -74,10 +83,25 @@ def finetune(
             "command": command("finetune", options),
         }
         if PartialState().is_main_process:
-            plan = inspection.find_plan(model)
-            checkpoint.save(net, out, tokenizer=tokenizer, plan=plan, force=force, files=log_file(result.log))
+            provenance = {"model": origin(model, licence, before), "command": command("finetune", options)}
+            plan = trained_plan(job, before or whole(widths), settings, provenance | {"dtype": dtype_record(net, kind)})
+            checkpoint.save(
+                net, out, tokenizer=tokenizer, plan=plan, card=tuned_card(plan, record), force=force,
+                files={**log_file(result.log), **licence.files}, dtype=kind,
+            )  # fmt: skip
     run.finish()
     return record
+
+
+def _own_plan(terminal: Teller, model: str, widths: list[int]) -> PrunePlan | None:
+    """The plan that a checkpoint of lmprune's was made with."""
+    plan = inspection.find_plan(model)
+    for sentence in plan.remarks() if plan else ():
+        terminal.note(sentence)
+    if plan is not None and plan.widths != widths:
+        terminal.note(f"the {PLAN_FILE} in {model} is of a model with other widths, and left aside")
+        return None
+    return plan
 
 
 def teach(

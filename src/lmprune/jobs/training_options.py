@@ -35,6 +35,7 @@ class Training:
     grad_accum: int | None = None
     warmup: float | None = None
     weight_decay: float | None = None
+    adam_epsilon: float | None = None
     train_tokens: int | None = None
     loss_on: str | None = None
     eval_every: int | None = None
@@ -109,10 +110,10 @@ class Training:
         return replace(once, steps=max(math.ceil(num_examples * self.epochs / a_step), 1))
 
     def _settings(self, steps: int, seed: int) -> TrainSettings:
-        names = ("lr", "score_lr", "batch_size", "grad_accum", "warmup", "weight_decay", "eval_every", "save_every")
+        rates = ("lr", "score_lr", "warmup", "weight_decay", "adam_epsilon")
         return TrainSettings(
             steps=steps, bf16=self.bf16, gradient_checkpointing=self.gradient_checkpointing, seed=seed,
-            **self.given(*names, "report_to"),
+            **self.given(*rates, "batch_size", "grad_accum", "eval_every", "save_every", "report_to"),
         )  # fmt: skip
 
     def gradual(self) -> GradualSettings:

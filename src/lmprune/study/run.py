@@ -175,7 +175,7 @@ def _told(found: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if log is not None:
         told["training_log"] = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     plans = [f for f in (folder / "pruned" / PLAN_FILE, folder / CHECKPOINT / PLAN_FILE) if f.is_file()]
-    if plans:
+    if plans and "prune" in found:
         plan = json.loads(plans[0].read_text(encoding="utf-8"))
         told["widths_before"] = plan["widths_before"]
         told["kept"] = [bitmap(k, width) for k, width in zip(plan["kept"], plan["widths_before"], strict=True)]

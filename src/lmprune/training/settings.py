@@ -7,13 +7,21 @@ from dataclasses import dataclass
 
 from ..errors import UserError
 
+#: what a number that is not above 0 would come to
+_OR_ELSE = {
+    "lr": "nothing would be learned",
+    "score_lr": "nothing would be learned",
+    "adam_epsilon": "what has no gradient would be divided by 0",
+}
+
 
 @dataclass(frozen=True)
 class TrainSettings:
     """steps: optimizer steps. lr, score_lr: peak learning rates of the weights and of learned scores (None = 1e-2;
     for `soft` at least 10 / steps, or it would prune nothing). batch_size: examples of one process at once; times
     grad_accum, times the processes, a step. warmup: share of the steps. eval_every, save_every: in steps, None = only
-    at the end, never. max_grad_norm: the gradient is clipped to it. report_to: where transformers logs to as well.
+    at the end, never. adam_epsilon: AdamW's ε of the weights; learned scores have 1e-4 whatever it is (METHODS 2).
+    max_grad_norm: the gradient is clipped to it. report_to: where transformers logs to as well.
     Sources: METHODS 4, settings of [GUM-code].
 
     Raises: UserError for what can't be trained with.
@@ -26,6 +34,7 @@ class TrainSettings:
     grad_accum: int = 1
     warmup: float = 0.1
     weight_decay: float = 0.1
+    adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
     eval_every: int | None = None
     save_every: int | None = None
@@ -39,10 +48,10 @@ class TrainSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name.replace('_', '-')} must be at least 1, got {value}")
-        for name in ("lr", "score_lr"):
+        for name in ("lr", "score_lr", "adam_epsilon"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise UserError(f"{name.replace('_', '-')} must be above 0, got {value:g}: nothing would be learned")
+                raise UserError(f"{name.replace('_', '-')} must be above 0, got {value:g}: {_OR_ELSE[name]}")
         if not 0 <= self.warmup < 1:
             raise UserError(f"warmup is a share of the steps, in [0, 1), got {self.warmup:g}")
         if not 0 <= self.weight_decay < math.inf:

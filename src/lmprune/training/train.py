@@ -143,6 +143,7 @@ def _arguments(settings: TrainSettings, folder: str, device: torch.device) -> Tr
         lr_scheduler_type="linear",
         warmup_steps=settings.warmup,
         weight_decay=settings.weight_decay,
+        adam_epsilon=settings.adam_epsilon,
         max_grad_norm=settings.max_grad_norm,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.grad_accum,

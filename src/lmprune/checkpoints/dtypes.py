@@ -1,0 +1,123 @@
+"""What dtype a checkpoint's weights are stored in: a copy of it is stored in the same, whatever was computed with.
+
+`models.load` notes it on the model (`remember`); `checkpoint.save` asks for it (`to_save`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import UserError
+from . import gguf_header
+from .stored import FLOATS, Stored
+
+#: as GGUF calls them
+_GGUF = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16, 28: torch.float64}
+#: for quantised weights, which have none: float16 would be closer to them, but models made for bfloat16 overflow in it
+#: when they run, and rounding to bfloat16 is small beside the quantisation (docs/lab_notes.md)
+QUANTISED = torch.bfloat16
+
+_NOTED = "_lmprune_stored"
+
+
+@dataclass(frozen=True)
+class Dtypes:
+    """most: the dtype of most numbers in a checkpoint. by_name: that of each tensor. quantised: whether most of them
+    were not stored in any dtype of torch, and `most` is QUANTISED."""
+
+    most: torch.dtype
+    by_name: Mapping[str, torch.dtype] = field(default_factory=dict)
+    quantised: bool = False
+
+
+def of_tensors(tensors: Mapping[str, Stored]) -> Dtypes | None:
+    """Of safetensors files, as they are read; None where there is nothing in them."""
+    known = {name: FLOATS[tensor.kind] for name, tensor in tensors.items() if tensor.kind in FLOATS}
+    sizes = ((dtype, torch.Size(tensors[name].shape).numel()) for name, dtype in known.items())
+    return Dtypes(_most(sizes), known) if known else None
+
+
+def of_gguf(path: Path) -> Dtypes:
+    kinds = gguf_header.read(path).numbers
+    kind = max(kinds, key=lambda each: kinds[each], default=0)
+    return Dtypes(_GGUF.get(kind, QUANTISED), quantised=kind not in _GGUF)
+
+
+def remember(model: Any, known: Dtypes | None) -> None:
+    """Note on a model what its checkpoint was stored in, and what it has itself now."""
+    setattr(model, _NOTED, (known, model.dtype) if known else None)
+
+
+def recall(model: Any) -> Dtypes | None:
+    """What was remembered, as long as nobody has given the model another dtype since."""
+    known, loaded_as = getattr(model, _NOTED, None) or (None, None)
+    return known if loaded_as == model.dtype else None
+
+
+def to_save(model: Any, dtype: torch.dtype | None = None) -> dict[str, torch.dtype]:
+    """What each floating tensor of the model's state is to be saved in.
+
+    dtype: for all of them; None = as the model's checkpoint had it, and where that is not known, as it is.
+    """
+    state = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    if dtype is not None:
+        return dict.fromkeys(state, dtype)
+    known = recall(model)
+    if known is None:
+        return {name: tensor.dtype for name, tensor in state.items()}
+    weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    prefix = f"{model.base_model_prefix}."  # which files of some families lack
+    return {
+        name: known.by_name.get(name)
+        or known.by_name.get(name.removeprefix(prefix))
+        or (known.most if name in weights else tensor.dtype)
+        for name, tensor in state.items()
+    }
+
+
+def main(model: Any, dtype: torch.dtype | None = None) -> torch.dtype:
+    """What most of the model's numbers are to be saved in; `dtype` as for `to_save`."""
+    wanted = to_save(model, dtype)
+    return _most((wanted[name], tensor.numel()) for name, tensor in model.state_dict().items() if name in wanted)
+
+
+def cast(model: Any, wanted: Mapping[str, torch.dtype]) -> dict[str, Any]:
+    """The model's state in the dtypes `wanted`; tensors that were one stay one.
+
+    Raises: UserError where a number is too large for its dtype.
+    """
+    done: dict[tuple[int, torch.Size, torch.dtype], torch.Tensor] = {}
+    state: dict[str, Any] = {}
+    for name, tensor in model.state_dict().items():
+        to = wanted.get(name, tensor.dtype)
+        key = (tensor.data_ptr(), tensor.shape, to)
+        if key not in done:
+            done[key] = tensor.to(to)
+            if to != tensor.dtype and not done[key].isfinite().all():
+                raise UserError(f"{name} has numbers that {name_of(to)} can't hold; save it in another dtype")
+        state[name] = done[key]
+    return state
+
+
+def round_to_saved(model: Any) -> None:
+    """Give the weights, in place, the values that they will have in the file."""
+    wanted = to_save(model)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(wanted[name]).to(parameter.dtype)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _most(numbers: Iterable[tuple[torch.dtype, int]]) -> torch.dtype:
+    count: Counter[torch.dtype] = Counter()
+    for dtype, number in numbers:
+        count[dtype] += number
+    return count.most_common(1)[0][0]
