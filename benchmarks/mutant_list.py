@@ -248,7 +248,6 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
             ('get_method(plan.settings.get("method", method) if plan else method)', "get_method(method)"),
             ("input_ids.max() >= vocabulary", "input_ids.max() > vocabulary"),
             ("seq_len > limit", "seq_len > limit + 1"),
-            ("settings = {**settings, **plan.settings}", "settings = {**plan.settings, **settings}"),
             ("    record_shapes(model, spec)\n", "    pass\n"),
         ],
     ),
