@@ -21,7 +21,7 @@ USE_TRANSFORMERS = {
     *("checkpoints.models", "checkpoints.shim", "sites.families"),
     *("data.self_generated", "evaluation.decoding", "evaluation.speed", "jobs.demo"),
     *TRAINING,
-    *("export.onnx", "export.decilm"),
+    *("export.onnx", "export.decilm", "export.vllm"),
 }
 AT_THE_TOP = {"checkpoints.models", "checkpoints.shim", "export.decilm", *TRAINING}
 KNOW_NAMES = {"sites.families", "runtimes.architectures"}

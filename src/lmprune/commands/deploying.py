@@ -27,14 +27,17 @@ def export(
         ),
     ] = None,
     force: Force = False,
+    no_verify: Annotated[
+        bool, typer.Option("--no-verify", help="Do not run what was written in its engine, to compare it with MODEL.")
+    ] = False,
     trust_remote_code: Trust = False,
     push_to_hub: PushToHub = None,
     as_json: Json = False,
 ) -> None:
     """Write a model, pruned or not, for llama.cpp, ONNX Runtime, vLLM, or as a stock checkpoint of one width.
 
-    JSON: `model`, `to`, `dtype`, `widths`, `params`, `megabytes`, `details`, `notes`, `seconds`, `peak_memory_mb`,
-    `out`, `command`, `pushed`.
+    JSON: `model`, `to`, `dtype`, `widths`, `params`, `megabytes`, `details`, `verification`, `notes`, `seconds`,
+    `peak_memory_mb`, `out`, `command`, `pushed`.
     """
     options = given(locals())
     with talking(as_json) as terminal:

@@ -94,16 +94,22 @@ def _begins(file: Path, kind: str) -> bool:
         return opened.read(len(kind)) == kind.encode()
 
 
-def export(job: Job, out: Path, to: str, *, force: bool = False) -> dict[str, Any]:
+def export(job: Job, out: Path, to: str, *, force: bool = False, verify: bool = True) -> dict[str, Any]:
     """Write the job's model to `out`, and return what there is to say of it: `notes`, sentences for people, and more.
 
-    Raises: UserError; `out` is then as it was.
+    verify: run what was written in its engine and compare (see `verify`); `verification` in what is returned tells.
+    Raises: UserError, also where it computes something else; `out` is then as it was.
     """
+    from . import verify as guarding
+
     target = get_target(to)
     out = out.expanduser().resolve()
     check_target(target, out, job.dtype, force=force)
     with written_aside(out, folder=target.suffix is None) as path:
+        guard = guarding.prepare(job, to) if verify else "--no-verify"
         details = target.write(job, path)
+        details["verification"] = guarding.check(guard, job, to, path)
+        details["notes"] = [*details["notes"], guarding.sentence(details["verification"])]
         if target.suffix is None:
             put(path, job.papers(details["notes"]))
     return details

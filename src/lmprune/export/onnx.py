@@ -72,10 +72,22 @@ def write(job: Job, folder: Path) -> dict[str, Any]:
             reason = str(error.__cause__ or error).strip().split("\n")[0]
             raise UserError(f"torch can't write this {job.model.config.model_type} to ONNX: {reason}") from error
         assert program is not None
+        _check_runnable(program, job.model.config.model_type)
         size = sum(p.numel() * p.element_size() for p in job.model.parameters())
         program.save(folder / ONNX_FILE, external_data=size > _LARGEST)
     _write_config(job, folder)
     return {"notes": [f"{ONNX_FILE} with the KV cache of {layers} layers as inputs and outputs"]}
+
+
+def _check_runnable(program: Any, model_type: str) -> None:
+    """Raises: UserError where a float32 model computes in bfloat16 on the way, as falcon's ALiBi: ONNX Runtime has no
+    such products on the CPU."""
+    for node in program.model.graph:
+        if node.op_type != "Cast" and any(str(value.dtype) == "BFLOAT16" for value in node.outputs):
+            raise UserError(
+                f"ONNX Runtime can't compute in bfloat16 as this {model_type} does inside ({node.op_type}: ALiBi's "
+                "biases of half precision); use --to gguf or hf-uniform"
+            )
 
 
 def _example(wrapped: _Cached) -> tuple[Tensor, Tensor, Tensor | None, Past]:

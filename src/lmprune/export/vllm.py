@@ -9,17 +9,27 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import shim
+from ..checkpoints import models, shim
 from ..errors import UserError
 from ..runtimes.architectures import NEMOTRON_NAS
+from ..sites.families import FAMILIES
 from ..sites.site import Site
 from . import Job
+from .decilm import DeciLMConfig
 from .folder import save_model
 
 _CONFIG_CODE = "decilm.py"
+#: config fields from which Nemotron-NAS builds what is not of a single block
+_READ = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim", "hidden_act", "mlp_bias"),
+    *("max_position_embeddings", "rms_norm_eps", "rope_parameters", "tie_word_embeddings"),
+)
+#: kinds of rotary positions that vLLM computes as transformers does, without fields that only one of them reads
+_ROPES = ("default", "linear", "llama3", "yarn")
 
 
 def write(job: Job, folder: Path) -> dict[str, Any]:
@@ -58,12 +68,19 @@ def nemotron_nas_config(config: Any, ffns: Sequence[Site]) -> dict[str, Any]:
         )
     if getattr(config, "sliding_window", None):
         raise UserError("vLLM's Nemotron-NAS has no sliding window, and this model has; use --to hf-uniform")
+    if config.hidden_act != "silu":
+        raise UserError(f"vLLM's Nemotron-NAS has silu, and this model {config.hidden_act}; use --to hf-uniform")
+    rope = {name: value for name, value in config.rope_parameters.items() if name != "partial_rotary_factor"}
+    if (kind := rope["rope_type"]) not in _ROPES or "attention_factor" in rope:
+        how = f"type {kind}" + (" with an attention factor" if kind in _ROPES else "")
+        raise UserError(f"vLLM scales rotary positions of {how} otherwise than transformers; use --to hf-uniform")
     group = config.num_attention_heads // config.num_key_value_heads
     plain = {k: v for k, v in config.to_dict().items() if k not in ("lmprune", "per_layer_config", "sliding_window")}
     return plain | {
         "architectures": ["DeciLMForCausalLM"],
         "auto_map": {"AutoConfig": "decilm.DeciLMConfig"},
         "model_type": "nemotron-nas",
+        "rope_parameters": rope,
         "mlp_bias": biases == {(True, True)},
         "intermediate_size": max(ffn.width for ffn in ffns),
         "block_configs": [
@@ -75,3 +92,29 @@ def nemotron_nas_config(config: Any, ffns: Sequence[Site]) -> dict[str, Any]:
             for ffn in ffns
         ],
     }
+
+
+def as_vllm_reads_it(folder: Path) -> Any:
+    """The model that vLLM would build of the folder: Llama's blocks, from the fields that vLLM reads and no others.
+
+    Raises: UserError where the weights are not those that it would look for.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "block_configs" not in raw:
+        return models.load(folder, dtype="auto")
+    blocks = raw["block_configs"]
+    widths = [block["ffn"]["intermediate_size"] for block in blocks]
+    fields = {name: raw[name] for name in _READ if name in raw}
+    fields["num_key_value_heads"] = raw["num_attention_heads"] // blocks[0]["attention"]["n_heads_in_group"]
+    fields["attention_bias"] = raw.get("attention_bias", False) or raw.get("bias", False)
+    config = DeciLMConfig.__mro__[1](**fields, intermediate_size=max(widths))
+    spec = asdict(FAMILIES[NEMOTRON_NAS[0]])
+    config.lmprune = {"spec": spec, "widths": widths, "down_bias": [raw.get("mlp_bias", False)] * len(widths)}
+    cls = shim.pruned_class(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+    with models.quiet():
+        model, info = cls.from_pretrained(folder, config=config, dtype="auto", output_loading_info=True)
+    if odd := sorted({*info["missing_keys"], *info["unexpected_keys"]}):
+        raise UserError(f"vLLM would not build this model: {odd[0]} is where the other has none")
+    return model.eval()

@@ -27,8 +27,9 @@ _PAPERS = (CARD_FILE, PLAN_FILE)
 
 
 def export(
-    terminal: Teller, *, model: str, out: Path, to: str, dtype: str | None, force: bool, trust_remote_code: bool
-) -> dict[str, Any]:
+    terminal: Teller, *, model: str, out: Path, to: str, dtype: str | None, force: bool, trust_remote_code: bool,
+    no_verify: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """`lmprune export`, whose options these are. Raises: UserError; nothing is written then."""
     options = {name: value for name, value in locals().items() if name != "terminal"}
     start = time.perf_counter()
@@ -53,9 +54,9 @@ def export(
         licence=licence,
     )
     with terminal.busy(f"writing {out}"):
-        details = exporting.export(job, out, to, force=force)
+        details = exporting.export(job, out, to, force=force, verify=not no_verify)
     written = out.expanduser().resolve()
-    notes = details.pop("notes")
+    notes, verification = details.pop("notes"), details.pop("verification")
     if kind := source.get("dequantised_from"):
         notes = [*notes, f"the weights it started from were dequantised from {kind}"]
     return {
@@ -66,6 +67,7 @@ def export(
         "params": inspection.sizes(loaded, ffns)["params"],
         "megabytes": _num_bytes(written) / 1e6,
         "details": details,
+        "verification": verification,
         "notes": notes,
         "seconds": time.perf_counter() - start,
         "peak_memory_mb": peak_memory_mb(),

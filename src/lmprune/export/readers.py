@@ -1,0 +1,141 @@
+"""What was exported, as its engine computes it: one row a target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..sites.linears import rows_are_inputs
+from . import Job
+from .arithmetic import Rounding, log_probs, through
+
+Texts = Sequence[Sequence[int]]
+#: log probabilities (last, top) of the likeliest tokens, and their ids; None for a text too long for what was written
+Scores = list[tuple[Tensor, Tensor] | None]
+
+_TOKENS_AT_ONCE = 512  # whose logits ONNX Runtime returns together
+
+
+@dataclass(frozen=True)
+class Reader:
+    """scores: (job, path, texts, last, top). package: what it needs, and how it is installed. rounding: see there."""
+
+    engine: str
+    scores: Callable[[Job, Path, Texts, int, int], Scores]
+    rounding: Callable[[Job], Rounding]
+    package: str | None = None
+    extra: str | None = None
+
+    def missing(self, job: Job) -> str | None:
+        """Why nothing can be scored here."""
+        if self.package and find_spec(self.package) is None:
+            return f"{self.package} is not installed (pip install 'lmprune[{self.extra}]')"
+        if not type(job.model).__module__.startswith(("transformers.", "lmprune.")) and self.package is None:
+            return "the model's class is not part of transformers"
+        return None
+
+
+def _in_llama_cpp(job: Job, path: Path, texts: Texts, last: int, top: int) -> Scores:
+    from ..evaluation import llamacpp
+
+    neutral = job.tokenizer("a", add_special_tokens=False)["input_ids"][-1]
+    found = llamacpp.log_probs(path, texts, last=last, top=top, neutral=neutral, threads=torch.get_num_threads())
+    return [None if each is None else _tensors(each) for each in found]
+
+
+def _tensors(found: Sequence[dict[int, float]]) -> tuple[Tensor, Tensor]:
+    number = min(map(len, found))
+    rows = [list(each.items())[:number] for each in found]
+    return torch.tensor([[p for _, p in row] for row in rows]), torch.tensor([[i for i, _ in row] for row in rows])
+
+
+def _in_onnx_runtime(job: Job, path: Path, texts: Texts, last: int, top: int) -> Scores:
+    """All but the last tokens fill the cache; these come after it."""
+    from ..evaluation.engines import OnnxRuntime
+
+    try:
+        engine = OnnxRuntime(str(path), threads=torch.get_num_threads(), context=0)
+        return [_likeliest(_onnx_tail(engine, np.array([ids]), last), top) for ids in texts]
+    except UserError:
+        raise
+    except Exception as error:  # onnxruntime's own hierarchy, below RuntimeError and Exception
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"ONNX Runtime can't run what torch wrote: {reason}") from error
+
+
+def _onnx_tail(engine: Any, ids_1T: np.ndarray, last: int) -> Tensor:
+    cut = max(ids_1T.shape[1] - last // 2, 1)
+    starts = [*range(0, cut, _TOKENS_AT_ONCE), cut]
+    past: list[np.ndarray] = []
+    tail: list[np.ndarray] = []
+    for start, end in zip(starts, [*starts[1:], ids_1T.shape[1]], strict=True):
+        if start < end:
+            logits, past = engine.step(ids_1T[:, start:end], past)
+            tail.append(logits[0, -last:])
+    return torch.from_numpy(np.concatenate(tail)[-last:]).float().log_softmax(-1)
+
+
+def _in_transformers(job: Job, path: Path, texts: Texts, last: int, top: int) -> Scores:
+    from ..checkpoints import models
+
+    model = models.load(path, dtype="auto")
+    return [_likeliest(log_probs(model, ids, last=last, rounding=Rounding()), top) for ids in texts]
+
+
+def _for_vllm(job: Job, path: Path, texts: Texts, last: int, top: int) -> Scores:
+    from .vllm import as_vllm_reads_it
+
+    model = as_vllm_reads_it(path)
+    return [_likeliest(log_probs(model, ids, last=last, rounding=Rounding()), top) for ids in texts]
+
+
+def _likeliest(log_probs: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    values, ids = log_probs.topk(min(top, log_probs.shape[1]))
+    return values, ids
+
+
+def _cast(job: Job) -> Rounding:
+    dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}.get(job.dtype or "")
+    return Rounding(through(dtype)) if dtype else Rounding()
+
+
+def _as_gguf(job: Job) -> Rounding:
+    """Its matrices, and its embeddings, through their storage type; llama.cpp rounds a matrix's inputs likewise, those
+    of blocks of few bits to q8_0. (In f32 nothing is rounded but inside its GELU, a table of f16.)"""
+    import gguf
+    from gguf import GGMLQuantizationType as Q
+
+    from .gguf_tensors import check_dtype
+
+    storage = check_dtype(job.dtype or "f16")
+    ends = [job.model.get_input_embeddings(), job.model.get_output_embeddings()]
+
+    def through_kind(value: Tensor, kind: Q) -> Tensor:
+        if value.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:  # which the writer refuses, and says why
+            return value
+        return torch.from_numpy(gguf.dequantize(gguf.quantize(value.float().contiguous().numpy(), kind), kind))
+
+    def weights(module: nn.Module, value: Tensor) -> Tensor:
+        if value.ndim != 2 or (isinstance(module, nn.Embedding) and module not in ends):
+            return value
+        kind = storage.embeddings if module in ends else storage.matrices
+        return through_kind(value.T, kind).T if rows_are_inputs(module) else through_kind(value, kind)
+
+    inputs = {Q.F32: Q.F16, Q.F16: Q.F16, Q.BF16: Q.BF16}.get(storage.matrices, Q.Q8_0)
+    return Rounding(weights, lambda x: through_kind(x, inputs).view_as(x))
+
+
+READERS = {
+    "gguf": Reader("llama.cpp", _in_llama_cpp, _as_gguf, "xllamacpp", "gguf-test"),
+    "onnx": Reader("ONNX Runtime", _in_onnx_runtime, _cast, "onnxruntime", "onnx"),
+    "vllm": Reader("transformers, by the fields that vLLM reads", _for_vllm, _cast),
+    "hf-uniform": Reader("stock transformers", _in_transformers, _cast),
+}

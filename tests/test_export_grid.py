@@ -1,0 +1,69 @@
+"""A seeded sample of the conformance grid (`benchmarks/export_grid.py`), and the cells that were once wrong."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from variants import Variant, all_variants
+
+from lmprune.export import folder
+from lmprune.sites.find import find_sites
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import export_grid
+
+BY_NAME = {str(variant): variant for variant in all_variants()}
+#: what vLLM would compute otherwise, or not at all, from a layout that was once written without a word
+ONCE_WRONG_IN_VLLM = {
+    "llama-tied-gelu": "Nemotron-NAS has silu",
+    "llama-tied-rope_dynamic": "type dynamic otherwise than transformers",
+    "llama-tied-rope_longrope": "type longrope otherwise than transformers",
+    "llama-tied-rope_yarn_mscale": "with an attention factor",
+}
+FOLDERS = random.Random(5).sample(export_grid.cells(["hf-uniform", "vllm"]), 24)
+
+
+def cell(variant: Variant, column: str, room: Path) -> dict[str, Any]:
+    return export_grid.cell(variant, column, room)
+
+
+@pytest.mark.parametrize(("variant", "column"), FOLDERS, ids=lambda each: str(each))
+def test_a_sample_of_the_folders(variant: Variant, column: str, tmp_path: Path) -> None:
+    assert cell(variant, column, tmp_path)["outcome"] in ("exact", "refused")
+
+
+@pytest.mark.parametrize(("name", "why"), ONCE_WRONG_IN_VLLM.items())
+def test_what_vllm_would_compute_otherwise_is_refused(name: str, why: str, tmp_path: Path) -> None:
+    found = cell(BY_NAME[name], "vllm", tmp_path)
+    assert found["outcome"] == "refused" and why in found["why"]
+
+
+def test_a_rotary_share_that_only_vllm_would_read_is_not_written(tmp_path: Path) -> None:
+    assert cell(BY_NAME["llama-tied-rope_partial"], "vllm", tmp_path)["outcome"] == "exact"
+    assert "partial_rotary_factor" not in (tmp_path / "m" / "config.json").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["falcon-old", "falcon-new"])
+def test_alibi_that_onnx_runtime_has_no_product_for(family: str, tmp_path: Path) -> None:
+    found = cell(BY_NAME[f"{family}-alibi"], "onnx", tmp_path)
+    assert found["outcome"] == "refused" and "biases of half precision" in found["why"]
+
+
+def test_the_control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer that changes a layer on the way is a silent cell."""
+    write = folder.write_model
+
+    def wrong(model: Any, *args: Any) -> None:
+        with torch.no_grad():
+            find_sites(model)[1].reader().mul_(1.1)
+        write(model, *args)
+
+    monkeypatch.setattr(folder, "write_model", wrong)
+    found = cell(BY_NAME["llama-plain"], "hf-uniform", tmp_path)
+    assert found["outcome"] == "silent" and "computes something else" in found["why"]
