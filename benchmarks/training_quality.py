@@ -43,6 +43,8 @@ class Recipe:
     schedule: str = "cubic"
     distil: bool = False
     settings: GradualSettings = DEFAULT
+    adam_epsilon: float = TrainSettings.adam_epsilon
+    lr: float = TrainSettings.lr
 
 
 RECIPES: dict[str, Recipe] = {
@@ -80,7 +82,7 @@ class Bench:
         start = time.perf_counter()
         model = lmprune.load(self.model)
         examples = [{"input_ids": row} for row in self.train_ids]
-        settings = TrainSettings(steps=steps, seed=seed)
+        settings = TrainSettings(steps=steps, seed=seed, adam_epsilon=recipe.adam_epsilon, lr=recipe.lr)
         teacher = OnlineTeacher(self._teacher(seed, steps), model, 2.0) if recipe.distil else None
         how: dict[str, Any] = {"method": recipe.method, "keep": keep, "multiple_of": 1, "seed": seed}
         calibration = self.train_ids[seed::97][:128]  # 32,768 tokens from all over the text

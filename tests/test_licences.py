@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +141,10 @@ def test_a_dense_model_that_is_exported_keeps_it(
     card = (out / "README.md").read_text()
     assert ModelCard(card).data["license_name"] == "tiny-1.0" and "A copy of `licensed` that `lmprune export" in card
     assert not (out / PLAN_FILE).exists()
+
+
+def test_the_package_names_its_own() -> None:
+    root = Path(__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    assert project["license"] == "Apache-2.0" and project["authors"]
+    assert [(root / name).is_file() for name in project["license-files"]] == [True]

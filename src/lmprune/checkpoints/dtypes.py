@@ -20,7 +20,7 @@ from .stored import FLOATS, Stored
 #: as GGUF calls them
 _GGUF = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16, 28: torch.float64}
 #: for quantised weights, which have none: float16 would be closer to them, but models made for bfloat16 overflow in it
-#: when they run, and rounding to bfloat16 is small beside the quantisation (docs/lab_notes.md)
+#: when they run, and rounding to bfloat16 moves a weight by at most 1/512 of it
 QUANTISED = torch.bfloat16
 
 _NOTED = "_lmprune_stored"
