@@ -143,6 +143,7 @@ def _cheapest(readers_PP: Tensor, inverse_PP: Tensor, *, size: int, number: int)
     readers_PP: inner products of their rows of W, all that the costs need. inverse_PP: their part of H⁻¹.
     """
     left = torch.ones(len(inverse_PP) // size, dtype=torch.bool)
+    one_JJ = torch.eye(size, dtype=inverse_PP.dtype)
     picked, costs = [], []
     for _ in range(number):
         cost_U = _pool_costs(readers_PP, inverse_PP, size).where(left, torch.inf)
@@ -152,11 +153,12 @@ def _cheapest(readers_PP: Tensor, inverse_PP: Tensor, *, size: int, number: int)
         left[unit] = False
         run = slice(unit * size, (unit + 1) * size)
         # row k of W becomes W_k - share_k W_J
-        share_PJ = torch.linalg.solve(inverse_PP[run, run], inverse_PP[:, run], left=False)
+        mine_PJ, own_JJ = inverse_PP[:, run], inverse_PP[run, run]
+        share_PJ = mine_PJ / own_JJ if size == 1 else torch.linalg.solve(own_JJ, mine_PJ, left=False)
         with_it_JP = readers_PP[run] - 0.5 * readers_PP[run, run] @ share_PJ.T
         readers_PP = readers_PP - share_PJ @ with_it_JP - with_it_JP.T @ share_PJ.T
         inverse_PP = inverse_PP - share_PJ @ inverse_PP[run]
-        inverse_PP[run, run] = torch.eye(size, dtype=inverse_PP.dtype)  # what is left there is rounding, not a cost
+        inverse_PP[run, run] = one_JJ  # what is left there is rounding, not a cost
     return torch.tensor(picked), torch.stack(costs)
 
 
