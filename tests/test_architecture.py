@@ -19,11 +19,13 @@ FILES = sorted(ROOT.rglob("*.py"))
 TRAINING = {"training.callbacks", "training.train", "training.trainer"}
 USE_TRANSFORMERS = {
     *("checkpoints.models", "checkpoints.shim", "sites.families"),
+    *("checkpoints.gguf_config", "checkpoints.gguf_reading", "checkpoints.gguf_tokenizer"),
     *("data.self_generated", "evaluation.decoding", "evaluation.speed", "jobs.demo"),
     *TRAINING,
     *("export.onnx", "export.decilm", "export.vllm"),
 }
 AT_THE_TOP = {"checkpoints.models", "checkpoints.shim", "export.decilm", *TRAINING}
+AT_THE_TOP |= {"checkpoints.gguf_config", "checkpoints.gguf_reading", "checkpoints.gguf_tokenizer"}
 KNOW_NAMES = {"sites.families", "runtimes.architectures"}
 PURE = {
     *("errors", "progress", "plan", "sites.address", "budget.selection", "gradual.schedules", "gradual.penalties"),

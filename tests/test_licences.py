@@ -14,10 +14,11 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from test_hub import QUICK, FakeHub
 from tiny_checkpoints import lmprune
 
-from lmprune.checkpoints import gguf_header, hub, licences
+from lmprune.checkpoints import hub, licences
 from lmprune.checkpoints.licences import Licence, find_licence
 from lmprune.errors import UserError
 from lmprune.plan import PLAN_FILE, PrunePlan
+from lmprune.runtimes.gguf_file import read_gguf
 
 CARD = "---\nlicense: other\nlicense_name: tiny-1.0\nlicense_link: LICENSE\ntags:\n- x\n---\n# Tiny\n"
 TOLD = {"license": "other", "license_name": "tiny-1.0", "license_link": "LICENSE"}
@@ -76,7 +77,7 @@ def test_of_a_gguf_file(tmp_path: Path) -> None:
     (tmp_path / "LICENSE").write_text("of something else in this folder")
     path = gguf_file(tmp_path / "a.gguf", license="gemma", license_link="https://ai.google.dev/gemma/terms")
     assert find_licence(path) == Licence("gemma", link="https://ai.google.dev/gemma/terms")
-    assert gguf_header.read(path).fields["llama.rope.freq_base"] == 1e4
+    assert read_gguf(path).settings()["rope.freq_base"] == 1e4
     assert find_licence(gguf_file(tmp_path / "b.gguf")) == licences.UNKNOWN
     (tmp_path / "cut.gguf").write_bytes(path.read_bytes()[:-60])
     (tmp_path / "no.gguf").write_bytes(b"hello" * 20)

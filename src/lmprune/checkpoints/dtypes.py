@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..errors import UserError
-from . import gguf_header
+from ..runtimes.gguf_file import read_gguf
 from .stored import FLOATS, Stored
 
 #: as GGUF calls them
@@ -44,7 +44,7 @@ def of_tensors(tensors: Mapping[str, Stored]) -> Dtypes | None:
 
 
 def of_gguf(path: Path) -> Dtypes:
-    kinds = gguf_header.read(path).numbers
+    kinds = read_gguf(path).numbers()
     kind = max(kinds, key=lambda each: kinds[each], default=0)
     return Dtypes(_GGUF.get(kind, QUANTISED), quantised=kind not in _GGUF)
 

@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from . import gguf_header
+from ..runtimes.gguf_file import read_gguf
 from .models import hub_options
 from .sources import resolve
 
@@ -56,7 +56,7 @@ def find_licence(source: str | Path, *, revision: str | None = None) -> Licence:
     """
     found = resolve(source, revision=revision)
     if found.gguf:  # what lies beside a single file need not be about it
-        header = gguf_header.read(Path(found.place) / found.gguf).fields
+        header = read_gguf(Path(str(found))).metadata
         identifier, name, link = (_word(header.get(f"general.license{part}")) for part in ("", ".name", ".link"))
         return Licence(identifier, name, link)
     if not found.on_hub:

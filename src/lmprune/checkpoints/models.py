@@ -18,14 +18,15 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
-    GgufConfig,
 )
 from transformers.utils import logging as hf_logging
 
 from ..errors import UserError, unknown
 from ..progress import silent
+from ..runtimes.gguf_file import read_gguf
 from ..sites.families import is_encoder
-from . import downloads, dtypes, placement, shim
+from . import downloads, dtypes, gguf_reading, placement, shim
+from .gguf_tokenizer import read_tokenizer
 from .sources import Source, near, resolve
 from .stored import FLOATS, Stored, opened, weight_files
 
@@ -65,14 +66,16 @@ def skeleton(
 ) -> Any:
     """The model at `source` without its weights (on the meta device): looking costs neither memory nor a download.
 
-    Raises: UserError as `load` does, for all that the names, shapes and types in a folder's files say; of a hub id and
-    a GGUF file it is only the config that is looked at.
+    Raises: UserError as `load` does, for all that the names, shapes and types in a folder's files say; of a hub id
+    it is only the config that is looked at.
     """
     found = resolve(source, revision=revision)
     with _explained(found), quiet():
         if not found.on_hub and not found.gguf:
             return _from_files(found, "auto", trust_remote_code, note, blank=True)
-        config, cls = _configured(found, trust_remote_code, _options(found))
+        if found.gguf:
+            return gguf_reading.described(Path(str(found))).model
+        config, cls = _configured(found, trust_remote_code, hub_options(found))
         return _blank(config, cls, trust_remote_code)
 
 
@@ -114,20 +117,7 @@ def _from_files(
 
 
 def _from_gguf(found: Source, dtype: str | torch.dtype) -> Any:
-    options = {"gguf_file": found.gguf}
-    config, cls = _configured(found, False, options)
-    model, info = cls.from_pretrained(
-        found.place,
-        config=config,
-        dtype=dtype,
-        quantization_config=GgufConfig(dequantize=True),
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-        **options,
-    )
-    # the weights are plain now; transformers would refuse to save them as they are marked
-    model.hf_quantizer = None
-    model.config.__dict__.pop("quantization_config", None)
+    model, info = gguf_reading.load(Path(str(found)), None if isinstance(dtype, str) else dtype)
     placement.check_filled(info, found)
     dtypes.remember(model, dtypes.of_gguf(Path(str(found))))
     return model
@@ -164,7 +154,9 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None, trust_rem
         # transformers would invent an empty one for some families
         raise UserError(f"can't load the tokenizer of {found}: there is no tokenizer.json beside config.json")
     with _explained(found, "tokenizer"), quiet():
-        return AutoTokenizer.from_pretrained(found.place, trust_remote_code=trust_remote_code, **_options(found))
+        if found.gguf:
+            return read_tokenizer(read_gguf(Path(str(found))))
+        return AutoTokenizer.from_pretrained(found.place, trust_remote_code=trust_remote_code, **hub_options(found))
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -191,11 +183,6 @@ def check_device(device: str | torch.device) -> torch.device:
     return target
 
 
-def _options(found: Source) -> dict[str, Any]:
-    """Where `from_pretrained` finds what is at a source, for all that is not weights."""
-    return {"gguf_file": found.gguf} if found.gguf else hub_options(found)
-
-
 def hub_options(found: Source) -> dict[str, Any]:
     """Ask the hub once whether it is there; if not, only what was downloaded before can be used."""
     if not found.on_hub:
@@ -206,7 +193,7 @@ def hub_options(found: Source) -> dict[str, Any]:
 def _check_config(config: Any, found: Source) -> None:
     if is_encoder(config):
         raise UserError(f"{found} is an encoder ({config.model_type}); lmprune prunes generative decoders")
-    if not found.gguf and getattr(config, "quantization_config", None) is not None:
+    if getattr(config, "quantization_config", None) is not None:
         method = config.quantization_config.get("quant_method", "some format")
         raise UserError(f"{found} is quantised ({method}); lmprune prunes float weights: start from the original model")
 

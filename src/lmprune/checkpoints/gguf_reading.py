@@ -1,0 +1,191 @@
+"""Read a GGUF file by the table that one is written by: every tensor has its place, or the file is refused.
+
+transformers' own reader leaves out what it does not know: biases, scaled rotary positions, soft caps, most
+architectures.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from gguf import GGMLQuantizationType as Q
+from torch import Tensor
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
+
+from ..errors import UserError
+from ..runtimes.architectures import GGUF
+from ..runtimes.gguf_file import GGUFFile, read_gguf
+from ..runtimes.gguf_layout import Place, places
+from ..runtimes.gguf_spec import GGUFSpec
+from ..sites.find import find_sites
+from .gguf_config import config_of, model_types, widths
+from .gguf_rope import ROPE_TENSORS
+from .shrinking import record_shapes
+
+_HEAD, _EMBEDDING = "output.weight", "token_embd.weight"
+_DTYPES = {Q.F16: torch.float16, Q.BF16: torch.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """A model without its weights, on the meta device, and where each of its parameters is in the file.
+
+    scalars: the end of a parameter's name -> its values, one a layer.
+    """
+
+    file: GGUFFile
+    model: Any
+    places: tuple[Place, ...]
+    scalars: Mapping[str, Sequence[float]]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the file's matrices are stored in; float32 where that is blocks of integers."""
+        kinds = {tensor.kind for tensor in self.file.tensors.values() if len(tensor.shape) > 1}
+        return _DTYPES.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
+
+    def parameters(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        for place in self.places:
+            yield place.name, place.read(torch.from_numpy(self.file.values(place.theirs))).to(dtype)
+        named = [*self.model.named_parameters(), *self.model.named_buffers()]
+        for ending, values in self.scalars.items():
+            ours = [(name, old) for name, old in named if name.endswith(f".{ending}")]
+            for (name, old), value in zip(ours, values, strict=True):
+                yield name, torch.full(old.shape, value, dtype=dtype)
+
+
+def described(path: Path) -> Described:
+    """What the file holds. Raises: UserError for what can't be read right, naming the key or the tensor."""
+    file = read_gguf(path)
+    refusals = []
+    for model_type in model_types(file):
+        try:
+            return _described(file, model_type)
+        except UserError as error:
+            refusals.append(error)
+    raise refusals[0]
+
+
+def load(path: Path, dtype: torch.dtype | None) -> tuple[Any, dict[str, Any]]:
+    """The model, and transformers' loading info. dtype: None for the file's own."""
+    found = described(path)
+    dtype = dtype or found.dtype
+    model, info = type(found.model).from_pretrained(
+        None,
+        config=found.model.config,
+        state_dict=dict(found.parameters(dtype)),
+        dtype=dtype,
+        output_loading_info=True,
+    )
+    ends = [found.file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    if several := sorted({end for end in ends if end is not None}):
+        model.generation_config.eos_token_id = several if len(several) > 1 else several[0]
+    return model, info
+
+
+def _described(file: GGUFFile, model_type: str) -> Described:
+    spec, there = GGUF[model_type], _tensors(file)
+
+    def placed(config: Any) -> tuple[Any, tuple[Place, ...]]:
+        with torch.device("meta"):
+            model = cast(Any, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])(copy.deepcopy(config))
+        return model, tuple(places(model, spec, file.arch))
+
+    def misfits(config: Any) -> int:
+        shapes = {(name, file.tensors[name].shape) for name in there}
+        return len({(place.theirs, place.shape) for place in placed(config)[1]} ^ shapes)
+
+    config = config_of(file, model_type)
+    config.tie_word_embeddings = _HEAD not in there
+    config = _with_flags(config, misfits)
+    model, found = placed(config)
+    if _cut(model, _reader_biases(model, found, there), widths(file)):
+        found = tuple(places(model, spec, file.arch))
+    _check(file, found, there)
+    _check_rope(file, model)
+    return Described(file, model, found, _scalars(file, spec))
+
+
+def _scalars(file: GGUFFile, spec: GGUFSpec) -> dict[str, Sequence[float]]:
+    for key in spec.scalars:
+        if len(file.metadata.get(key, ())) != file.settings()["block_count"]:
+            raise UserError(f"{file.path} lacks {key}, a number for each layer")
+    return {ending: file.metadata[key] for key, ending in spec.scalars.items()}
+
+
+def _tensors(file: GGUFFile) -> set[str]:
+    """Names of the tensors that are parameters. A head that is the embedding once more is a tied one."""
+    names = set(file.tensors) - set(ROPE_TENSORS)
+    if _HEAD in names and file.tensors[_HEAD].kind == file.tensors[_EMBEDDING].kind:
+        head, embedding = (file.stored_values(name) for name in (_HEAD, _EMBEDDING))
+        if head.shape == embedding.shape and (head == embedding).all():
+            names.discard(_HEAD)
+    return names
+
+
+def _with_flags(config: Any, misfits: Callable[[Any], int]) -> Any:
+    """The config, with those of its switches turned that make the model have the file's tensors: biases, norms."""
+    best = misfits(config)
+    inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)} | {"tie_word_embeddings", "use_cache"}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if not best or not isinstance(value, bool) or field.name in inherited:
+            continue
+        other = copy.deepcopy(config)
+        setattr(other, field.name, not value)
+        if (number := misfits(other)) < best:
+            best, config = number, other
+    return config
+
+
+def _reader_biases(model: Any, found: Sequence[Place], there: set[str]) -> list[bool]:
+    """Of each layer: whether the file has a bias behind the FFN that the stock model does not have."""
+    weights = {id(model.get_parameter(place.name)): place.theirs for place in found}
+    names = [weights[id(site.reader_linear.weight)].replace(".weight", ".bias") for site in find_sites(model)]
+    return [name in there - {place.theirs for place in found} for name in names]
+
+
+def _cut(model: Any, biases: Sequence[bool], neurons: Sequence[int]) -> bool:
+    """Give the layers their own widths and biases. Returns: whether anything had to be done."""
+    sites = find_sites(model)
+    if [site.width for site in sites] == neurons and not any(biases):
+        return False
+    for site, width, bias in zip(sites, neurons, biases, strict=True):
+        if width > site.width:
+            raise UserError(f"a {model.config.model_type} of this size has {site.width} neurons, and not {width}")
+        site.keep(torch.arange(width))
+        if bias:
+            reader = site.reader()
+            site.set_reader(reader, reader.new_zeros(reader.shape[1]))
+    record_shapes(model)
+    return True
+
+
+def _check(file: GGUFFile, found: Sequence[Place], there: set[str]) -> None:
+    """Raises: UserError unless every tensor is a parameter, and every parameter a tensor of its shape."""
+    known = {place.theirs: place.shape for place in found}
+    if extra := sorted(there - set(known)):
+        raise UserError(
+            f"{file.path} has {len(extra)} tensors that a model of its kind ({file.arch}) has no place for, first "
+            f"{extra[0]}; start from its safetensors"
+        )
+    if lacking := sorted(set(known) - there):
+        raise UserError(f"{file.path} lacks {len(lacking)} tensors that {file.arch} needs, first {lacking[0]}")
+    for name, shape in known.items():
+        if (stored := file.tensors[name].shape) != shape:
+            raise UserError(f"{file.path}: {name} is {stored}, but {shape} by the file's own settings")
+
+
+def _check_rope(file: GGUFFile, model: Any) -> None:
+    """Raises: UserError where the model turns another number of dimensions than the file says."""
+    said = file.settings().get("rope.dimension_count")
+    turning = {2 * len(buffer) for name, buffer in model.named_buffers() if name.endswith("inv_freq")}
+    if said is not None and turning - {said}:
+        raise UserError(
+            f"{file.path} has {file.arch}.rope.dimension_count = {said}, but a model of this type turns {turning.pop()}"
+        )
