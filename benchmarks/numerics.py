@@ -37,8 +37,8 @@ SETTINGS: dict[str, dict[str, str]] = {
 }
 #: whose results are numbers that a tolerance, or bits, are asked of
 TESTS = """
-    blockwise criteria data decoding distillation families ffn golden_distillation golden_obs golden_training gradual
-    intervals lora masks methods obs penalties perplexity plan pruning redundancy resume schedules second_order
+    blockwise criteria data decoding distillation families sites golden_distillation golden_obs golden_training gradual
+    intervals lora masks methods obs penalties perplexity plan pruning redundancy resume schedules elimination
     selection statistics tasks teachers training_cli
 """.split()
 

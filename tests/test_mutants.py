@@ -1,4 +1,4 @@
-"""The list of deliberate faults is not stale, so that `make mutants` stays worth running."""
+"""The lists that `make mutants` and `make numerics` run are not stale."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from mutants import Mutant, all_mutants  # noqa: E402
+from numerics import SETTINGS, TESTS  # noqa: E402
 
 
 def test_every_fault_can_still_be_put_in():
@@ -24,3 +25,8 @@ def test_every_fault_can_still_be_put_in():
 def test_a_fault_that_fits_nowhere_or_twice_is_refused(old: str):
     with pytest.raises(LookupError, match=r"is there \d+ times; renew mutant_list.py"):
         Mutant("gradual", old, "", ()).file()
+
+
+def test_what_make_numerics_runs_is_there():
+    assert len(TESTS) == len(set(TESTS)) > 20 and len(SETTINGS) >= 6
+    assert not [name for name in TESTS if not (ROOT / "tests" / f"test_{name}.py").is_file()]
