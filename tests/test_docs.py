@@ -22,14 +22,17 @@ import lmprune
 from lmprune.checkpoints import checkpoint
 from lmprune.checkpoints.shrinking import shrink
 from lmprune.commands.cli import app
-from lmprune.gradual import GradualSettings
+from lmprune.gradual import GradualSettings, soft
+from lmprune.gradual.warm_start import SPREAD
 from lmprune.methods import METHODS
 from lmprune.pruning import GRADIENT_TOKENS
 from lmprune.scores.criteria import CRITERIA
+from lmprune.scores.redundancy import ALIKE
 from lmprune.sites.families import FAMILIES
 from lmprune.sites.find import find_sites
 from lmprune.solve.elimination import eliminate
 from lmprune.solve.obs import PLAIN, ObsSettings
+from lmprune.training.teachers import write_teacher
 from lmprune.training.train import TrainSettings
 
 ROOT = Path(__file__).parents[1]
@@ -129,6 +132,16 @@ def test_the_readme_lists_every_file():
     files = {path.name for path in package.glob("*.py")}
     folders = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
     assert sorted(listed) == sorted(files | folders)
+
+
+def test_rooms_that_are_told_file_by_file_are_told_whole():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    trees = [block for block in blocks(text, "") if block.startswith("src/lmprune/")]
+    assert {tree.split("/")[2] for tree in trees} == {"sites", "checkpoints", "runtimes"}
+    for tree in trees:
+        room = ROOT / tree.splitlines()[0]
+        listed = re.findall(r"^  (\S+) +\S", tree, re.MULTILINE)
+        assert sorted(listed) == sorted(path.name for path in room.glob("*.py") if path.name != "__init__.py")
 
 
 @by_name
@@ -248,6 +261,15 @@ def test_numbers_of_the_methods_page_are_the_defaults():
     assert settings.compensation == 0.5 and "½ r / gain" in text
     assert settings.rel_damp == 0.2 and settings.per_neuron and "ρ = 0.2;" in text
     assert PLAIN.rel_damp == 1e-3 and not PLAIN.per_neuron and "ρ = 10⁻³ of the mean" in text
+    gradual, teach = GradualSettings(), inspect.signature(write_teacher).parameters
+    assert f"`λ_f` is {gradual.penalty_weight:g} and `λ_u` is {gradual.similarity_weight:g}" in text
+    assert (
+        f"newest {gradual.similarity_rows:,} token rows" in text and f"Every {gradual.similarity_every} steps" in text
+    )
+    assert gradual.num_milestones == 5 and "at five **milestones**" in text
+    assert f"`τ_f = {soft.FINAL_THRESHOLD:g}`" in text and f"max({soft.GAIN:g}, {soft.RUN_GAIN:g} / T)" in text
+    assert f"from -{SPREAD:g} to {SPREAD:g}" in text and f"`cos_jk ≥ {ALIKE:g}`" in text
+    assert f"`k = {teach['k'].default}`" in text and f"`T = {teach['temperature'].default:g}`" in text
 
 
 def test_six_lines_of_python():

@@ -248,7 +248,7 @@ def test_the_first_estimate_is_made_before_the_first_neuron_goes(num_steps: int)
 
 
 def test_the_penalty_s_size_reaches_the_scores():
-    """The optimizer's ε: with torch's 1e-8 every score would sink by lr × sign, whatever the weight (METHODS 2)."""
+    """The optimizer's ε: with torch's 1e-8 every score would sink by lr × sign, whatever the weight."""
     weak, strong = scores_after(penalty_weight=0.001), scores_after(penalty_weight=0.01)
     assert strong.mean() < 3 * weak.mean() < 0
     alike = [scores_after(similarity_weight=w) for w in (0.0, 5.0)]

@@ -104,7 +104,7 @@ def test_measure_sums_what_autograd_gives(name: str):
 
 
 def test_a_star_of_look_alikes_is_one_cluster_with_two_unique():
-    """The centre comes first and is like both others, who are not like each other: METHODS counts one redundant."""
+    """The centre comes first and is like both others, who are not like each other: one counts as redundant."""
     angles = torch.tensor([0.0, 0.6, -0.6], dtype=torch.float64)
     h_NF = torch.stack([angles.cos(), angles.sin()])
     h_NF = torch.cat([h_NF, torch.zeros(2, 1)], 1)  # and one that never fires

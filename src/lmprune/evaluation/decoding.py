@@ -24,7 +24,7 @@ class Decoding:
     no_repeat_ngram: int = 0
 
 
-#: `beam` is [GUM-code]'s (beam_decode.py).
+#: `beam` is that of GUM's code (docs/methods.md, "Sources"; beam_decode.py there).
 DECODINGS = {"greedy": Decoding(), "beam": Decoding(num_beams=10, length_penalty=0.9, no_repeat_ngram=4)}
 
 
@@ -102,7 +102,7 @@ def first_choices_right(
 ) -> list[bool]:
     """For each pair, whether the model's first choice is right at every token of the completion, end included.
 
-    The right tokens before it are given each time (teacher forcing): the accuracy that [GUM-code] tells in training.
+    The right tokens before it are given each time (teacher forcing): the accuracy that GUM's code tells in training.
     None, a completion that does not fit, is wrong.
     """
     right = [False] * len(encoded)

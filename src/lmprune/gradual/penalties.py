@@ -1,4 +1,4 @@
-"""What is added to the loss so that learned scores sink: pure functions of scores (METHODS section 2)."""
+"""What is added to the loss so that learned scores sink: pure functions of scores (docs/methods.md, "GUM")."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def pressure(penalty: Penalty, similarities: Sequence[Tensor], weight: float) ->
     """The w of `sparsity_penalty`: `weight` (λ_u) times how alike each neuron is to the others of its layer.
 
     similarities: u, one (F_l,) a layer, 0 for masked neurons (`similarity.similarities`).
-    `anti_uniqueness` turns the preference round: max(u) - u, in each layer (METHODS 2).
+    `anti_uniqueness` turns the preference round: max(u) - u, in each layer.
     """
     if penalty == "uniqueness":
         return [weight * u_F for u_F in similarities]

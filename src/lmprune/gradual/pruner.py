@@ -1,7 +1,7 @@
 """Prune while a model trains: which neurons take part in which step, and what presses on their scores.
 
-METHODS section 2 as a state machine, without any trainer: call `begin_step`, run the step's forward and backward
-passes with `penalty()` added to the loss, call `end_step`. `training.PruneCallback` does that from a Trainer.
+A state machine (docs/methods.md, "Schedule"), without any trainer: call `begin_step`, run the step's forward and
+backward passes with `penalty()` added to the loss, call `end_step`. `training.PruneCallback` does that from a Trainer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""How the keep ratio falls while a model trains: pure functions of the optimizer step (METHODS section 1)."""
+"""How the keep ratio falls while a model trains: pure functions of the optimizer step
+(docs/methods.md, "Schedule")."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ def oneshot(keep: float) -> Schedule:
 def cubic(keep: float, num_steps: int) -> Schedule:
     """1 for the first tenth of the run, then down to `keep` along 1 - (1 - x)³, and `keep` for the last three tenths.
 
-    Source: METHODS 1, [GUM-code], [MVP]. Raises: UserError where there are too few steps to descend in.
+    Raises: UserError where there are too few steps to descend in.
 
     >>> [round(cubic(0.25, 100)(step), 3) for step in (0, 10, 11, 40, 70, 99)]
     [1.0, 1.0, 0.963, 0.344, 0.25, 0.25]

@@ -1,4 +1,4 @@
-"""How alike the neurons of a layer are, estimated cheaply while it trains (METHODS 2, "GUM penalty" and "Cost").
+"""How alike the neurons of a layer are, estimated cheaply while it trains (docs/methods.md, "GUM").
 
 Axes: N token rows, F neurons of a layer, K of them kept.
 """
@@ -101,7 +101,7 @@ class SimilarityEstimate:
     def refresh(self) -> None:
         """Make u anew from the buffer, over the neurons that are kept now; 0 for the others.
 
-        u_j = Σ_{k≠j} |cos_jk| / (F·v), v the kept share of all layers together, which is METHODS' `gum`.
+        u_j = Σ_{k≠j} |cos_jk| / (F·v), v the kept share of all layers together.
         Where several processes train, their rows count together.
         """
         keep = self.masks.keep

@@ -1,4 +1,4 @@
-"""Soft movement pruning: a threshold on sigmoid(S), and a controller that makes the count come out (METHODS 2).
+"""A threshold on sigmoid(S), and a controller that makes the count come out (docs/methods.md, "Soft movement pruning").
 
 With the threshold alone, the paper's runs ended with 1-3% too many neurons, or pruned nothing where the run was short.
 """

@@ -204,7 +204,7 @@ def recover(job: Job, model: Any, prune: Callable[[Any], PrunePlan]) -> Pruned:
 
 
 def _redundancy(job: Job, model: Any) -> dict[str, float]:
-    """The result's uniqueness on the first tokens it was trained on (METHODS 3)."""
+    """The result's uniqueness on the first tokens it was trained on (docs/methods.md, "Uniqueness")."""
     ids, _ = stream(job.tokenizer, job.text, max(UNIQUENESS_TOKENS, job.seq_len))
     seq_len = min(job.seq_len, len(ids))  # pairs may be fewer tokens in all than one block of text
     input_ids = ids[: len(ids) // seq_len * seq_len].view(-1, seq_len)

@@ -1,4 +1,6 @@
-"""The paper's claims (METHODS 4), each put to the records: holds, does not hold, or can't tell, with intervals."""
+"""The paper's claims, each put to the records: holds, does not hold, or can't tell, with intervals
+(docs/methods.md, "The paper's claims").
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the paper reports (METHODS 4; Santacroce et al. 2023, arXiv 2302.03773): to stand beside, never to compare with.
+"""What the paper reports (Santacroce et al. 2023, arXiv 2302.03773): to stand beside, never to compare with.
 
 Another model (GPT-Neo-125m), another tokenizer, another scale of training. Its WikiSQL accuracies, SAMSum ROUGE and
 timings could not be obtained.

@@ -1,4 +1,5 @@
-"""How much a model's neurons repeat each other, and how much the loss cares about them (METHODS 3, arXiv 2302.03773).
+"""How much a model's neurons repeat each other, and how much the loss cares about them (docs/methods.md,
+"Sensitivity" and "Uniqueness").
 
 Second moments are exact, over all tokens, and taken block by block: memory is one layer's (F, F), not the model's.
 Axes: N tokens, T tokens of a sequence, F neurons of a layer, K examples.

@@ -35,7 +35,7 @@ class SeamStatistics:
     norm_per_sequence (F,): Σ_sequences sqrt(Σ_n h²).
     taylor (U,): Σ_sequences |Σ_n h·g|, h·g summed over the unit's run: the first order of removing the unit.
     fisher (U,): Σ_n (h·g)², likewise.
-    sensitivity (U,): Σ_sequences |Σ_θ θ·∂L/∂θ| over the unit's writer rows and biases and reader column (METHODS 3).
+    sensitivity (U,): Σ_sequences |Σ_θ θ·∂L/∂θ| over the unit's writer rows and biases and reader column.
     weight_taylor (U,): Σ_θ |θ · Σ_sequences ∂L/∂θ| over the unit's weights without biases (LLM-Pruner, Torch-Pruning).
     """
 

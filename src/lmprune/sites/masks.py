@@ -171,7 +171,7 @@ class _StraightThrough(torch.autograd.Function):
     """h' = h · mask forward; backward, the mask passes its gradient straight on to the scores: Σ_n h_nj ∂L/∂h'_nj, and
     the sum of it over the run of a unit.
 
-    With mask None, all of h is kept: h' = h. Source: METHODS 2, [MVP].
+    With mask None, all of h is kept: h' = h. Source: docs/methods.md, "Learned scores".
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""`obs`: second-order pruning, block by block (METHODS section 5).
+"""`obs`: second-order pruning, block by block (docs/methods.md, "obs").
 
 Each block is pruned on what the pruned blocks before it really put out: its second moments are taken at the seam, the
 solver in `elimination` picks the neurons and refits the reader, and the block is run again, pruned, to give

@@ -1,4 +1,4 @@
-"""Knowledge distillation: the divergence from a teacher, as pure functions of logits (METHODS 2, "Distillation").
+"""Knowledge distillation: the divergence from a teacher, as pure functions of logits (docs/methods.md, "Distillation").
 
 Axes: N tokens, V vocabulary, k the teacher's largest logits of each token.
 """
@@ -76,7 +76,7 @@ def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def divergence_from_top_k(student_NV: Tensor, teacher: TopK, temperature: float) -> Tensor:
     """The same from a teacher's top k, all other tokens taken together as one outcome: a lower bound.
 
-    Within the rest nothing is asked of the student. Spread evenly over it, as METHODS has it, the teacher's mass would
+    Within the rest nothing is asked of the student. Spread evenly over it, as in GUM's code, the teacher's mass would
     pull at the student's own ranking of thousands of tokens (docs/training.md, "Distillation").
     """
     student = (student_NV.float() / temperature).log_softmax(-1)

@@ -20,9 +20,9 @@ class TrainSettings:
     """steps: optimizer steps. lr, score_lr: peak learning rates of the weights and of learned scores (None = 1e-2;
     for `soft` at least 10 / steps, or it would prune nothing). batch_size: examples of one process at once; times
     grad_accum, times the processes, a step. warmup: share of the steps. eval_every, save_every: in steps, None = only
-    at the end, never. adam_epsilon: AdamW's ε of the weights; learned scores have 1e-4 whatever it is (METHODS 2).
-    max_grad_norm: the gradient is clipped to it. report_to: where transformers logs to as well.
-    Sources: METHODS 4, settings of [GUM-code].
+    at the end, never. adam_epsilon: AdamW's ε of the weights; learned scores have 1e-4 whatever it is (docs/methods.md,
+    "Learned scores"). max_grad_norm: the gradient is clipped to it. report_to: where transformers logs to as well.
+    Where the defaults are from: docs/training.md, "Hyper-parameters, and where they come from".
 
     Raises: UserError for what can't be trained with.
     """

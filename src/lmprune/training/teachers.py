@@ -1,4 +1,4 @@
-"""Teachers for distillation: a model at hand, or its stored outputs (METHODS 2, "Distillation").
+"""Teachers for distillation: a model at hand, or its stored outputs (docs/methods.md, "Distillation").
 
 A stored teacher is one safetensors file: the top-k log-probabilities of every position of every training block at one
 temperature, with a fingerprint of the blocks, so that it can't be used with other data.

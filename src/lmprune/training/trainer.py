@@ -122,7 +122,10 @@ class PruneTrainer(Trainer):
 
 
 def separate(optimizer: torch.optim.Optimizer, scores: Sequence[nn.Parameter], lr: float) -> None:
-    """Give learned scores a group of their own: learning rate `lr`, ε = 1e-4, no weight decay (METHODS 2)."""
+    """Give learned scores a group of their own: learning rate `lr`, ε = 1e-4, no weight decay.
+
+    Source: docs/methods.md, "Learned scores".
+    """
     mine = set(map(id, scores))
     for group in optimizer.param_groups:
         group["params"] = [p for p in group["params"] if id(p) not in mine]

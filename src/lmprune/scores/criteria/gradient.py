@@ -21,7 +21,7 @@ def taylor(_site: Site, stats: SeamStatistics, _generator: torch.Generator) -> T
 
 @criterion("sensitivity", needs={"sensitivity"})
 def sensitivity(_site: Site, stats: SeamStatistics, _generator: torch.Generator) -> Tensor:
-    """Mean over sequences of |Σ_θ θ ∂L/∂θ| over the neuron's writer rows, biases and reader column (GUM, METHODS 3)."""
+    """Mean over sequences of |Σ_θ θ ∂L/∂θ| over the neuron's writer rows, biases and reader column (GUM)."""
     return stats.per_sequence("sensitivity")
 
 

@@ -14,7 +14,7 @@ from . import criterion
 def magnitude(site: Site, _stats: SeamStatistics, _generator: torch.Generator) -> Tensor:
     """L2 norm of all that belongs to the unit: its rows of the writers with their biases, and its reader columns.
 
-    One joint norm, so that the count is the one asked for (METHODS 2; GUM's code ranks writers and reader apart).
+    One joint norm, so that the count is the one asked for (GUM's code ranks writers and reader apart).
     """
     squares = [w.float().square().sum(1) for w in (*site.writers(), site.reader())]
     squares += [b.float().square() for b in site.writer_biases()]
