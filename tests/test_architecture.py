@@ -19,8 +19,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 TRAINING = {"training.callbacks", "training.train", "training.trainer"}
 USE_TRANSFORMERS = {
     *("checkpoints.models", "checkpoints.shim", "sites.families"),
-    *("checkpoints.gguf_config", "checkpoints.gguf_reading", "checkpoints.gguf_tokenizer"),
-    *("data.self_generated", "evaluation.decoding", "evaluation.speed", "jobs.demo"),
+    *("checkpoints.gguf_config", "checkpoints.gguf_reading", "checkpoints.gguf_tokenizer", "checkpoints.generation"),
     *TRAINING,
     *("export.onnx", "export.decilm", "export.vllm"),
 }

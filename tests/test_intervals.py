@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from lmprune.evaluation.intervals import mean
+from lmprune.evaluation.intervals import mean, share
 
 
 def test_mean_and_scale():
@@ -22,3 +22,17 @@ def test_the_interval_is_that_of_the_normal_approximation_where_there_are_many()
 
 def test_no_spread_no_interval():
     assert (one := mean([0.5] * 7)).low == one.high == one.value == 0.5
+
+
+@pytest.mark.parametrize(("right", "number"), [(0, 1000), (1000, 1000), (0, 1), (3, 10), (499, 1000), (999, 1000)])
+def test_a_shares_interval_holds_the_rates_that_the_score_test_does_not_reject(right: int, number: int):
+    """Wilson's, by its definition: the p with |share - p| ≤ 1.96 √(p(1 - p)/n), sought on a grid."""
+    found = share([True] * right + [False] * (number - right))
+    rates = np.linspace(0, 1, 400_001)
+    inside = rates[np.abs(right / number - rates) <= 1.959964 * np.sqrt(rates * (1 - rates) / number) + 1e-12]
+    assert found.value == right / number
+    assert (found.low, found.high) == pytest.approx((inside[0], inside[-1]), abs=1e-5)
+
+
+def test_none_right_of_many_is_no_certain_nothing():
+    assert share([False] * 1000).low == 0 < share([False] * 1000).high == pytest.approx(0.00383, abs=1e-5)

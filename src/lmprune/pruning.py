@@ -14,6 +14,7 @@ from . import data as text
 from .budget.selection import SCOPES, Scope, check_keep, check_multiple_of, select
 from .checkpoints.shrinking import check_plan, record_shapes
 from .data import TextData
+from .data.beginning import Beginning
 from .data.tokens import sequences
 from .errors import UserError, unknown
 from .methods import Method, get_method, must_train, needs_text
@@ -88,7 +89,7 @@ def prune(
     if needs_text(row, chosen=plan is not None):
         if not isinstance(data, Tensor):
             found = _text(data, model, tokenizer, data_dir, chat_template, calibration_tokens, seed)
-            origin["calibration"] = dict(found.provenance)
+            origin["calibration"] = {**found.provenance, "bos": Beginning.of(tokenizer).text or None}
             data = sequences(tokenizer, found, seq_len=seq_len, num_tokens=calibration_tokens, seed=seed)
         input_ids = check_tokens(data, model)
         settings |= {"calibration_tokens": input_ids.numel(), "seq_len": input_ids.shape[1]}

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .console import talking
-from .options import SOURCES, ChatTemplate, DataDir, Device, Dtype, Ffn, Json, Model, Trust
+from .options import SOURCES, ChatTemplate, DataDir, Device, Dtype, Ffn, Holdout, Json, Model, Trust
 from .parameters import given, refuse_options
 
 _ONLY_TEXTS = ("context", "stride", "max_tokens", "baseline", "chat_template")
@@ -21,6 +21,7 @@ def evaluate(
     data: Annotated[str, typer.Option(metavar="SRC", help=f"Text: {SOURCES}", show_default=False)],
     data_dir: DataDir = None,
     split: Annotated[str, typer.Option(metavar="NAME", help="train, validation or test.")] = "validation",
+    holdout: Holdout = None,
     context: Annotated[
         int | None,
         typer.Option(metavar="N", help="Tokens a window.", show_default="1024, or the model's maximum if less"),
@@ -54,8 +55,8 @@ def evaluate(
     """Perplexity on a text, with its standard error; with a baseline, the paired difference. Or the scores of a task.
 
     JSON: `model`, `perplexity`, `perplexity_se`, `nll`, `nll_se`, `bits_per_byte`, `word_perplexity`, `tokens`,
-    `context`, `stride`, `data`, `dtype`, `seconds`; with a baseline also `baseline`, `baseline_perplexity`,
-    `perplexity_ratio`, `nll_difference`, `nll_difference_se`, `kl`, `top1_agreement`.
+    `context`, `stride`, `data`, `read_before`, `dtype`, `seconds`; with a baseline also `baseline`,
+    `baseline_perplexity`, `perplexity_ratio`, `nll_difference`, `nll_difference_se`, `kl`, `top1_agreement`.
 
     JSON of a task (`wikisql`, `samsum`, `e2e`, pairs): its metrics, each with `…_ci`, its 95% interval; `items`,
     `decoded`, `contexts_cut`, `unfinished`, `sequences_per_second`, `decode`, `max_new_tokens`, `batch_size`, `out`.

@@ -20,6 +20,13 @@ SOURCES = (
 DataDir = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Folder with the data set's own files; else from the hub.")
 ]
+Holdout = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        help="Of your own file, without splits: eval reads this share of it, prune and finetune the rest.",
+    ),
+]
 Keep = Annotated[float, typer.Option(metavar="RATIO", help="Share of the feed-forward neurons that stay, in (0, 1].")]
 SeqLen = Annotated[int, typer.Option(metavar="N", min=1, help="Tokens a sequence.")]
 Ffn = Annotated[

@@ -24,6 +24,7 @@ from .options import (
     Force,
     GradAccum,
     GradientCheckpointing,
+    Holdout,
     Json,
     Keep,
     KlWeight,
@@ -103,6 +104,7 @@ def prune(
     ] = None,
     data: Annotated[str, typer.Option(metavar="SRC", help=f"Text to calibrate on (train): {SOURCES}")] = "wikitext",
     data_dir: DataDir = None,
+    holdout: Holdout = None,
     calibration_tokens: Annotated[
         int | None,
         typer.Option(

@@ -22,6 +22,7 @@ from .options import (
     Force,
     GradAccum,
     GradientCheckpointing,
+    Holdout,
     Json,
     KlWeight,
     LoraRank,
@@ -50,6 +51,7 @@ def finetune(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the checkpoint.", show_default=False)],
     data: Annotated[str, typer.Option(metavar="SRC", help=f"Text to train on (train): {SOURCES}")] = "wikitext",
     data_dir: DataDir = None,
+    holdout: Holdout = None,
     seq_len: SeqLen = 512,
     dtype: Dtype = "float32",
     save_dtype: SaveDtype = None,
@@ -103,6 +105,7 @@ def teach(
         "wikitext"
     ),
     data_dir: DataDir = None,
+    holdout: Holdout = None,
     seq_len: SeqLen = 512,
     train_tokens: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Its first so many tokens.", show_default="all")

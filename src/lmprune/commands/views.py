@@ -202,7 +202,14 @@ def evaluation(record: Mapping[str, Any]) -> Views:
         table(["", ""], rows),
         f"{record['tokens']:,} tokens in {windows}, {record['seconds']:.1f} s",
         *(["one window only: no standard error"] if record["perplexity_se"] is None else []),
+        *_read_before(record),
     ]
+
+
+def _read_before(record: Mapping[str, Any]) -> Views:
+    return (
+        [f"NOT held out: the model was fitted to this text ({record['read_before']})"] if record["read_before"] else []
+    )
 
 
 def task(record: Mapping[str, Any]) -> Views:
@@ -216,6 +223,7 @@ def task(record: Mapping[str, Any]) -> Views:
     speed = "" if rate is None else f", {record['decoded']} decoded in this run, {rate:.2f} a second"
     return [
         record["model"],
+        *_read_before(record),
         table(["", record["decode"]["name"], "95% interval"], rows),
         f"{record['items']:,} items{speed}",
         f"{record['unfinished']} outputs met the limit of {record['max_new_tokens']} new tokens",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, unknown
-from . import files, hub, pairs, python_docs, self_generated, wikitext
+from . import files, holdout, hub, pairs, python_docs, self_generated, wikitext
 from .records import PairData, Records, render
 
 #: What `load` takes, as a message shows it.
@@ -35,7 +35,7 @@ class TextData:
 
     name: str
     documents: list[str]
-    provenance: Mapping[str, str | int]
+    provenance: Mapping[str, str | int | float]
     notes: tuple[str, ...] = ()
 
 
@@ -49,6 +49,7 @@ def load(
     chat_template: bool = False,
     seed: int = 0,
     num_tokens: int | None = None,
+    held_out: float | None = None,
 ) -> TextData:
     """Load the text of `source`.
 
@@ -60,6 +61,7 @@ def load(
         the hub.
     model, tokenizer, seed: what writes the text of `self`; the tokenizer also has the chat template.
     chat_template: render every record with the tokenizer's template, a plain text as one user message.
+    held_out: a share of a file, which has no splits: validation and test read it, train the rest (`holdout`).
     num_tokens: how many tokens will be wanted. `self` writes that many; a hub stream stops when there is ample text.
     Raises: UserError for an unknown source or split, an unreadable file, a broken line, a hub that can't be reached.
     """
@@ -67,7 +69,9 @@ def load(
     if pairs.is_source(source):
         if chat_template:
             raise UserError(f"--chat-template does not go with pairs ({source}), which have templates of their own")
-        found = _as_texts(pairs.load(source, split, data_dir=data_dir), tokenizer)
+        found = _as_texts(pairs.load(source, split, data_dir=data_dir, held_out=held_out), tokenizer)
+    elif held_out is not None and files.parse(source) is None:
+        raise UserError(f"--holdout goes with a file of your own; {source} has splits, or none at all")
     elif data_dir is not None and base != "wikitext":
         raise UserError(f"--data-dir goes with wikitext, wikisql, samsum and e2e, not with {source!r}")
     elif base == "wikitext":
@@ -80,6 +84,7 @@ def load(
         found = self_generated.load(model, tokenizer, num_tokens, seed)
     elif (file := files.parse(source)) is not None:
         found = files.load(*file, chat_template=chat_template)
+        found = found if held_out is None else holdout.part(found, split, held_out)
     elif Path(source).exists():
         raise UserError(f"{source} is not a text file that lmprune reads; expected {' '.join(files.SUFFIXES)}")
     elif (dataset := hub.parse(source)) is not None:

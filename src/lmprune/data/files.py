@@ -19,10 +19,11 @@ SUFFIXES = (".txt", ".raw", ".tokens", ".md", ".jsonl")
 def parse(source: str) -> tuple[Path, str | None] | None:
     """(path, field) of a source that names a file by its ending, else None.
 
-    >>> parse("chats.jsonl:dialogue")[1], parse("org/name")
-    ('dialogue', None)
+    >>> parse("chats.jsonl:dialogue")[1], parse("chats.jsonl:my-field")[1], parse("chats.jsonl:a.b")[1]
+    ('dialogue', 'my-field', 'a.b')
+    >>> parse("org/name")
     """
-    if (match := re.fullmatch(r"(.+\.jsonl):(\w+)", source)) is not None:
+    if (match := re.fullmatch(r"(.+?\.jsonl):(.+)", source)) is not None:
         return Path(match[1]), match[2]
     return (Path(source), None) if Path(source).suffix in SUFFIXES else None
 

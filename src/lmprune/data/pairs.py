@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import UserError, unknown
-from . import e2e, files, samsum, wikisql
+from . import e2e, files, holdout, samsum, wikisql
+from .beginning import Beginning
 from .records import Pair, PairData
 from .splits import filled_field
 
@@ -26,17 +27,22 @@ def is_source(source: str) -> bool:
     return source.partition(":")[0] in ("wikisql", "samsum", "e2e") or _is_file(source)
 
 
-def load(source: str, split: str = "validation", *, data_dir: Path | None = None) -> PairData:
+def load(
+    source: str, split: str = "validation", *, data_dir: Path | None = None, held_out: float | None = None
+) -> PairData:
     """Load the pairs of `source`.
 
     source: `wikisql[:types]`, `samsum`, `e2e`, or a .jsonl with `context` and `completion` on every line.
     split: train, validation or test; a single file is the same for every split.
     data_dir: a folder with the source's own files (docs/tasks.md); None = the hub.
+    held_out: as in `data.load`; pairs with the same context are on one side.
     Raises: UserError for an unknown source or split, a broken line or field (it is named), an unreachable hub.
     """
     base, _, variant = source.partition(":")
     if variant and base != "wikisql":
         raise unknown("data source", source, SOURCES)
+    if held_out is not None and Path(source).suffix != ".jsonl":
+        raise UserError(f"--holdout goes with a file of your own; {source} has splits")
     if base == "wikisql":
         found = wikisql.load(variant or None, split, data_dir)
     elif base == "samsum":
@@ -46,7 +52,7 @@ def load(source: str, split: str = "validation", *, data_dir: Path | None = None
     elif Path(source).suffix == ".jsonl":
         if data_dir is not None:
             raise UserError(f"--data-dir does not go with a file; {source} is one")
-        found = _from_file(Path(source))
+        found = _from_file(Path(source), split, held_out)
     else:
         raise unknown("source of pairs", source, SOURCES)
     if not found.pairs:
@@ -71,10 +77,15 @@ def _is_file(source: str) -> bool:
     return isinstance(row, dict) and {"context", "completion"} <= set(row)
 
 
-def _from_file(path: Path) -> PairData:
+def _from_file(path: Path, split: str, share: float | None) -> PairData:
     fields = ("context", "completion")
     pairs = [Pair(*(filled_field(row, name, where) for name in fields)) for where, row in files.rows(path)]
-    return PairData(str(path), pairs, {"file": str(path), "split": "the whole file"})
+    if share is None:
+        return PairData(str(path), pairs, {"file": str(path), "split": "the whole file"})
+    sides = holdout.held_out(pairs, share, lambda pair: pair.context, str(path))
+    chosen = [pair for pair, side in zip(pairs, sides, strict=True) if side == (split != "train")]
+    told = holdout.split_name(split, share)
+    return PairData(f"{path}, {told['split']}", chosen, {"file": str(path), **told})
 
 
 @dataclass(frozen=True)
@@ -98,29 +109,38 @@ def items_of(pairs: Sequence[Pair], *, merged: bool) -> list[Item]:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one pair. completion: with eos. cut: how many tokens of the context were left out."""
+    """Token ids of one pair. context: with what the tokenizer puts before a text, `begins` tokens. completion: with
+    eos. cut: how many tokens of the context were left out."""
 
     context: list[int]
     completion: list[int]
     cut: int
+    begins: int = 0
 
 
 def encode(pairs: Sequence[Pair], tokenizer: Any, *, max_len: int) -> list[Encoded | None]:
     """Context and completion of each pair, together at most `max_len` tokens.
 
     They are tokenised apart, so that training and decoding see the same context. A context that is too long loses
-    its beginning; None stands for a completion that does not fit with one token of context.
+    its first tokens, not its BOS; None stands for a completion that does not fit with one token of context.
     Raises: UserError where the tokenizer has no end-of-text token.
     """
     eos = eos_id(tokenizer)
-    contexts = token_ids(tokenizer, [pair.context for pair in pairs])
+    begin = Beginning.of(tokenizer)
+    contexts = token_ids(tokenizer, [begin.strip(pair.context) for pair in pairs])
     completions = token_ids(tokenizer, [pair.completion for pair in pairs])
     found: list[Encoded | None] = []
     for context, completion in zip(contexts, completions, strict=True):
-        room = max_len - len(completion) - 1
-        cut = max(len(context) - room, 0)
-        found.append(Encoded(context[cut:], [*completion, eos], cut) if room >= 1 else None)
+        room = max_len - len(begin.ids) - len(completion) - 1
+        whole, cut = begun(begin, context, room)
+        found.append(Encoded(whole, [*completion, eos], cut, len(begin.ids)) if room >= 1 else None)
     return found
+
+
+def begun(begin: Beginning, context: list[int], room: int) -> tuple[list[int], int]:
+    """The last `room` tokens of a context behind what a text begins with, and how many were cut off."""
+    cut = max(len(context) - room, 0)
+    return [*begin.ids, *context[cut:]], cut
 
 
 def examples(
@@ -133,7 +153,7 @@ def examples(
 ) -> list[dict[str, list[int]]]:
     """Training examples, unpadded: `input_ids` and `labels` of the same length, at most `max_len`, eos at the end.
 
-    loss_on: `completion` gives IGNORED labels to the context; `sequence` none.
+    loss_on: `completion` gives IGNORED labels to the context; `sequence` only to its BOS.
     note: told, in a sentence each, how many contexts were cut (see `encode`) and how many pairs left out.
     Raises: UserError as `encode`, or where no pair is left.
     """
@@ -149,10 +169,15 @@ def examples(
     return [
         {
             "input_ids": each.context + each.completion,
-            "labels": ([IGNORED] * len(each.context) if loss_on == "completion" else each.context) + each.completion,
+            "labels": _labels(each, loss_on),
         }
         for each in fitting
     ]
+
+
+def _labels(each: Encoded, loss_on: LossOn) -> list[int]:
+    ignored = len(each.context) if loss_on == "completion" else each.begins
+    return [IGNORED] * ignored + each.context[ignored:] + each.completion
 
 
 def check_loss_on(name: str) -> None:

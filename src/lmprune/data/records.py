@@ -18,26 +18,36 @@ class Records:
 
     name: str
     records: Sequence[Record]
-    provenance: Mapping[str, str | int]
+    provenance: Mapping[str, str | int | float]
     notes: tuple[str, ...] = ()
 
 
 def pick(row: Mapping[str, Any], field: str | None, *, chat_template: bool, where: str) -> Record:
     """The text (or the conversation) of one row.
 
-    field: the column to read; None = `messages` where there is one and a chat template is wanted, else `text`.
+    field: the column to read, `a.b` for b in the object a; None = `messages` where there is one and a chat template is
+    wanted, else `text`.
     where: the row's place, for the error. Raises: UserError where the column is missing or holds something else.
     """
     if field is None:
         field = "messages" if chat_template and "messages" in row else "text"
-    if field not in row:
+    value = _at(row, field)
+    if value is None:
         cure = "; pass --chat-template to render its messages" if "messages" in row and field == "text" else ""
         raise UserError(f"{where}: no column {field!r}; it has: {', '.join(row)}{cure}")
-    value = row[field]
     if isinstance(value, str) or (chat_template and _is_conversation(value)):
         return value
     expected = "a text, or a list of messages with role and content" if chat_template else "a text"
     raise UserError(f"{where}: column {field!r} holds {type(value).__name__}, expected {expected}")
+
+
+def _at(row: Mapping[str, Any], field: str) -> Any:
+    """The value of a field, or of one in an object in it (`a.b`); None where there is none."""
+    if field in row:
+        return row[field]
+    head, _, rest = field.partition(".")
+    inner = row.get(head)
+    return _at(inner, rest) if rest and isinstance(inner, Mapping) else None
 
 
 def _is_conversation(value: Any) -> bool:
@@ -83,5 +93,5 @@ class PairData:
 
     name: str
     pairs: Sequence[Pair]
-    provenance: Mapping[str, str | int]
+    provenance: Mapping[str, str | int | float]
     notes: tuple[str, ...] = ()

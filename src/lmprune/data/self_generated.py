@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from ..checkpoints.generation import generate
 from ..errors import UserError
 from ..sites.limits import max_context
+from .beginning import Beginning
 from .records import Records
 from .tokens import encode
 
@@ -16,15 +19,17 @@ _LENGTH = 512
 
 
 def load(model: Any, tokenizer: Any, num_tokens: int | None, seed: int) -> Records:
-    """Samples from the start token at temperature 1, each to its end or 512 tokens, until there are `num_tokens`.
+    """Samples from what the tokenizer puts before a text (else its bos, or eos) at temperature 1, each to its end or
+    512 tokens, until there are `num_tokens`.
 
     The same seed gives the same text, on the same machine and versions; torch's global random state is left alone.
     Raises: UserError without a model, a tokenizer or a number of tokens, or where the model has no start token.
     """
     if model is None or tokenizer is None or num_tokens is None:
         raise UserError("the source self needs a model and its tokenizer to write the text, and num_tokens")
-    start = next((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), None)
-    if start is None:
+    begin = Beginning.of(tokenizer)
+    start = begin.ids or [i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None][:1]
+    if not start:
         raise UserError("the source self needs a start token, and this tokenizer has neither bos nor eos")
     device = model.device
     documents: list[str] = []
@@ -49,21 +54,13 @@ def load(model: Any, tokenizer: Any, num_tokens: int | None, seed: int) -> Recor
     return Records(f"self ({len(documents)} texts the model wrote, seed {seed})", documents, provenance)
 
 
-def _sample(model: Any, tokenizer: Any, start: int) -> list[str]:
-    from transformers import GenerationConfig
-
+def _sample(model: Any, tokenizer: Any, start: Sequence[int]) -> list[str]:
     length = min(_LENGTH, max_context(model.config) or _LENGTH)
-    # every setting that a checkpoint's own generation config may carry is given, for the model's plain distribution
-    config = GenerationConfig(
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        repetition_penalty=1.0,
-        max_new_tokens=length - 1,
-        use_cache=True,
-        pad_token_id=next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0),
-    )
-    input_ids = torch.full((_BATCH, 1), start, device=model.device)
-    output = model.generate(input_ids, attention_mask=torch.ones_like(input_ids), generation_config=config)
+    input_ids = torch.tensor([list(start)] * _BATCH, device=model.device)
+    eos = tokenizer.eos_token_id
+    # top_k 0: the model's plain distribution
+    output = generate(
+        model, input_ids, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=length - len(start),
+        eos_token_id=eos, pad_token_id=next((i for i in (tokenizer.pad_token_id, eos) if i is not None), 0),
+    )  # fmt: skip
     return tokenizer.batch_decode(output, skip_special_tokens=True)

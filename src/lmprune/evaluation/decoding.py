@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..checkpoints.generation import generate
 from ..data.pairs import IGNORED, Encoded, eos_id
 from .perplexity import inference
 
@@ -60,31 +61,17 @@ def decode(
 def _generate(
     model: Any, tokenizer: Any, contexts: Sequence[Sequence[int]], decoding: Decoding, max_new_tokens: int
 ) -> list[Output]:
-    from transformers import GenerationConfig
-
     eos = eos_id(tokenizer)
     longest = max(map(len, contexts))
     # any token serves as padding, for it is masked
     ids_BT = torch.tensor([[eos] * (longest - len(context)) + list(context) for context in contexts])
     mask_BT = torch.tensor([[0] * (longest - len(context)) + [1] * len(context) for context in contexts])
-    # every setting that a checkpoint's own generation config may carry and that tells here is given
-    config = GenerationConfig(
-        do_sample=False,
-        num_beams=decoding.num_beams,
-        length_penalty=decoding.length_penalty,
-        no_repeat_ngram_size=decoding.no_repeat_ngram,
-        early_stopping=False,
-        repetition_penalty=1.0,
-        min_new_tokens=0,
-        max_new_tokens=max_new_tokens,
-        use_cache=True,
-        eos_token_id=eos,
-        pad_token_id=eos,
-    )
     with inference(model):
-        output_BT = model.generate(
-            ids_BT.to(model.device), attention_mask=mask_BT.to(model.device), generation_config=config
-        )
+        output_BT = generate(
+            model, ids_BT.to(model.device), mask_BT.to(model.device), do_sample=False, num_beams=decoding.num_beams,
+            length_penalty=decoding.length_penalty, no_repeat_ngram_size=decoding.no_repeat_ngram, early_stopping=False,
+            max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=eos,
+        )  # fmt: skip
     outputs = []
     for row in output_BT[:, longest:].tolist():
         finished = eos in row

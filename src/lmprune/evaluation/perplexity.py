@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import groupby, takewhile
@@ -57,15 +57,19 @@ class PerplexityResult:
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens start…stop go in; those from `scored` on (scored > start: the first can't be predicted) count."""
+    """Tokens start…stop go in, behind what a text begins with; those from `scored` on count.
+
+    Without a beginning scored > start: the first can't be predicted.
+    """
 
     start: int
     scored: int
     stop: int
 
 
-def windows(num_tokens: int, context: int, stride: int) -> list[Window]:
-    """Cover the tokens so that each is scored at most once; all but the first of each block where stride = context.
+def windows(num_tokens: int, context: int, stride: int, *, begun: bool = False) -> list[Window]:
+    """Cover the tokens so that each is scored at most once; all but the first of each block where stride = context,
+    and that one too where the window has a beginning (`begun`) to predict it from.
 
     >>> windows(5, context=4, stride=2)
     [Window(start=0, scored=1, stop=4), Window(start=2, scored=4, stop=5)]
@@ -73,7 +77,7 @@ def windows(num_tokens: int, context: int, stride: int) -> list[Window]:
     found, done = [], 0
     for start in range(0, num_tokens, stride):
         stop = min(start + context, num_tokens)
-        if (scored := max(done, start + 1)) < stop:
+        if (scored := max(done, start + (not begun))) < stop:
             found.append(Window(start, scored, stop))
         done = stop
     return found
@@ -102,6 +106,7 @@ def perplexity(
     model: Any,
     input_ids: Tensor,
     *,
+    begin: Sequence[int] = (),
     context: int | None = None,
     stride: int | None = None,
     num_bytes: int | None = None,
@@ -112,9 +117,10 @@ def perplexity(
 ) -> PerplexityResult:
     """exp of the mean NLL of the tokens of one long text.
 
-    input_ids: (N,) int64. context: tokens a window; None = `default_context`.
-    stride: None = disjoint windows, the first token of each not scored; else windows start every `stride` tokens, and
-        after the first window each scores only the tokens that no window before it has scored.
+    input_ids: (N,) int64. begin: what the tokenizer puts before a text (`Beginning.ids`): every window begins with it,
+        and it is not scored itself. context: tokens a window, those included; None = `default_context`.
+    stride: None = disjoint windows, the first token of each not scored unless there is a beginning; else windows start
+        every `stride` tokens, and after the first window each scores only the tokens that none before it has scored.
     num_bytes: UTF-8 bytes of all N tokens; bits per byte = nll / ln 2 · N / num_bytes.
     num_words: words of the text (between white space); word perplexity = exp(nll · N / num_words), which does not
         depend on how the tokenizer cuts words.
@@ -127,25 +133,27 @@ def perplexity(
     context = default_context(model.config) if context is None else context
     models = [model] if baseline is None else [model, baseline]
     for each in models:
-        _check(each, input_ids, context, stride)
+        _check(each, input_ids, context - len(begin), stride, len(begin))
     batch_size = batch_size or max(1, _TOKENS_AT_ONCE // len(models) // context)
-    todo = windows(len(input_ids), context, stride or context)
+    room = context - len(begin)
+    todo = windows(len(input_ids), room, stride or room, begun=bool(begin))
     sums: list[Tensor] = []
     with inference(*models):
         for batch in _batches(todo, batch_size):
-            sums += _window_sums(models, input_ids, batch)
+            sums += _window_sums(models, input_ids, begin, batch)
             if progress is not None:
                 progress(len(sums), len(todo))
     return _result(torch.stack(sums), todo, len(input_ids), num_bytes, num_words, context, stride)
 
 
-def _check(model: Any, input_ids: Tensor, context: int, stride: int | None) -> None:
+def _check(model: Any, input_ids: Tensor, room: int, stride: int | None, begins: int) -> None:
+    context, behind = room + begins, f" without its {begins} for the beginning of text" if begins else ""
     if (limit := max_context(model.config)) is not None and context > limit:
         raise UserError(f"context {context} is more than the model's {limit} positions; use --context {limit} or less")
-    if context < 2:
-        raise UserError(f"context must be at least 2 tokens, got {context}")
-    if stride is not None and not 1 <= stride <= context:
-        raise UserError(f"stride must be from 1 to the context ({context}), got {stride}")
+    if context < 2 or room < 1:
+        raise UserError(f"context must be at least {max(2, begins + 1)} tokens, got {context}")
+    if stride is not None and not 1 <= stride <= room:
+        raise UserError(f"stride must be from 1 to the context ({room}{behind}), got {stride}")
     if input_ids.ndim != 1 or len(input_ids) < 2:
         raise UserError(f"perplexity needs at least 2 tokens in one row, got shape {tuple(input_ids.shape)}")
     vocabulary = model.get_input_embeddings().weight.shape[0]
@@ -163,9 +171,10 @@ def _batches(todo: list[Window], batch_size: int) -> Iterator[list[Window]]:
         yield from (alike[i : i + batch_size] for i in range(0, len(alike), batch_size))
 
 
-def _window_sums(models: list[Any], input_ids: Tensor, batch: list[Window]) -> list[Tensor]:
+def _window_sums(models: list[Any], input_ids: Tensor, begin: Sequence[int], batch: list[Window]) -> list[Tensor]:
     """One row of `_score_rows` a window, added up in float64."""
-    ids_BT = torch.stack([input_ids[w.start : w.stop] for w in batch])
+    first_ids = torch.tensor(begin, dtype=input_ids.dtype)
+    ids_BT = torch.stack([torch.cat([first_ids, input_ids[w.start : w.stop]]) for w in batch])
     # the whole model, not its base and head: some families scale or cap the logits after the head
     logits = [model(input_ids=ids_BT.to(model.device), use_cache=False).logits for model in models]
     if len({x.shape[-1] for x in logits}) > 1:
@@ -175,7 +184,7 @@ def _window_sums(models: list[Any], input_ids: Tensor, batch: list[Window]) -> l
         )
     sums = []
     for row, window in enumerate(batch):
-        first, last = window.scored - window.start, window.stop - window.start
+        first, last = len(begin) + window.scored - window.start, len(begin) + window.stop - window.start
         targets_N = ids_BT[row, first:last].to(logits[0].device)
         logits_NV = [x[row, first - 1 : last - 1] for x in logits]
         rows = max(1, _LOGITS_AT_ONCE // logits_NV[0].shape[-1])

@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ..checkpoints.generation import generate
 from ..data import load
+from ..data.beginning import Beginning
 from ..data.tokens import stream
 from ..errors import UserError
 from ..sites.limits import max_context
@@ -89,30 +91,23 @@ def _prompt(models: Mapping[str, Any], tokenizer: Any | None, prompt_tokens: int
     ids, _ = stream(tokenizer, load("python-docs"), max(prompt_tokens, 2))
     if len(ids) < prompt_tokens:
         raise UserError(f"the prompt text, python-docs, has only {len(ids)} tokens; ask for a shorter prompt")
-    return ids[:prompt_tokens]
+    return torch.cat([torch.tensor(Beginning.of(tokenizer).ids, dtype=ids.dtype), ids])[:prompt_tokens]
 
 
 def time_once(model: Any, prompt_T: Tensor, new_tokens: int) -> tuple[float, float]:
     """Seconds of one prefill and of one decode. prompt_T: ids, (T,) or (B, T)."""
-    from transformers import GenerationConfig
-
     ids_BT = torch.atleast_2d(prompt_T).to(model.device)
     last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     prefill, output = _timed(model, lambda: model(input_ids=ids_BT, use_cache=True, **last_only))
     ids_BT = torch.cat([ids_BT, output.logits[:, -1:].argmax(-1)], dim=1)
-    greedy = GenerationConfig(
-        do_sample=False, use_cache=True, max_new_tokens=new_tokens, min_new_tokens=new_tokens, pad_token_id=0
-    )
     # the cache holds all but the last token, so every step of `generate` is one token's forward
     decode, output = _timed(
         model,
-        lambda: model.generate(
-            ids_BT,
-            attention_mask=torch.ones_like(ids_BT),
-            past_key_values=output.past_key_values,
-            generation_config=greedy,
+        lambda: generate(
+            model, ids_BT, inputs={"past_key_values": output.past_key_values}, do_sample=False,
+            max_new_tokens=new_tokens, min_new_tokens=new_tokens, pad_token_id=0,
         ),
-    )
+    )  # fmt: skip
     assert output.shape[1] == ids_BT.shape[1] + new_tokens
     return prefill, decode
 

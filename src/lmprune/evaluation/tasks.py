@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.pairs import Item, encode, items_of, token_ids
+from ..data.beginning import Beginning
+from ..data.pairs import Item, begun, encode, items_of, token_ids
 from ..data.records import PairData
 from ..errors import UserError
 from ..progress import Stages, silent
 from ..sites.limits import max_context
 from . import bleu, rouge, wikisql
 from .decoding import Decoding, decode, first_choices_right
-from .intervals import Estimate, mean
+from .intervals import Estimate, share
 from .predictions import Predictions, fingerprint
 
 _ENDLESS = 10**9  # tokens, for a model that names no limit
@@ -49,7 +50,7 @@ def _e2e(texts: Sequence[str], items: Sequence[Item]) -> dict[str, Estimate]:
 
 def _own(texts: Sequence[str], items: Sequence[Item]) -> dict[str, Estimate]:
     right = [text in map(str.strip, item.references) for text, item in zip(texts, items, strict=True)]
-    return {"exact_match": mean(right), **_samsum(texts, items)}
+    return {"exact_match": share(right), **_samsum(texts, items)}
 
 
 TASKS = {
@@ -136,15 +137,17 @@ def evaluate(
     if task.one_answer:
         encoded = encode(pairs, tokenizer, max_len=max_context(model.config) or _ENDLESS)
         right = first_choices_right(model, encoded, batch_size=batch_size, progress=stages("first choices"))
-        metrics["first_choices"] = mean(right)
+        metrics["first_choices"] = share(right)
     return TaskResult(metrics, len(items), len(todo), cut, sum(not output.finished for output in outputs), seconds)
 
 
 def _contexts(model: Any, tokenizer: Any, items: Sequence[Item], max_new_tokens: int) -> tuple[list[list[int]], int]:
     """Token ids of each context, and how many lost their beginning so that there is room for what is to be written."""
     limit = max_context(model.config) or _ENDLESS
-    room = limit - max_new_tokens
+    begin = Beginning.of(tokenizer)
+    room = limit - max_new_tokens - len(begin.ids)
     if room < 1:
         raise UserError(f"{max_new_tokens} new tokens leave no room for a context in the model's {limit} positions")
-    contexts = token_ids(tokenizer, [item.context for item in items])
-    return [ids[-room:] for ids in contexts], sum(len(ids) > room for ids in contexts)
+    contexts = token_ids(tokenizer, [begin.strip(item.context) for item in items])
+    whole, cuts = zip(*(begun(begin, ids, room) for ids in contexts), strict=True)
+    return list(whole), sum(cut > 0 for cut in cuts)

@@ -14,7 +14,7 @@ from contextlib import closing
 
 from ..data.sql import AGGREGATES, OPERATORS, Query, parse
 from ..data.wikisql import Question, Table
-from .intervals import Estimate, mean
+from .intervals import Estimate, share
 
 _NUMBER = re.compile(r"[-+]?\d*\.\d+|\d+")
 
@@ -24,11 +24,11 @@ def score(predictions: Sequence[str], questions: Sequence[Question]) -> dict[str
     queries = [parse(text, q.table.header) for text, q in zip(predictions, questions, strict=True)]
     both = list(zip(queries, questions, strict=True))
     found = {
-        "exact_match": mean([query == q.query for query, q in both]),
-        "logical_form": mean([query is not None and same_form(query, q.query) for query, q in both]),
+        "exact_match": share([query == q.query for query, q in both]),
+        "logical_form": share([query is not None and same_form(query, q.query) for query, q in both]),
     }
     if all(q.table.rows is not None for q in questions):
-        found["execution"] = mean([query is not None and same_result(query, q.query, q.table) for query, q in both])
+        found["execution"] = share([query is not None and same_result(query, q.query, q.table) for query, q in both])
     return found
 
 

@@ -21,7 +21,8 @@ from ..sites.families import parse_spec
 from ..sites.find import find_sites
 from ..sites.limits import max_context
 from . import analysis, inspection
-from .opening import open_model
+from .evaluate import told_if_read_before
+from .opening import check_tokenizer, open_model
 from .reproduce import data_record
 
 ANALYSIS_FILE = "analysis.json"
@@ -49,6 +50,9 @@ def analyze(
     seq_len = seq_len or min(512, max_context(loaded.config) or 512)
     ids = sequences(tokenizer, text, seq_len=seq_len, num_tokens=max(max_tokens, seq_len), seed=None)
     pruning.check_tokens(ids, loaded)
+    seen = told_if_read_before(terminal, model, text)
+    if baseline is not None:
+        check_tokenizer(terminal, tokenizer, baseline, text, "the baseline", trust_remote_code)
     terminal.note(f"analysing {ids.numel():,} tokens of {text.name}")
 
     start = time.perf_counter()
@@ -72,7 +76,8 @@ def analyze(
         "clusters": analysis.clusters(found, ids, tokenizer),
         "tokens": ids.numel(),
         "seq_len": seq_len,
-        "data": data_record(text),
+        "data": data_record(text, tokenizer),
+        "read_before": seen,
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "seconds": seconds,
         "peak_memory_mb": peak_memory_mb(),

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .. import data as texts
 from .. import pruning
 from ..budget.selection import check_keep
 from ..checkpoints import checkpoint, dtypes, models
+from ..checkpoints.generation import generate
 from ..checkpoints.licences import find_licence
+from ..data.beginning import Beginning
 from ..data.tokens import stream
 from ..errors import UserError
 from ..evaluation.perplexity import inference, perplexity
@@ -74,7 +78,8 @@ def run_demo(
     provenance = {"model": origin, "command": reproduce.command("prune", options), "demo": True}
     before = inspection.sizes(pruned, find_sites(pruned))
     with terminal.stages() as stages:
-        measured = {"context": sizes.context, "num_bytes": num_bytes}
+        begin = Beginning.of(tokenizer)
+        measured = {"context": sizes.context, "num_bytes": num_bytes, "begin": begin.ids}
         quality = [perplexity(dense, eval_ids, progress=stages("perplexity before"), **measured)]
         plan = pruning.prune(
             pruned, tokenizer, method="obs", keep=keep, data=calibration, stages=stages, provenance=provenance,
@@ -89,7 +94,13 @@ def run_demo(
         )  # fmt: skip
     saved = dtypes.main(pruned)
     report = inspection.pruning(pruned, find_sites(pruned), before, plan)
-    evaluation = {"name": held_out.name, **held_out.provenance, "tokens": quality[0].tokens, "context": sizes.context}
+    evaluation = {
+        "name": held_out.name,
+        **held_out.provenance,
+        "tokens": quality[0].tokens,
+        "context": sizes.context,
+        "bos": begin.text or None,
+    }
     sides = [
         {
             "params": report[f"params_{side}"],
@@ -149,12 +160,10 @@ def _is_own(out: Path) -> bool:
 
 def _continuation(model: Any, tokenizer: Any, num_tokens: int) -> str:
     """What the model writes after PROMPT, always its first choice."""
-    from transformers import GenerationConfig
-
-    greedy = GenerationConfig(
-        do_sample=False, max_new_tokens=num_tokens, pad_token_id=tokenizer.eos_token_id, eos_token_id=None
-    )
-    inputs = tokenizer(PROMPT, add_special_tokens=False, return_tensors="pt")
+    prompt = [*Beginning.of(tokenizer).ids, *tokenizer(PROMPT, add_special_tokens=False).input_ids]
     with inference(model), models.quiet():
-        output = model.generate(inputs.input_ids, attention_mask=inputs.attention_mask, generation_config=greedy)
-    return tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+        output = generate(
+            model, torch.tensor([prompt]), do_sample=False, max_new_tokens=num_tokens,
+            pad_token_id=tokenizer.eos_token_id,
+        )  # fmt: skip
+    return tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True)

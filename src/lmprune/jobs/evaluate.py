@@ -10,7 +10,9 @@ from typing import Any
 
 from .. import data as texts
 from ..checkpoints import models, sources
-from ..data import pairs
+from ..data import TextData, pairs
+from ..data.beginning import Beginning
+from ..data.overlap import read_before, warning
 from ..data.records import PairData
 from ..data.tokens import cover
 from ..errors import unknown
@@ -18,62 +20,70 @@ from ..evaluation import predictions, tasks
 from ..evaluation.decoding import DECODINGS
 from ..evaluation.perplexity import perplexity
 from ..progress import Teller
-from .opening import open_model
+from .inspection import find_plan
+from .opening import check_tokenizer, open_model
 from .reproduce import data_record
 
 
 def evaluate(
-    terminal: Teller, *, model: str, data: str, data_dir: Path | None, split: str, context: int | None,
-    stride: int | None, max_tokens: int | None, baseline: str | None, dtype: str, device: str, chat_template: bool,
-    trust_remote_code: bool,
+    terminal: Teller, *, model: str, data: str, data_dir: Path | None, split: str, holdout: float | None,
+    context: int | None, stride: int | None, max_tokens: int | None, baseline: str | None, dtype: str, device: str,
+    chat_template: bool, trust_remote_code: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """`lmprune eval` on a text, whose options these are. Raises: UserError."""
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     if baseline is not None:
         sources.resolve(baseline)
     read = partial(
-        texts.load, data, split, data_dir=data_dir, chat_template=chat_template, num_tokens=max_tokens
+        texts.load, data, split, data_dir=data_dir, chat_template=chat_template, num_tokens=max_tokens, held_out=holdout
     )  # fmt: skip
     pruned, tokenizer, text = open_model(terminal, model, data, read, **how)
     assert text is not None
     terminal.note(f"evaluating on {text.name}")
+    seen = told_if_read_before(terminal, model, text)
     dense = None
     if baseline is not None:
         with terminal.busy(f"loading {baseline}"):
             dense = models.load(baseline, note=terminal.note, **how)
     input_ids, covered = cover(tokenizer, text, max_tokens)
+    if baseline is not None:
+        check_tokenizer(terminal, tokenizer, baseline, text, "the baseline", trust_remote_code)
 
     start = time.perf_counter()
     with terminal.stages() as stages:
         result = perplexity(
-            pruned, input_ids, context=context, stride=stride, num_bytes=len(covered.encode()),
-            num_words=len(covered.split()), baseline=dense, progress=stages("windows"),
+            pruned, input_ids, begin=Beginning.of(tokenizer).ids, context=context, stride=stride,
+            num_bytes=len(covered.encode()), num_words=len(covered.split()), baseline=dense,
+            progress=stages("windows"),
         )  # fmt: skip
     return {
         "model": model,
         **({"baseline": baseline} if baseline else {}),
         **result.to_dict(),
-        "data": data_record(text),
+        "data": data_record(text, tokenizer),
+        "read_before": seen,
         "dtype": str(pruned.dtype).removeprefix("torch."),
         "seconds": time.perf_counter() - start,
     }
 
 
 def evaluate_task(
-    terminal: Teller, *, model: str, data: str, data_dir: Path | None, split: str, limit: int | None, decode: str,
-    max_new_tokens: int | None, batch_size: int, out: Path | None, dtype: str, device: str, trust_remote_code: bool,
+    terminal: Teller, *, model: str, data: str, data_dir: Path | None, split: str, holdout: float | None,
+    limit: int | None, decode: str, max_new_tokens: int | None, batch_size: int, out: Path | None, dtype: str,
+    device: str, trust_remote_code: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """`lmprune eval` on pairs, whose options these are. Raises: UserError."""
     if decode not in DECODINGS:
         raise unknown("decoding", decode, DECODINGS)
     if out is not None:
         predictions.check_folder(out)
-    read = partial(_read_pairs, data, split, data_dir)
+    read = partial(_read_pairs, data, split, data_dir, holdout)
     pruned, tokenizer, found = open_model(
         terminal, model, data, read, dtype=dtype, device=device, trust_remote_code=trust_remote_code
     )
     assert isinstance(found, PairData)
     terminal.note(f"evaluating on {found.name}")
+    seen = told_if_read_before(terminal, model, found)
     task = tasks.task_of(data)
     max_new_tokens = task.max_new_tokens if max_new_tokens is None else max_new_tokens
 
@@ -91,7 +101,8 @@ def evaluate_task(
         "decode": {"name": decode, **vars(DECODINGS[decode])},
         "max_new_tokens": max_new_tokens,
         "batch_size": batch_size,
-        "data": data_record(found),
+        "data": data_record(found, tokenizer),
+        "read_before": seen,
         "out": out and str(out),
         "dtype": str(pruned.dtype).removeprefix("torch."),
         "seconds": time.perf_counter() - start,
@@ -101,6 +112,15 @@ def evaluate_task(
     return record
 
 
-def _read_pairs(data: str, split: str, data_dir: Path | None, *, tokenizer: Any) -> PairData:
+def told_if_read_before(terminal: Teller, model: str, text: TextData | PairData) -> str | None:
+    """What fitted the model to this text, as its plan has it; that is said."""
+    plan = find_plan(model)
+    seen = read_before(text.provenance, plan.provenance) if plan else None
+    if seen is not None:
+        terminal.note(warning(seen, text.name))
+    return seen
+
+
+def _read_pairs(data: str, split: str, data_dir: Path | None, holdout: float | None, *, tokenizer: Any) -> PairData:
     pairs.eos_id(tokenizer)
-    return pairs.load(data, split, data_dir=data_dir)
+    return pairs.load(data, split, data_dir=data_dir, held_out=holdout)

@@ -8,10 +8,26 @@ from typing import Any, TypeVar
 from ..checkpoints import models
 from ..data import TextData
 from ..data.records import PairData
+from ..data.tokens import SAMPLE, check_same
 from ..errors import UserError
 from ..progress import Teller
 
 Source = TypeVar("Source", TextData, PairData)
+
+
+def check_tokenizer(
+    terminal: Teller, tokenizer: Any, source: str, text: TextData, whose: str, trust_remote_code: bool
+) -> None:
+    """Raises: UserError where another model that is to read the same tokens has a tokenizer with others.
+
+    source: that model; whose: what a message calls it. One without a tokenizer is told of.
+    """
+    try:
+        other = models.load_tokenizer(source, trust_remote_code=trust_remote_code)
+    except UserError:
+        terminal.note(f"{whose} has no tokenizer; that it was trained on these tokens is taken for granted")
+        return
+    check_same(tokenizer, other, next(filter(None, text.documents))[:SAMPLE], whose)
 
 
 def open_model(

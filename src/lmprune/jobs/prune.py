@@ -39,10 +39,9 @@ CALIBRATION_TOKENS, MILESTONE_TOKENS = 65536, 16384
 
 def prune(
     terminal: Teller, *, model: str, out: Path, method: str, keep: float, scope: Any, data: str,
-    data_dir: Path | None, calibration_tokens: int | None, seq_len: int, multiple_of: int, plan: Path | None,
-    dtype: str, save_dtype: str | None, device: str, seed: int, force: bool, ffn: str | None,
-    chat_template: bool, trust_remote_code: bool,
-    **training_options: Any,
+    data_dir: Path | None, holdout: float | None, calibration_tokens: int | None, seq_len: int, multiple_of: int,
+    plan: Path | None, dtype: str, save_dtype: str | None, device: str, seed: int, force: bool, ffn: str | None,
+    chat_template: bool, trust_remote_code: bool, **training_options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """`lmprune prune`, whose options these are. What can be checked is checked before the long work.
 
@@ -66,7 +65,8 @@ def prune(
     checkpoint.check_out(out, force=force)
     spec = parse_spec(ffn) if ffn else None
     calibrates = needs_text(row, chosen=chosen is not None)
-    corpus = Corpus(data, data_dir, chat_template, seed, **(training.given("loss_on") if training else {}))
+    loss_on = training.given("loss_on") if training else {}
+    corpus = Corpus(data, data_dir, chat_template, seed, **loss_on, held_out=holdout)
     num_tokens = training.train_tokens if training else calibration_tokens
     read = partial(corpus.text, "train", num_tokens) if calibrates or training else None
     run = None
@@ -126,7 +126,7 @@ def prune(
             "scope": done.settings.get("scope"),
             "plan": plan and str(plan),
             **inspection.pruning(dense, find_sites(dense, spec=spec), before, done, kind),
-            "data": text and data_record(text),
+            "data": text and data_record(text, tokenizer),
             **({"training": trained} if trained else {}),
         }
         if run is None or PartialState().is_main_process:
@@ -160,6 +160,8 @@ def after_prune(record: Mapping[str, Any], options: Mapping[str, Any]) -> list[l
     data = ["python-docs"]
     if record["data"] is not None and options["data"].startswith("wikitext"):
         data = [options["data"], *(["--data-dir", str(options["data_dir"])] if options["data_dir"] else [])]
+    if options["holdout"] is not None:
+        data = [options["data"], "--holdout", f"{options['holdout']:g}"]
     trust = ["--trust-remote-code"] if options["trust_remote_code"] else []
     compare = ["--max-tokens", "8192", "--baseline", options["model"]]
     evaluations = [["eval", str(options["out"]), "--data", *data, *compare, *trust]]

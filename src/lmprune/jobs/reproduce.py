@@ -12,6 +12,7 @@ import torch
 from ..checkpoints import dtypes, sources
 from ..checkpoints.licences import Licence
 from ..data import TextData
+from ..data.beginning import Beginning
 from ..data.records import PairData
 from ..plan import PrunePlan
 from ..progress import Teller
@@ -74,5 +75,6 @@ def tell_dtype(terminal: Teller, model: Any, dtype: torch.dtype | None) -> None:
     terminal.note(f"computed in {computed}, saved in {saved}: {why}; --save-dtype {computed} keeps what was computed")
 
 
-def data_record(text: TextData | PairData) -> dict[str, Any]:
-    return {"name": text.name, **text.provenance}
+def data_record(text: TextData | PairData, tokenizer: Any) -> dict[str, Any]:
+    """tokenizer: it was read with; what that puts before every text is `bos`."""
+    return {"name": text.name, **text.provenance, "bos": Beginning.of(tokenizer).text or None}

@@ -20,6 +20,7 @@ from ..budget.selection import Scope
 from ..checkpoints import checkpoint, dtypes, models
 from ..checkpoints.shrinking import shrink
 from ..data import TextData
+from ..data.beginning import Beginning
 from ..data.tokens import sequences, stream
 from ..errors import Interrupted, UserError
 from ..gradual import GradualPruner
@@ -36,6 +37,7 @@ from ..training.run_folder import RunFolder
 from ..training.settings import TrainSettings
 from ..training.teachers import STORED, OnlineTeacher, StoredTeacher
 from ..training.train import Teacher, TrainResult, check_enough, check_tracker, train
+from .opening import check_tokenizer
 from .reproduce import data_record
 from .training_options import Training
 
@@ -134,6 +136,8 @@ class Job:
             return StoredTeacher(Path(name), examples, student, temperature)
         with self.terminal.busy(f"loading {name}"):
             model = models.load(name, note=self.terminal.note, **self.how)
+        trust = self.how["trust_remote_code"]
+        check_tokenizer(self.terminal, self.tokenizer, name, self.text, "the teacher", trust)
         pruning.check_seq_len(model, self.seq_len, "the teacher")
         return OnlineTeacher(model, student, temperature)
 
@@ -176,7 +180,7 @@ def prune_gradually(
     plan = PrunePlan.of(
         [ffn.address for ffn in ffns], kept, counts_before,
         {**chosen, "seed": job.seed, **_how(job, settings, "cubic"), "gradual": asdict(pruner.settings)},
-        {"versions": pruning.versions(), **provenance, "training": data_record(job.text)},
+        {"versions": pruning.versions(), **provenance, "training": data_record(job.text, job.tokenizer)},
     )  # fmt: skip
     shrink(model, plan, job.spec)
     return model, plan, record_of(settings, result, "cubic") | _redundancy(job, model), result.log
@@ -198,7 +202,7 @@ def recover(job: Job, model: Any, prune: Callable[[Any], PrunePlan]) -> Pruned:
     model, settings, result = job.run(model, prepared)
     plan = PrunePlan(
         plan.kept, plan.counts_before, {**plan.settings, **_how(job, settings, "oneshot")},
-        {**plan.provenance, "training": data_record(job.text)},
+        {**plan.provenance, "training": data_record(job.text, job.tokenizer)},
     )  # fmt: skip
     return model, plan, record_of(settings, result, "oneshot") | _redundancy(job, model), result.log
 
@@ -206,8 +210,9 @@ def recover(job: Job, model: Any, prune: Callable[[Any], PrunePlan]) -> Pruned:
 def _redundancy(job: Job, model: Any) -> dict[str, float]:
     """The result's uniqueness on the first tokens it was trained on (docs/methods.md, "Uniqueness")."""
     ids, _ = stream(job.tokenizer, job.text, max(UNIQUENESS_TOKENS, job.seq_len))
-    seq_len = min(job.seq_len, len(ids))  # pairs may be fewer tokens in all than one block of text
-    input_ids = ids[: len(ids) // seq_len * seq_len].view(-1, seq_len)
+    begin = Beginning.of(job.tokenizer)
+    seq_len = min(job.seq_len, len(begin.ids) + len(ids))  # pairs may be fewer tokens in all than one block of text
+    input_ids = begin.rows(ids, seq_len)
     with job.terminal.busy("measuring redundancy"):
         return {"uniqueness": uniqueness(model, find_sites(model, spec=job.spec), input_ids.to(model.device))}
 
@@ -227,7 +232,7 @@ def trained_plan(job: Job, plan: PrunePlan, settings: TrainSettings, provenance:
     return replace(
         plan,
         settings={**plan.chosen, "seed": job.seed, "seq_len": job.seq_len, **_how(job, settings, None)},
-        provenance={"versions": pruning.versions(), **provenance, "training": data_record(job.text), **before},
+        provenance={"versions": pruning.versions(), **provenance, "training": data_record(job.text, job.tokenizer), **before},
     )
 
 

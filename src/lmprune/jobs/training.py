@@ -37,6 +37,7 @@ def finetune(
     out: Path,
     data: str,
     data_dir: Path | None,
+    holdout: float | None,
     seq_len: int,
     dtype: str,
     save_dtype: str | None,
@@ -57,7 +58,7 @@ def finetune(
     check_not_read(out, model, training.teacher)
     checkpoint.check_out(out, force=force)
     run = RunFolder(out, result_settings(options), resume=training.resume, force=force)
-    corpus = Corpus(data, data_dir, chat_template, seed, **training.given("loss_on"))
+    corpus = Corpus(data, data_dir, chat_template, seed, **training.given("loss_on"), held_out=holdout)
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     read = partial(corpus.text, "train", training.train_tokens)
     net, tokenizer, text = open_model(terminal, model, data, read, **how)
@@ -75,7 +76,7 @@ def finetune(
             "params": sum(p.numel() for p in net.parameters()),
             "dtype": dtype_record(net, kind)["saved"],
             "stock": inspection.is_stock(net),
-            "data": data_record(text),
+            "data": data_record(text, tokenizer),
             "training": record_of(settings, result, None),
             "seconds": time.perf_counter() - start,
             "peak_memory_mb": peak_memory_mb(),
@@ -111,6 +112,7 @@ def teach(
     out: Path,
     data: str,
     data_dir: Path | None,
+    holdout: float | None,
     seq_len: int,
     train_tokens: int | None,
     top_k: int,
@@ -124,7 +126,7 @@ def teach(
     check_teacher_file(out)
     check_temperature(temperature)
     check_source(data, train_tokens)
-    corpus = Corpus(data, data_dir, chat_template)
+    corpus = Corpus(data, data_dir, chat_template, held_out=holdout)
     read = partial(corpus.text, "train", train_tokens)
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     net, tokenizer, text = open_model(terminal, model, data, read, **how)
@@ -138,7 +140,7 @@ def teach(
         write_teacher(net, examples, out, k=top_k, temperature=temperature, progress=stages("blocks"))
     return {
         "model": model,
-        "data": data_record(text),
+        "data": data_record(text, tokenizer),
         "examples": len(examples),
         "tokens": sum(len(example["input_ids"]) for example in examples),
         "top_k": top_k,

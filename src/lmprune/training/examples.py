@@ -22,7 +22,7 @@ _EVERYTHING = 2**62
 class Corpus:
     """A source as `data.load` knows it, and how it is read.
 
-    seed: of a text that the model writes itself. loss_on: of pairs, see `pairs.examples`.
+    seed: of a text that the model writes itself. loss_on: of pairs, see `pairs.examples`. held_out: see `data.load`.
     """
 
     source: str
@@ -30,12 +30,13 @@ class Corpus:
     chat_template: bool = False
     seed: int = 0
     loss_on: pairs.LossOn = "completion"
+    held_out: float | None = None
 
     def text(self, split: str, num_tokens: int | None = None, **whose: Any) -> TextData:
         """whose: tokenizer, and for the source `self` model."""
         return data.load(
             self.source, split, data_dir=self.data_dir, chat_template=self.chat_template, seed=self.seed,
-            num_tokens=num_tokens, **whose,
+            num_tokens=num_tokens, held_out=self.held_out, **whose,
         )  # fmt: skip
 
     def examples(
@@ -54,7 +55,7 @@ class Corpus:
         """
         if not pairs.is_source(self.source):
             return blocks(tokenizer, text or self.text(split, num_tokens, tokenizer=tokenizer), seq_len, num_tokens)
-        found = pairs.load(self.source, split, data_dir=self.data_dir)
+        found = pairs.load(self.source, split, data_dir=self.data_dir, held_out=self.held_out)
         examples = pairs.examples(found.pairs, tokenizer, max_len=seq_len, loss_on=self.loss_on, note=note)
         return examples if num_tokens is None else _first(examples, num_tokens)
 

@@ -1,0 +1,52 @@
+"""Whether a text is one that a model has been fitted to: what is measured there says little of other texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+#: what two readings of one text have in common; texts without such a place are known by their digest alone
+_PLACES = (("file",), ("hub_id", "config", "variant"), ("python", "source"))
+
+
+def read_before(provenance: Mapping[str, Any], fitted: Mapping[str, Any]) -> str | None:
+    """What of `fitted`, a plan's provenance, read this text or a part of its split: `calibration`, `training`, …
+
+    provenance: of the text that is about to be read, as `data.load` gives it. A plan that this one came from counts.
+    """
+    for name, entry in fitted.items():
+        if not isinstance(entry, Mapping):
+            continue
+        if not _is_text(entry):
+            if (found := read_before(provenance, entry)) is not None:
+                return found
+        elif same_text(provenance, entry):
+            return name
+    return None
+
+
+def _is_text(entry: Mapping[str, Any]) -> bool:
+    return "sha256" in entry and "split" in entry
+
+
+def same_text(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Equal digests; or the same split of one source, of which one may have read more than the other."""
+    if one["sha256"] == other["sha256"]:
+        return True
+    place = _place(one)
+    if place is None or place != _place(other):
+        return False
+    if one.get("holdout") != other.get("holdout"):
+        return True  # two different divisions overlap, and a whole file holds its parts
+    return one.get("split") == other.get("split")
+
+
+def _place(text: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    return next((tuple(map(text.get, keys)) for keys in _PLACES if keys[0] in text), None)
+
+
+def warning(read: str, name: str) -> str:
+    return (
+        f"WARNING: {name} is what this model was fitted to ({read}): what is measured there flatters it; "
+        "evaluate on other text, or fit with --holdout 0.1 and evaluate with the same"
+    )
