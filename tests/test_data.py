@@ -351,7 +351,7 @@ def _generated_ids(model, tokenizer):
             kept.extend(output.tolist())
             return []
 
-    self_generated._sample(model, Spy(), 0)
+    self_generated._sample(model, Spy(), [0])
     return kept
 
 

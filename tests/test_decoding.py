@@ -34,7 +34,7 @@ class Unmasked:
     """A model that is not told which tokens are padding."""
 
     def __init__(self, model: Any):
-        self.model, self.device, self.training = model, model.device, False
+        self.model, self.device, self.training, self.generation_config = model, model.device, False, None
 
     def generate(self, ids: Any, attention_mask: Any, **rest: Any) -> Any:
         return self.model.generate(ids, attention_mask=torch.ones_like(attention_mask), **rest)

@@ -31,7 +31,7 @@ class Scripted:
     """A model that writes what the test says after each context, by the context's last bytes."""
 
     def __init__(self, script: dict[str, str]):
-        self.script, self.calls, self.fails_at = script, 0, -1
+        self.script, self.calls, self.fails_at, self.generation_config = script, 0, -1, None
         self.config = tiny_model("llama").config
         self.config.max_position_embeddings = 200
         self.device, self.dtype, self.training = torch.device("cpu"), torch.float32, False

@@ -6,7 +6,6 @@ The tokenizer's behaviour decides, not its settings: many name a BOS that they n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import torch
@@ -29,9 +28,9 @@ class Beginning:
     def of(cls, tokenizer: Any) -> Beginning:
         plain = tokenizer("a", add_special_tokens=False).input_ids
         whole = tokenizer("a").input_ids
-        more, special = len(whole) - len(plain), set(tokenizer.all_special_ids)
-        ids = tuple(takewhile(special.__contains__, whole[: max(more, 0)]))
-        return cls(ids, "".join(tokenizer.convert_ids_to_tokens(list(ids))))
+        number = next((k for k in range(len(whole)) if whole[k : k + len(plain)] == plain), 0)
+        ids = tuple(whole[:number])
+        return cls(ids, "".join(tokenizer.convert_ids_to_tokens(list(ids)))) if ids else cls()
 
     def strip(self, document: str) -> str:
         """The document without a beginning of its own, as chat templates write one: it would stand there twice."""
