@@ -232,7 +232,12 @@ def trained_plan(job: Job, plan: PrunePlan, settings: TrainSettings, provenance:
     return replace(
         plan,
         settings={**plan.chosen, "seed": job.seed, "seq_len": job.seq_len, **_how(job, settings, None)},
-        provenance={"versions": pruning.versions(), **provenance, "training": data_record(job.text, job.tokenizer), **before},
+        provenance={
+            "versions": pruning.versions(),
+            **provenance,
+            "training": data_record(job.text, job.tokenizer),
+            **before,
+        },
     )
 
 
