@@ -172,16 +172,14 @@ def prune_gradually(
     ffns = find_sites(model, spec=job.spec)
     if job.spec is not None:
         check_ffns(model, ffns)
-    counts_before = [ffn.count for ffn in ffns]
     model, settings, result = job.run(model, job.prepare(model), attach)
     (pruner,) = attached
-    kept = pruner.finish()
-    chosen = {"method": row.name, "keep": keep, "scope": scope or row.scope, "multiple_of": multiple_of}
-    plan = PrunePlan.of(
-        [ffn.address for ffn in ffns], kept, counts_before,
-        {**chosen, "seed": job.seed, **_how(job, settings, "cubic"), "gradual": asdict(pruner.settings)},
-        {"versions": pruning.versions(), **provenance, "training": data_record(job.text, job.tokenizer)},
-    )  # fmt: skip
+    plan = pruner.finish()
+    plan = replace(
+        plan,
+        settings={**plan.settings, **_how(job, settings, "cubic")},
+        provenance={**plan.provenance, **provenance, "training": data_record(job.text, job.tokenizer)},
+    )
     shrink(model, plan, job.spec)
     return model, plan, record_of(settings, result, "cubic") | _redundancy(job, model), result.log
 
@@ -200,10 +198,11 @@ def recover(job: Job, model: Any, prune: Callable[[Any], PrunePlan]) -> Pruned:
             checkpoint.save(model, cut, plan=plan, spec=job.spec, dtype=model.dtype)
     PartialState().wait_for_everyone()
     model, settings, result = job.run(model, prepared)
-    plan = PrunePlan(
-        plan.kept, plan.counts_before, {**plan.settings, **_how(job, settings, "oneshot")},
-        {**plan.provenance, "training": data_record(job.text, job.tokenizer)},
-    )  # fmt: skip
+    plan = replace(
+        plan,
+        settings={**plan.settings, **_how(job, settings, "oneshot")},
+        provenance={**plan.provenance, "training": data_record(job.text, job.tokenizer)},
+    )
     return model, plan, record_of(settings, result, "oneshot") | _redundancy(job, model), result.log
 
 
