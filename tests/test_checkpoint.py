@@ -343,7 +343,7 @@ def test_a_folder_that_can_not_be_made(tmp_path: Path) -> None:
 
 
 def test_record_is_refreshed_by_save(tmp_path: Path) -> None:
-    """Whoever cuts through FFN.keep need not remember the config."""
+    """Whoever cuts through Site.keep need not remember the config."""
     model = tiny_model("llama")
     find_sites(model)[0].keep(torch.arange(5))
     again = models.load(checkpoint.save(model, tmp_path / "out"))
