@@ -10,6 +10,7 @@ itself loads the checkpoint with its own copy and never runs the checkpoint's.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,9 +24,9 @@ def resize(model: nn.Module, record: Mapping[str, Any]) -> None:
     """Cut a freshly built stock model to the shapes in `record`; the values are the checkpoint's business.
 
     record: `linears`, path of a linear layer -> [outputs, inputs, whether it has a bias]; `counts`, path of a module ->
-        attributes that count heads. Before format 2: `spec`, paths to the FFN linears (blocks, up, gate, down, and
-        fused_gate: `up` holds both, 2F rows); `widths`, neurons left in each block; `down_bias`, whether `down` has a
-        bias in each block.
+        attributes that count heads (see `set_count`). Before format 2: `spec`, paths to the FFN linears (blocks, up,
+        gate, down, and fused_gate: `up` holds both, 2F rows); `widths`, neurons left in each block; `down_bias`,
+        whether `down` has a bias in each block.
     """
     linears = record["linears"] if "linears" in record else _linears(model, record)
     for path, (outputs, inputs, bias) in linears.items():
@@ -36,7 +37,33 @@ def resize(model: nn.Module, record: Mapping[str, Any]) -> None:
             linear.register_parameter("bias", nn.Parameter(linear.weight.new_zeros(outputs)))  # type: ignore[operator]
     for path, counts in record.get("counts", {}).items():
         for name, value in counts.items():
-            setattr(model.get_submodule(path), name, value)
+            set_count(model.get_submodule(path), name, value)
+
+
+def count_of(module: nn.Module, name: str) -> int:
+    return operator.attrgetter(name)(module)
+
+
+def set_count(module: nn.Module, name: str, value: int) -> None:
+    """Set the attribute `name` of a module. "config.x": a field of the model's config, for this module alone."""
+    if name.startswith("config."):
+        if not isinstance(module.config, OwnCounts):
+            module.config = OwnCounts(module.config)
+        setattr(module.config, name.removeprefix("config."), value)
+    else:
+        setattr(module, name, value)
+
+
+class OwnCounts:
+    """A model's config as one layer sees it, with numbers of heads of its own."""
+
+    def __init__(self, config: Any):
+        self.model_config = config
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "model_config":  # asked for while this is being copied
+            raise AttributeError(name)
+        return getattr(self.model_config, name)
 
 
 def linear_shape(linear: nn.Module) -> list[Any]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from ..errors import UserError
@@ -15,7 +16,7 @@ from ..plan import PrunePlan
 from ..sites.address import Address
 from ..sites.families import ATTENTION, FFNSpec, family_of
 from ..sites.find import blocks_of, find_sites
-from ..sites.heads import head_dim, queries_per_group
+from ..sites.heads import head_counts, heads
 from ..sites.limits import check_in_memory
 from ..sites.site import Site
 from . import shim
@@ -77,7 +78,7 @@ def record_shapes(model: Any, spec: FFNSpec | None = None) -> None:
     pruned, key = _plain(config, native), spec.width_key
     if key and set(widths) == {getattr(pruned, key)}:  # nothing would differ from the global width, and the stock class
         setattr(pruned, key, widths[0] + 1)  # would load the rest without what it has no place for
-    pruned.lmprune = _record(model, _on_meta(stock, pruned))
+    pruned.lmprune = _record(model, _on_meta(stock, pruned), spec)
     # not for the shim: whoever prunes it again needs to know where its FFN is, where no table knows the type
     pruned.lmprune["spec"] = dataclasses.asdict(dataclasses.replace(spec, blocks=_path_of_blocks(model, spec)))
     if key:
@@ -88,20 +89,42 @@ def record_shapes(model: Any, spec: FFNSpec | None = None) -> None:
 def _record_heads(model: Any, plain: Any, spec: FFNSpec) -> None:
     """The number of heads, where all layers have one that is not the config's. The head size is written out: it is no
     longer what a config without it implies."""
-    if model.config.model_type not in ATTENTION:
+    attention = ATTENTION.get(model.config.model_type)
+    if attention is None or not attention.in_config:
         return
-    counts = {site.count for site in find_sites(model, ("heads",), spec)}
-    group = queries_per_group(plain)
-    if len(counts) == 1 and (count := counts.pop()) * group != plain.num_attention_heads:
-        plain.head_dim = head_dim(plain)
-        plain.num_key_value_heads, plain.num_attention_heads = count, count * group
+    found = {head_counts(block, attention) for block in blocks_of(model, spec)}
+    if len(found) != 1 or (counts := found.pop()).queries == plain.num_attention_heads:
+        return
+    before = dict(plain.__dict__)
+    plain.head_dim, plain.num_attention_heads, plain.num_key_value_heads = counts.dim, counts.queries, counts.groups
+    try:
+        plain.validate()
+    except StrictDataclassError:  # some want a number of heads that divides the model's width
+        plain.__dict__.clear()
+        plain.__dict__.update(before)
 
 
-def _record(model: nn.Module, stock: nn.Module) -> dict[str, Any]:
+def _counts(model: Any, stock: nn.Module, spec: FFNSpec) -> dict[str, dict[str, int]]:
+    """Path of a module -> its attributes that count heads, where they aren't the stock model's."""
+    attention = ATTENTION.get(model.config.model_type)
+    if attention is None:
+        return {}
+    paths = {module: path for path, module in model.named_modules()}
+    found: dict[str, dict[str, int]] = {}
+    for layer, block in enumerate(blocks_of(model, spec)):
+        for module, name in heads(block, attention, model.config, layer).scaled:
+            count = shim.count_of(module, name)
+            if count != shim.count_of(stock.get_submodule(paths[module]), name):
+                found.setdefault(paths[module], {})[name] = count
+    return found
+
+
+def _record(model: nn.Module, stock: nn.Module, spec: FFNSpec) -> dict[str, Any]:
     """What `shim.resize` makes of the stock model to give it the model's shapes."""
     before = {path: shim.linear_shape(module) for path, module in stock.named_modules() if _is_linear(module)}
     after = {path: shim.linear_shape(module) for path, module in model.named_modules() if _is_linear(module)}
-    return {"format": 2, "linears": {path: after[path] for path in after if after[path] != before.get(path)}}
+    linears = {path: after[path] for path in after if after[path] != before.get(path)}
+    return {"format": 2, "linears": linears, "counts": _counts(model, stock, spec)}
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -38,13 +38,22 @@ class AttentionSpec:
     writers: (path, runs) of each linear that writes queries, keys and values. runs: the order of its outputs; letters
     that stand together are together in each key/value group. "q k v" is [all q; all k; all v], "qkv" is q, k, v of
     the first group, then of the second.
-    o: the reader; its input is the seam, where a group's output can be seen and masked.
-    counted: (path of a module, name of an attribute) that counts heads, or their rows, and must follow a cut.
+    o: the reader; its input is the seam, where a group's output can be seen and masked. The module that holds it is the
+    attention layer, whose attributes these are:
+    head_dim: how many inputs of `o` a query head writes.
+    queries: what counts query heads, or their rows, and must follow a cut; "config.x": a field that the layer reads
+    from the model's config whenever it is called.
+    groups: what counts key/value groups.
+    in_config: the modelling code takes the size of a head from `config.head_dim`, so that a config can say that there
+    are fewer heads than fill the model's width.
     """
 
     writers: tuple[tuple[str, str], ...]
     o: str
-    counted: tuple[tuple[str, str], ...] = ()
+    head_dim: str = "head_dim"
+    queries: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    in_config: bool = False
 
 
 def _gated(blocks: str = "model.layers") -> FFNSpec:
@@ -97,12 +106,64 @@ FAMILIES: dict[str, FFNSpec] = {
 
 _BUILT_IN = frozenset(FAMILIES)
 
-_SEPARATE = AttentionSpec(
-    (("self_attn.q_proj", "q"), ("self_attn.k_proj", "k"), ("self_attn.v_proj", "v")), "self_attn.o_proj"
-)
 
-#: Where the heads are; architectures that are not here can't be pruned by heads yet.
-ATTENTION: dict[str, AttentionSpec] = {"llama": _SEPARATE, "mistral": _SEPARATE}
+def _separate(home: str, o: str, **more: Any) -> AttentionSpec:
+    """q_proj, k_proj and v_proj in the module `home`."""
+    return AttentionSpec(tuple((f"{home}.{part}_proj", part) for part in "qkv"), f"{home}.{o}", **more)
+
+
+def _together(home: str, qkv: str, o: str, runs: str, **more: Any) -> AttentionSpec:
+    """Queries, keys and values in one linear of the module `home`."""
+    return AttentionSpec(((f"{home}.{qkv}", runs),), f"{home}.{o}", **more)
+
+
+_SEPARATE = """
+    llama mistral ministral qwen2 qwen3 gemma gemma2 gemma3_text olmo exaone4 granite smollm3 cohere cohere2
+    hunyuan_v1_dense seed_oss ernie4_5 nanochat starcoder2 nemotron arcee apertus jais2 glm glm4
+""".split()
+_BY_HEADS, _BY_BOTH = {"queries": ("num_heads",)}, {"queries": ("num_heads",), "groups": ("num_key_value_heads",)}
+
+#: Where the heads are.
+ATTENTION: dict[str, AttentionSpec] = {
+    "gpt2": _together("attn", "c_attn", "c_proj", "q k v", queries=("split_size",)),
+    "gpt_bigcode": _together("attn", "c_attn", "c_proj", "qkv", queries=("num_heads", "embed_dim")),
+    "gpt_neo": _separate("attn.attention", "out_proj", **_BY_HEADS),
+    "gptj": _separate("attn", "out_proj", queries=("num_attention_heads",)),
+    "gpt_neox": _together("attention", "query_key_value", "dense", "qkv", head_dim="head_size"),
+    "persimmon": _together("self_attn", "query_key_value", "dense", "qkv", **_BY_HEADS),
+    "falcon": _together(
+        *("self_attention", "query_key_value", "dense", "qkv"), queries=("num_heads",), groups=("num_kv_heads",)
+    ),
+    "opt": _separate("self_attn", "out_proj", **_BY_HEADS),
+    "biogpt": _separate("self_attn", "out_proj"),
+    "xglm": _separate("self_attn", "out_proj", queries=("num_heads", "embed_dim")),
+    "phi": _separate("self_attn", "dense", in_config=True),
+    "stablelm": _separate("self_attn", "o_proj", **_BY_BOTH),
+    "helium": _separate("self_attn", "o_proj"),
+    **{model_type: _separate("self_attn", "o_proj", in_config=True) for model_type in _SEPARATE},
+    "phi3": _together(
+        *("self_attn", "qkv_proj", "o_proj", "q k v"),
+        queries=("config.num_attention_heads",),
+        groups=("num_key_value_heads",),
+        in_config=True,
+    ),
+}
+
+_ALIBI = "the bias on its attention depends on a head's index among all heads"
+_NORM_OVER_ALL = "a norm over the queries of all heads stands before the attention, so removing one changes the others"
+
+#: Architectures whose heads can't be cut: (the config field that, where it is set, makes it so, or "" for all; reason).
+COUPLED_HEADS: dict[str, tuple[str, str]] = {
+    "bloom": ("", _ALIBI),
+    "mpt": ("", _ALIBI),
+    "falcon": ("alibi", _ALIBI),
+    "olmo2": ("", _NORM_OVER_ALL),
+    "olmo3": ("", _NORM_OVER_ALL),
+    "diffllama": ("", "its heads work in pairs, one subtracted from the other"),
+    "codegen": ("", "its heads lie in four parts of equal size, so single heads can't go"),
+    "cohere": ("use_qk_norm", "each head has a norm of its own, which can't be cut yet"),
+    "stablelm": ("qk_layernorm", "each head has a norm of its own, which can't be cut yet"),
+}
 
 #: Architectures that can't be cut neuron by neuron, with the reason a user gets.
 COUPLED: dict[str, str] = {
@@ -161,6 +222,10 @@ def is_encoder(config: Any) -> bool:
 def attention_of(config: Any) -> AttentionSpec:
     """The attention row for a model's config. Raises: UserError where its heads can't be removed."""
     model_type = getattr(config, "model_type", None) or "unknown"
+    field, reason = COUPLED_HEADS.get(model_type, ("", ""))
+    if reason and (not field or getattr(config, field, False)):
+        which = f" with {field}" if field else ""
+        raise UserError(f"{model_type} models{which} can't be pruned by heads: {reason}")
     if model_type not in ATTENTION:
         raise UserError(
             f"lmprune can't remove attention heads of {model_type} models; it can of {', '.join(sorted(ATTENTION))}"

@@ -18,6 +18,14 @@ def rows_are_inputs(linear: nn.Module) -> bool:
     return hasattr(getattr(linear, "base_layer", linear), "nf")
 
 
+def outputs_of(linear: nn.Module) -> int:
+    return cast(Tensor, linear.weight).shape[1 if rows_are_inputs(linear) else 0]
+
+
+def inputs_of(linear: nn.Module) -> int:
+    return cast(Tensor, linear.weight).shape[0 if rows_are_inputs(linear) else 1]
+
+
 def bias_of(linear: nn.Module) -> Tensor | None:
     return getattr(linear, "bias", None)
 

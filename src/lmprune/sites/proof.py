@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints.shim import count_of, set_count
 from ..errors import UserError
 from .linears import IN_NAMES, OUT_NAMES
 from .masks import masked
@@ -22,7 +23,7 @@ def trial_cut(sites: Sequence[Site], kept: Sequence[Tensor]) -> Iterator[None]:
     before: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]] = [
         (m, dict(m._parameters), {n: getattr(m, n) for n in (*OUT_NAMES, *IN_NAMES) if hasattr(m, n)}) for m in modules
     ]
-    counted = [(module, name, getattr(module, name)) for site in sites for module, name in site.scaled]
+    counted = [(module, name, count_of(module, name)) for site in sites for module, name in site.scaled]
     try:
         for site, indices in zip(sites, kept, strict=True):
             site.keep(indices)
@@ -33,7 +34,7 @@ def trial_cut(sites: Sequence[Site], kept: Sequence[Tensor]) -> Iterator[None]:
             for name, size in sizes.items():
                 setattr(module, name, size)
         for module, name, value in counted:
-            setattr(module, name, value)
+            set_count(module, name, value)
 
 
 def check_ffns(model: nn.Module, sites: Sequence[Site], *, seed: int = 0) -> None:

@@ -18,6 +18,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints.shim import count_of, set_count
 from ..errors import UserError
 from .address import Address
 from .linears import (
@@ -39,19 +40,22 @@ class Writer:
 
     runs: how many outputs a unit has in each of the runs that the outputs consist of, one run after the other. (1,) is
     `up`; (1, 1) is [gate; up] in one matrix; (4 · 64, 64, 64) is [q; k; v] in one, of groups of 4 query heads.
+    shared: how many outputs, after those, belong to no unit and stay, as a key and a value that all heads read.
     """
 
     linear: nn.Module
     runs: tuple[int, ...]
+    shared: int = 0
 
     def rows(self, units: Tensor, count: int) -> Tensor:
         """The outputs of `units` (K,), of `count` that there are, run after run."""
-        starts = torch.tensor([0, *self.runs[:-1]]).cumsum(0) * count
-        return torch.cat([start + runs_of(units, size) for start, size in zip(starts, self.runs, strict=True)])
+        starts = torch.tensor([0, *self.runs]).cumsum(0).tolist()
+        rows = [start * count + runs_of(units, size) for start, size in zip(starts, self.runs, strict=False)]
+        return torch.cat([*rows, starts[-1] * count + torch.arange(self.shared, device=units.device)])
 
     def split(self, outputs: Tensor, count: int, dim: int = 0) -> list[Tensor]:
         """What belongs to the outputs of the linear along `dim`, by runs: in each, unit after unit."""
-        return list(outputs.split([size * count for size in self.runs], dim))
+        return list(outputs.split([*(size * count for size in self.runs), self.shared], dim))[:-1]
 
 
 def runs_of(units: Tensor, size: int) -> Tensor:
@@ -153,13 +157,14 @@ class Site:
         before = self.count
         assert count >= before, "a site is cut by `keep`"
         for writer in self.made_by:
-            pad_out(writer.linear, [(size * before, size * (count - before)) for size in writer.runs])
+            runs = [(size * before, size * (count - before)) for size in writer.runs]
+            pad_out(writer.linear, [*runs, (writer.shared, 0)])
         pad_in(self.reader_linear, (count - before) * self.size)
         self._scale(count, before)
 
     def _scale(self, count: int, before: int) -> None:
         for module, name in self.scaled:
-            setattr(module, name, getattr(module, name) * count // before)
+            set_count(module, name, count_of(module, name) * count // before)
 
     def compute_only(self, units: Tensor | None) -> None:
         """From now on compute only `units` (sorted, unique, (K,)); None = all of them again.
@@ -167,8 +172,7 @@ class Site:
         The parameters stay whole: every forward pass gathers their rows, so that gradients reach the units that were
         computed, and the others can come back. What passes the seam is then (…, K · size). Hooks around the layers,
         such as accelerate's that fetch offloaded weights, go on working.
-        Raises: UserError for layers whose product is not a plain one (LoRA, quantised, a forward of their own), and
-        where modules count units.
+        Raises: UserError for layers whose product is not a plain one (LoRA, quantised, a forward of their own).
         """
         while self._put_back:
             self._put_back.pop()()
@@ -180,12 +184,14 @@ class Site:
             self._put_back.append(replace_product(writer.linear, product))
         product = partial(gathered, self.reader_linear, self.inputs_of(units), outputs=False)
         self._put_back.append(replace_product(self.reader_linear, product))
+        self._put_back += [partial(set_count, m, name, count_of(m, name)) for m, name in self.scaled]
+        self._scale(len(units), self.count)
 
     def check_gathers(self) -> None:
         """Raises: UserError where `compute_only` would."""
         for linear in self.linears:
             plain = isinstance(linear, nn.Linear) or hasattr(linear, "nf")
-            if self.scaled or not plain or not computes_as_its_class(linear):
+            if not plain or not computes_as_its_class(linear):
                 what = "forward that was put into a" if plain else f"{self.address.kind} of a"
                 raise UserError(
                     f"layer {self.layer}: the {what} {type(linear).__name__} can't be gathered; use --compute full "
