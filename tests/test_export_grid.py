@@ -48,6 +48,24 @@ def test_a_rotary_share_that_only_vllm_would_read_is_not_written(tmp_path: Path)
     assert "partial_rotary_factor" not in (tmp_path / "m" / "config.json").read_text()
 
 
+#: written without a word once, and then not opened by llama.cpp, or computed otherwise
+ONCE_WRONG_IN_GGUF = (
+    *("arcee-mlp_bias", "ernie4_5-use_bias", "gemma-silu", "gemma-use_bidirectional_attention", "gemma-rope_partial"),
+    *("gpt_bigcode-multi_query", "gpt_bigcode-scale_attn_weights", "gpt_neox-parallel-tie_word_embeddings"),
+    *("gpt_neox-parallel-attention_bias", "llama-rope_partial", "mistral-window", "mpt-clip_qkv", "mpt-softmax_scale"),
+    *("nemotron-head_dim", "olmo2-tie_word_embeddings", "phi-tie_word_embeddings", "phi3-window", "smollm3-interval"),
+    *("smollm3-rope_nowhere", "smollm3-mlp_bias", "stablelm-tie_word_embeddings", "starcoder2-use_bias"),
+    *("cohere-attention_bias", "seed_oss-attention_out_bias", "starcoder2-window"),
+)
+
+
+@pytest.mark.parametrize("name", ONCE_WRONG_IN_GGUF)
+def test_gguf_cells_that_were_wrong(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="llama.cpp is not here: pip install 'lmprune[gguf-test]'")
+    found = cell(BY_NAME[name], "gguf", tmp_path)
+    assert found["outcome"] in ("exact", "refused"), found["why"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["falcon-old", "falcon-new"])
 def test_alibi_that_onnx_runtime_has_no_product_for(family: str, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def log_probs(
     file: Path, sequences: Sequence[Sequence[int]], *, last: int, top: int, neutral: int, threads: int
 ) -> list[list[Top] | None]:
     """Of the token after each of the `last` positions of each sequence, the `top` likeliest; None for a
-    sequence that is longer than the file's context.
+    sequence that does not leave room for one more in the file's context.
 
     neutral: a token that is whole text by itself; llama.cpp tells nothing of a position at which it would write half
     a letter, so it is made to write this one (the probabilities are from before that).
@@ -58,7 +58,7 @@ def _answer(asked: dict[str, Any]) -> list[list[Top] | None]:
         context = json.load(answer)["data"][0]["meta"]["n_ctx_train"]
     found: list[list[Top] | None] = []
     for ids in asked["sequences"]:
-        if len(ids) > context:
+        if len(ids) >= context:  # it wants room for the token that it writes
             found.append(None)
             continue
         ends = range(max(len(ids) - asked["last"], 0) + 1, len(ids) + 1)

@@ -119,7 +119,7 @@ def _texts(job: Job) -> tuple[tuple[tuple[int, ...], ...], int | None]:
     most = max_context(model.config) or 2048
     steps = [step for step in _turning_points(model.config) if _stretches(model.config) or step < most]
     wanted = max([2 * LAST, *(step + LAST for step in steps)])
-    wanted = wanted if _stretches(model.config) else min(wanted, most)
+    wanted = wanted if _stretches(model.config) else min(wanted, most - 1)  # llama.cpp wants room for one more
     affordable = max(2 * LAST, int(AFFORDABLE / model.num_parameters()))
     length = min(wanted, affordable)
     number = model.get_input_embeddings().weight.shape[0]
@@ -128,7 +128,7 @@ def _texts(job: Job) -> tuple[tuple[tuple[int, ...], ...], int | None]:
     if (first := getattr(tokenizer, "bos_token_id", None)) is not None:
         ids[0] = first
     unreached = min((step for step in steps if step >= length), default=None)
-    return (tuple(ids[: min([LAST, length, *steps])]), tuple(ids)), unreached
+    return (tuple(ids[: min([LAST, length, *(step - 1 for step in steps)])]), tuple(ids)), unreached
 
 
 def _turning_points(config: Any) -> list[int]:
