@@ -36,7 +36,7 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
     "evaluation/perplexity.py": (
         "perplexity",
         [
-            ("max(done, start + 1)", "max(done, start)"),
+            ("max(done, start + (not begun))", "max(done, start)"),
             ("logits_NV = [x[row, first - 1 : last - 1]", "logits_NV = [x[row, first:last]"),
             ("number / (number - 1) * variance", "variance"),
             ("perplexity_se=_exp(nll) * nll_se", "perplexity_se=nll_se"),
@@ -115,10 +115,10 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
     "gradual/pruner.py": (
         "golden_training gradual resume",
         [
-            ("self.schedule(self.step) / self.keep", "1.0"),
-            ("self.schedule(self.step) / self.keep", "self.schedule(self.step)"),
+            ("self.schedule(self.done) / self.keep", "1.0"),
+            ("self.schedule(self.done) / self.keep", "self.schedule(self.done)"),
             ("step > 0 and step % self.similarity_every == 0", "step == 1"),
-            ("scope = scope or self.method.scope", 'scope = scope or "global"'),
+            ("scope or self.method.scope", 'scope or "global"'),
             ("self.soft.effort = float", "_ = float"),
         ],
     ),
@@ -242,10 +242,10 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
         [
             ("input_ids = input_ids[: max(GRADIENT_TOKENS // input_ids.shape[1], 1)]", "input_ids = input_ids[:1]"),
             (
-                "scope=scope or row.scope, multiple_of=multiple_of, seed=seed)\n        _cut",
-                "scope=row.scope, multiple_of=multiple_of, seed=seed)\n        _cut",
+                "kept = select(given, keep, **how)\n        _cut",
+                'kept = select(given, keep, **{**how, "scope": row.scope})\n        _cut',
             ),
-            ('get_method(plan.settings.get("method", method) if plan else method)', "get_method(method)"),
+            ('name = plan.settings.get("method")', "name = None"),
             ("input_ids.max() >= vocabulary", "input_ids.max() > vocabulary"),
             ("seq_len > limit", "seq_len > limit + 1"),
             ("    record_shapes(model, spec)\n", "    pass\n"),
@@ -274,7 +274,7 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
     "data/tokens.py": (
         "data perplexity",
         [
-            ("wanted = num_tokens // seq_len * seq_len", "wanted = num_tokens"),
+            ("num_tokens // seq_len * beginning", "num_tokens * beginning"),
             ("if seed is not None:", "if False:"),
             ("add_special_tokens=False", "add_special_tokens=True"),
             ("token_to_chars(num_tokens - 1).end", "token_to_chars(num_tokens - 1).start"),
@@ -285,8 +285,7 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
     "training/trainer.py": (
         "golden_distillation golden_training training_cli",
         [
-            ("loss = loss + penalty / (", "loss = loss + 0 * penalty / ("),
-            ("(self.current_gradient_accumulation_steps if in_parts else 1)", "1"),
+            ("parts=self.current_gradient_accumulation_steps if in_parts else 1", "parts=1"),
             (
                 "(1 - self.kl_weight) * loss + self.kl_weight * far",
                 "self.kl_weight * loss + (1 - self.kl_weight) * far",
@@ -294,23 +293,34 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
             ('labels"][:, 1:] != IGNORED', 'labels"][:, 1:] != 12345'),
             ('labels"][:, 1:] != IGNORED  #', 'labels"][:, :-1] != IGNORED  #'),
             ('"labels": torch.full(shape, IGNORED)', '"labels": torch.full(shape, 0)'),
-            ('inputs.get("attention_mask", torch.ones_like(labels)).bool()', "torch.ones_like(labels).bool()"),
-            ("SCORE_EPS = 1e-4", "SCORE_EPS = 1e-8"),
-            ('"lr": lr, "eps"', '"lr": lr / 2, "eps"'),
-            ('"weight_decay": 0.0}', '"weight_decay": 0.1}'),
-            ("            separate(optimizer, scores, self.score_lr)", "            pass"),
+            ("            separate(optimizer, self.pruner.score_group(self.score_lr))", "            pass"),
             ("far_N.sum() / num_items", "far_N.mean()"),
             ("self._loss_shifts_labels = True", "self._loss_shifts_labels = False"),
+            ('["attention_mask"][i, : len(ids)] = 1', '["attention_mask"][i, :] = 1'),
+        ],
+    ),
+    "training/prune_callback.py": (
+        "golden_training training_cli resume library_face",
+        [
             ("self.pruner.begin_step(state.global_step)", "self.pruner.begin_step(0)"),
             ("self.pruner.end_step()", "pass"),
-            ('["attention_mask"][i, : len(ids)] = 1', '["attention_mask"][i, :] = 1'),
+            ("pruner.state() | scores", "scores"),
+            ("scores.copy_(state.pop", "_ = (state.pop"),
+        ],
+    ),
+    "gradual/optimizing.py": (
+        "golden_training library_face",
+        [
+            ("SCORE_EPS = 1e-4", "SCORE_EPS = 1e-8"),
+            ('"lr": lr, "eps"', '"lr": lr / 2, "eps"'),
+            ('SCORE_EPS, "weight_decay": 0.0}', 'SCORE_EPS, "weight_decay": 0.1}'),
+            ("max(SCORE_LR, 10 / num_steps) if soft else SCORE_LR", "SCORE_LR"),
         ],
     ),
     "training/train.py": (
         "golden_distillation golden_training training_cli",
         [
             ("kl_weight=kl_weight", "kl_weight=0.5"),
-            ("score_lr_of(pruner is not None and pruner.soft is not None)", "score_lr_of(False)"),
             ("max_grad_norm=settings.max_grad_norm", "max_grad_norm=1.0"),
             ("weight_decay=settings.weight_decay", "weight_decay=0.0"),
             ("warmup_steps=settings.warmup", "warmup_steps=0"),
@@ -344,8 +354,6 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
             ("number = int((inputs", "number = 1 + int((inputs"),
             ("return math.exp(min(total / max(count, 1)", "return math.exp(min(total / max(len(batches), 1)"),
             ("model.train(training)", "model.train(False)"),
-            ("self.pruner.state() | scores", "scores"),
-            ("scores.copy_(state.pop", "_ = (state.pop"),
             ("if state.global_step == 0:  # a resumed", "if True:  # a resumed"),
         ],
     ),

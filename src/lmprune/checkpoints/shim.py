@@ -48,7 +48,7 @@ def set_count(module: nn.Module, name: str, value: int) -> None:
     """Set the attribute `name` of a module. "config.x": a field of the model's config, for this module alone."""
     if name.startswith("config."):
         if not isinstance(module.config, OwnCounts):
-            module.config = OwnCounts(module.config)
+            object.__setattr__(module, "config", OwnCounts(module.config))
         setattr(module.config, name.removeprefix("config."), value)
     else:
         setattr(module, name, value)

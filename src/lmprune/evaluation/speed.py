@@ -101,14 +101,14 @@ def time_once(model: Any, prompt_T: Tensor, new_tokens: int) -> tuple[float, flo
     prefill, output = _timed(model, lambda: model(input_ids=ids_BT, use_cache=True, **last_only))
     ids_BT = torch.cat([ids_BT, output.logits[:, -1:].argmax(-1)], dim=1)
     # the cache holds all but the last token, so every step of `generate` is one token's forward
-    decode, output = _timed(
+    decode, written = _timed(
         model,
         lambda: generate(
             model, ids_BT, inputs={"past_key_values": output.past_key_values}, do_sample=False,
             max_new_tokens=new_tokens, min_new_tokens=new_tokens, pad_token_id=0,
         ),
     )  # fmt: skip
-    assert output.shape[1] == ids_BT.shape[1] + new_tokens
+    assert written.shape[1] == ids_BT.shape[1] + new_tokens
     return prefill, decode
 
 
