@@ -64,8 +64,8 @@ def prune(
     """Prune the model's feed-forward neurons in place, and return the plan of what stayed.
 
     model: a transformers causal-LM model. tokenizer: needed where the method reads text.
-    method: the name of a method, a Method, or a function as a criterion is: (layer, statistics, random numbers) -> scores
-        (F,), larger = keep (docs/add_a_criterion.md). None = `obs`. keep: the ratio of neurons that stay, in (0, 1].
+    method: a name, a Method, or a function as a criterion is: (layer, statistics, random numbers) -> scores (F,),
+        larger = keep (docs/add_a_criterion.md). None = `obs`. keep: the ratio of neurons that stay, in (0, 1].
     scope: `local` or `global`; by default the method's own. multiple_of: every layer's width becomes a multiple of it.
     data: a source name (see `lmprune.data.load`; its train split is read), a list of texts, a TextData, or token
         ids (sequences, T).
