@@ -25,7 +25,6 @@ from lmprune.checkpoints.shrinking import shrink
 from lmprune.data.tokens import sequences, stream
 from lmprune.evaluation.perplexity import perplexity
 from lmprune.gradual import GradualPruner, GradualSettings
-from lmprune.plan import PrunePlan
 from lmprune.sites.find import find_sites
 from lmprune.training.teachers import OnlineTeacher
 from lmprune.training.train import TrainSettings, train
@@ -97,9 +96,7 @@ class Bench:
         if recipe.method is None:
             self.teachers[seed] = model
         if pruner is not None:
-            kept = pruner.finish()
-            widths = tuple(ffn.width for ffn in find_sites(model))
-            shrink(model, PrunePlan.of_neurons(tuple(tuple(k.tolist()) for k in kept), widths))
+            shrink(model, pruner.finish())
         found = perplexity(model, self.evaluation_ids)
         return {
             "keep": keep, "seed": seed, "steps": steps, "perplexity": found.perplexity,

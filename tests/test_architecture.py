@@ -16,7 +16,7 @@ from lmprune.sites.families import FAMILIES, FFNSpec
 
 ROOT = Path(lmprune.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-TRAINING = {"training.callbacks", "training.train", "training.trainer"}
+TRAINING = {"training.callbacks", "training.prune_callback", "training.train", "training.trainer"}
 USE_TRANSFORMERS = {
     *("checkpoints.models", "checkpoints.shim", "sites.families"),
     *("checkpoints.gguf_config", "checkpoints.gguf_reading", "checkpoints.gguf_tokenizer"),

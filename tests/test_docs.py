@@ -23,6 +23,7 @@ from lmprune.checkpoints import checkpoint
 from lmprune.checkpoints.shrinking import shrink
 from lmprune.commands.cli import app
 from lmprune.gradual import GradualSettings, soft
+from lmprune.gradual.optimizing import score_lr_of
 from lmprune.gradual.warm_start import SPREAD
 from lmprune.methods import METHODS
 from lmprune.pruning import GRADIENT_TOKENS
@@ -248,7 +249,7 @@ def test_numbers_of_the_training_page_are_the_defaults():
     assert f"λ_f | {settings.penalty_weight:g} |" in text and f"λ_u | {settings.similarity_weight:g} |" in text
     assert f"{settings.similarity_rows:,} token rows" in text and f"every {settings.similarity_every} steps" in text
     assert f"are asked {settings.num_milestones} times" in text and training.lr == 5e-4 and "| 5e-4 |" in text
-    assert training.score_lr_of(False) == 1e-2 and training.score_lr_of(True) == 1e-2
+    assert score_lr_of(1000, soft=False) == 1e-2 and score_lr_of(1000, soft=True) == 1e-2
     assert training.weight_decay == 0.1 and training.warmup == 0.1 and training.max_grad_norm == 1.0
 
 

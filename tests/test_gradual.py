@@ -21,7 +21,6 @@ from lmprune.gradual.similarity import Rows, SimilarityEstimate, cosines, mean_s
 from lmprune.gradual.soft import SoftThreshold
 from lmprune.gradual.warm_start import SPREAD
 from lmprune.methods import METHODS
-from lmprune.plan import PrunePlan
 from lmprune.sites.find import find_sites
 from lmprune.sites.masks import UnitMasks
 from lmprune.solve.obs import error_curves, obs_refit
@@ -81,9 +80,10 @@ def test_the_count_is_exact_at_every_step_and_the_cut_is_the_masked_model(name: 
         assert min(widths) >= 1 and (scope == "global" or len(set(widths)) == 1)
         assert all(torch.equal(k, k.unique()) for k in pruner.masks.kept)
     trained = logits(model)
-    kept = pruner.finish()
+    plan = pruner.finish()
     assert not torch.allclose(logits(model), trained, atol=1e-4)  # the control: the whole model is another
-    shrink(model, PrunePlan.of_neurons(tuple(tuple(k.tolist()) for k in kept), (WIDTH,) * LAYERS))
+    assert plan.counts_before == (WIDTH,) * LAYERS and plan.settings["method"] == name
+    shrink(model, plan)
     assert torch.allclose(logits(model), trained, atol=1e-4)
 
 
@@ -99,7 +99,7 @@ def test_ties_are_no_trouble_and_two_processes_agree():
         model = tiny_model("gpt_neo")
         pruner = pruner_of(model, "top_v", seed=5)
         pruner.begin_step(STEPS)
-        kept.append(pruner.finish())
+        kept.append(pruner.finish().indices())
         assert sum(map(len, kept[-1])) == num_kept(LAYERS * WIDTH, KEEP)
     assert all(torch.equal(a, b) for a, b in zip(*kept, strict=True))
 

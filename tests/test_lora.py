@@ -44,10 +44,9 @@ def test_the_base_is_frozen_until_the_merge_and_the_cut_is_of_the_merged_model(n
     assert all(scores.abs().max() > 0 for scores in pruner.masks.scores)
     masked = logits(model.eval())
     plain = merged(wrapped)
-    kept = pruner.finish()
+    plan = pruner.finish()
     assert {key.split(".lora")[0] for key in plain.state_dict()} == set(before)
     assert not torch.equal(find_sites(plain)[0].reader(), find_sites(tiny_model(name))[0].reader())
-    plan = PrunePlan.of_neurons(tuple(tuple(k.tolist()) for k in kept), (WIDTH,) * LAYERS)
     shrink(plain, plan)
     assert sum(plan.widths) == LAYERS * WIDTH // 2
     torch.testing.assert_close(logits(plain), masked, rtol=1e-4, atol=1e-4)

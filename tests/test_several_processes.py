@@ -164,7 +164,7 @@ def pruned_by_hand(method: str, compute: Any, share: slice, spread: Any = None) 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     if scores := pruner.masks.scores:
         assert all(isinstance(s, DTensor) for s in scores) == (spread is not None)
-        separate(optimizer, scores, lr=1e-2)
+        separate(optimizer, pruner.score_group(1e-2))
     model.train()
     losses = []
     for step in range(STEPS):

@@ -15,12 +15,17 @@ if TYPE_CHECKING:
     from .checkpoints.models import load, load_tokenizer
     from .checkpoints.shrinking import shrink
     from .errors import UserError
+    from .gradual import GradualPruner, GradualSettings
     from .plan import PrunePlan
     from .pruning import prune
     from .sites.families import FFNSpec, register_family
+    from .training.prune_callback import PruneCallback
 
 __all__ = [
     "FFNSpec",
+    "GradualPruner",
+    "GradualSettings",
+    "PruneCallback",
     "PrunePlan",
     "UserError",
     "load",
@@ -33,6 +38,9 @@ __all__ = [
 
 _HOME = {
     "FFNSpec": "sites.families",
+    "GradualPruner": "gradual.pruner",
+    "GradualSettings": "gradual.pruner",
+    "PruneCallback": "training.prune_callback",
     "PrunePlan": "plan",
     "UserError": "errors",
     "load": "checkpoints.models",

@@ -1,13 +1,25 @@
 """Prune while a model trains: which neurons take part in which step, and what presses on their scores.
 
-A state machine (docs/methods.md, "Schedule"), without any trainer: call `begin_step`, run the step's forward and
-backward passes with `penalty()` added to the loss, call `end_step`. `training.PruneCallback` does that from a Trainer.
+A state machine (docs/methods.md, "Schedule"), without any trainer. In a loop of one's own:
+
+    pruner = GradualPruner(model, method="gum", keep=0.25, num_steps=2000)
+    optimizer = AdamW(pruner.param_groups(lr=5e-4, score_lr=1e-2))
+    for t, batch in enumerate(batches):
+        with pruner.step(t):
+            loss = pruner.loss(model(**batch).loss)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    plan = pruner.finish()  # then lmprune.shrink(model, plan)
+
+`training.PruneCallback` does it from a plain Trainer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
@@ -16,12 +28,14 @@ from torch import Tensor
 from ..budget.selection import Scope, check_keep, check_multiple_of
 from ..errors import UserError
 from ..methods import get_method, needs_text
-from ..pruning import check_tokens
+from ..plan import PrunePlan
+from ..pruning import check_tokens, versions
 from ..sites.families import FFNSpec
 from ..sites.find import find_sites
 from ..sites.limits import check_in_memory
-from ..sites.masks import Compute, UnitMasks
+from ..sites.masks import ATTRIBUTE, Compute, UnitMasks
 from .milestones import Milestones
+from .optimizing import check_groups, checked_optimizers, param_groups, score_group, score_lr_of
 from .penalties import pressure, sparsity_penalty
 from .ranking import Ranking
 from .schedules import WAIT, cubic
@@ -59,7 +73,7 @@ class Chooser(Protocol):
 
 
 class GradualPruner:
-    """Attaches masks to a model, and moves them along the schedule; `finish` takes them off and gives the kept neurons.
+    """Attaches masks to a model, and moves them along the schedule; `finish` takes them off and gives the plan.
 
     model: a transformers causal-LM model. method: a name in METHODS. keep: the ratio of neurons in the end.
     num_steps: optimizer steps of the whole run. scope: None = the method's own.
@@ -82,8 +96,10 @@ class GradualPruner:
         spec: FFNSpec | None = None,
     ):
         self.method, self.settings, self.keep = get_method(method), settings, check_keep(keep)
-        self.schedule = cubic(keep, num_steps)
-        self.step = 0
+        self.schedule, self.num_steps = cubic(keep, num_steps), num_steps
+        self.model = model
+        self.done = self._ended = 0
+        self._pressed = self._one_rate = False
         self.similarity_every = min(settings.similarity_every, max(1, int(WAIT * num_steps)))
         reads_text = needs_text(self.method)
         if settings.warm_start and not self.method.learned:
@@ -97,6 +113,8 @@ class GradualPruner:
                 f"method {method!r} gives layers a bias, which an optimizer at work can't take in; "
                 f"use --schedule oneshot, or --method {self.method.criterion}"
             )
+        if hasattr(model, ATTRIBUTE):
+            raise UserError("the model is being pruned already; finish() the GradualPruner that it has first")
         sites = find_sites(model, spec=spec)
         check_in_memory(model)
         check_multiple_of(multiple_of, keep, [site.count for site in sites])
@@ -105,7 +123,8 @@ class GradualPruner:
         if self.method.penalty in ("uniqueness", "anti_uniqueness"):
             self.estimate = SimilarityEstimate(self.masks, max_rows=settings.similarity_rows)
             self.estimate.observe()
-        scope = scope or self.method.scope
+        self.scope: Scope = scope or self.method.scope
+        scope, self.multiple_of, self.seed = self.scope, multiple_of, seed
         self.soft: SoftThreshold | None = None
         if self.method.penalty == "l1":
             self.soft = SoftThreshold(self.masks, keep, num_steps, multiple_of=multiple_of, seed=seed)
@@ -127,9 +146,65 @@ class GradualPruner:
                 model, self.masks, calibration, num_steps, settings.num_milestones, scope=scope, seed=seed, spec=spec
             )
 
+    def param_groups(
+        self, *, lr: float, score_lr: float | None = None, weight_decay: float = 0.1
+    ) -> list[dict[str, Any]]:
+        """What an optimizer (AdamW) is to be built over: all of the model's parameters that train, learned scores in a
+        group of their own with their rate, ε = 1e-4 and no weight decay; biases and norms don't decay either.
+
+        score_lr: None = 1e-2, for `soft` at least 10 / num_steps.
+        """
+        score_lr = score_lr or self.score_lr
+        self._one_rate = score_lr == lr
+        return param_groups(self.model, self.masks.scores, lr=lr, score_lr=score_lr, weight_decay=weight_decay)
+
+    def score_group(self, lr: float | None = None) -> dict[str, Any]:
+        """The scores' group alone, for an optimizer that has the weights already. lr: None = as in `param_groups`."""
+        return score_group(self.masks.scores, lr or self.score_lr)
+
+    @property
+    def score_lr(self) -> float:
+        """The learned scores' usual learning rate."""
+        return score_lr_of(self.num_steps, soft=self.soft is not None)
+
+    def check_optimizer(self, optimizer: Any) -> None:
+        """Raises: UserError where it would not train learned scores as scores."""
+        check_groups(optimizer, self.masks.scores, one_rate=self._one_rate)
+
+    @contextmanager
+    def step(self, number: int) -> Iterator[None]:
+        """One optimizer step, `number` of them being done: forward, `loss`, backward and `optimizer.step()` in a `with`
+        block.
+
+        Raises: UserError where the count has a gap or starts anew, where the optimizer would not train the scores as
+        scores, and where the step ended without the method's penalty.
+        """
+        if number != self._ended:
+            raise UserError(
+                f"step {number} can't follow after {self._ended} steps; count the optimizer's steps from 0, "
+                "through all epochs"
+            )
+        self.begin_step(number)
+        with checked_optimizers(self.model, self.masks.scores, one_rate=self._one_rate):
+            yield
+        self.check_pressed()
+        self.end_step()
+
+    def loss(self, loss: Tensor, *, parts: float = 1) -> Tensor:
+        """A training step's loss with the method's penalty; what to call backward() on.
+
+        parts: the number of batches whose losses add up to the step's; 1 = it is their mean, or there is one batch.
+        Raises: UserError for what is no loss.
+        """
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            what = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise UserError(f"expected the loss, a tensor with one number in it, got {what}")
+        penalty = self.penalty()
+        return loss if penalty is None else loss + penalty.to(loss.device) / parts
+
     def begin_step(self, step: int) -> None:
-        """Choose the neurons that take part in the next step, `step` being done."""
-        self.step = step
+        """Choose the neurons that take part in the next step, `step` being done. What `step` does, for trainers."""
+        self.done, self._pressed = step, False
         before = self.masks.kept
         kept = self.chooser.choose(step, self.schedule(step))
         if kept is not None:
@@ -145,13 +220,28 @@ class GradualPruner:
             return None
         similarities = self.estimate.similarities if self.estimate else []
         weights = pressure(self.method.penalty, similarities, self.settings.similarity_weight)
-        return self.penalty_weight() * sparsity_penalty(self.masks.scores, weights)
+        penalty = self.penalty_weight() * sparsity_penalty(self.masks.scores, weights)
+        if penalty.requires_grad:
+            penalty.register_hook(self._press)
+        return penalty
+
+    def _press(self, _grad: Tensor) -> None:
+        self._pressed = True
+
+    def check_pressed(self) -> None:
+        """Raises: UserError where the method has a penalty, and no gradient of this step went through it."""
+        if self.method.penalty != "none" and not self._pressed:
+            raise UserError(
+                f"step {self.done} ended without the penalty of {self.method.name!r}: call backward() on "
+                "pruner.loss(loss), within the step; in a Trainer, leave the loss to the model (no label smoothing, no "
+                "loss of your own)"
+            )
 
     def penalty_weight(self) -> float:
         """λ(t): falls to λ_f with the keep ratio, λ_f · v(t) / v_f; `soft`'s rises with its threshold instead."""
         if self.soft is not None:
-            return self.settings.penalty_weight * self.soft.strength(self.step)
-        return self.settings.penalty_weight * self.schedule(self.step) / self.keep
+            return self.settings.penalty_weight * self.soft.strength(self.done)
+        return self.settings.penalty_weight * self.schedule(self.done) / self.keep
 
     def progress(self) -> dict[str, float]:
         """What a log shows of this step: `keep`, the ratio of neurons that take part, and where the method has them
@@ -159,24 +249,46 @@ class GradualPruner:
         values = {"keep": self.masks.keep}
         if (penalty := self.penalty()) is not None:
             values["penalty"] = float(penalty.detach())
-        if self.estimate is not None and self.step >= self.similarity_every:
+        if self.estimate is not None and self.done >= self.similarity_every:
             values["similarity"] = self.estimate.mean()
         return values
 
     def end_step(self) -> None:
         """The optimizer has stepped."""
+        self._ended = self.done + 1
         if self.estimate is not None:
             self.estimate.end_step()
 
-    def finish(self) -> list[Tensor]:
-        """Take the masks off, and return the kept neurons of each layer."""
+    def finish(self, *, early: bool = False) -> PrunePlan:
+        """Take the masks off, and return the plan of the neurons that are kept: `lmprune.shrink(model, plan)` cuts.
+
+        early: also where the schedule has not come down to `keep` yet.
+        Raises: UserError without `early` then, the masks still on; and where they are off already.
+        """
+        if getattr(self.model, ATTRIBUTE, None) is not self.masks:
+            raise UserError("this GradualPruner is finished; its masks are off the model")
+        if not early and self.schedule(self.done) > self.keep:
+            raise UserError(
+                f"{self._ended} of {self.num_steps} steps are done, and {self.schedule(self.done):.0%} of the neurons "
+                f"asked for, not {self.keep:.0%} yet; train on, or take what there is with finish(early=True)"
+            )
         kept = self.masks.kept
         self.masks.detach()
-        return kept
+        if self.estimate is not None:
+            self.estimate.forget()
+        settings = {
+            "method": self.method.name, "keep": self.keep, "scope": self.scope, "multiple_of": self.multiple_of,
+            "seed": self.seed, "schedule": "cubic", "gradual": asdict(self.settings),
+        }  # fmt: skip
+        sites = self.masks.sites
+        return PrunePlan.of(
+            [site.address for site in sites], kept, [site.count for site in sites], settings, {"versions": versions()}
+        )
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run needs beside the model's parameters, as named tensors."""
         found = {f"kept.{layer}": kept for layer, kept in enumerate(self.masks.kept)}
+        found["step"] = torch.tensor(self._ended)
         if self.estimate is not None:
             found |= {f"estimate.{name}": value for name, value in self.estimate.state().items()}
         if self.soft is not None:
@@ -186,6 +298,7 @@ class GradualPruner:
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Go on from what `state` gave."""
         self.masks.set([state[f"kept.{layer}"] for layer in range(len(self.masks))])
+        self._ended = int(state.get("step", 0))  # states of lmprune before 2026-11-25 have none
         if self.estimate is not None:
             self.estimate.load_state({k.removeprefix("estimate."): v for k, v in state.items() if "estimate." in k})
         if self.soft is not None:

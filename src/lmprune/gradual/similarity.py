@@ -5,11 +5,14 @@ Axes: N token rows, F neurons of a layer, K of them kept.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from inspect import signature
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..scores import redundancy
 from ..sites.masks import UnitMask, UnitMasks
@@ -66,14 +69,22 @@ class SimilarityEstimate:
         self.masks, self.max_rows, self.stride = masks, max_rows, stride
         self.similarities = [torch.zeros(mask.count, device=mask.device) for mask in masks]
         self.step = 0
-        #: True where a token counts, (B, T); whoever feeds the model sets it, None = all count
+        #: True where a token counts, (B, T), in the newest training forward pass; None = there was none
         self.counts_BT: Tensor | None = None
+        self._stop_watching: Callable[[], None] = lambda: None
         self._rows: list[Rows | None] = [None] * len(masks)
 
     def observe(self) -> None:
-        """See what passes the seams in training forward passes."""
+        """See what passes the seams in training forward passes, and which of the tokens are padding."""
+        self._stop_watching = _watch_padding(self.masks.model, self)
         for layer, mask in enumerate(self.masks):
             mask.observer = partial(self._see, layer, mask)
+
+    def forget(self) -> None:
+        """No longer see anything."""
+        self._stop_watching()
+        for mask in self.masks:
+            mask.observer = None
 
     def _see(self, layer: int, mask: UnitMask, h: Tensor, kept: Tensor) -> None:
         h_BTK = h if h.ndim == 3 else h.unflatten(0, (-1, self._seq_len()))
@@ -135,6 +146,26 @@ class SimilarityEstimate:
             rows = self._rows[layer] = self._room(mask.count, mask.device)
             rows.add(state[f"{layer}.rows"])
             rows.next = int(state[f"{layer}.next"])
+
+
+def _watch_padding(model: Any, estimate: SimilarityEstimate) -> Callable[[], None]:
+    """Note which tokens count whenever the model under the language model's head is called in training; what comes back
+    ends that. A function and not a method: a copy of the model must not copy the estimate."""
+    body = getattr(model, "base_model", model)
+    names = list(signature(type(body).forward).parameters)[1:]
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not module.training:
+            return
+        inputs = dict(zip(names, args, strict=False)) | kwargs
+        tokens, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+        shape = (inputs["inputs_embeds"] if tokens is None else tokens).shape[:2]
+        if isinstance(mask, Tensor) and mask.shape == shape:
+            estimate.counts_BT = mask.bool()
+        else:
+            estimate.counts_BT = torch.ones(shape, dtype=torch.bool)
+
+    return body.register_forward_pre_hook(note, with_kwargs=True).remove
 
 
 def _num_processes() -> int:

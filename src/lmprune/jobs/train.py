@@ -168,16 +168,14 @@ def prune_gradually(
     ffns = find_sites(model, spec=job.spec)
     if job.spec is not None:
         check_ffns(model, ffns)
-    counts_before = [ffn.count for ffn in ffns]
     model, settings, result = job.run(model, job.prepare(model), attach)
     (pruner,) = attached
-    kept = pruner.finish()
-    chosen = {"method": row.name, "keep": keep, "scope": scope or row.scope, "multiple_of": multiple_of}
-    plan = PrunePlan.of(
-        [ffn.address for ffn in ffns], kept, counts_before,
-        {**chosen, "seed": job.seed, **_how(job, settings, "cubic"), "gradual": asdict(pruner.settings)},
-        {"versions": pruning.versions(), **provenance, "training": data_record(job.text)},
-    )  # fmt: skip
+    plan = pruner.finish()
+    plan = replace(
+        plan,
+        settings={**plan.settings, **_how(job, settings, "cubic")},
+        provenance={**plan.provenance, **provenance, "training": data_record(job.text)},
+    )
     shrink(model, plan, job.spec)
     return model, plan, record_of(settings, result, "cubic") | _redundancy(job, model), result.log
 
@@ -196,10 +194,11 @@ def recover(job: Job, model: Any, prune: Callable[[Any], PrunePlan]) -> Pruned:
             checkpoint.save(model, cut, plan=plan, spec=job.spec, dtype=model.dtype)
     PartialState().wait_for_everyone()
     model, settings, result = job.run(model, prepared)
-    plan = PrunePlan(
-        plan.kept, plan.counts_before, {**plan.settings, **_how(job, settings, "oneshot")},
-        {**plan.provenance, "training": data_record(job.text)},
-    )  # fmt: skip
+    plan = replace(
+        plan,
+        settings={**plan.settings, **_how(job, settings, "oneshot")},
+        provenance={**plan.provenance, "training": data_record(job.text)},
+    )
     return model, plan, record_of(settings, result, "oneshot") | _redundancy(job, model), result.log
 
 

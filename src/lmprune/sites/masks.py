@@ -63,6 +63,11 @@ class UnitMasks(nn.ModuleList):
         return cast(Iterator[UnitMask], super().__iter__())
 
     @property
+    def model(self) -> nn.Module:
+        """Whose masks these are."""
+        return self._model[0]
+
+    @property
     def scores(self) -> list[nn.Parameter]:
         """The learned scores, one (U,) a site; empty where nothing is learned."""
         return [mask.scores for mask in self if mask.scores is not None]

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback
 
 from ..data.pairs import IGNORED
 from ..errors import UserError
 from ..gradual import GradualPruner
+from .prune_callback import restore_pruner, save_pruner
 from .run_folder import MARK, RunFolder
 
 #: called with (steps done, steps in all, what is known now: loss, keep, lr, perplexity)
@@ -33,7 +33,6 @@ LOGGED = {
     "similarity": "similarity",
     "perplexity": "perplexity",
 }
-_SCORES = "scores."
 
 
 class Log(TrainerCallback):
@@ -117,26 +116,15 @@ class SavedStates(TrainerCallback):
         process = PartialState()
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if self.pruner is not None:
-            # the scores too: with LoRA the Trainer saves the factors and nothing else of the model
-            scores = {f"{_SCORES}{layer}": s.detach() for layer, s in enumerate(self.pruner.masks.scores)}
-            save_file(self.pruner.state() | scores, _pruner_file(folder, process.process_index))
+            save_pruner(self.pruner, folder)
         process.wait_for_everyone()
         if process.is_main_process:
             (folder / MARK).touch()
         control.should_save = False
 
-    @torch.no_grad()
     def restore(self, folder: Path) -> None:
-        if self.pruner is None:
-            return
-        state = load_file(_pruner_file(folder, PartialState().process_index))
-        for layer, scores in enumerate(self.pruner.masks.scores):
-            scores.copy_(state.pop(f"{_SCORES}{layer}"))
-        self.pruner.load_state(state)
-
-
-def _pruner_file(folder: Path, process: int) -> Path:
-    return folder / f"pruner-{process}.safetensors"
+        if self.pruner is not None:
+            restore_pruner(self.pruner, folder)
 
 
 class PoliteStop(TrainerCallback):

@@ -18,10 +18,11 @@ _OR_ELSE = {
 @dataclass(frozen=True)
 class TrainSettings:
     """steps: optimizer steps. lr, score_lr: peak learning rates of the weights and of learned scores (None = 1e-2;
-    for `soft` at least 10 / steps, or it would prune nothing). batch_size: examples of one process at once; times
-    grad_accum, times the processes, a step. warmup: share of the steps. eval_every, save_every: in steps, None = only
-    at the end, never. adam_epsilon: AdamW's ε of the weights; learned scores have 1e-4 whatever it is (docs/methods.md,
-    "Learned scores"). max_grad_norm: the gradient is clipped to it. report_to: where transformers logs to as well.
+    for `soft` at least 10 / steps, or it would prune nothing: `gradual.optimizing`). batch_size: examples of one
+    process at once; times grad_accum, times the processes, a step. warmup: share of the steps. eval_every, save_every:
+    in steps, None = only at the end, never. adam_epsilon: AdamW's ε of the weights; learned scores have 1e-4 whatever
+    it is (docs/methods.md, "Learned scores"). max_grad_norm: the gradient is clipped to it. report_to: where
+    transformers logs to as well.
     Where the defaults are from: docs/training.md, "Hyper-parameters, and where they come from".
 
     Raises: UserError for what can't be trained with.
@@ -56,7 +57,3 @@ class TrainSettings:
             raise UserError(f"warmup is a share of the steps, in [0, 1), got {self.warmup:g}")
         if not 0 <= self.weight_decay < math.inf:
             raise UserError(f"weight-decay must be 0 or more, got {self.weight_decay:g}")
-
-    def score_lr_of(self, soft: bool) -> float:
-        """The scores' learning rate. `soft`'s must be able to sink to logit(0.1) = -2.2 within the run."""
-        return self.score_lr or (max(1e-2, 10 / self.steps) if soft else 1e-2)

@@ -63,7 +63,7 @@ def train(
             pruner=pruner,
             teacher=teacher,
             kl_weight=kl_weight,
-            score_lr=settings.score_lr_of(pruner is not None and pruner.soft is not None),
+            score_lr=settings.score_lr,
         )
         trainer.remove_callback(PrinterCallback)
         if held_out:  # before `Log`, which asks for the step's own line

@@ -1,4 +1,4 @@
-"""Training on transformers' Trainer: a callback for the masks, and a Trainer with another loss and optimizer groups.
+"""Training on transformers' Trainer: one with another loss and optimizer groups.
 
 Everything else (accumulation, mixed precision, gradient checkpointing, logging, several processes) is the Trainer's.
 """
@@ -10,15 +10,12 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer
 
 from ..data.pairs import IGNORED
 from ..errors import UserError
 from ..gradual import GradualPruner
-
-#: AdamW's ε for scores: with torch's 1e-8 every score would move by lr × sign, and the penalty's size cancel out
-SCORE_EPS = 1e-4
-SCORE_LR = 1e-2
+from .prune_callback import MaskSteps, PruneCallback
 
 
 class Teacher(Protocol):
@@ -32,25 +29,13 @@ class Teacher(Protocol):
         ...
 
 
-class PruneCallback(TrainerCallback):
-    """Moves a GradualPruner along while a Trainer, anybody's, trains the model."""
-
-    def __init__(self, pruner: GradualPruner):
-        self.pruner = pruner
-
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.pruner.begin_step(state.global_step)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.pruner.end_step()
-
-
 class PruneTrainer(Trainer):
     """A Trainer with the scores' penalty and a teacher's divergence in its loss; learned scores have their own rate.
 
     pruner: the masks that are attached to the model; None = plain fine-tuning.
     teacher: None = cross-entropy alone; otherwise loss = (1 - kl_weight) · CE + kl_weight · T² KL, both means over the
-    tokens that count. score_lr: learning rate of the learned scores, on the same warm-up and decay as the weights.
+    tokens that count. score_lr: learning rate of the learned scores, on the same warm-up and decay as the weights;
+    None = their usual one.
     """
 
     def __init__(
@@ -59,7 +44,7 @@ class PruneTrainer(Trainer):
         pruner: GradualPruner | None = None,
         teacher: Teacher | None = None,
         kl_weight: float = 0.5,
-        score_lr: float = SCORE_LR,
+        score_lr: float | None = None,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
@@ -67,14 +52,16 @@ class PruneTrainer(Trainer):
         self._loss_shifts_labels = True
         self.pruner, self.teacher = pruner, teacher
         self.kl_weight, self.score_lr = kl_weight, score_lr
+        if any(isinstance(callback, PruneCallback) for callback in self.callback_handler.callbacks):
+            raise UserError("a PruneTrainer moves its pruner itself; give it pruner=…, and no PruneCallback")
         if pruner is not None:
-            self.add_callback(PruneCallback(pruner))
+            self.add_callback(MaskSteps(pruner))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        if fresh and self.pruner is not None and (scores := self.pruner.masks.scores):
-            separate(optimizer, scores, self.score_lr)
+        if fresh and self.pruner is not None and self.pruner.masks.scores:
+            separate(optimizer, self.pruner.score_group(self.score_lr))
         return optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -91,9 +78,6 @@ class PruneTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         rows = inputs.pop("row", None)
-        labels = inputs["labels"]
-        if self.pruner is not None and self.pruner.estimate is not None:
-            self.pruner.estimate.counts_BT = inputs.get("attention_mask", torch.ones_like(labels)).bool()
         loss, outputs = cast(tuple[Tensor, Any], super().compute_loss(model, inputs, True, num_items_in_batch))
         if model.training:
             # With num_items_in_batch each micro-batch's loss is its part of the whole batch's mean; without, the
@@ -102,8 +86,8 @@ class PruneTrainer(Trainer):
             if self.teacher is not None:
                 far = self._divergence(inputs, rows, outputs.logits, num_items_in_batch if in_parts else None)
                 loss = (1 - self.kl_weight) * loss + self.kl_weight * far
-            if self.pruner is not None and (penalty := self.pruner.penalty()) is not None:
-                loss = loss + penalty / (self.current_gradient_accumulation_steps if in_parts else 1)
+            if self.pruner is not None:
+                loss = self.pruner.loss(loss, parts=self.current_gradient_accumulation_steps if in_parts else 1)
             if not loss.isfinite():
                 step = self.state.global_step + 1
                 raise UserError(f"the loss of step {step} is {loss.item()}; try a smaller --lr, or look at the data")
@@ -121,15 +105,12 @@ class PruneTrainer(Trainer):
         return far_N.sum() / num_items * self.accelerator.num_processes  # which the processes' average undoes
 
 
-def separate(optimizer: torch.optim.Optimizer, scores: Sequence[nn.Parameter], lr: float) -> None:
-    """Give learned scores a group of their own: learning rate `lr`, ε = 1e-4, no weight decay.
-
-    Source: docs/methods.md, "Learned scores".
-    """
-    mine = set(map(id, scores))
-    for group in optimizer.param_groups:
-        group["params"] = [p for p in group["params"] if id(p) not in mine]
-    optimizer.add_param_group({"params": list(scores), "lr": lr, "eps": SCORE_EPS, "weight_decay": 0.0})
+def separate(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:
+    """Take parameters out of the optimizer's groups into one of their own (`GradualPruner.score_group`)."""
+    mine = set(map(id, group["params"]))
+    for other in optimizer.param_groups:
+        other["params"] = [p for p in other["params"] if id(p) not in mine]
+    optimizer.add_param_group(group)
 
 
 def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
