@@ -5,10 +5,15 @@ A page holds a table between `<!-- table:NAME -->` and `<!-- /table -->`, NAME a
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import lmprune
 from lmprune.methods import methods_table
 from lmprune.runtimes.architectures import GGUF, NOT_IN_LLAMA_CPP
 from lmprune.sites.families import FAMILIES, FFNSpec
@@ -46,7 +51,74 @@ def gguf_table() -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"methods": methods_table, "families": families_table, "gguf": gguf_table}
+def api_page() -> str:
+    """All that `lmprune` has, with signatures and docstrings; of its modules a line on each function and class."""
+    parts: list[str] = []
+    for name in lmprune.__all__:
+        thing = getattr(lmprune, name)
+        if isinstance(thing, ModuleType):
+            lines = [f"- `{name}.{member}`: {_first_line(value)}" for member, value in _members(thing)]
+            parts += [f"## lmprune.{name}", _first_line(thing), "\n".join(lines)]
+            continue
+        parts += [f"## lmprune.{name}", _told(name, thing)]
+        if inspect.isclass(thing):
+            parts += [_told(f"{name}.{member}", value) for member, value in _public(thing)]
+    return "\n" + "\n\n".join(parts) + "\n"
+
+
+def _told(name: str, thing: Any) -> str:
+    signature = "" if isinstance(thing, property) else _signature(thing)
+    return f"```text\n{name}{signature}\n\n{inspect.getdoc(thing)}\n```"
+
+
+def _signature(thing: Any) -> str:
+    """Without types, which the docstring says in words; a line an argument where they are many."""
+    if inspect.isclass(thing) and issubclass(thing, Exception):
+        return "(sentence)"
+    given = [p for p in inspect.signature(thing).parameters.values() if p.name not in ("self", "cls")]
+    named = [p.name for p in given if p.kind is p.KEYWORD_ONLY]
+    arguments: list[str] = []
+    for p in given:
+        if p.name in named[:1]:
+            arguments.append("*")
+        stars = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
+        arguments.append(f"{stars}{p.name}" + ("" if p.default is p.empty else f"={_default(p.default)}"))
+    together = f"({', '.join(arguments)})"
+    return together if len(together) < 90 else "(\n    " + ",\n    ".join(arguments) + ",\n)"
+
+
+def _default(value: Any) -> str:
+    if callable(value):
+        return value.__name__
+    return f"{type(value).__name__}()" if is_dataclass(value) else repr(value)
+
+
+def _public(cls: type) -> Iterator[tuple[str, Any]]:
+    """The class's own documented methods and properties, in the order of the source."""
+    for name, value in vars(cls).items():
+        plain = value.__func__ if isinstance(value, classmethod | staticmethod) else value
+        if not name.startswith("_") and (inspect.isfunction(plain) or isinstance(plain, property)) and plain.__doc__:
+            yield name, plain
+
+
+def _members(module: ModuleType) -> Iterator[tuple[str, Any]]:
+    names = getattr(module, "__all__", [n for n in vars(module) if not n.startswith("_")])
+    for name in names:
+        value = getattr(module, name)
+        if (inspect.isfunction(value) or inspect.isclass(value)) and value.__module__.startswith(module.__name__):
+            yield name, value
+
+
+def _first_line(thing: Any) -> str:
+    return " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "methods": methods_table,
+    "families": families_table,
+    "gguf": gguf_table,
+    "api": api_page,
+}
 
 
 def refreshed(text: str) -> str:

@@ -82,7 +82,7 @@ def test_the_count_is_exact_at_every_step_and_the_cut_is_the_masked_model(name: 
     trained = logits(model)
     plan = pruner.finish()
     assert not torch.allclose(logits(model), trained, atol=1e-4)  # the control: the whole model is another
-    assert plan.counts_before == (WIDTH,) * LAYERS and plan.settings["method"] == name
+    assert plan.widths_before == [WIDTH] * LAYERS and plan.settings["method"] == name
     shrink(model, plan)
     assert torch.allclose(logits(model), trained, atol=1e-4)
 
@@ -166,7 +166,7 @@ def test_a_schedule_that_keeps_everything_changes_no_weight_and_no_neuron(name: 
         pruner.begin_step(step)
         logits(model, tokens(4, 16, seed=step))
         pruner.end_step()
-    assert [len(kept) for kept in pruner.finish()] == [WIDTH] * LAYERS
+    assert pruner.finish().widths == [WIDTH] * LAYERS
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 

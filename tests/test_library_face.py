@@ -328,7 +328,7 @@ def test_what_is_no_loss_and_a_second_pruner_are_refused() -> None:
         pruner.loss(tokens().float())
     with pytest.raises(UserError, match="being pruned already"):
         pruner_of(model)
-    assert sum(mask.width for mask in pruner.masks) == LAYERS * WIDTH
+    assert sum(mask.count for mask in pruner.masks) == LAYERS * WIDTH
 
 
 def test_batches_of_a_step() -> None:

@@ -5,23 +5,25 @@ Each works at once or along a schedule while the model trains, but for those who
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
-from .budget.selection import Scope
+from . import plugins
+from .budget.selection import SCOPES, Scope
 from .errors import UserError, unknown
-from .gradual.penalties import Penalty
-from .scores.criteria import get_criterion
+from .gradual.penalties import PENALTIES, Penalty
+from .scores.criteria import CRITERIA, Criterion, ScoreFunction, criterion_of, get_criterion
 
 Refit = Literal["none", "bias", "obs"]
+REFITS: tuple[Refit, ...] = get_args(Refit)
 #: the criterion of scores that are trained with the model (movement pruning)
 LEARNED = "movement"
 
 
 @dataclass(frozen=True)
 class Method:
-    """criterion: a name in `criteria.CRITERIA`; `obs`, whose solver selects and refits in one (`lmprune.solve.obs`); or
-    `movement`: scores that are trained with the model.
+    """criterion: a name in `criteria.CRITERIA`, or a Criterion; `obs`, whose solver selects and refits in one
+    (`lmprune.solve.obs`); or `movement`: scores that are trained with the model.
 
     scope: the default; every method also takes the other one.
     refit: `none`; `bias`: removed neurons' mean output goes into `down`'s bias; `obs`: least squares on what stays.
@@ -29,17 +31,22 @@ class Method:
     """
 
     name: str
-    criterion: str
-    scope: Scope
-    refit: Refit
-    summary: str
-    source: str
+    criterion: str | Criterion
+    scope: Scope = "local"
+    refit: Refit = "none"
+    summary: str = ""
+    source: str = ""
     penalty: Penalty = "none"
 
     @property
     def learned(self) -> bool:
         """The scores are trained with the model, so there must be training."""
         return self.criterion == LEARNED
+
+    def record(self) -> dict[str, str]:
+        """Its row, as text."""
+        row = {f.name: getattr(self, f.name) for f in fields(self)}
+        return row | {"criterion": self.criterion if isinstance(self.criterion, str) else self.criterion.name}
 
 
 def needs_text(method: Method, *, chosen: bool = False) -> bool:
@@ -81,17 +88,96 @@ _ROWS = (
 )
 
 METHODS: dict[str, Method] = {method.name: method for method in _ROWS}
+_BUILT_IN = frozenset(METHODS)
 
 
-def get_method(name: str) -> Method:
-    """The row of `name`. Raises: UserError with the nearest known names.
+#: the ways to say what to prune by: a name of the table, a row of one's own, a criterion, a criterion's function
+MethodLike = str | Method | Criterion | ScoreFunction
+
+
+def _no_score(site: Any, _statistics: Any, _generator: Any) -> Any:
+    raise AssertionError(f"layer {site.layer} has scores already")
+
+
+#: scores that the caller has, and no repair: what `prune(scores=…)` is without a method
+GIVEN = Method("scores", Criterion("scores", frozenset(), _no_score), summary="scores that were given")
+
+
+def get_method(method: MethodLike) -> Method:
+    """The row of a name, an installed package's too, or the row that something else makes.
+
+    Raises: UserError with the nearest known names.
 
     >>> get_method("flap").scope
     'global'
     """
-    if name not in METHODS:
-        raise unknown("method", name, METHODS)
-    return METHODS[name]
+    if isinstance(method, str):
+        plugins.check_new(plugins.METHODS, _BUILT_IN, method)
+        if method not in METHODS and method in plugins.offered(plugins.METHODS):
+            _register_offered(method)
+        if method not in METHODS:
+            raise unknown("method", method, [*METHODS, *(n for n in plugins.offered(plugins.METHODS))])
+        return METHODS[method]
+    return checked(_row_of(method))
+
+
+def all_methods() -> dict[str, Method]:
+    """The table, with what installed packages offer. Raises: UserError where one of them can't be loaded."""
+    for name in plugins.offered(plugins.METHODS):
+        get_method(name)
+    return METHODS
+
+
+def register_method(method: Method) -> Method:
+    """Add a row to the table for this process: a name for `prune(method=…)`, `--method` and studies.
+
+    Raises: UserError for a name that is known, and for a row that can't work.
+    """
+    if isinstance(method, Method) and method.name in METHODS:
+        raise UserError(f"there is a method {method.name!r} already; register yours under another name")
+    METHODS[method.name] = checked(method)
+    return method
+
+
+def checked(method: Any) -> Method:
+    """Raises: UserError for a row that can't work."""
+    if not isinstance(method, Method):
+        raise UserError(f"expected a lmprune.Method, got {type(method).__name__} {method!r:.50}")
+    known = {"scope": SCOPES, "refit": REFITS, "penalty": PENALTIES}
+    for name, values in known.items():
+        if getattr(method, name) not in values:
+            raise unknown(f"{name} of method {method.name!r}", getattr(method, name), values)
+    if method.criterion not in ("obs", LEARNED):
+        get_criterion(method.criterion)
+    if (method.criterion == "obs") != (method.refit == "obs") or (method.penalty != "none" and not method.learned):
+        raise UserError(
+            f"method {method.name!r}: the criterion 'obs' and the refit 'obs' go together, and only learned scores "
+            "(criterion 'movement') have a penalty"
+        )
+    return method
+
+
+def _row_of(method: Method | Criterion | ScoreFunction | Any) -> Any:
+    """A Method as it is; a criterion, or a function as one, by its own name."""
+    if isinstance(method, Method):
+        return method
+    if not isinstance(method, Criterion) and not callable(method):
+        what = f"{type(method).__name__} {method!r:.50}"
+        raise UserError(f"a method is a name, a lmprune.Method or a function that scores a layer's neurons, got {what}")
+    rule = method if isinstance(method, Criterion) else criterion_of(method)  # type: ignore[arg-type]
+    known = METHODS.get(rule.name)
+    if known is not None and known.criterion == rule.name and CRITERIA.get(rule.name) == rule:
+        return known
+    if known is not None:
+        raise UserError(f"the function {rule.name!r} would pass for the method of that name; give it another")
+    return Method(rule.name, rule, summary="a function of the caller's")
+
+
+def _register_offered(name: str) -> None:
+    row = _row_of(plugins.from_package(plugins.METHODS, name))
+    if row.name != name:
+        raise UserError(f"an installed package offers the method {name!r}, and its own name is {row.name!r}")
+    register_method(row)
 
 
 def must_train(method: Method) -> UserError:

@@ -29,6 +29,7 @@ class PrunePlan:
     provenance: where it came from (model, versions, hashes, what was measured on the way); `plan`: the `record` of
     the plan that was used, where the neurons were chosen before.
     unknown: what a later version wrote beside these; it is kept.
+    scores: what they were chosen by, larger = keep, (U,) of each site, where that is known; no part of the file.
     """
 
     kept: Mapping[Address, tuple[int, ...]]
@@ -36,6 +37,7 @@ class PrunePlan:
     settings: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     unknown: Mapping[str, Any] = field(default_factory=dict)
+    scores: Mapping[Address, Tensor] | None = field(default=None, compare=False, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if set(self.kept) != set(self.counts_before):
@@ -138,6 +140,27 @@ class PrunePlan:
         names = ", ".join(sorted(self.unknown))
         return [f"the plan says more than this lmprune understands, which is kept and not acted on: {names}"]
 
+    def to_frame(self) -> Any:
+        """A pandas table with a row a unit: `kind`, `layer`, `unit`, `kept`, and `score` where the scores are known.
+
+        Scores of `obs` are what the layer's error grew by when the unit went; ∞ = it stayed.
+        """
+        from pandas import DataFrame
+
+        rows = [(*address, unit) for address in self.addresses for unit in range(self.counts_before[address])]
+        frame = DataFrame(rows, columns=["kind", "layer", "unit"])
+        kept = {address: set(indices) for address, indices in self.kept.items()}
+        frame["kept"] = [
+            unit in kept[address] for address in self.addresses for unit in range(self.counts_before[address])
+        ]
+        if self.scores is not None:
+            frame["score"] = torch.cat([self.scores[address].double() for address in self.addresses]).numpy()
+        return frame
+
+    def named_scores(self) -> dict[str, Tensor]:
+        """The scores as a file has them, by address: `neurons.0`, `neurons.1`, …"""
+        return {str(address): scores_U.contiguous() for address, scores_U in (self.scores or {}).items()}
+
     def to_json(self) -> str:
         record = {
             **self.unknown,
@@ -184,3 +207,15 @@ class PrunePlan:
 def whole(widths: Sequence[int]) -> PrunePlan:
     """The plan of a model that nothing was cut out of."""
     return PrunePlan.of_neurons([range(width) for width in widths], widths)
+
+
+def in_order(
+    scores: Sequence[Tensor] | Mapping[Address, Tensor] | Mapping[str, Tensor], addresses: Sequence[Address]
+) -> list[Tensor]:
+    """Scores in the order of the sites: a list of them, `PrunePlan.scores`, or a file's. Raises: UserError."""
+    if not isinstance(scores, Mapping):
+        return list(scores)
+    named = {str(address): scores_U for address, scores_U in scores.items()}
+    if set(named) != set(map(str, addresses)):
+        raise UserError(f"scores are named {addresses[0]} to {addresses[-1]}, a layer each, got {', '.join(named)}")
+    return [named[str(address)] for address in addresses]

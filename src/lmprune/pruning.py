@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,25 @@ from .checkpoints.shrinking import check_plan, record_shapes
 from .data import TextData
 from .data.tokens import sequences
 from .errors import UserError, unknown
-from .methods import Method, get_method, must_train, needs_text
-from .plan import PrunePlan
+from .methods import GIVEN, Method, MethodLike, get_method, must_train, needs_text
+from .plan import PrunePlan, in_order
 from .progress import Stages, silent
-from .scores.criteria import get_criterion, score_from
+from .scores.criteria import checked_scores, get_criterion, score_from
 from .scores.statistics import SeamStatistics, collect
+from .sites.address import Address
 from .sites.families import FFNSpec
 from .sites.find import find_sites
 from .sites.limits import check_in_memory, max_context
 from .sites.proof import check_ffns
 from .sites.site import Site
 from .solve.bias import bias_compensation
-from .solve.obs import PLAIN, ObsSettings, obs, obs_refit
+from .solve.obs import PLAIN, ObsSettings, eliminations, obs_refit
 
 #: how many of the calibration tokens a criterion that needs gradients reads
 GRADIENT_TOKENS = 16384
+
+#: one (F_l,) a layer, or by address, as a plan has them, or by its text, as a file has them
+Scores = Sequence[Tensor] | Mapping[Address, Tensor] | Mapping[str, Tensor]
 
 _OBS: Mapping[str, ObsSettings] = {"obs": ObsSettings(), "plain_obs": PLAIN}
 
@@ -39,7 +44,7 @@ def prune(
     model: Any,
     tokenizer: Any = None,
     *,
-    method: str = "obs",
+    method: MethodLike | None = None,
     keep: float = 0.75,
     scope: Scope | None = None,
     data: str | TextData | Sequence[str] | Tensor = "wikitext",
@@ -50,6 +55,7 @@ def prune(
     multiple_of: int = 32,
     seed: int = 0,
     plan: PrunePlan | None = None,
+    scores: Scores | None = None,
     spec: FFNSpec | None = None,
     provenance: Mapping[str, Any] | None = None,
     stages: Stages = silent,
@@ -57,17 +63,21 @@ def prune(
     """Prune the model's feed-forward neurons in place, and return the plan of what stayed.
 
     model: a transformers causal-LM model. tokenizer: needed where the method reads text.
-    method: a name in METHODS. keep: the ratio of neurons that stay, in (0, 1]. scope: `local` or `global`; by default
-        the method's own. multiple_of: every layer's width becomes a multiple of it.
+    method: a name in METHODS, a Method, or a function as a criterion is: (layer, statistics, random numbers) -> scores
+        (F,), larger = keep (docs/add_a_criterion.md). None = `obs`. keep: the ratio of neurons that stay, in (0, 1].
+    scope: `local` or `global`; by default the method's own. multiple_of: every layer's width becomes a multiple of it.
     data: a source name (see `lmprune.data.load`; its train split is read), a list of texts, a TextData, or token
         ids (sequences, T).
         A text is cut into sequences of `seq_len`, `calibration_tokens` in all, documents in an order drawn from `seed`.
     plan: neurons chosen before: they stay, and the layers are repaired as the plan's method does it.
+    scores: what to choose by, one (F_l,) a layer, or as `--scores-out` writes them; larger = keep. The layers are then
+        repaired as `method` does it, and not at all without one.
     spec: where the FFN is, for models that lmprune's table does not know; it is proved on the model first.
     Raises: UserError; where the arguments or the data were wrong, the model is untouched.
     """
-    row = get_method(plan.settings.get("method", method) if plan else method)
-    if row.learned and plan is None:
+    chosen = plan is not None or scores is not None
+    row = _row(method, plan, scores)
+    if row.learned and not chosen:
         raise must_train(row)
     check_keep(keep)
     if scope not in (None, *SCOPES):
@@ -78,14 +88,14 @@ def prune(
         check_ffns(model, sites)
     if plan is not None:
         check_plan(plan, sites)
-    counts_before = [site.count for site in sites]
+    addresses, counts_before = [site.address for site in sites], [site.count for site in sites]
     check_multiple_of(multiple_of, keep if plan is None else 1, counts_before)
-    settings: dict[str, Any] = {
-        "method": row.name, "keep": keep, "scope": scope or row.scope, "multiple_of": multiple_of, "seed": seed
-    }  # fmt: skip
+    given = None if scores is None else checked_scores(in_order(scores, addresses), sites, "scores")
+    how: dict[str, Any] = {"scope": scope or row.scope, "multiple_of": multiple_of, "seed": seed}
+    settings: dict[str, Any] = {"method": row.name, "keep": keep, **how, **({"scores": "given"} if given else {})}
     origin: dict[str, Any] = {"versions": versions()}
     input_ids = None
-    if needs_text(row, chosen=plan is not None):
+    if needs_text(row, chosen=chosen):
         if not isinstance(data, Tensor):
             found = _text(data, model, tokenizer, data_dir, chat_template, calibration_tokens, seed)
             origin["calibration"] = dict(found.provenance)
@@ -96,26 +106,46 @@ def prune(
     if plan is not None:
         settings |= plan.chosen
         origin["plan"] = plan.record()
-        kept = plan.indices(site.address for site in sites)
-        if row.refit == "obs":
-            assert input_ids is not None
-            obs_refit(model, sites, input_ids, kept, settings=_OBS[row.name], stages=stages)
-        else:
-            _cut(sites, kept, row, _statistics(model, sites, row, input_ids, stages))
-    elif row.refit == "obs":
+        kept = plan.indices(addresses)
+    else:
+        kept = select(given, keep, **how) if given else None
+    if row.refit == "obs":
         assert input_ids is not None
-        kept = obs(
-            model, sites, input_ids, keep,
-            scope=scope or row.scope, multiple_of=multiple_of, seed=seed, settings=_OBS[row.name], stages=stages,
-        )  # fmt: skip
+        obs: dict[str, Any] = {"settings": _OBS.get(row.name, ObsSettings()), "stages": stages}
+        if kept is not None:
+            obs_refit(model, sites, input_ids, kept, **obs)
+        else:
+            eliminated = eliminations(model, sites, input_ids, keep, **how, **obs)
+            kept, given = [e.kept for e in eliminated], [e.scores() for e in eliminated]
     else:
         statistics = _statistics(model, sites, row, input_ids, stages)
-        scores = score_from(sites, row.criterion, statistics, seed=seed)
-        kept = select(scores, keep, scope=scope or row.scope, multiple_of=multiple_of, seed=seed)
+        if kept is None:
+            given = score_from(sites, row.criterion, statistics, seed=seed)
+            kept = select(given, keep, **how)
         _cut(sites, kept, row, statistics)
     record_shapes(model, spec)
-    addresses = [site.address for site in sites]
-    return PrunePlan.of(addresses, kept, counts_before, settings, {**origin, **(provenance or {})})
+    done = PrunePlan.of(addresses, kept, counts_before, settings, {**origin, **(provenance or {})})
+    found = plan.scores if plan else None if given is None else dict(zip(addresses, given, strict=True))
+    return replace(done, scores=found)
+
+
+def _row(method: MethodLike | None, plan: PrunePlan | None, scores: Scores | None) -> Method:
+    """What the neurons are chosen by, and how the layers are repaired: the plan's, or what the caller said."""
+    if plan is not None and scores is not None:
+        raise UserError("give a plan, which says what neurons stay, or scores to choose them by, not both")
+    own = None if method is None else get_method(method)
+    if plan is None:
+        return own or (GIVEN if scores is not None else get_method("obs"))
+    name = plan.settings.get("method")
+    if name is None or name == GIVEN.name or (own is not None and own.name == name):
+        return own or (GIVEN if name else get_method("obs"))
+    try:
+        return get_method(name)
+    except UserError as error:
+        raise UserError(
+            f"the plan was made by {name!r}, which is not here ({error}); register it, or name its --plugin; "
+            "lmprune.shrink(model, plan) cuts without a repair"
+        ) from None
 
 
 def versions() -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .console import talking
-from .options import Force, Json, Model, PushToHub, Trust
+from .options import Force, Json, Model, Plugin, PushToHub, Trust
 from .parameters import given, pushed
 
 
@@ -31,6 +31,7 @@ def export(
         bool, typer.Option("--no-verify", help="Do not run what was written in its engine, to compare it with MODEL.")
     ] = False,
     trust_remote_code: Trust = False,
+    plugin: Plugin = None,
     push_to_hub: PushToHub = None,
     as_json: Json = False,
 ) -> None:

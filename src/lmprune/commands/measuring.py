@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .console import talking
-from .options import SOURCES, ChatTemplate, DataDir, Device, Dtype, Ffn, Json, Model, Trust
+from .options import SOURCES, ChatTemplate, DataDir, Device, Dtype, Ffn, Json, Model, Plugin, Trust
 from .parameters import given, refuse_options
 
 _ONLY_TEXTS = ("context", "stride", "max_tokens", "baseline", "chat_template")
@@ -49,6 +49,7 @@ def evaluate(
     device: Device = "cpu",
     chat_template: ChatTemplate = False,
     trust_remote_code: Trust = False,
+    plugin: Plugin = None,
     as_json: Json = False,
 ) -> None:
     """Perplexity on a text, with its standard error; with a baseline, the paired difference. Or the scores of a task.
@@ -98,6 +99,7 @@ def analysis(
     ffn: Ffn = None,
     chat_template: ChatTemplate = False,
     trust_remote_code: Trust = False,
+    plugin: Plugin = None,
     as_json: Json = False,
 ) -> None:
     """Why a model can be pruned: sensitivity and uniqueness of its neurons, look-alikes, dead ones, and advice.
@@ -127,6 +129,7 @@ def bench(
     prompt_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of the prompt.")] = 512,
     new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens written after the first.")] = 32,
     repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Turns that are measured, after one more.")] = 7,
+    plugin: Plugin = None,
     as_json: Json = False,
 ) -> None:
     """Tokens per second of models in one engine, measured in turn, beside the speed-up that their sizes allow.

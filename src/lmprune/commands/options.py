@@ -7,6 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
+
+def _load_plugins(files: list[Path] | None) -> list[Path] | None:
+    from .. import plugins
+
+    for file in files or ():
+        plugins.load_file(file)
+    return files
+
+
 Model = Annotated[
     str,
     typer.Argument(
@@ -38,6 +47,16 @@ SaveDtype = Annotated[
     typer.Option(metavar="TYPE", help="Of the weights in the file.", show_default="the original's"),
 ]
 Device = Annotated[str, typer.Option(metavar="NAME", help="As torch names it: cpu, cuda, cuda:1, mps.")]
+Plugin = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugin",
+        metavar="FILE",
+        help="Run this Python file first: it may add methods and families (docs/plugins.md).",
+        show_default=False,
+        callback=_load_plugins,
+    ),
+]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", metavar="", help="Run the code that comes with the model.")]
 Force = Annotated[bool, typer.Option("--force", metavar="", help="Replace the checkpoint that is already at --out.")]
 Json = Annotated[bool, typer.Option("--json", metavar="", help="One JSON object on stdout, and nothing else there.")]

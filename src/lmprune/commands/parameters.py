@@ -15,7 +15,8 @@ from .console import Terminal
 
 def given(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """A command's parameters, without what concerns only the command line."""
-    return {name: value for name, value in parameters.items() if name not in ("ctx", "as_json", "push_to_hub")}
+    ours = ("ctx", "as_json", "push_to_hub", "plugin")
+    return {name: value for name, value in parameters.items() if name not in ours}
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from .options import (
     Lr,
     Model,
     PenaltyWeight,
+    Plugin,
     PushToHub,
     ReportTo,
     Resume,
@@ -58,6 +59,7 @@ def inspect(
     ffn: Ffn = None,
     dtype: Annotated[str, typer.Option(metavar="TYPE", help="What megabytes are told in.")] = "float32",
     trust_remote_code: Trust = False,
+    plugin: Plugin = None,
     as_json: Json = False,
 ) -> None:
     """What a model is made of, how it was pruned, and what each keep ratio would save; weights are not read.
@@ -123,10 +125,14 @@ def prune(
     save_dtype: SaveDtype = None,
     device: Device = "cpu",
     seed: Annotated[int, typer.Option(metavar="N", help="Of the order of documents, of ties and random choices.")] = 0,
+    scores_out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write what neurons were chosen by: `.safetensors`.")
+    ] = None,
     force: Force = False,
     ffn: Ffn = None,
     chat_template: ChatTemplate = False,
     trust_remote_code: Trust = False,
+    plugin: Plugin = None,
     push_to_hub: PushToHub = None,
     steps: Steps = None,
     epochs: Epochs = None,
@@ -161,8 +167,8 @@ def prune(
     At once by default; with --steps or --epochs while it is fine-tuned on the same text (docs/training.md).
 
     JSON: `model`, `method`, `keep` (asked), `kept`, `scope`, `plan`, `widths`, `params_before`, `params_after`,
-    `ffn_params_before`, `ffn_params_after`, `dtype`, `stock`, `data`, `seconds`, `peak_memory_mb`, `out`, `command`,
-    `pushed`;
+    `ffn_params_before`, `ffn_params_after`, `dtype`, `stock`, `data`, `seconds`, `peak_memory_mb`, `out`,
+    `scores_out`, `command`, `pushed`;
     with training also `training` (its settings, `schedule`, `seconds`, `first_loss`, `last_loss`, `first_perplexity`,
     `perplexity`).
     """
@@ -179,18 +185,16 @@ def prune(
         terminal.result(record, *views.pruning(record), next_commands(after_prune(record, options)))
 
 
-def methods(as_json: Json = False) -> None:
+def methods(plugin: Plugin = None, as_json: Json = False) -> None:
     """The methods that `prune --method` takes.
 
     JSON: `methods`, a list of `name`, `criterion`, `scope` (the default), `refit`, `summary`, `source`, `penalty`.
     """
     with talking(as_json) as terminal:
-        from dataclasses import asdict
-
-        from ..methods import METHODS
+        from ..methods import all_methods
         from . import views
 
-        record = {"methods": [asdict(method) for method in METHODS.values()]}
+        record = {"methods": [method.record() for method in all_methods().values()]}
         terminal.result(record, *views.methods(record))
 
 

@@ -28,6 +28,7 @@ from .options import (
     LossOn,
     Lr,
     Model,
+    Plugin,
     PushToHub,
     ReportTo,
     Resume,
@@ -59,6 +60,7 @@ def finetune(
     chat_template: ChatTemplate = False,
     trust_remote_code: Trust = False,
     push_to_hub: PushToHub = None,
+    plugin: Plugin = None,
     steps: Steps = None,
     epochs: Epochs = None,
     lr: Lr = None,
@@ -113,6 +115,7 @@ def teach(
     device: Device = "cpu",
     chat_template: ChatTemplate = False,
     trust_remote_code: Trust = False,
+    plugin: Plugin = None,
     as_json: Json = False,
 ) -> None:
     """Write down what a teacher predicts for a training text, for `--teacher FILE`: distillation without it in memory.

@@ -45,15 +45,22 @@ class Milestones:
         self.steps = milestones(num_steps, number)
         self.scope: Scope = scope
         self.multiple_of, self.seed = multiple_of, seed
+        self._scores = [torch.full((mask.count,), torch.nan) for mask in masks]
+
+    def scores(self) -> list[Tensor]:
+        """Of each milestone's neurons; those that went keep what they went with."""
+        return self._scores
 
     def choose(self, step: int, keep: float) -> list[Tensor] | None:
         if step not in self.steps:
             return None
         small, sites = cut_copy(self.model, self.masks, self.masks.kept, self.spec)
         plan = prune(
-            small, method=self.method.name, keep=self._share(keep), scope=self.scope, data=self.calibration,
+            small, method=self.method, keep=self._share(keep), scope=self.scope, data=self.calibration,
             multiple_of=self.multiple_of, seed=self.seed, spec=self.spec,
         )  # fmt: skip
+        for mine, before, site in zip(self._scores, self.masks.kept, sites, strict=True):
+            mine[before] = (plan.scores or {})[site.address].float()
         kept = [before[indices] for before, indices in zip(self.masks.kept, plan.indices(), strict=True)]
         if self.method.refit == "obs":
             write_back(self.masks.sites, sites, kept)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..budget.selection import Scope, check_keep, check_multiple_of
 from ..errors import UserError
-from ..methods import get_method, needs_text
+from ..methods import MethodLike, get_method, needs_text
 from ..plan import PrunePlan
 from ..pruning import check_tokens, versions
 from ..sites.families import FFNSpec
@@ -71,11 +71,15 @@ class Chooser(Protocol):
         """The kept neurons of each layer after `step` steps, where the schedule asks for `keep`; None = as they are."""
         ...
 
+    def scores(self) -> Sequence[Tensor]:
+        """What was last chosen by, one (F_l,) a layer; NaN where a neuron was never scored."""
+        ...
+
 
 class GradualPruner:
     """Attaches masks to a model, and moves them along the schedule; `finish` takes them off and gives the plan.
 
-    model: a transformers causal-LM model. method: a name in METHODS. keep: the ratio of neurons in the end.
+    model: a transformers causal-LM model. method: as `lmprune.prune` takes it. keep: the ratio of neurons in the end.
     num_steps: optimizer steps of the whole run. scope: None = the method's own.
     calibration: token ids (sequences, T), for methods whose criterion reads text.
     Raises: UserError, the model untouched.
@@ -85,7 +89,7 @@ class GradualPruner:
         self,
         model: Any,
         *,
-        method: str,
+        method: MethodLike,
         keep: float,
         num_steps: int,
         scope: Scope | None = None,
@@ -103,15 +107,17 @@ class GradualPruner:
         self.similarity_every = min(settings.similarity_every, max(1, int(WAIT * num_steps)))
         reads_text = needs_text(self.method)
         if settings.warm_start and not self.method.learned:
-            raise UserError(f"method {method!r} has no learned scores to warm-start; leave out --warm-start")
+            raise UserError(f"method {self.method.name!r} has no learned scores to warm-start; leave out --warm-start")
         if (reads_text or settings.warm_start) and calibration is None:
-            raise UserError(f"method {method!r} scores neurons on text while it prunes; pass calibration tokens")
+            raise UserError(
+                f"method {self.method.name!r} scores neurons on text while it prunes; pass calibration tokens"
+            )
         if calibration is not None:
             check_tokens(calibration, model)
         if self.method.refit == "bias":
             raise UserError(
-                f"method {method!r} gives layers a bias, which an optimizer at work can't take in; "
-                f"use --schedule oneshot, or --method {self.method.criterion}"
+                f"method {self.method.name!r} gives layers a bias, which an optimizer at work can't take in; "
+                f"use --schedule oneshot, or --method {self.method.record()['criterion']}"
             )
         if hasattr(model, ATTRIBUTE):
             raise UserError("the model is being pruned already; finish() the GradualPruner that it has first")
@@ -280,10 +286,10 @@ class GradualPruner:
             "method": self.method.name, "keep": self.keep, "scope": self.scope, "multiple_of": self.multiple_of,
             "seed": self.seed, "schedule": "cubic", "gradual": asdict(self.settings),
         }  # fmt: skip
-        sites = self.masks.sites
-        return PrunePlan.of(
-            [site.address for site in sites], kept, [site.count for site in sites], settings, {"versions": versions()}
-        )
+        scores = [s.detach().float().cpu() for s in self.chooser.scores()]
+        addresses = [site.address for site in self.masks.sites]
+        plan = PrunePlan.of(addresses, kept, [m.count for m in self.masks], settings, {"versions": versions()})
+        return replace(plan, scores=dict(zip(addresses, scores, strict=True)))
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run needs beside the model's parameters, as named tensors."""

@@ -21,9 +21,9 @@ class Ranking:
     def choose(self, step: int, keep: float) -> list[Tensor] | None:
         if keep == 1:
             return None
-        return select(self._scores(), keep, scope=self.scope, multiple_of=self.multiple_of, seed=self.seed)
+        return select(self.scores(), keep, scope=self.scope, multiple_of=self.multiple_of, seed=self.seed)
 
-    def _scores(self) -> list[Tensor]:
+    def scores(self) -> list[Tensor]:
         if self.method.learned:
             return self.masks.whole_scores()
         return [whole(scores) for scores in score_from(self.masks.sites, self.method.criterion, seed=self.seed)]

@@ -51,6 +51,9 @@ class SoftThreshold:
             kept += select([scores_F], share, scope="local", multiple_of=self.multiple_of, seed=self.seed)
         return kept
 
+    def scores(self) -> list[Tensor]:
+        return self.masks.whole_scores()
+
     def strength(self, step: int) -> float:
         """λ(t) / λ_f: the threshold's share of the way, times the controller's effort."""
         return (1 - self.remaining(step)) * self.effort

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from safetensors.torch import save_file
 
 from .. import pruning
 from ..budget.selection import SCOPES, check_keep
 from ..checkpoints import checkpoint, models
 from ..checkpoints.licences import find_licence
-from ..checkpoints.writing import check_not_read
+from ..checkpoints.writing import check_not_read, written_aside
 from ..data import TextData
-from ..errors import unknown
+from ..errors import UserError, unknown
 from ..evaluation.memory import peak_memory_mb
 from ..methods import get_method, needs_text
 from ..plan import PrunePlan
@@ -33,6 +34,7 @@ from .opening import open_model
 from .reproduce import command, data_record, dtype_record, flat, log_file, origin, result_settings, tell_dtype
 from .training_options import Training, check_method, check_source
 
+SCORES = ".safetensors"
 #: tokens that neurons are scored on: at once, and at each milestone of a training
 CALIBRATION_TOKENS, MILESTONE_TOKENS = 65536, 16384
 
@@ -40,8 +42,8 @@ CALIBRATION_TOKENS, MILESTONE_TOKENS = 65536, 16384
 def prune(
     terminal: Teller, *, model: str, out: Path, method: str, keep: float, scope: Any, data: str,
     data_dir: Path | None, calibration_tokens: int | None, seq_len: int, multiple_of: int, plan: Path | None,
-    dtype: str, save_dtype: str | None, device: str, seed: int, force: bool, ffn: str | None,
-    chat_template: bool, trust_remote_code: bool,
+    dtype: str, save_dtype: str | None, device: str, seed: int, scores_out: Path | None, force: bool,
+    ffn: str | None, chat_template: bool, trust_remote_code: bool,
     **training_options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """`lmprune prune`, whose options these are. What can be checked is checked before the long work.
@@ -64,6 +66,9 @@ def prune(
     kind = checkpoint.check_save_dtype(save_dtype)
     check_not_read(out, model, training.teacher if training else None)
     checkpoint.check_out(out, force=force)
+    resumed = training is not None and training.resume
+    if scores_out is not None:
+        check_scores_file(scores_out, planned=chosen is not None, force=force or resumed)
     spec = parse_spec(ffn) if ffn else None
     calibrates = needs_text(row, chosen=chosen is not None)
     corpus = Corpus(data, data_dir, chat_template, seed, **(training.given("loss_on") if training else {}))
@@ -90,11 +95,17 @@ def prune(
 
     def at_once(dense: Any) -> PrunePlan:
         with terminal.stages() as stages:
-            return pruning.prune(
+            plan = pruning.prune(
                 dense, tokenizer, method=row.name, keep=keep, scope=scope, data=text or data, plan=chosen, spec=spec,
                 calibration_tokens=calibration_tokens, seq_len=seq_len, multiple_of=multiple_of, seed=seed,
                 stages=stages, provenance=provenance,
             )  # fmt: skip
+        keep_scores(plan)  # at once: a training that is resumed reads its plan from the run's folder, without them
+        return plan
+
+    def keep_scores(plan: PrunePlan) -> None:
+        if scores_out is not None and (run is None or PartialState().is_main_process):
+            write_scores(plan, scores_out)
 
     start = time.perf_counter()
     trained: dict[str, Any] = {}
@@ -115,6 +126,7 @@ def prune(
                     job, dense, row, keep=keep, scope=scope, multiple_of=multiple_of,
                     calibration_tokens=calibration_tokens, provenance=provenance,
                 )  # fmt: skip
+                keep_scores(done)
             else:
                 dense, done, trained, log = recover(job, dense, at_once)
         seconds = time.perf_counter() - start
@@ -141,8 +153,25 @@ def prune(
         "seconds": seconds,
         "peak_memory_mb": peak_memory_mb(),
         "out": str(out.expanduser().resolve()),
+        "scores_out": scores_out and str(scores_out.expanduser().resolve()),
         "command": command("prune", options),
     }
+
+
+def check_scores_file(file: Path, *, planned: bool, force: bool) -> None:
+    """Raises: UserError, before the work, where the scores of a pruning can't be written to `file`."""
+    if planned:
+        raise UserError("drop --scores-out, or --plan: a plan says which neurons stay, and not by what scores")
+    if file.suffix != SCORES:
+        raise UserError(f"a file of scores ends in {SCORES}, got {file}")
+    if file.exists() and not force:
+        raise UserError(f"{file} is there already; choose another --scores-out, or replace it with --force")
+
+
+def write_scores(plan: PrunePlan, file: Path) -> None:
+    """The scores by layer, `neurons.0`, `neurons.1`, …; `prune(scores=load_file(file))` takes them again."""
+    with written_aside(file.expanduser().resolve(), folder=False) as partial_file:
+        save_file(plan.named_scores(), partial_file)
 
 
 def _calibrated_on(plan: PrunePlan, text: TextData) -> bool:

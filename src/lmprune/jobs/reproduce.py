@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .. import plugins
 from ..checkpoints import dtypes, sources
 from ..checkpoints.licences import Licence
 from ..data import TextData
@@ -46,8 +47,10 @@ def result_settings(options: Mapping[str, Any]) -> dict[str, Any]:
     given = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in options.items()
-        if name not in {"out", "force", "resume", "save_every", "report_to"} and value is not None
+        if name not in {"out", "scores_out", "force", "resume", "save_every", "report_to"} and value is not None
     }
+    if files := plugins.loaded_files():
+        given["plugin"] = files
     return given | {"processes": PartialState(cpu=options["device"] == "cpu").num_processes}
 
 
@@ -56,7 +59,7 @@ def command(verb: str, options: Mapping[str, Any]) -> list[str]:
     implied = {"method", "keep", "scope", "multiple_of"} if options.get("plan") else set()
     left_out = {"model", "force", "resume", *implied}
     told = {name: value for name, value in options.items() if name not in left_out}
-    return ["lmprune", verb, options["model"], *spelt(told)]
+    return ["lmprune", verb, options["model"], *spelt(told | {"plugin": plugins.loaded_files()})]
 
 
 def dtype_record(model: Any, dtype: torch.dtype | None) -> dict[str, str]:

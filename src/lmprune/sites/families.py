@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from .. import plugins
 from ..errors import UserError
 
 
@@ -94,6 +95,8 @@ FAMILIES: dict[str, FFNSpec] = {
     "glm4": _fused(),
 }
 
+_BUILT_IN = frozenset(FAMILIES)
+
 _SEPARATE = AttentionSpec(
     (("self_attn.q_proj", "q"), ("self_attn.k_proj", "k"), ("self_attn.v_proj", "v")), "self_attn.o_proj"
 )
@@ -112,8 +115,17 @@ COUPLED: dict[str, str] = {
 _EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
 
 
-def register_family(model_type: str, spec: FFNSpec) -> None:
-    """Add (or replace) the row of `model_type` for this process; `lmprune.prune` then treats it like any other."""
+def register_family(model_type: str, spec: FFNSpec, *, replace: bool = False) -> None:
+    """Add the row of `model_type` for this process; `lmprune.prune` then treats it like any other.
+
+    Raises: UserError for what is no FFNSpec, for a coupled FFN, and, without `replace`, for a known type.
+    """
+    if not isinstance(spec, FFNSpec):
+        raise UserError(f"family {model_type!r}: expected a lmprune.FFNSpec, got {type(spec).__name__} {spec!r:.50}")
+    if model_type in COUPLED:
+        raise UserError(f"{model_type} models can't be pruned by neurons: {COUPLED[model_type]}")
+    if model_type in FAMILIES and FAMILIES[model_type] != spec and not replace:
+        raise UserError(f"there is a family {model_type!r} already; replace it with register_family(…, replace=True)")
     FAMILIES[model_type] = spec
 
 
@@ -166,6 +178,9 @@ def family_of(config: Any) -> FFNSpec:
         raise UserError(f"{model_type} models can't be pruned by neurons: {COUPLED[model_type]}")
     if any((getattr(config, key, None) or 0) > 1 for key in _EXPERT_KEYS):
         raise UserError(f"{model_type} is a mixture of experts; lmprune prunes dense feed-forward layers only")
+    plugins.check_new(plugins.FAMILIES, _BUILT_IN, model_type)
+    if model_type not in FAMILIES and model_type in plugins.offered(plugins.FAMILIES):
+        register_family(model_type, plugins.from_package(plugins.FAMILIES, model_type))
     if model_type in FAMILIES:
         return FAMILIES[model_type]
     if is_encoder(config):

@@ -19,7 +19,7 @@ from ..progress import Progress, Stages, silent
 from ..scores.curvature import output_curvature
 from ..sites.address import Address
 from ..sites.site import Site
-from .elimination import LeastSquares, eliminate
+from .elimination import Elimination, LeastSquares, eliminate
 from .targets import layer_problems
 
 
@@ -47,8 +47,13 @@ Metrics = Mapping[Address, Tensor | None]
 PLAIN = ObsSettings(sequential=False, end_loss=False, compensation=0.0, rel_damp=1e-3, per_neuron=False)
 
 
+def obs(model: Any, sites: Sequence[Site], input_ids: Tensor, keep: float, **how: Any) -> list[Tensor]:
+    """What `eliminations` does, and the kept units of each site (K,), sorted."""
+    return [found.kept for found in eliminations(model, sites, input_ids, keep, **how)]
+
+
 @torch.no_grad()
-def obs(
+def eliminations(
     model: Any,
     sites: Sequence[Site],
     input_ids: Tensor,
@@ -59,8 +64,8 @@ def obs(
     seed: int = 0,
     settings: ObsSettings = ObsSettings(),
     stages: Stages = silent,
-) -> list[Tensor]:
-    """Choose, cut and refit all sites in place; the kept units of each (K,), sorted.
+) -> list[Elimination]:
+    """Choose, cut and refit all sites in place; what went from each in which order, and what stayed.
 
     input_ids: calibration text (sequences, T). keep, scope, multiple_of, seed: see `selection.select`.
     Under global scope a first, dense pass gives each layer's error curve, and the cheapest removals of all layers
@@ -111,16 +116,16 @@ def obs_to_counts(
     seed: int = 0,
     settings: ObsSettings = ObsSettings(),
     stages: Stages = silent,
-) -> list[Tensor]:
-    """Like `obs`, to given numbers of units, one a site. metrics: see `error_curves`."""
+) -> list[Elimination]:
+    """Like `eliminations`, to given numbers of units, one a site. metrics: see `error_curves`."""
     metrics = metrics or end_loss_metrics(model, sites, input_ids, settings, stages)
     until = {site.address: count for site, count in zip(sites, counts, strict=True)}
-    kept: dict[Address, Tensor] = {}
+    done: dict[Address, Elimination] = {}
     for site, problem in _problems(model, sites, input_ids, settings, stages("pruning")):
         metric_DD = metrics[site.address]
-        kept[site.address] = eliminate(problem, until=until[site.address], metric_DD=metric_DD, seed=seed).kept
-        cut(site, kept[site.address], problem)
-    return [kept[site.address] for site in sites]
+        found = done[site.address] = eliminate(problem, until=until[site.address], metric_DD=metric_DD, seed=seed)
+        cut(site, found.kept, problem)
+    return [done[site.address] for site in sites]
 
 
 def end_loss_metrics(

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from .. import plugins
 from ..budget.selection import check_keep
 from ..checkpoints.sources import resolve
 from ..errors import UserError, unknown
@@ -40,11 +41,13 @@ _OURS = {
     "teacher",
     "plan",
     "resume",
+    "plugin",
+    "scores_out",
     "as_json",
     "json",
     "help",
 }
-_KEYS = ("name", "models", "tasks", "methods", "keep", "seeds", "distil", *SECTIONS)
+_KEYS = ("name", "plugins", "models", "tasks", "methods", "keep", "seeds", "distil", *SECTIONS)
 _METHOD_KEYS = ("name", "label", "start", "prune", "finetune")
 DENSE = "dense"
 
@@ -121,13 +124,19 @@ class _Reader:
         for name in ("models", "tasks", "methods", "keep"):
             if name not in keys:
                 raise UserError(f"{self.path}: there is no {name!r}; a study needs models, tasks, methods and keep")
+        files = [self.value(n, str) for n in self.items(keys["plugins"])] if "plugins" in keys else []
+        for file, n in zip(files, self.items(keys["plugins"]) if files else [], strict=True):
+            self.checked(n, plugins.load_file, Path(file))  # now, so that their methods are known below
         models = [self.model(n) for n in self.items(keys["models"])]
         tasks = {name: self.task(n) for name, n in self.mapping(keys["tasks"]).items()}
         methods = [self.method(n) for n in self.items(keys["methods"])]
         keeps = [self.value(n, float, check_keep) for n in self.items(keys["keep"])]
         seeds = [self.value(n, int) for n in self.items(keys["seeds"])] if "seeds" in keys else [0]
         distil = [self.value(n, bool) for n in self.items(keys["distil"])] if "distil" in keys else [False]
-        common = {name: self.options(keys[name], name) for name in SECTIONS if name in keys}
+        common: dict[str, Options] = {name: self.options(keys[name], name) for name in SECTIONS if name in keys}
+
+        if files:
+            common["all"] = {"plugin": files}
 
         runs = []
         for model, task in product(models, tasks):

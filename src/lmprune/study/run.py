@@ -183,11 +183,13 @@ def _told(found: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def spelt(options: Mapping[str, Any]) -> list[str]:
-    """Options by their names in Python, as words of a command line; None and False are what is not given."""
+    """Options by their names in Python, as words of a command line; None and False are what is not given, a list is
+    given once an element."""
     words: list[str] = []
-    for name, value in options.items():
-        if value is not None and value is not False:
-            words += ["--" + name.replace("_", "-"), *([] if value is True else [str(value)])]
+    for name, values in options.items():
+        for value in values if isinstance(values, list) else [values]:
+            if value is not None and value is not False:
+                words += ["--" + name.replace("_", "-"), *([] if value is True else [str(value)])]
     return words
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,19 +41,35 @@ CRITERIA: dict[str, Criterion] = {}
 
 
 def criterion(name: str, *, needs: Iterable[str] = ()) -> Callable[[ScoreFunction], ScoreFunction]:
-    """Register the decorated function as the criterion `name`."""
-    assert name not in CRITERIA, f"two criteria are named {name}"
-    assert set(needs) <= FORWARD | GRADIENT, f"{name} needs statistics that do not exist: {set(needs)}"
+    """Register the decorated function as the criterion `name`.
+
+    Raises: UserError for a name that is known, and for statistics that do not exist.
+    """
+    needed = frozenset(needs)
+    if name in CRITERIA:
+        raise UserError(f"there is a criterion {name!r} already; give yours another name")
+    for statistic in needed - FORWARD - GRADIENT:
+        raise unknown(f"statistic that criterion {name!r} needs", statistic, sorted(FORWARD | GRADIENT))
 
     def register(function: ScoreFunction) -> ScoreFunction:
-        CRITERIA[name] = Criterion(name, frozenset(needs), function)
+        CRITERIA[name] = Criterion(name, needed, function)
         return function
 
     return register
 
 
-def get_criterion(name: str) -> Criterion:
-    """Raises: UserError with the nearest known names."""
+def criterion_of(function: Criterion | ScoreFunction) -> Criterion:
+    """The criterion that the function is registered as; else one by the function's own name, that needs no text."""
+    if isinstance(function, Criterion):
+        return function
+    name = getattr(function, "__name__", type(function).__name__)
+    return next((c for c in CRITERIA.values() if c.function is function), Criterion(name, frozenset(), function))
+
+
+def get_criterion(name: str | Criterion) -> Criterion:
+    """The criterion of that name; a criterion is its own. Raises: UserError with the nearest known names."""
+    if isinstance(name, Criterion):
+        return name
     if name not in CRITERIA:
         raise unknown("criterion", name, CRITERIA)
     return CRITERIA[name]
@@ -83,18 +100,43 @@ def score(
 
 
 def score_from(
-    sites: Sequence[Site], name: str, statistics: Sequence[SeamStatistics] | None = None, *, seed: int = 0
+    sites: Sequence[Site], name: str | Criterion, statistics: Sequence[SeamStatistics] | None = None, *, seed: int = 0
 ) -> list[Tensor]:
     """Like `score`, from statistics that are there already: one `collect` can serve many criteria."""
     rule = get_criterion(name)
     generator = torch.Generator().manual_seed(seed)
     layers = zip(sites, statistics or [SeamStatistics()] * len(sites), strict=True)
     with torch.no_grad():
-        scores = [rule.function(site, stats, generator).float().cpu() for site, stats in layers]
-        scores = [site.per_unit(s) if s.shape == (site.width,) else s for site, s in zip(sites, scores, strict=True)]
+        scores = [rule.function(site, stats, generator) for site, stats in layers]
+    return [s.float() for s in checked_scores(scores, sites, f"criterion {rule.name!r}")]
+
+
+def checked_scores(scores: Sequence[Any], sites: Sequence[Site], whose: str) -> list[Tensor]:
+    """The scores (U,) on the CPU; those of a unit's inputs are summed. whose: what a message calls them.
+
+    Raises: UserError where they are not one number a unit, at hand.
+    """
+    if len(scores) != len(sites):
+        raise UserError(f"{whose}: expected scores of {len(sites)} layers, got {len(scores)}")
+    found = []
     for site, scores_U in zip(sites, scores, strict=True):
-        assert scores_U.shape == (site.count,), f"{name} must give one score a unit, got {tuple(scores_U.shape)}"
-    return scores
+        if not isinstance(scores_U, Tensor) or scores_U.shape not in ((site.count,), (site.width,)):
+            got = tuple(scores_U.shape) if isinstance(scores_U, Tensor) else type(scores_U).__name__
+            raise UserError(f"{whose}, layer {site.layer}: expected a tensor of {site.count} scores, got {got}")
+        place = site.reader().device
+        if scores_U.device not in (torch.device("cpu"), place):
+            raise UserError(
+                f"{whose}, layer {site.layer}: the scores are on {scores_U.device}, and the layer on {place}; "
+                "expected them there or on the CPU"
+            )
+        scores_U = scores_U.detach().cpu()
+        if number := int(scores_U.isnan().sum()):
+            raise UserError(
+                f"{whose}, layer {site.layer}: {number} of {len(scores_U)} scores are NaN; "
+                "is the checkpoint or the data broken?"
+            )
+        found.append(scores_U if len(scores_U) == site.count else site.per_unit(scores_U))
+    return found
 
 
 from . import activation, gradient, random, weights  # noqa: E402, F401  (registers the criteria)
