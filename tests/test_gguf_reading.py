@@ -42,7 +42,7 @@ def there_and_back(model: Any, tmp_path: Path) -> Any:
     return models.load(tmp_path / "m.gguf")
 
 
-def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, np.ndarray]], None]) -> Path:
+def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, np.ndarray]], object]) -> Path:
     """The file with its keys and tensors as `change` leaves them."""
     file = read_gguf(path)
     keys, tensors = dict(file.metadata), {name: file.values(name) for name in file.tensors}
