@@ -17,7 +17,7 @@ import torch
 import lmprune
 from lmprune.data import load
 from lmprune.data.tokens import sequences
-from lmprune.jobs.prune import peak_memory_mb
+from lmprune.evaluation.memory import peak_memory_mb
 from lmprune.scores.redundancy import measure
 from lmprune.sites.find import find_sites
 

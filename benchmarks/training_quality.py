@@ -26,8 +26,9 @@ from lmprune.data.tokens import sequences, stream
 from lmprune.evaluation.perplexity import perplexity
 from lmprune.gradual import GradualPruner, GradualSettings
 from lmprune.sites.find import find_sites
+from lmprune.training.settings import TrainSettings
 from lmprune.training.teachers import OnlineTeacher
-from lmprune.training.train import TrainSettings, train
+from lmprune.training.train import train
 
 RUNS = Path(__file__).parent / "runs" / "training_quality.jsonl"
 EVALUATION_TOKENS = 65536

@@ -36,7 +36,8 @@ from ..training.lora import add_lora, merged
 from ..training.run_folder import RunFolder
 from ..training.settings import TrainSettings
 from ..training.teachers import STORED, OnlineTeacher, StoredTeacher
-from ..training.train import Teacher, TrainResult, check_enough, check_tracker, train
+from ..training.train import TrainResult, check_enough, check_tracker, train
+from ..training.trainer import Teacher
 from .opening import check_tokenizer
 from .reproduce import data_record
 from .training_options import Training

@@ -8,7 +8,7 @@ from html import escape
 from importlib.resources import files
 
 from . import svg
-from .charts import Chart, HeatChart
+from .charts import Chart, HeatChart, colour
 from .claims import Claim
 from .tables import Table
 
@@ -81,7 +81,7 @@ def _claims(claims: Sequence[Claim]) -> str:
 def _table(table: Table) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in table.header)
     rows = "".join(
-        f'<tr class="g g-{svg.slug(group)} c{svg.colour(group)}">'
+        f'<tr class="g g-{svg.slug(group)} c{colour(group)}">'
         + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         + "</tr>"
         for cells, group in zip(table.rows, table.groups, strict=True)

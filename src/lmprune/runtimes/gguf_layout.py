@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..sites.linears import rows_are_inputs
-from .architectures import GGUFSpec
+from .gguf_spec import GGUFSpec
 
 
 @dataclass(frozen=True)
