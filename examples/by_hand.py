@@ -12,7 +12,7 @@ from lmprune import masks, statistics
 
 (source,) = sys.argv[1:]
 model, tokenizer = lmprune.load(source), lmprune.load_tokenizer(source)
-ids = torch.tensor(tokenizer("One sentence, and another one. " * 50, add_special_tokens=False).input_ids)
+ids = torch.tensor(tokenizer("One sentence, and another one. " * 100, add_special_tokens=False).input_ids)
 ids = ids[: 16 * 32].view(16, 32)
 
 sites = lmprune.find_sites(model)

@@ -9,7 +9,7 @@ import lmprune
 
 source, out = sys.argv[1:]
 model, tokenizer = lmprune.load(source).train(), lmprune.load_tokenizer(source)
-ids = torch.tensor(tokenizer("One sentence, and another one. " * 200, add_special_tokens=False).input_ids)
+ids = torch.tensor(tokenizer("One sentence, and another one. " * 400, add_special_tokens=False).input_ids)
 batches = ids[: 20 * 4 * 32].view(20, 4, 32)
 
 pruner = lmprune.GradualPruner(model, method="gum", keep=0.5, num_steps=len(batches), multiple_of=8)

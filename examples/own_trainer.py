@@ -9,7 +9,7 @@ import lmprune
 
 source, out = sys.argv[1:]
 model, tokenizer = lmprune.load(source), lmprune.load_tokenizer(source)
-ids = tokenizer("One sentence, and another one. " * 200, add_special_tokens=False).input_ids
+ids = tokenizer("One sentence, and another one. " * 400, add_special_tokens=False).input_ids
 examples = [{"input_ids": ids[i : i + 32], "labels": ids[i : i + 32]} for i in range(0, 80 * 32, 32)]
 
 pruner = lmprune.GradualPruner(model, method="gum", keep=0.5, num_steps=20, multiple_of=8)
