@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from llamacpp import serving
-from lmprune.sites.ffn import find_ffns
 from test_gguf import VOCABULARY, bpe, model_of
 from tokenizers.processors import TemplateProcessing
 
@@ -14,6 +13,7 @@ from lmprune.data.beginning import Beginning
 from lmprune.data.tokens import stream
 from lmprune.evaluation.perplexity import perplexity
 from lmprune.export import Job, export
+from lmprune.sites.find import find_sites
 
 WORDS = "On day 1234 the king's men saw 56 birds, didn't they? The cat asked: why 14151 days?"
 
@@ -25,7 +25,7 @@ def test_perplexity_is_that_of_llama_cpp(bos: bool, tmp_path):
     if bos:
         before = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
         tokenizer.backend_tokenizer.post_processor = before
-    export(Job(model, find_ffns(model), tokenizer, "f32", "tiny", None), tmp_path / "m.gguf", "gguf")
+    export(Job(model, find_sites(model), tokenizer, "f32", "tiny", None), tmp_path / "m.gguf", "gguf")
     with serving(tmp_path / "m.gguf") as llama:
         ids = llama.tokenize(WORDS, special=True)
         nll = -torch.stack([llama.log_probs(ids[:t], VOCABULARY)[ids[t]] for t in range(1, len(ids))]).mean()
