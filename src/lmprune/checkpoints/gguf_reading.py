@@ -90,6 +90,7 @@ def load(path: Path, dtype: torch.dtype | None) -> tuple[Any, dict[str, Any]]:
 
 def _described(file: GGUFFile, model_type: str) -> Described:
     spec, there = GGUF[model_type], _tensors(file)
+    zeros = _zeros(file, spec, there)
 
     def placed(config: Any) -> tuple[Any, tuple[Place, ...]]:
         with torch.device("meta"):
@@ -97,13 +98,15 @@ def _described(file: GGUFFile, model_type: str) -> Described:
         return model, tuple(places(model, spec, file.arch))
 
     def misfits(config: Any) -> int:
-        shapes = {(name, file.tensors[name].shape) for name in there}
-        return len({(place.theirs, place.shape) for place in placed(config)[1]} ^ shapes)
+        ours = {(place.theirs, place.shape) for place in placed(config)[1]}
+        needless = zeros - {name for name, _ in ours}
+        return len(ours ^ {(name, file.tensors[name].shape) for name in there - needless})
 
     config = config_of(file, model_type)
     config.tie_word_embeddings = _HEAD not in there
     config = _with_flags(config, misfits)
     model, found = placed(config)
+    there -= zeros - {place.theirs for place in found}
     if _cut(model, _reader_biases(model, found, there), widths(file)):
         found = tuple(places(model, spec, file.arch))
     _check(file, found, there)
@@ -126,6 +129,12 @@ def _tensors(file: GGUFFile) -> set[str]:
         if head.shape == embedding.shape and (head == embedding).all():
             names.discard(_HEAD)
     return names
+
+
+def _zeros(file: GGUFFile, spec: GGUFSpec, there: set[str]) -> set[str]:
+    """The biases that may be there only because llama.cpp insists on them."""
+    biases = (name for name in there if name.endswith(".bias") and name.split(".")[-2] in spec.biases)
+    return {name for name in biases if not file.values(name).any()}
 
 
 def _with_flags(config: Any, misfits: Callable[[Any], int]) -> Any:
