@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from lmprune import data, prune
 from lmprune.data import pairs
 from lmprune.data.beginning import Beginning
-from lmprune.data.records import Pair, render
+from lmprune.data.records import Pair, PairData, render
 from lmprune.data.tokens import cover, sequences
 from lmprune.errors import UserError
 from lmprune.evaluation import tasks
@@ -112,7 +112,7 @@ def test_pairs_begin_with_it_when_they_train_and_when_they_are_decoded(monkeypat
 
     monkeypatch.setattr(tasks, "decode", decode)
     model = tiny_model("gpt2", vocab_size=257)
-    found = pairs.PairData("p", [long, short], {"sha256": "0"})
+    found = PairData("p", [long, short], {"sha256": "0"})
     with pytest.raises(KeyError):
         tasks.evaluate(model, tokenizer, found, DECODINGS["greedy"], task=tasks.OWN, max_new_tokens=14)
     assert [len(ids) for ids in seen] == [50, 3] and all(ids[0] == BOS and ids.count(BOS) == 1 for ids in seen)
