@@ -72,5 +72,6 @@ class LlamaCpp:
 @contextmanager
 def serving(file: Path, *, context: int = 256) -> Iterator[LlamaCpp]:
     llama = LlamaCpp(file, context=context)
+    llama.greedy([1], 1)  # its loop runs then: a server that is stopped before that waits for itself for ever
     yield llama
     del llama.server
