@@ -139,9 +139,9 @@ def test_a_new_criterion_is_one_decorated_function():
         ffns = find_sites(model)
         for a, b in zip(score(model, ffns, "peak", ids), score(model, ffns, "minitron", ids), strict=True):
             assert torch.equal(a.argsort(), b.argsort(descending=True))
-        with pytest.raises(AssertionError, match="two criteria"):
+        with pytest.raises(UserError, match="there is a criterion 'peak' already"):
             criterion("peak")
-        with pytest.raises(AssertionError, match="do not exist"):
+        with pytest.raises(UserError, match="sum_h3"):
             criterion("other", needs={"sum_h3"})
     finally:
         CRITERIA.pop("peak", None)

@@ -296,7 +296,7 @@ def full(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("where", ["transformers.Trainer._save_rng_state", "lmprune.training.callbacks.save_file"])
+@pytest.mark.parametrize("where", ["transformers.Trainer._save_rng_state", "lmprune.training.prune_callback.save_file"])
 def test_a_full_disk_while_saving_keeps_the_state_before(
     where: str, models: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

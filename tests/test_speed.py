@@ -74,7 +74,7 @@ def test_what_is_timed_is_greedy_decoding_and_an_end_token_does_not_stop_it(monk
         model.generation_config.eos_token_id = int(plain[0, 12])
         speed.time_once(model, prompt, 7)
     assert torch.equal(outputs[0], plain)
-    assert outputs[1].shape == plain.shape and model.generation_config.eos_token_id not in outputs[1][0, 11:]
+    assert torch.equal(outputs[1], plain)  # the checkpoint's end token does not count
 
 
 def test_prompt_from_text(forwards):

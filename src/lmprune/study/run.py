@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.pairs import is_source
-from ..plan import PLAN_FILE
+from ..plan import PLAN_FILE, PrunePlan
 from ..pruning import versions
 from ..training.run_folder import TRAINING_LOG
 from .grid import Run
@@ -176,9 +176,9 @@ def _told(found: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         told["training_log"] = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     plans = [f for f in (folder / "pruned" / PLAN_FILE, folder / CHECKPOINT / PLAN_FILE) if f.is_file()]
     if plans and "prune" in found:
-        plan = json.loads(plans[0].read_text(encoding="utf-8"))
-        told["widths_before"] = plan["widths_before"]
-        told["kept"] = [bitmap(k, width) for k, width in zip(plan["kept"], plan["widths_before"], strict=True)]
+        plan = PrunePlan.load(plans[0])
+        told["widths_before"] = plan.widths_before
+        told["kept"] = [bitmap(plan.kept[site], plan.counts_before[site]) for site in plan.addresses]
     return told
 
 
