@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -98,13 +99,18 @@ def _described(file: GGUFFile, model_type: str) -> Described:
         return model, tuple(places(model, spec, file.arch))
 
     def misfits(config: Any) -> int:
-        ours = {(place.theirs, place.shape) for place in placed(config)[1]}
+        try:
+            ours = {(place.theirs, place.shape) for place in placed(config)[1]}
+        except UserError:  # llama.cpp does not run a model with such a switch
+            return sys.maxsize
         needless = zeros - {name for name, _ in ours}
         return len(ours ^ {(name, file.tensors[name].shape) for name in there - needless})
 
     config = config_of(file, model_type)
     config.tie_word_embeddings = _HEAD not in there
-    config = _with_flags(config, misfits)
+    config, best = _with_flags(config, misfits)
+    if best == sys.maxsize:
+        raise UserError(f"{file.path}: lmprune knows no {file.arch} with these settings; start from its safetensors")
     model, found = placed(config)
     there -= zeros - {place.theirs for place in found}
     if _cut(model, _reader_biases(model, found, there), widths(file)):
@@ -137,8 +143,9 @@ def _zeros(file: GGUFFile, spec: GGUFSpec, there: set[str]) -> set[str]:
     return {name for name in biases if not file.values(name).any()}
 
 
-def _with_flags(config: Any, misfits: Callable[[Any], int]) -> Any:
-    """The config, with those of its switches turned that make the model have the file's tensors: biases, norms."""
+def _with_flags(config: Any, misfits: Callable[[Any], int]) -> tuple[Any, int]:
+    """The config, with those of its switches turned that make the model have the file's tensors: biases, norms; and how
+    many tensors do not fit yet."""
     best = misfits(config)
     inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)} | {"tie_word_embeddings", "use_cache"}
     for field in dataclasses.fields(config):
@@ -149,7 +156,7 @@ def _with_flags(config: Any, misfits: Callable[[Any], int]) -> Any:
         setattr(other, field.name, not value)
         if (number := misfits(other)) < best:
             best, config = number, other
-    return config
+    return config, best
 
 
 def _reader_biases(model: Any, found: Sequence[Place], there: set[str]) -> list[bool]:
