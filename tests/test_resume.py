@@ -21,7 +21,7 @@ from test_bad_input import refused
 from tiny_checkpoints import TEXT, Outcome, lmprune, tiny_checkpoint
 
 from lmprune.plan import PLAN_FILE, PrunePlan
-from lmprune.training import callbacks
+from lmprune.training import callbacks, prune_callback
 from lmprune.training.run_folder import MARK, RunFolder
 
 SHORT = ("--steps", 14, "--seq-len", 32, "--save-every", 4)
@@ -303,7 +303,7 @@ def test_a_full_disk_while_saving_keeps_the_state_before(
     args = arguments("gum", models, text, tmp_path / "o")
     saves = iter(range(10))
     module, _, name = where.rpartition(".")
-    target = transformers.Trainer if module == "transformers.Trainer" else callbacks
+    target = transformers.Trainer if module == "transformers.Trainer" else prune_callback
     real = getattr(target, name)
     monkeypatch.setattr(target, name, lambda *a, **k: real(*a, **k) if next(saves) < 1 else full())
     state = tmp_path / "o.training" / "checkpoint-4"
