@@ -27,7 +27,16 @@ AT_THE_TOP = {"checkpoints.models", "checkpoints.shim", "export.decilm", *TRAINI
 AT_THE_TOP |= {"checkpoints.gguf_config", "checkpoints.gguf_reading", "checkpoints.gguf_tokenizer"}
 KNOW_NAMES = {"sites.families", "runtimes.architectures"}
 PURE = {
-    *("errors", "progress", "plan", "sites.address", "budget.selection", "gradual.schedules", "gradual.penalties"),
+    *(
+        "errors",
+        "progress",
+        "plan",
+        "sites.address",
+        "sites.runs",
+        "budget.selection",
+        "gradual.schedules",
+        "gradual.penalties",
+    ),
     *("training.distillation", "solve.elimination"),
 }
 

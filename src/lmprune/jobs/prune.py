@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from .. import pruning
 from ..budget.selection import SCOPES, check_keep
 from ..checkpoints import checkpoint, models
-from ..checkpoints.licences import find_licence
+from ..checkpoints.licences import Licence, find_licence
 from ..checkpoints.writing import check_not_read, written_aside
 from ..data import TextData
 from ..errors import UserError, unknown
@@ -82,16 +82,12 @@ def prune(
     dense, tokenizer, text = open_model(terminal, model, data, read, **how)
     if text is not None:
         terminal.note(f"{'training' if training else 'calibrating'} on {text.name}")
-    if text is not None and calibrates and chosen is not None and not _calibrated_on(chosen, text):
-        terminal.note("that is not the text the plan was made on, so the refit will differ from the plan's own")
-    if chosen is not None and (others := _made_from(chosen, model)):
-        terminal.note(f"the plan was made from {others}; in other weights its neurons are other neurons")
+    if chosen is not None:
+        _tell_of_plan(terminal, chosen, model, text if calibrates else None)
     tell_dtype(terminal, dense, kind)
     before = inspection.sizes(dense, find_sites(dense, spec=spec))
     licence = find_licence(model)
-    before_it = inspection.find_plan(model)
-    history = {"record": before_it.record()} if before_it else {}
-    provenance = {"model": origin(model, licence, before_it) | history, "command": command("prune", options)}
+    provenance = {"model": _history(model, licence), "command": command("prune", options)}
 
     def at_once(dense: Any) -> PrunePlan:
         with terminal.stages() as stages:
@@ -172,6 +168,20 @@ def write_scores(plan: PrunePlan, file: Path) -> None:
     """The scores by layer, `neurons.0`, `neurons.1`, …; `prune(scores=load_file(file))` takes them again."""
     with written_aside(file.expanduser().resolve(), folder=False) as partial_file:
         save_file(plan.named_scores(), partial_file)
+
+
+def _tell_of_plan(terminal: Teller, plan: PrunePlan, model: str, text: TextData | None) -> None:
+    """Where an earlier plan is carried out on something else. text: what readers are refitted on, if they are."""
+    if text is not None and not _calibrated_on(plan, text):
+        terminal.note("that is not the text the plan was made on, so the refit will differ from the plan's own")
+    if others := _made_from(plan, model):
+        terminal.note(f"the plan was made from {others}; in other weights its neurons are other neurons")
+
+
+def _history(model: str, licence: Licence) -> dict[str, Any]:
+    """Where the model comes from, with the record of its own pruning if it was pruned before."""
+    earlier = inspection.find_plan(model)
+    return origin(model, licence, earlier) | ({"record": earlier.record()} if earlier else {})
 
 
 def _calibrated_on(plan: PrunePlan, text: TextData) -> bool:

@@ -32,6 +32,7 @@ from .linears import (
     replace_product,
     rows_are_inputs,
 )
+from .runs import runs_of
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,6 @@ class Writer:
     def split(self, outputs: Tensor, count: int, dim: int = 0) -> list[Tensor]:
         """What belongs to the outputs of the linear along `dim`, by runs: in each, unit after unit."""
         return list(outputs.split([*(size * count for size in self.runs), self.shared], dim))[:-1]
-
-
-def runs_of(units: Tensor, size: int) -> Tensor:
-    """Every index of the runs of length `size` that `units` (K,) are: (K · size,)."""
-    return units if size == 1 else (units[:, None] * size + torch.arange(size, device=units.device)).flatten()
 
 
 @dataclass(eq=False)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..sites.runs import runs_of
+
 
 @dataclass(frozen=True)
 class LeastSquares:
@@ -62,7 +64,7 @@ class LeastSquares:
 
     def rows(self, units: Tensor) -> Tensor:
         """The rows of `units` (K,), (K · size,)."""
-        return (units[:, None] * self.size + torch.arange(self.size)).flatten()
+        return runs_of(units, self.size)
 
     def refit(self, kept: Tensor) -> Tensor:
         """(H_KK)⁻¹ G_K: the exact least-squares reader on the kept units, (K · size + pinned, D)."""
