@@ -242,8 +242,8 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
         [
             ("input_ids = input_ids[: max(GRADIENT_TOKENS // input_ids.shape[1], 1)]", "input_ids = input_ids[:1]"),
             (
-                "kept = select(given, keep, **how)\n        _cut",
-                'kept = select(given, keep, **{**how, "scope": row.scope})\n        _cut',
+                "kept = select(scores, keep, **how)\n    _cut",
+                'kept = select(scores, keep, **{**how, "scope": row.scope})\n    _cut',
             ),
             ('name = plan.settings.get("method")', "name = None"),
             ("input_ids.max() >= vocabulary", "input_ids.max() > vocabulary"),

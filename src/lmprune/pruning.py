@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -76,58 +76,26 @@ def prune(
     spec: where the FFN is, for models that lmprune's table does not know; it is proved on the model first.
     Raises: UserError; where the arguments or the data were wrong, the model is untouched.
     """
-    chosen = plan is not None or scores is not None
     row = _row(method, plan, scores)
-    if row.learned and not chosen:
-        raise must_train(row)
-    check_keep(keep)
-    if scope not in (None, *SCOPES):
-        raise unknown("scope", scope, SCOPES)
-    sites = find_sites(model, plan.kinds if plan else ("neurons",), spec)
-    check_in_memory(model)
-    if spec is not None:
-        check_ffns(model, sites)
-    if plan is not None:
-        check_plan(plan, sites)
-    addresses, counts_before = [site.address for site in sites], [site.count for site in sites]
-    check_multiple_of(multiple_of, keep if plan is None else 1, counts_before)
-    given = None if scores is None else checked_scores(in_order(scores, addresses), sites, "scores")
     how: dict[str, Any] = {"scope": scope or row.scope, "multiple_of": multiple_of, "seed": seed}
-    settings: dict[str, Any] = {"method": row.name, "keep": keep, **how, **({"scores": "given"} if given else {})}
-    origin: dict[str, Any] = {"versions": versions()}
-    input_ids = None
-    if needs_text(row, chosen=chosen):
-        if not isinstance(data, Tensor):
-            found = _text(data, model, tokenizer, data_dir, chat_template, calibration_tokens, seed)
-            origin["calibration"] = {**found.provenance, "bos": Beginning.of(tokenizer).text or None}
-            data = sequences(tokenizer, found, seq_len=seq_len, num_tokens=calibration_tokens, seed=seed)
-        input_ids = check_tokens(data, model)
-        settings |= {"calibration_tokens": input_ids.numel(), "seq_len": input_ids.shape[1]}
-
-    if plan is not None:
-        settings |= plan.chosen
-        origin["plan"] = plan.record()
-        kept = plan.indices(addresses)
+    sites = _checked_sites(model, row, keep, scope, multiple_of, plan=plan, scores=scores, spec=spec)
+    addresses, counts_before = [site.address for site in sites], [site.count for site in sites]
+    given = None if scores is None else checked_scores(in_order(scores, addresses), sites, "scores")
+    input_ids, calibration = None, {}
+    if needs_text(row, chosen=plan is not None or scores is not None):
+        reading = _Reading(data, data_dir, chat_template, calibration_tokens, seq_len, seed)
+        input_ids, calibration = reading.tokens(model, tokenizer)
+    kept = plan.indices(addresses) if plan else None if given is None else select(given, keep, **how)
+    if kept is None:
+        kept, given = _choose_and_cut(model, sites, row, input_ids, keep, how, stages)
     else:
-        kept = select(given, keep, **how) if given else None
-    if row.refit == "obs":
-        assert input_ids is not None
-        obs: dict[str, Any] = {"settings": _OBS.get(row.name, ObsSettings()), "stages": stages}
-        if kept is not None:
-            obs_refit(model, sites, input_ids, kept, **obs)
-        else:
-            eliminated = eliminations(model, sites, input_ids, keep, **how, **obs)
-            kept, given = [e.kept for e in eliminated], [e.scores() for e in eliminated]
-    else:
-        statistics = _statistics(model, sites, row, input_ids, stages)
-        if kept is None:
-            given = score_from(sites, row.criterion, statistics, seed=seed)
-            kept = select(given, keep, **how)
-        _cut(sites, kept, row, statistics)
+        _cut_to(model, sites, row, input_ids, kept, stages)
     record_shapes(model, spec)
-    done = PrunePlan.of(addresses, kept, counts_before, settings, {**origin, **(provenance or {})})
-    found = plan.scores if plan else None if given is None else dict(zip(addresses, given, strict=True))
-    return replace(done, scores=found)
+    settings = {"method": row.name, "keep": keep, **how, **({"scores": "given"} if scores is not None else {})}
+    settings |= _size(input_ids) | (plan.chosen if plan else {})
+    origin = {"versions": versions(), **calibration, **({"plan": plan.record()} if plan else {}), **(provenance or {})}
+    found = plan.scores if plan else dict(zip(addresses, given or (), strict=True))
+    return replace(PrunePlan.of(addresses, kept, counts_before, settings, origin), scores=found)
 
 
 def _row(method: MethodLike | None, plan: PrunePlan | None, scores: Scores | None) -> Method:
@@ -149,6 +117,33 @@ def _row(method: MethodLike | None, plan: PrunePlan | None, scores: Scores | Non
         ) from None
 
 
+def _checked_sites(
+    model: Any,
+    row: Method,
+    keep: float,
+    scope: Scope | None,
+    multiple_of: int,
+    *,
+    plan: PrunePlan | None,
+    scores: Scores | None,
+    spec: FFNSpec | None,
+) -> list[Site]:
+    """Where the model can be pruned as it was asked. Raises: UserError where it can't."""
+    if row.learned and plan is None and scores is None:
+        raise must_train(row)
+    check_keep(keep)
+    if scope not in (None, *SCOPES):
+        raise unknown("scope", scope, SCOPES)
+    sites = find_sites(model, plan.kinds if plan else ("neurons",), spec)
+    check_in_memory(model)
+    if spec is not None:
+        check_ffns(model, sites)
+    if plan is not None:
+        check_plan(plan, sites)
+    check_multiple_of(multiple_of, 1 if plan else keep, [site.count for site in sites])
+    return sites
+
+
 def versions() -> dict[str, str]:
     """What a number depends on: the versions of lmprune, torch, transformers and Python."""
     return {
@@ -157,25 +152,42 @@ def versions() -> dict[str, str]:
     }
 
 
-def _text(
-    data: str | TextData | Sequence[str],
-    model: Any,
-    tokenizer: Any,
-    data_dir: Path | None,
-    chat_template: bool,
-    num_tokens: int,
-    seed: int,
-) -> TextData:
-    if tokenizer is None:
-        raise UserError("calibration text needs a tokenizer; pass one, or give token ids of shape (sequences, T)")
-    if isinstance(data, TextData):
-        return data
-    if not isinstance(data, str):
-        return text.from_texts(data)
-    return text.load(
-        data, "train", data_dir=data_dir, model=model, tokenizer=tokenizer,
-        chat_template=chat_template, seed=seed, num_tokens=num_tokens,
-    )  # fmt: skip
+@dataclass(frozen=True)
+class _Reading:
+    """What text is read before anything is chosen, and how it is cut; see `prune`."""
+
+    data: str | TextData | Sequence[str] | Tensor
+    data_dir: Path | None
+    chat_template: bool
+    num_tokens: int
+    seq_len: int
+    seed: int
+
+    def tokens(self, model: Any, tokenizer: Any) -> tuple[Tensor, dict[str, Any]]:
+        """Token ids (sequences, T), and what a plan says of where they came from."""
+        if isinstance(self.data, Tensor):
+            return check_tokens(self.data, model), {}
+        if tokenizer is None:
+            raise UserError("calibration text needs a tokenizer; pass one, or give token ids of shape (sequences, T)")
+        found = self.text(model, tokenizer)
+        ids = sequences(tokenizer, found, seq_len=self.seq_len, num_tokens=self.num_tokens, seed=self.seed)
+        calibration = {**found.provenance, "bos": Beginning.of(tokenizer).text or None}
+        return check_tokens(ids, model), {"calibration": calibration}
+
+    def text(self, model: Any, tokenizer: Any) -> TextData:
+        if isinstance(self.data, TextData):
+            return self.data
+        if not isinstance(self.data, str):
+            return text.from_texts(self.data)  # type: ignore[arg-type]  # tokens are no text
+        return text.load(
+            self.data, "train", data_dir=self.data_dir, model=model, tokenizer=tokenizer,
+            chat_template=self.chat_template, seed=self.seed, num_tokens=self.num_tokens,
+        )  # fmt: skip
+
+
+def _size(input_ids: Tensor | None) -> dict[str, int]:
+    """What was read, for a plan's settings."""
+    return {} if input_ids is None else {"calibration_tokens": input_ids.numel(), "seq_len": input_ids.shape[1]}
 
 
 def check_seq_len(model: Any, seq_len: int, whose: str = "the model") -> int:
@@ -198,6 +210,44 @@ def check_tokens(input_ids: Tensor, model: Any) -> Tensor:
             "is this the model's own tokenizer?"
         )
     return input_ids
+
+
+def _choose_and_cut(
+    model: Any,
+    sites: Sequence[Site],
+    row: Method,
+    input_ids: Tensor | None,
+    keep: float,
+    how: Mapping[str, Any],
+    stages: Stages,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Prune by the method; the kept units of each site, and the scores that they were chosen by."""
+    if row.refit == "obs":
+        assert input_ids is not None
+        settings = _OBS.get(row.name, ObsSettings())
+        eliminated = eliminations(model, sites, input_ids, keep, **how, settings=settings, stages=stages)
+        return [e.kept for e in eliminated], [e.scores() for e in eliminated]
+    statistics = _statistics(model, sites, row, input_ids, stages)
+    scores = score_from(sites, row.criterion, statistics, seed=how["seed"])
+    kept = select(scores, keep, **how)
+    _cut(sites, kept, row, statistics)
+    return kept, scores
+
+
+def _cut_to(
+    model: Any,
+    sites: Sequence[Site],
+    row: Method,
+    input_ids: Tensor | None,
+    kept: Sequence[Tensor],
+    stages: Stages,
+) -> None:
+    """Keep these units alone, and repair the layers as the method does it."""
+    if row.refit == "obs":
+        assert input_ids is not None
+        obs_refit(model, sites, input_ids, kept, settings=_OBS.get(row.name, ObsSettings()), stages=stages)
+    else:
+        _cut(sites, kept, row, _statistics(model, sites, row, input_ids, stages))
 
 
 def _statistics(
