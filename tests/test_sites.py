@@ -162,3 +162,20 @@ def test_blocks_are_found_when_not_named() -> None:
 def test_a_path_that_is_not_there_is_named(spec: FFNSpec, match: str) -> None:
     with pytest.raises(UserError, match=match):
         find_sites(tiny_model("llama"), spec=spec)
+
+
+def test_sites_of_several_kinds_come_in_the_order_of_a_forward_pass_each_once() -> None:
+    found = find_sites(tiny_model("llama"), ("neurons", "heads", "neurons"))
+    assert [str(place.address) for place in found] == [f"{kind}.{n}" for n in range(3) for kind in ("heads", "neurons")]
+
+
+def test_a_trial_cut_gives_back_counts_that_are_a_layers_own() -> None:
+    """phi3 reads its number of heads from the config; a cut layer has a config of its own."""
+    model = tiny_model("phi3", num_key_value_heads=4)
+    before, sites = logits(model), find_sites(model, ("heads",))
+    with trial_cut(sites, [torch.tensor([0, 1])] * 3):
+        once = logits(model)
+        with trial_cut(sites, [torch.tensor([0])] * 3):
+            twice = logits(model)
+        assert torch.equal(logits(model), once)
+    assert torch.equal(logits(model), before) and not torch.allclose(once, twice, atol=1e-4)

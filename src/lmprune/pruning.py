@@ -23,12 +23,12 @@ from .plan import PrunePlan, in_order
 from .progress import Stages, silent
 from .scores.criteria import checked_scores, get_criterion, score_from
 from .scores.statistics import SeamStatistics, collect
-from .sites.address import Address
+from .sites.address import Address, Kind
 from .sites.families import FFNSpec
 from .sites.find import find_sites
 from .sites.limits import check_in_memory, max_context
 from .sites.proof import check_ffns
-from .sites.site import Site
+from .sites.site import Site, seams
 from .solve.bias import bias_compensation
 from .solve.obs import PLAIN, ObsSettings, eliminations, obs_refit
 
@@ -45,6 +45,7 @@ def prune(
     model: Any,
     tokenizer: Any = None,
     *,
+    units: Sequence[Kind] = ("neurons",),
     method: MethodLike | None = None,
     keep: float = 0.75,
     scope: Scope | None = None,
@@ -61,9 +62,10 @@ def prune(
     provenance: Mapping[str, Any] | None = None,
     stages: Stages = silent,
 ) -> PrunePlan:
-    """Prune the model's feed-forward neurons in place, and return the plan of what stayed.
+    """Prune the model's units (by default its feed-forward neurons) in place, and return the plan of what stayed.
 
     model: a transformers causal-LM model. tokenizer: needed where the method reads text.
+    units: kinds of what is removed, of `sites.address.KINDS`; a plan names its own.
     method: a name, a Method, or a function as a criterion is: (layer, statistics, random numbers) -> scores (F,),
         larger = keep (docs/add_a_criterion.md). None = `obs`. keep: the ratio of neurons that stay, in (0, 1].
     scope: `local` or `global`; by default the method's own. multiple_of: every layer's width becomes a multiple of it.
@@ -78,7 +80,7 @@ def prune(
     """
     row = _row(method, plan, scores)
     how: dict[str, Any] = {"scope": scope or row.scope, "multiple_of": multiple_of, "seed": seed}
-    sites = _checked_sites(model, row, keep, scope, multiple_of, plan=plan, scores=scores, spec=spec)
+    sites = _checked_sites(model, units, row, keep, scope, multiple_of, plan=plan, scores=scores, spec=spec)
     addresses, counts_before = [site.address for site in sites], [site.count for site in sites]
     given = None if scores is None else checked_scores(in_order(scores, addresses), sites, "scores")
     input_ids, calibration = None, {}
@@ -119,6 +121,7 @@ def _row(method: MethodLike | None, plan: PrunePlan | None, scores: Scores | Non
 
 def _checked_sites(
     model: Any,
+    units: Sequence[Kind],
     row: Method,
     keep: float,
     scope: Scope | None,
@@ -134,7 +137,7 @@ def _checked_sites(
     check_keep(keep)
     if scope not in (None, *SCOPES):
         raise unknown("scope", scope, SCOPES)
-    sites = find_sites(model, plan.kinds if plan else ("neurons",), spec)
+    sites = seams(find_sites(model, plan.kinds if plan else units, spec), f"method {row.name!r}")
     check_in_memory(model)
     if spec is not None:
         check_ffns(model, sites)

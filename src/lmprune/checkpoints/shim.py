@@ -9,6 +9,7 @@ itself loads the checkpoint with its own copy and never runs the checkpoint's.
 
 from __future__ import annotations
 
+import copy
 import functools
 import operator
 from collections.abc import Mapping
@@ -47,9 +48,9 @@ def count_of(module: nn.Module, name: str) -> int:
 def set_count(module: nn.Module, name: str, value: int) -> None:
     """Set the attribute `name` of a module. "config.x": a field of the model's config, for this module alone."""
     if name.startswith("config."):
-        if not isinstance(module.config, OwnCounts):
-            object.__setattr__(module, "config", OwnCounts(module.config))
-        setattr(module.config, name.removeprefix("config."), value)
+        own = copy.copy(module.config) if isinstance(module.config, OwnCounts) else OwnCounts(module.config)
+        setattr(own, name.removeprefix("config."), value)
+        object.__setattr__(module, "config", own)  # a new one: whoever held the old one can put it back
     else:
         setattr(module, name, value)
 

@@ -18,7 +18,7 @@ from ..sites.families import ATTENTION, FFNSpec, family_of
 from ..sites.find import blocks_of, find_sites
 from ..sites.heads import head_counts, heads
 from ..sites.limits import check_in_memory
-from ..sites.site import Site
+from ..sites.place import Place
 from . import shim
 
 
@@ -39,7 +39,7 @@ def shrink(model: Any, plan: PrunePlan, spec: FFNSpec | None = None) -> Any:
     return model
 
 
-def check_plan(plan: PrunePlan, sites: Sequence[Site]) -> None:
+def check_plan(plan: PrunePlan, sites: Sequence[Place]) -> None:
     """Raises: UserError where the plan was made for a model of other shapes, or for other kinds of units."""
     counts = {site.address: site.count for site in sites}
     if counts != dict(plan.counts_before):

@@ -6,10 +6,12 @@ from typing import Literal, NamedTuple, get_args
 
 from ..errors import UserError, unknown
 
-Kind = Literal["neurons", "heads"]
+#: kinds whose units have a seam (see `site`)
+SeamKind = Literal["neurons", "heads"]
+Kind = Literal[SeamKind, "experts", "layers"]
 #: the default first
 KINDS: tuple[Kind, ...] = get_args(Kind)
-_IN_A_BLOCK: tuple[Kind, ...] = ("heads", "neurons")
+_IN_A_BLOCK: tuple[Kind, ...] = ("layers", "heads", "experts", "neurons")
 
 
 class Address(NamedTuple):

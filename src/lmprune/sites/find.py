@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast, overload
 
 from torch import nn
 
 from ..errors import UserError
-from .address import Kind, check_kind
+from .address import Kind, SeamKind, check_kind
 from .families import FFNSpec, attention_of, family_of
 from .heads import heads
 from .neurons import neurons
+from .place import Place
 from .site import Site
 
 
-def find_sites(model: nn.Module, units: Sequence[Kind] = ("neurons",), spec: FFNSpec | None = None) -> list[Site]:
+@overload
+def find_sites(
+    model: nn.Module, units: Sequence[SeamKind] = ("neurons",), spec: FFNSpec | None = None
+) -> list[Site]: ...
+@overload
+def find_sites(model: nn.Module, units: Sequence[Kind], spec: FFNSpec | None = None) -> Sequence[Place]: ...
+def find_sites(
+    model: nn.Module, units: Sequence[Kind] = ("neurons",), spec: FFNSpec | None = None
+) -> Sequence[Place] | list[Site]:
     """The model's sites of these kinds, in the order in which a forward pass meets them.
 
     model: a causal-LM model. spec: paths to use instead of the FAMILIES row of `model.config.model_type`.
@@ -23,19 +32,34 @@ def find_sites(model: nn.Module, units: Sequence[Kind] = ("neurons",), spec: FFN
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"expected a model, such as lmprune.load returns, got {type(model).__name__} {model!r:.50}")
-    config = getattr(model, "config", None)
+    wanted: dict[Kind, None] = dict.fromkeys(check_kind(kind) for kind in units)
+    found: list[Place] = []
+    for kind in wanted:
+        if kind not in FINDERS:
+            raise UserError(f"lmprune can't remove {kind} yet; it can {' and '.join(FINDERS)}")
+        try:
+            found += FINDERS[kind](model, getattr(model, "config", None), spec)
+        except AttributeError as error:
+            raise UserError(f"{type(model).__name__} does not have the layer that was named: {error}") from None
+    return sorted(found, key=lambda place: place.address.order())
+
+
+def _neurons(model: nn.Module, config: Any, spec: FFNSpec | None) -> list[Site]:
     spec = spec or family_of(config)
-    attention = attention_of(config) if "heads" in [check_kind(kind) for kind in units] else None
-    found: list[Site] = []
-    try:
-        for layer, block in enumerate(blocks_of(model, spec)):
-            if attention is not None:
-                found.append(heads(block, attention, config, layer))
-            if "neurons" in units:
-                found.append(neurons(block, spec, layer))
-    except AttributeError as error:
-        raise UserError(f"{type(model).__name__} does not have the layer that was named: {error}") from None
-    return found
+    return [neurons(block, spec, layer) for layer, block in enumerate(blocks_of(model, spec))]
+
+
+def _heads(model: nn.Module, config: Any, spec: FFNSpec | None) -> list[Site]:
+    blocks, attention = blocks_of(model, spec or family_of(config)), attention_of(config)
+    return [heads(block, attention, config, layer) for layer, block in enumerate(blocks)]
+
+
+#: A kind of units, and the function that finds them in a model with this config, by the caller's spec or the tables.
+#: Raises: UserError where the model has none, AttributeError where it lacks a path.
+FINDERS: Mapping[Kind, Callable[[nn.Module, Any, FFNSpec | None], Sequence[Place]]] = {
+    "neurons": _neurons,
+    "heads": _heads,
+}
 
 
 def blocks_of(model: nn.Module, spec: FFNSpec) -> Sequence[nn.Module]:

@@ -1,4 +1,4 @@
-"""Masks at the seam: the input of a reader, where setting a unit's run to 0 is exactly the removal of the unit.
+"""Masks, most at the seam: the input of a reader, where setting a unit's run to 0 is exactly the removal of the unit.
 
 `masked` is for a moment's look; `UnitMasks` stays on a model while it trains, and holds its learned scores.
 """
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from .limits import is_offloaded
+from .place import Place
 from .site import Site
 
 #: `full`: all neurons are computed, and masked ones still get a gradient; `gathered`: only the kept ones are computed
@@ -30,20 +31,12 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def masked(sites: Sequence[Site], masks: Sequence[Tensor]) -> Iterator[None]:
-    """Multiply each site's units by its mask (U,) (0/1 or real) for the length of a `with` block."""
+def masked(sites: Sequence[Place], masks: Sequence[Tensor]) -> Iterator[None]:
+    """Each site under its mask (U,) for the length of a `with` block. At a seam it multiplies, so it may be real."""
     with ExitStack() as stack:
         for site, mask in zip(sites, masks, strict=True):
-            stack.callback(site.reader_linear.register_forward_pre_hook(_multiply(site.on_inputs(mask))).remove)
+            stack.callback(site.mask(mask))
         yield
-
-
-def _multiply(mask_F: Tensor):
-    def hook(_module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        h_NF, *rest = args
-        return (h_NF * mask_F.to(h_NF), *rest)
-
-    return hook
 
 
 class UnitMasks(nn.ModuleList):

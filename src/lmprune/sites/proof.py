@@ -9,32 +9,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints.shim import count_of, set_count
 from ..errors import UserError
-from .linears import IN_NAMES, OUT_NAMES
 from .masks import masked
+from .place import Place
 from .site import Site
 
 
 @contextmanager
-def trial_cut(sites: Sequence[Site], kept: Sequence[Tensor]) -> Iterator[None]:
+def trial_cut(sites: Sequence[Place], kept: Sequence[Tensor]) -> Iterator[None]:
     """Cut for the length of a `with` block; afterwards the very same parameters are back."""
-    modules = [m for site in sites for m in site.linears]
-    before: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]] = [
-        (m, dict(m._parameters), {n: getattr(m, n) for n in (*OUT_NAMES, *IN_NAMES) if hasattr(m, n)}) for m in modules
-    ]
-    counted = [(module, name, count_of(module, name)) for site in sites for module, name in site.scaled]
+    modules = dict.fromkeys(module for site in sites for module in site.modules)
+    before = [(module, *_held(module)) for module in modules]
     try:
         for site, indices in zip(sites, kept, strict=True):
             site.keep(indices)
         yield
     finally:
-        for module, parameters, sizes in before:
-            module._parameters.update(parameters)
-            for name, size in sizes.items():
-                setattr(module, name, size)
-        for module, name, value in counted:
-            set_count(module, name, value)
+        for module, attributes, tables in before:
+            module.__dict__.clear()
+            module.__dict__.update(attributes | tables)
+
+
+#: where a module has what is no plain attribute of it
+_TABLES = ("_parameters", "_buffers", "_modules")
+
+
+def _held(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The module's attributes, and its tables of parameters, buffers and submodules, as they are now."""
+    return dict(module.__dict__), {name: dict(module.__dict__[name]) for name in _TABLES}
 
 
 def check_ffns(model: nn.Module, sites: Sequence[Site], *, seed: int = 0) -> None:

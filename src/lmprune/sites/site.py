@@ -32,6 +32,7 @@ from .linears import (
     replace_product,
     rows_are_inputs,
 )
+from .place import Place
 from .runs import runs_of
 
 
@@ -101,6 +102,10 @@ class Site:
         return sum(tensor.numel() for tensor in mine) // self.count
 
     @property
+    def least(self) -> int:
+        return 1
+
+    @property
     def writer_linears(self) -> list[nn.Module]:
         return [writer.linear for writer in self.made_by]
 
@@ -108,6 +113,10 @@ class Site:
     def linears(self) -> list[nn.Module]:
         """The modules whose parameters belong to units: writers, then the reader."""
         return [*self.writer_linears, self.reader_linear]
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        return [*self.linears, *(module for module, _ in self.scaled)]
 
     def writers(self) -> list[Tensor]:
         """Each (U · rows, D), unit after unit: [up], [up, gate], the two halves of a fused [gate; up], [q, k, v]."""
@@ -130,6 +139,16 @@ class Site:
     def inputs_of(self, units: Tensor) -> Tensor:
         """The inputs of the seam that `units` (K,) are, (K · size,)."""
         return runs_of(units, self.size)
+
+    def mask(self, values_U: Tensor) -> Callable[[], None]:
+        """Multiply the units by `values_U`, 0/1 or real, at the seam; what comes back ends it."""
+        values_F = self.on_inputs(values_U)
+
+        def multiply(_reader: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            h_NF, *rest = args
+            return (h_NF * values_F.to(h_NF), *rest)
+
+        return self.reader_linear.register_forward_pre_hook(multiply).remove
 
     def on_inputs(self, values_U: Tensor) -> Tensor:
         """(F,): each unit's value on every input of its run."""
@@ -210,6 +229,15 @@ class Site:
 def _out_major(linear: nn.Module) -> Tensor:
     weight = cast(Tensor, linear.weight)
     return weight.T if rows_are_inputs(linear) else weight
+
+
+def seams(places: Sequence[Place], what: str) -> list[Site]:
+    """The places as sites with a seam. Raises: UserError where one has none. what: what needs it."""
+    found = [place for place in places if isinstance(place, Site)]
+    if len(found) < len(places):
+        without = ", ".join(dict.fromkeys(p.address.kind for p in places if not isinstance(p, Site)))
+        raise UserError(f"{what} can't remove {without}: it works on neurons and heads")
+    return found
 
 
 def by_layer(sites: Sequence[Site]) -> list[list[Site]]:
