@@ -25,7 +25,7 @@ USE_TRANSFORMERS = {
 }
 AT_THE_TOP = {"checkpoints.models", "checkpoints.shim", "export.decilm", *TRAINING}
 AT_THE_TOP |= {"checkpoints.gguf_config", "checkpoints.gguf_reading", "checkpoints.gguf_tokenizer"}
-KNOW_NAMES = {"sites.families", "runtimes.architectures"}
+KNOW_NAMES = {"sites.families", "sites.branches", "runtimes.architectures"}
 PURE = {
     *(
         "errors",

@@ -1,4 +1,4 @@
-"""A causal-LM model with feed-forward widths that its stock class can't express.
+"""A causal-LM model with shapes that its stock class can't express: widths, heads, missing branches.
 
 `config.lmprune` records what was cut (see `resize`). `PrunedLlamaForCausalLM` is transformers' `LlamaForCausalLM` cut
 to that record, and so for every other class: ask this module for `Pruned<Stock>`.
@@ -15,20 +15,28 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import transformers
 from torch import nn
 
 PREFIX = "Pruned"
+#: of `config.lmprune`
+FORMAT = 3
 
 
 def resize(model: nn.Module, record: Mapping[str, Any]) -> None:
     """Cut a freshly built stock model to the shapes in `record`; the values are the checkpoint's business.
 
     record: `linears`, path of a linear layer -> [outputs, inputs, whether it has a bias]; `counts`, path of a module ->
-        attributes that count heads (see `set_count`). Before format 2: `spec`, paths to the FFN linears (blocks, up,
-        gate, down, and fused_gate: `up` holds both, 2F rows); `widths`, neurons left in each block; `down_bias`,
+        attributes that count heads, or say where a cache has its keys (see `set_count`); since format 3 `gone`, path of
+        a module -> what stands there instead (see `Gone`). Before format 2: `spec`, paths to the FFN linears (blocks,
+        up, gate, down, and fused_gate: `up` holds both, 2F rows); `widths`, neurons left in each block; `down_bias`,
         whether `down` has a bias in each block.
     """
+    if record.get("format", 1) > FORMAT:
+        raise ValueError(f"it was pruned by a later lmprune (format {record['format']}): update lmprune")
+    for path, how in record.get("gone", {}).items():
+        put(model, path, Gone(how))
     linears = record["linears"] if "linears" in record else _linears(model, record)
     for path, (outputs, inputs, bias) in linears.items():
         linear = model.get_submodule(path)
@@ -39,6 +47,44 @@ def resize(model: nn.Module, record: Mapping[str, Any]) -> None:
     for path, counts in record.get("counts", {}).items():
         for name, value in counts.items():
             set_count(model.get_submodule(path), name, value)
+
+
+class Gone(nn.Module):
+    """What stands where a branch of a block was: nothing is added to the stream.
+
+    instead_of: `attention` or `ffn`, whose output is now zero; `passed`, a module on the way there, now without effect.
+    """
+
+    def __init__(self, instead_of: str):
+        super().__init__()
+        self.instead_of = instead_of
+
+    def forward(self, hidden_states, **_arguments):
+        if self.instead_of == "passed":
+            return hidden_states
+        zero = torch.zeros_like(hidden_states)
+        return (zero, None) if self.instead_of == "attention" else zero
+
+
+def is_gone(model: nn.Module, path: str) -> bool:
+    """Whether the module at `path` was removed, or the one that held it. By name: a checkpoint's own copy of this file
+    has another class."""
+    for name in path.split("."):
+        model = getattr(model, name)
+        if type(model).__name__ == Gone.__name__:
+            return True
+    return False
+
+
+def gone_in(model: nn.Module) -> dict[str, str]:
+    """Path of each module that was removed -> what stands there instead (see `Gone`)."""
+    return {path: m.instead_of for path, m in model.named_modules() if type(m).__name__ == Gone.__name__}  # type: ignore
+
+
+def put(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Set the submodule at `path`."""
+    home, _, name = path.rpartition(".")
+    setattr(model.get_submodule(home), name, module)
 
 
 def count_of(module: nn.Module, name: str) -> int:

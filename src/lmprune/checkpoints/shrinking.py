@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +14,11 @@ from torch import nn
 from ..errors import UserError
 from ..plan import PrunePlan
 from ..sites.address import Address
-from ..sites.families import ATTENTION, FFNSpec, family_of
+from ..sites.branches import CACHE_INDICES, MADE_OF_INDEX
+from ..sites.families import ATTENTION, AttentionSpec, FFNSpec, family_of
 from ..sites.find import blocks_of, find_sites
 from ..sites.heads import head_counts, heads
+from ..sites.layers import check_left
 from ..sites.limits import check_in_memory
 from ..sites.place import Place
 from . import shim
@@ -33,8 +35,10 @@ def shrink(model: Any, plan: PrunePlan, spec: FFNSpec | None = None) -> Any:
     sites = find_sites(model, plan.kinds, spec)
     check_in_memory(model)
     check_plan(plan, sites)
-    for site, kept in zip(sites, plan.indices(site.address for site in sites), strict=True):
-        site.keep(kept)
+    kept = plan.indices(site.address for site in sites)
+    check_left(sites, kept)
+    for site, units in zip(sites, kept, strict=True):
+        site.keep(units)
     record_shapes(model, spec)
     return model
 
@@ -53,21 +57,23 @@ def record_shapes(model: Any, spec: FFNSpec | None = None) -> None:
     """Make class and config describe the model's present shapes, so that saving and reloading give them back.
 
     Where the stock class can build these shapes from its own config (one width, or number of heads, in all layers, and
-    a config field for it), the model is a plain one. Where it can't, `config.lmprune` holds the record that `shim`
-    builds from, `config.per_layer_config` the widths in transformers' public schema (which also keeps the stock class
-    from building a wrong model), and the model's class becomes `Pruned<Stock>`.
+    a config field for it; nothing missing inside a layer), the model is a plain one. Where it can't, `config.lmprune`
+    holds the record that `shim` builds from, `config.per_layer_config` the widths in transformers' public schema (which
+    also keeps the stock class from building a wrong model), and the model's class becomes `Pruned<Stock>`.
     spec: paths to use instead of the FAMILIES row.
     Raises: UserError where a model whose code is not part of transformers would need the shim.
     """
     config, spec = model.config, spec or family_of(model.config)
-    widths = [site.count for site in find_sites(model, spec=spec)]
+    widths = {site.layer: site.count for site in find_sites(model, spec=spec)}
+    width, *others = set(widths.values())
     stock = shim.stock_class(type(model))
     native = stock.__module__.startswith("transformers.")
     plain = _plain(config, native)
-    if spec.width_key and len(set(widths)) == 1:
-        setattr(plain, spec.width_key, widths[0])
+    if spec.width_key and not others:
+        setattr(plain, spec.width_key, width)
     _record_heads(model, plain, spec)
-    if _shapes(_on_meta(stock, plain)) == _shapes(model):
+    as_stock = _on_meta(stock, plain)
+    if _shapes(as_stock) == _shapes(model) and not _placed(model, as_stock, spec):
         _adopt(model, stock, plain)
         return
     if not native:
@@ -76,13 +82,14 @@ def record_shapes(model: Any, spec: FFNSpec | None = None) -> None:
             "prune with --scope local, and name the config field that holds the width with --ffn …,width_key=…"
         )
     pruned, key = _plain(config, native), spec.width_key
-    if key and set(widths) == {getattr(pruned, key)}:  # nothing would differ from the global width, and the stock class
-        setattr(pruned, key, widths[0] + 1)  # would load the rest without what it has no place for
+    if key and not others and width == getattr(pruned, key):  # nothing would differ from the global width, and the
+        setattr(pruned, key, width + 1)  # stock class would load the rest without what it has no place for
     pruned.lmprune = _record(model, _on_meta(stock, pruned), spec)
     # not for the shim: whoever prunes it again needs to know where its FFN is, where no table knows the type
     pruned.lmprune["spec"] = dataclasses.asdict(dataclasses.replace(spec, blocks=_path_of_blocks(model, spec)))
     if key:
-        pruned.per_layer_config = {layer: {key: width} for layer, width in enumerate(widths)}
+        layers = range(len(blocks_of(model, spec)))
+        pruned.per_layer_config = {layer: {key: widths.get(layer, 0)} for layer in layers}
     _adopt(model, shim.pruned_class(stock), pruned)
 
 
@@ -92,7 +99,7 @@ def _record_heads(model: Any, plain: Any, spec: FFNSpec) -> None:
     attention = ATTENTION.get(model.config.model_type)
     if attention is None or not attention.in_config:
         return
-    found = {head_counts(block, attention) for block in blocks_of(model, spec)}
+    found = {head_counts(block, attention) for _, block in _attending(model, attention, spec)}
     if len(found) != 1 or (counts := found.pop()).queries == plain.num_attention_heads:
         return
     before = dict(plain.__dict__)
@@ -104,18 +111,36 @@ def _record_heads(model: Any, plain: Any, spec: FFNSpec) -> None:
         plain.__dict__.update(before)
 
 
-def _counts(model: Any, stock: nn.Module, spec: FFNSpec) -> dict[str, dict[str, int]]:
-    """Path of a module -> its attributes that count heads, where they aren't the stock model's."""
+def _attending(model: Any, attention: AttentionSpec, spec: FFNSpec) -> Iterator[tuple[int, nn.Module]]:
+    """The blocks that have an attention, with their numbers."""
+    return ((layer, b) for layer, b in enumerate(blocks_of(model, spec)) if not shim.is_gone(b, attention.o))
+
+
+def _counts(model: Any, stock: nn.Module, spec: FFNSpec) -> dict[str, dict[str, Any]]:
+    """Path of a module -> its attributes that count heads, or follow from a place, where they aren't the stock
+    model's."""
+    found = _placed(model, stock, spec)
     attention = ATTENTION.get(model.config.model_type)
     if attention is None:
-        return {}
+        return found
     paths = {module: path for path, module in model.named_modules()}
-    found: dict[str, dict[str, int]] = {}
-    for layer, block in enumerate(blocks_of(model, spec)):
+    for layer, block in _attending(model, attention, spec):
         for module, name in heads(block, attention, model.config, layer).scaled:
             count = shim.count_of(module, name)
             if count != shim.count_of(stock.get_submodule(paths[module]), name):
                 found.setdefault(paths[module], {})[name] = count
+    return found
+
+
+def _placed(model: Any, stock: nn.Module, spec: FFNSpec) -> dict[str, dict[str, Any]]:
+    """Path of a module -> its attributes that follow from the number of its block, where they aren't the stock
+    model's, because blocks or attentions before it are gone."""
+    found: dict[str, dict[str, Any]] = {}
+    for path, module in blocks_of(model, spec).named_modules(prefix=_path_of_blocks(model, spec)):
+        for name in (*CACHE_INDICES, *MADE_OF_INDEX):
+            value = getattr(module, name, None)
+            if isinstance(value, int | float) and value != getattr(stock.get_submodule(path), name):
+                found.setdefault(path, {})[name] = value
     return found
 
 
@@ -124,7 +149,9 @@ def _record(model: nn.Module, stock: nn.Module, spec: FFNSpec) -> dict[str, Any]
     before = {path: shim.linear_shape(module) for path, module in stock.named_modules() if _is_linear(module)}
     after = {path: shim.linear_shape(module) for path, module in model.named_modules() if _is_linear(module)}
     linears = {path: after[path] for path in after if after[path] != before.get(path)}
-    return {"format": 2, "linears": linears, "counts": _counts(model, stock, spec)}
+    gone = shim.gone_in(model)
+    told = {"linears": linears, "counts": _counts(model, stock, spec)}
+    return {"format": 3, **told, "gone": gone} if gone else {"format": 2, **told}
 
 
 def _is_linear(module: nn.Module) -> bool:

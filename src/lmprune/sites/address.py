@@ -8,10 +8,13 @@ from ..errors import UserError, unknown
 
 #: kinds whose units have a seam (see `site`)
 SeamKind = Literal["neurons", "heads"]
-Kind = Literal[SeamKind, "experts", "layers"]
+#: kinds of which a model has one site, whose units are its blocks: their attentions, their feed-forward layers, or all
+LayerKind = Literal["attentions", "ffns", "layers"]
+LAYER_KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
+Kind = Literal[SeamKind, "experts", LayerKind]
 #: the default first
 KINDS: tuple[Kind, ...] = get_args(Kind)
-_IN_A_BLOCK: tuple[Kind, ...] = ("layers", "heads", "experts", "neurons")
+_IN_A_BLOCK: tuple[Kind, ...] = ("heads", "experts", "neurons")
 
 
 class Address(NamedTuple):
@@ -27,9 +30,11 @@ class Address(NamedTuple):
     def __str__(self) -> str:
         return f"{self.kind}.{self.layer}"
 
-    def order(self) -> tuple[int, int]:
-        """What sorts sites into the order in which a forward pass meets them."""
-        return self.layer, _IN_A_BLOCK.index(self.kind)
+    def order(self) -> tuple[bool, int, int]:
+        """What sorts sites into the order in which a forward pass meets them; those of all layers come last."""
+        if self.kind in LAYER_KINDS:
+            return True, self.layer, LAYER_KINDS.index(self.kind)
+        return False, self.layer, _IN_A_BLOCK.index(self.kind)
 
     @classmethod
     def parse(cls, text: str) -> Address:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast, overload
 
 from torch import nn
 
+from ..checkpoints.shim import is_gone
 from ..errors import UserError
-from .address import Kind, SeamKind, check_kind
+from .address import LAYER_KINDS, Kind, LayerKind, SeamKind, check_kind
 from .families import FFNSpec, attention_of, family_of
 from .heads import heads
+from .layers import Layers, layers
 from .neurons import neurons
 from .place import Place
 from .site import Site
@@ -46,12 +49,18 @@ def find_sites(
 
 def _neurons(model: nn.Module, config: Any, spec: FFNSpec | None) -> list[Site]:
     spec = spec or family_of(config)
-    return [neurons(block, spec, layer) for layer, block in enumerate(blocks_of(model, spec))]
+    found = enumerate(blocks_of(model, spec))
+    return [neurons(block, spec, layer) for layer, block in found if not is_gone(block, spec.down)]
 
 
 def _heads(model: nn.Module, config: Any, spec: FFNSpec | None) -> list[Site]:
     blocks, attention = blocks_of(model, spec or family_of(config)), attention_of(config)
-    return [heads(block, attention, config, layer) for layer, block in enumerate(blocks)]
+    found = enumerate(blocks)
+    return [heads(block, attention, config, layer) for layer, block in found if not is_gone(block, attention.o)]
+
+
+def _layers(kind: LayerKind, model: nn.Module, config: Any, spec: FFNSpec | None) -> list[Layers]:
+    return [layers(blocks_of(model, spec or family_of(config)), config, kind)]
 
 
 #: A kind of units, and the function that finds them in a model with this config, by the caller's spec or the tables.
@@ -59,14 +68,15 @@ def _heads(model: nn.Module, config: Any, spec: FFNSpec | None) -> list[Site]:
 FINDERS: Mapping[Kind, Callable[[nn.Module, Any, FFNSpec | None], Sequence[Place]]] = {
     "neurons": _neurons,
     "heads": _heads,
+    **{kind: partial(_layers, kind) for kind in LAYER_KINDS},
 }
 
 
-def blocks_of(model: nn.Module, spec: FFNSpec) -> Sequence[nn.Module]:
+def blocks_of(model: nn.Module, spec: FFNSpec) -> nn.ModuleList:
     """The model's list of blocks. Raises: UserError where it can't be found."""
     if spec.blocks:
         try:
-            return cast(Sequence[nn.Module], model.get_submodule(spec.blocks))
+            return cast(nn.ModuleList, model.get_submodule(spec.blocks))
         except AttributeError as error:
             raise UserError(f"{type(model).__name__} has no list of blocks at {spec.blocks!r}: {error}") from None
     every = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
@@ -82,7 +92,7 @@ def blocks_of(model: nn.Module, spec: FFNSpec) -> Sequence[nn.Module]:
             f"{len(lists)} lists of blocks in {type(model).__name__} hold {spec.up!r} and {spec.down!r}; "
             "name the one to prune with --ffn blocks=…"
         )
-    return cast(Sequence[nn.Module], lists[0])
+    return lists[0]
 
 
 def _has(block: nn.Module, spec: FFNSpec) -> bool:
