@@ -21,6 +21,7 @@ from lmprune.checkpoints import models
 from lmprune.data.pairs import IGNORED
 from lmprune.errors import UserError
 from lmprune.gradual import GradualPruner
+from lmprune.jobs.training_checks import training_of
 from lmprune.jobs.training_options import Training
 from lmprune.plan import PLAN_FILE, PrunePlan
 from lmprune.sites.families import FAMILIES
@@ -441,8 +442,8 @@ def test_pairs_that_do_not_fit(fails: Any, numbers: Path) -> None:
 
 
 def test_training_options_from_python() -> None:
-    assert Training.of({"steps": None, "resume": False, "lr": None}) is None
-    given = Training.of({"steps": 5, "bf16": True, "score_lr": 0.5, "ctx": 1})
+    assert training_of({"steps": None, "resume": False, "lr": None}) is None
+    given = training_of({"steps": 5, "bf16": True, "score_lr": 0.5, "ctx": 1})
     assert given == Training(steps=5, bf16=True, score_lr=0.5)
     assert given.settings(100, seed=3) == TrainSettings(steps=5, bf16=True, score_lr=0.5, seed=3)
     assert Training(steps=5, lora_rank=2).gradual().compute == "full"

@@ -8,7 +8,21 @@ from typing import Annotated
 import typer
 
 from .console import talking
-from .options import SOURCES, ChatTemplate, DataDir, Device, Dtype, Ffn, Holdout, Json, Model, Plugin, Trust
+from .options import (
+    ChatTemplate,
+    DataDir,
+    Device,
+    Dtype,
+    EvaluationText,
+    Ffn,
+    Holdout,
+    Json,
+    Model,
+    Plugin,
+    Predictions,
+    Split,
+    Trust,
+)
 from .parameters import given, refuse_options
 
 _ONLY_TEXTS = ("context", "stride", "max_tokens", "baseline", "chat_template")
@@ -18,9 +32,9 @@ _ONLY_TASKS = ("limit", "decode", "max_new_tokens", "batch_size", "out")
 def evaluate(
     ctx: typer.Context,
     model: Model,
-    data: Annotated[str, typer.Option(metavar="SRC", help=f"Text: {SOURCES}", show_default=False)],
+    data: EvaluationText,
     data_dir: DataDir = None,
-    split: Annotated[str, typer.Option(metavar="NAME", help="train, validation or test.")] = "validation",
+    split: Split = "validation",
     holdout: Holdout = None,
     context: Annotated[
         int | None,
@@ -42,10 +56,7 @@ def evaluate(
         int | None, typer.Option(metavar="N", min=1, help="Tasks: where to stop.", show_default="as the task")
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Tasks: how many are decoded at once.")] = 16,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Tasks: folder for predictions and scores; resumes what it holds."),
-    ] = None,
+    out: Predictions = None,
     dtype: Dtype = "float32",
     device: Device = "cpu",
     chat_template: ChatTemplate = False,
@@ -66,7 +77,7 @@ def evaluate(
     with talking(as_json) as terminal:
         from ..data.pairs import is_source
         from ..jobs import evaluate as jobs
-        from . import views
+        from . import measured_views as views
 
         if is_source(data):
             refuse_options(ctx, f": it goes with texts, and {data} is a task", *_ONLY_TEXTS)
@@ -80,7 +91,7 @@ def evaluate(
 
 def analysis(
     model: Model,
-    data: Annotated[str, typer.Option(metavar="SRC", help=f"Text: {SOURCES}", show_default=False)],
+    data: EvaluationText,
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for `analysis.json` and the figures.", show_default=False)
     ],
@@ -88,7 +99,7 @@ def analysis(
         str | None, typer.Option(metavar="DENSE", help="The model before pruning: ratios to it, on the same tokens.")
     ] = None,
     data_dir: DataDir = None,
-    split: Annotated[str, typer.Option(metavar="NAME", help="train, validation or test.")] = "validation",
+    split: Split = "validation",
     seq_len: Annotated[
         int | None,
         typer.Option(metavar="N", min=2, help="Tokens a sequence.", show_default="512, or the model's maximum if less"),
@@ -111,7 +122,7 @@ def analysis(
     options = given(locals())
     with talking(as_json) as terminal:
         from ..jobs.analyze import analyze
-        from . import views
+        from . import measured_views as views
 
         record = analyze(terminal, **options)
         terminal.result(record, *views.analysis(record))
@@ -142,7 +153,7 @@ def bench(
     options = given(locals())
     with talking(as_json) as terminal:
         from ..jobs.bench import bench as measure
-        from . import views
+        from . import measured_views as views
 
         record = measure(terminal, **options)
         terminal.result(record, *views.benchmark(record))

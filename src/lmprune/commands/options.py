@@ -1,9 +1,12 @@
-"""The options that several commands share, with what `--help` says of them."""
+"""The options that commands take, with what `--help` says of them; those of training are `jobs.training_options`.
+
+The first screen of `--help` holds what most people need; the rest stands below it in named panels.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -16,6 +19,9 @@ def _load_plugins(files: list[Path] | None) -> list[Path] | None:
     return files
 
 
+#: the panels of `--help` below the first
+TEXT, CHOICE, FILES, MODELS = "Text", "What is chosen", "What is written", "Unusual models"
+
 Model = Annotated[
     str,
     typer.Argument(
@@ -26,34 +32,109 @@ SOURCES = (
     "`wikitext` (`:raw`, `:tokens`), `wikisql`, `samsum`, `e2e`, `python-docs`, a `.txt`, `.raw`, `.tokens`, `.md` or "
     "`.jsonl` file, a hub data set id, or `self`: written by the model."
 )
+Checkpoint = Annotated[Path, typer.Option(metavar="DIR", help="Folder for the checkpoint.", show_default=False)]
+MethodName = Annotated[str, typer.Option(metavar="NAME", help="One of those that `lmprune methods` lists.")]
+Keep = Annotated[float, typer.Option(metavar="RATIO", help="Share of the feed-forward neurons that stay, in (0, 1].")]
+ScopeName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="local|global",
+        help="The same share of every layer, or of all layers together.",
+        show_default="as the method",
+    ),
+]
+CalibrationText = Annotated[str, typer.Option(metavar="SRC", help=f"Text to calibrate on (train): {SOURCES}")]
+TrainingText = Annotated[str, typer.Option(metavar="SRC", help=f"Text to train on (train): {SOURCES}")]
+StudentsText = Annotated[str, typer.Option(metavar="SRC", help=f"Text (train) that students train on: {SOURCES}")]
+EvaluationText = Annotated[str, typer.Option(metavar="SRC", help=f"Text: {SOURCES}", show_default=False)]
 DataDir = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Folder with the data set's own files; else from the hub.")
 ]
+CalibrationTokens = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="How much of the text neurons are scored on; with --steps, at each milestone.",
+        show_default="65536, with --steps 16384",
+    ),
+]
+Split = Annotated[str, typer.Option(metavar="NAME", help="train, validation or test.")]
 Holdout = Annotated[
     float | None,
     typer.Option(
         metavar="SHARE",
         help="Of your own file, without splits: eval reads this share of it, prune and finetune the rest.",
+        rich_help_panel=TEXT,
     ),
 ]
-Keep = Annotated[float, typer.Option(metavar="RATIO", help="Share of the feed-forward neurons that stay, in (0, 1].")]
-SeqLen = Annotated[int, typer.Option(metavar="N", min=1, help="Tokens a sequence.")]
-Ffn = Annotated[
-    str | None,
-    typer.Option(metavar="PATHS", help="`up=…,down=…[,gate=…]`: the FFN of a model that lmprune does not know."),
-]
+SeqLen = Annotated[int, typer.Option(metavar="N", min=1, help="Tokens a sequence.", rich_help_panel=TEXT)]
 ChatTemplate = Annotated[
-    bool, typer.Option("--chat-template", metavar="", help="Render records with the model's chat template.")
+    bool,
+    typer.Option(
+        "--chat-template", metavar="", help="Render records with the model's chat template.", rich_help_panel=TEXT
+    ),
+]
+MultipleOf = Annotated[
+    int,
+    typer.Option(metavar="N", min=1, help="Every layer's width becomes a multiple of it.", rich_help_panel=CHOICE),
+]
+PlanFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Keep the neurons that this `prune_plan.json` names.", rich_help_panel=CHOICE),
+]
+ScoresOut = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Also write what neurons were chosen by: `.safetensors`.", rich_help_panel=CHOICE
+    ),
+]
+Predictions = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Tasks: folder for predictions and scores; resumes what it holds."),
 ]
 Dtype = Annotated[
     str,
     typer.Option(metavar="TYPE", help="To compute with: float32, bfloat16, float16, float64; auto: as it was saved."),
 ]
+Device = Annotated[str, typer.Option(metavar="NAME", help="As torch names it: cpu, cuda, cuda:1, mps.")]
+Seed = Annotated[int, typer.Option(metavar="N", help="Of the order of documents, of ties and random choices.")]
+Force = Annotated[bool, typer.Option("--force", metavar="", help="Replace the checkpoint that is already at --out.")]
+Json = Annotated[bool, typer.Option("--json", metavar="", help="One JSON object on stdout, and nothing else there.")]
 SaveDtype = Annotated[
     str | None,
-    typer.Option(metavar="TYPE", help="Of the weights in the file.", show_default="the original's"),
+    typer.Option(
+        metavar="TYPE", help="Of the weights in the file.", show_default="the original's", rich_help_panel=FILES
+    ),
 ]
-Device = Annotated[str, typer.Option(metavar="NAME", help="As torch names it: cpu, cuda, cuda:1, mps.")]
+PushToHub = Annotated[
+    str | None,
+    typer.Option(
+        metavar="OWNER/NAME", help="Push what was written to this repository of the hub.", rich_help_panel=FILES
+    ),
+]
+SaveConfig = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Only write this command as a file that `lmprune run` carries out.",
+        rich_help_panel=FILES,
+    ),
+]
+Ffn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATHS",
+        help="`up=…,down=…[,gate=…]`: the FFN of a model that lmprune does not know.",
+        rich_help_panel=MODELS,
+    ),
+]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", metavar="", help="Run the code that comes with the model.", rich_help_panel=MODELS
+    ),
+]
 Plugin = Annotated[
     list[Path] | None,
     typer.Option(
@@ -62,48 +143,6 @@ Plugin = Annotated[
         help="Run this Python file first: it may add methods and families (docs/plugins.md).",
         show_default=False,
         callback=_load_plugins,
+        rich_help_panel=MODELS,
     ),
 ]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", metavar="", help="Run the code that comes with the model.")]
-Force = Annotated[bool, typer.Option("--force", metavar="", help="Replace the checkpoint that is already at --out.")]
-Json = Annotated[bool, typer.Option("--json", metavar="", help="One JSON object on stdout, and nothing else there.")]
-PushToHub = Annotated[
-    str | None, typer.Option(metavar="OWNER/NAME", help="Push what was written to this repository of the hub.")
-]
-
-
-def _training(metavar: str, text: str, default: str | None = None) -> Any:
-    """An option of training, None where it is not given; `default` is what `--help` then promises."""
-    return typer.Option(metavar=metavar, help=text, show_default=default or False, rich_help_panel="Training")
-
-
-def _switch(name: str, text: str) -> Any:
-    return typer.Option(name, metavar="", help=text, rich_help_panel="Training")
-
-
-Steps = Annotated[int | None, _training("N", "Train for so many optimizer steps, pruning on the way.")]
-Epochs = Annotated[float | None, _training("N", "The same, as passes over the training text.")]
-ScheduleOption = Annotated[str | None, _training("cubic|oneshot", "Prune little by little, or at once.", "cubic")]
-Lr = Annotated[float | None, _training("RATE", "Peak learning rate of the weights.", "5e-4")]
-ScoreLr = Annotated[float | None, _training("RATE", "Peak learning rate of learned scores.", "1e-2, soft more")]
-BatchSize = Annotated[int | None, _training("N", "Sequences at once, of each process.", "4")]
-GradAccum = Annotated[int | None, _training("N", "Batches a step.", "1")]
-Warmup = Annotated[float | None, _training("SHARE", "Share of the steps in which rates rise.", "0.1")]
-WeightDecay = Annotated[float | None, _training("RATE", "Of the weights; scores have none.", "0.1")]
-AdamEpsilon = Annotated[float | None, _training("ε", "AdamW's, of the weights; the paper's code has 1e-4.", "1e-8")]
-TrainTokens = Annotated[int | None, _training("N", "Train on the first so many tokens of the text.", "all")]
-EvalEvery = Annotated[int | None, _training("N", "Validation perplexity at the start, every N steps and at the end.")]
-SaveEvery = Annotated[int | None, _training("N", "Save the run every N steps, so that it can be resumed.")]
-Resume = Annotated[bool, _switch("--resume", "Go on with the run that was killed or stopped.")]
-Teacher = Annotated[str | None, _training("MODEL", "Distil from this model, or from a file of `lmprune teach`.")]
-KlWeight = Annotated[float | None, _training("SHARE", "The teacher's share of the loss.", "0.5")]
-Temperature = Annotated[float | None, _training("T", "Of the distillation.", "2")]
-ComputeOption = Annotated[str | None, _training("full|gathered", "All neurons, or only the kept.", "gathered")]
-PenaltyWeight = Annotated[float | None, _training("λ_f", "How hard scores are pressed (soft, gum).")]
-SimilarityWeight = Annotated[float | None, _training("λ_u", "How much harder neurons that are like others (gum).")]
-WarmStart = Annotated[bool, _switch("--warm-start", "Begin learned scores at the ranks of obs, and refit as it does.")]
-LoraRank = Annotated[int | None, _training("N", "Train LoRA factors of this rank instead of all weights.")]
-Bf16 = Annotated[bool, _switch("--bf16", "Mixed precision.")]
-GradientCheckpointing = Annotated[bool, _switch("--gradient-checkpointing", "Less memory, more time.")]
-LossOn = Annotated[str | None, _training("completion|sequence", "Pairs: which tokens count in the loss.", "completion")]
-ReportTo = Annotated[str | None, _training("NAME", "Log to tensorboard, wandb, trackio, …", "nowhere")]

@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from ..errors import UserError
+from ..jobs.training_options import Training, shown_default
 from .console import Terminal
+
+
+def trains(*panels: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Of a command that ends in `**training`: it takes the options of `Training` that stand in these panels."""
+
+    def with_options(command: Callable[..., None]) -> Callable[..., None]:
+        signature, kinds = inspect.signature(command, eval_str=True), get_type_hints(Training)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        added = [
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default,
+                annotation=Annotated[kinds[field.name], _option(field.name, field.metadata)],
+            )
+            for field in fields(Training)
+            if field.metadata["panel"] in panels
+        ]  # fmt: skip
+        command.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in (*own, *added)}
+        return command
+
+    return with_options
+
+
+def _option(name: str, about: Mapping[str, Any]) -> Any:
+    names = [] if about["metavar"] else [f"--{name.replace('_', '-')}"]  # a switch without its opposite
+    return typer.Option(
+        *names, metavar=about["metavar"], help=about["help"], show_default=shown_default(name, about) or False,
+        rich_help_panel=about["panel"],
+    )  # fmt: skip
 
 
 def given(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """A command's parameters, without what concerns only the command line."""
-    ours = ("ctx", "as_json", "push_to_hub", "plugin")
-    return {name: value for name, value in parameters.items() if name not in ours}
+    ours = ("ctx", "as_json", "push_to_hub", "plugin", "training", "save_config")
+    own = {name: value for name, value in parameters.items() if name not in ours}
+    return own | parameters.get("training", {})
 
 
 @contextmanager

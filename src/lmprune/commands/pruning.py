@@ -3,56 +3,40 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from ..jobs.training_options import DISTILLATION, ON_THE_WAY, TRAINING
 from .console import next_commands, talking
 from .options import (
-    SOURCES,
-    AdamEpsilon,
-    BatchSize,
-    Bf16,
+    CalibrationText,
+    CalibrationTokens,
     ChatTemplate,
-    ComputeOption,
+    Checkpoint,
     DataDir,
     Device,
     Dtype,
-    Epochs,
-    EvalEvery,
     Ffn,
     Force,
-    GradAccum,
-    GradientCheckpointing,
     Holdout,
     Json,
     Keep,
-    KlWeight,
-    LoraRank,
-    LossOn,
-    Lr,
+    MethodName,
     Model,
-    PenaltyWeight,
+    MultipleOf,
+    PlanFile,
     Plugin,
     PushToHub,
-    ReportTo,
-    Resume,
+    SaveConfig,
     SaveDtype,
-    SaveEvery,
-    ScheduleOption,
-    ScoreLr,
+    ScopeName,
+    ScoresOut,
+    Seed,
     SeqLen,
-    SimilarityWeight,
-    Steps,
-    Teacher,
-    Temperature,
-    TrainTokens,
     Trust,
-    WarmStart,
-    Warmup,
-    WeightDecay,
 )
-from .parameters import given, pushed, refuse_options
+from .parameters import given, pushed, refuse_options, trains
 
 
 def inspect(
@@ -90,79 +74,35 @@ def inspect(
         terminal.result(record, *views.inspection(record))
 
 
+@trains(TRAINING, DISTILLATION, ON_THE_WAY)
 def prune(
     ctx: typer.Context,
     model: Model,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the checkpoint.", show_default=False)],
-    method: Annotated[str, typer.Option(metavar="NAME", help="One of those that `lmprune methods` lists.")] = "obs",
+    out: Checkpoint,
+    method: MethodName = "obs",
     keep: Keep = 0.75,
-    scope: Annotated[
-        str | None,
-        typer.Option(
-            metavar="local|global",
-            help="The same share of every layer, or of all layers together.",
-            show_default="as the method",
-        ),
-    ] = None,
-    data: Annotated[str, typer.Option(metavar="SRC", help=f"Text to calibrate on (train): {SOURCES}")] = "wikitext",
+    scope: ScopeName = None,
+    data: CalibrationText = "wikitext",
     data_dir: DataDir = None,
-    holdout: Holdout = None,
-    calibration_tokens: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="How much of the text neurons are scored on; with --steps, at each milestone.",
-            show_default="65536, with --steps 16384",
-        ),
-    ] = None,
-    seq_len: SeqLen = 512,
-    multiple_of: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Every layer's width becomes a multiple of it.")
-    ] = 32,
-    plan: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keep the neurons that this `prune_plan.json` names.")
-    ] = None,
+    calibration_tokens: CalibrationTokens = None,
+    seed: Seed = 0,
     dtype: Dtype = "float32",
-    save_dtype: SaveDtype = None,
     device: Device = "cpu",
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the order of documents, of ties and random choices.")] = 0,
-    scores_out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write what neurons were chosen by: `.safetensors`.")
-    ] = None,
     force: Force = False,
-    ffn: Ffn = None,
+    as_json: Json = False,
+    holdout: Holdout = None,
+    seq_len: SeqLen = 512,
     chat_template: ChatTemplate = False,
+    multiple_of: MultipleOf = 32,
+    plan: PlanFile = None,
+    scores_out: ScoresOut = None,
+    save_dtype: SaveDtype = None,
+    push_to_hub: PushToHub = None,
+    save_config: SaveConfig = None,
+    ffn: Ffn = None,
     trust_remote_code: Trust = False,
     plugin: Plugin = None,
-    push_to_hub: PushToHub = None,
-    steps: Steps = None,
-    epochs: Epochs = None,
-    schedule: ScheduleOption = None,
-    lr: Lr = None,
-    score_lr: ScoreLr = None,
-    batch_size: BatchSize = None,
-    grad_accum: GradAccum = None,
-    warmup: Warmup = None,
-    weight_decay: WeightDecay = None,
-    adam_epsilon: AdamEpsilon = None,
-    train_tokens: TrainTokens = None,
-    loss_on: LossOn = None,
-    eval_every: EvalEvery = None,
-    save_every: SaveEvery = None,
-    resume: Resume = False,
-    teacher: Teacher = None,
-    kl_weight: KlWeight = None,
-    temperature: Temperature = None,
-    compute: ComputeOption = None,
-    penalty_weight: PenaltyWeight = None,
-    similarity_weight: SimilarityWeight = None,
-    warm_start: WarmStart = False,
-    lora_rank: LoraRank = None,
-    bf16: Bf16 = False,
-    gradient_checkpointing: GradientCheckpointing = False,
-    report_to: ReportTo = None,
-    as_json: Json = False,
+    **training: Any,
 ) -> None:
     """Prune a model and write a checkpoint, with its tokenizer, `prune_plan.json` and a model card.
 

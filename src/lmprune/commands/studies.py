@@ -35,7 +35,7 @@ def study(
     parent = ctx.find_root().command
     with talking(as_json) as terminal:
         from ..jobs.study import study as carry_out
-        from . import views
+        from . import measured_views as views
 
         known = {
             name: {p.name: getattr(p, "is_flag", False) for p in command.params if p.name}
@@ -61,7 +61,7 @@ def report(
     """
     with talking(as_json) as terminal:
         from ..jobs.report import report as write
-        from . import views
+        from . import measured_views as views
 
         record = write(folder, out)
         terminal.result(record, *views.report(record))

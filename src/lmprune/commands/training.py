@@ -3,87 +3,56 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from ..jobs.training_options import DISTILLATION, TRAINING
 from .console import talking
 from .options import (
-    SOURCES,
-    AdamEpsilon,
-    BatchSize,
-    Bf16,
     ChatTemplate,
+    Checkpoint,
     DataDir,
     Device,
     Dtype,
-    Epochs,
-    EvalEvery,
     Force,
-    GradAccum,
-    GradientCheckpointing,
     Holdout,
     Json,
-    KlWeight,
-    LoraRank,
-    LossOn,
-    Lr,
     Model,
     Plugin,
     PushToHub,
-    ReportTo,
-    Resume,
+    SaveConfig,
     SaveDtype,
-    SaveEvery,
+    Seed,
     SeqLen,
-    Steps,
-    Teacher,
-    Temperature,
-    TrainTokens,
+    StudentsText,
+    TrainingText,
     Trust,
-    Warmup,
-    WeightDecay,
 )
-from .parameters import given, pushed
+from .parameters import given, pushed, trains
 
 
+@trains(TRAINING, DISTILLATION)
 def finetune(
+    ctx: typer.Context,
     model: Model,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the checkpoint.", show_default=False)],
-    data: Annotated[str, typer.Option(metavar="SRC", help=f"Text to train on (train): {SOURCES}")] = "wikitext",
+    out: Checkpoint,
+    data: TrainingText = "wikitext",
     data_dir: DataDir = None,
+    seed: Seed = 0,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    force: Force = False,
+    as_json: Json = False,
     holdout: Holdout = None,
     seq_len: SeqLen = 512,
-    dtype: Dtype = "float32",
-    save_dtype: SaveDtype = None,
-    device: Device = "cpu",
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the order of the examples.")] = 0,
-    force: Force = False,
     chat_template: ChatTemplate = False,
-    trust_remote_code: Trust = False,
+    save_dtype: SaveDtype = None,
     push_to_hub: PushToHub = None,
+    save_config: SaveConfig = None,
+    trust_remote_code: Trust = False,
     plugin: Plugin = None,
-    steps: Steps = None,
-    epochs: Epochs = None,
-    lr: Lr = None,
-    batch_size: BatchSize = None,
-    grad_accum: GradAccum = None,
-    warmup: Warmup = None,
-    weight_decay: WeightDecay = None,
-    adam_epsilon: AdamEpsilon = None,
-    train_tokens: TrainTokens = None,
-    loss_on: LossOn = None,
-    eval_every: EvalEvery = None,
-    save_every: SaveEvery = None,
-    resume: Resume = False,
-    teacher: Teacher = None,
-    kl_weight: KlWeight = None,
-    temperature: Temperature = None,
-    lora_rank: LoraRank = None,
-    bf16: Bf16 = False,
-    gradient_checkpointing: GradientCheckpointing = False,
-    report_to: ReportTo = None,
-    as_json: Json = False,
+    **training: Any,
 ) -> None:
     """Fine-tune a model, dense or pruned, without pruning it: a teacher, a reference, or recovery of a pruned one.
 
@@ -103,9 +72,7 @@ def finetune(
 def teach(
     model: Model,
     out: Annotated[Path, typer.Option(metavar="FILE", help="The `.safetensors` file to write.", show_default=False)],
-    data: Annotated[str, typer.Option(metavar="SRC", help=f"Text (train) that students train on: {SOURCES}")] = (
-        "wikitext"
-    ),
+    data: StudentsText = "wikitext",
     data_dir: DataDir = None,
     holdout: Holdout = None,
     seq_len: SeqLen = 512,

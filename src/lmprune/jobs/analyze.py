@@ -83,13 +83,18 @@ def analyze(
         "peak_memory_mb": peak_memory_mb(),
         "out": str(out),
     }
-    with terminal.busy(f"writing {out}"), written_aside(out) as folder:
-        whole = json.dumps({**record, "neurons": analysis.neurons(found)}, allow_nan=False)
+    with terminal.busy(f"writing {out}"):
+        _write(out, record, analysis.neurons(found))
+    return record
+
+
+def _write(out: Path, record: dict[str, Any], neurons: Any) -> None:
+    with written_aside(out) as folder:
+        whole = json.dumps({**record, "neurons": neurons}, allow_nan=False)
         (folder / ANALYSIS_FILE).write_text(whole, encoding="utf-8")
         for chart in analysis.charts(record):
             (folder / f"{chart.id}.svg").write_text(svg.standalone(chart), encoding="utf-8")
             raster.write_png(chart, folder / f"{chart.id}.png")
-    return record
 
 
 def _is_analysis(folder: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ..checkpoints.licences import find_licence
 from ..data.beginning import Beginning
 from ..data.tokens import stream
 from ..errors import UserError
-from ..evaluation.perplexity import inference, perplexity
+from ..evaluation.perplexity import PerplexityResult, inference, perplexity
 from ..evaluation.speed import measure_speed
 from ..plan import PLAN_FILE, PrunePlan
 from ..progress import Teller
@@ -70,70 +71,64 @@ def run_demo(
         origin = reproduce.origin(model, licence)
         tokenizer, dense = models.load_tokenizer(model), models.load(model, note=terminal.note)
         pruned = copy.deepcopy(dense)
-    eval_ids, num_bytes = stream(tokenizer, held_out, sizes.eval_tokens)
-    options = {
-        "model": model, "out": out, "method": "obs", "keep": keep, "data": "python-docs",
-        "calibration_tokens": sizes.calibration_tokens, "seq_len": sizes.seq_len, "multiple_of": 32, "seed": 0,
+    how = {
+        "method": "obs", "keep": keep, "calibration_tokens": sizes.calibration_tokens, "seq_len": sizes.seq_len,
+        "multiple_of": 32, "seed": 0,
     }  # fmt: skip
-    provenance = {"model": origin, "command": reproduce.command("prune", options), "demo": True}
+    command = reproduce.command("prune", {"model": model, "out": out, "data": "python-docs", **how})
+    provenance = {"model": origin, "command": command, "demo": True}
     before = inspection.sizes(pruned, find_sites(pruned))
+    begin = Beginning.of(tokenizer)
+    eval_ids, num_bytes = stream(tokenizer, held_out, sizes.eval_tokens)
+    measured = {"context": sizes.context, "num_bytes": num_bytes, "begin": begin.ids}
     with terminal.stages() as stages:
-        begin = Beginning.of(tokenizer)
-        measured = {"context": sizes.context, "num_bytes": num_bytes, "begin": begin.ids}
         quality = [perplexity(dense, eval_ids, progress=stages("perplexity before"), **measured)]
-        plan = pruning.prune(
-            pruned, tokenizer, method="obs", keep=keep, data=calibration, stages=stages, provenance=provenance,
-            calibration_tokens=sizes.calibration_tokens, seq_len=sizes.seq_len, multiple_of=32, seed=0,
-        )  # fmt: skip
+        plan = pruning.prune(pruned, tokenizer, data=calibration, stages=stages, provenance=provenance, **how)
         dtypes.round_to_saved(pruned)  # so that what is measured is what is written
         quality += [perplexity(pruned, eval_ids, progress=stages("perplexity after"), **measured)]
-    with terminal.busy("measuring the speed"):
-        speed = measure_speed(
-            {"before": dense, "after": pruned}, tokenizer,
-            prompt_tokens=sizes.prompt_tokens, new_tokens=sizes.new_tokens, repeats=sizes.repeats,
-        )  # fmt: skip
-    saved = dtypes.main(pruned)
-    report = inspection.pruning(pruned, find_sites(pruned), before, plan)
-    evaluation = {
-        "name": held_out.name,
-        **held_out.provenance,
-        "tokens": quality[0].tokens,
-        "context": sizes.context,
-        "bos": begin.text or None,
-    }
-    sides = [
-        {
-            "params": report[f"params_{side}"],
-            "megabytes": report[f"params_{side}"] * saved.itemsize / 1e6,
-            "perplexity": result.perplexity,
-            "perplexity_se": result.perplexity_se,
-            "bits_per_byte": result.bits_per_byte,
-            "prefill_tokens_per_second": speed[side].prefill.median,
-            "decode_tokens_per_second": speed[side].decode.median,
-            "continuation": _continuation(each, tokenizer, sizes.continuation_tokens),
-        }
-        for side, each, result in zip(("before", "after"), (dense, pruned), quality, strict=True)
-    ]
+    report, tokens = inspection.pruning(pruned, find_sites(pruned), before, plan), plan.settings["calibration_tokens"]
     record = {
         "model": model,
         "dtype": report["dtype"],
         "dequantised_from": origin.get("dequantised_from"),
         "method": "obs",
         "keep": keep,
-        "calibration": {
-            "name": calibration.name, **calibration.provenance, "tokens": plan.settings["calibration_tokens"]
+        "calibration": {"name": calibration.name, **calibration.provenance, "tokens": tokens},
+        "evaluation": {
+            "name": held_out.name, **held_out.provenance, "tokens": quality[0].tokens, "context": sizes.context,
+            "bos": begin.text or None,
         },
-        "evaluation": evaluation,
         "prompt": PROMPT,
-        "before": sides[0],
-        "after": sides[1],
+        **_sides(terminal, {"before": dense, "after": pruned}, quality, report, tokenizer, sizes),
     }  # fmt: skip
     card = model_card(plan, report | {"evaluation": {key: record[key] for key in ("evaluation", "before", "after")}})
     folder = checkpoint.save(pruned, out, tokenizer=tokenizer, plan=plan, card=card, files=licence.files, force=force)
-    return record | {
-        "seconds": time.perf_counter() - start,
-        "out": str(folder),
-        "commands": _next(model, out, sizes),
+    seconds = time.perf_counter() - start
+    return record | {"seconds": seconds, "out": str(folder), "commands": _next(model, out, sizes)}
+
+
+def _sides(
+    terminal: Teller, pair: Mapping[str, Any], quality: Sequence[PerplexityResult], report: Mapping[str, Any],
+    tokenizer: Any, sizes: Sizes,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """What there is to tell of the model before and after. report: as of `lmprune prune`."""
+    with terminal.busy("measuring the speed"):
+        speed = measure_speed(
+            pair, tokenizer, prompt_tokens=sizes.prompt_tokens, new_tokens=sizes.new_tokens, repeats=sizes.repeats
+        )
+    bytes_per_param = dtypes.main(pair["after"]).itemsize
+    return {
+        side: {
+            "params": report[f"params_{side}"],
+            "megabytes": report[f"params_{side}"] * bytes_per_param / 1e6,
+            "perplexity": result.perplexity,
+            "perplexity_se": result.perplexity_se,
+            "bits_per_byte": result.bits_per_byte,
+            "prefill_tokens_per_second": speed[side].prefill.median,
+            "decode_tokens_per_second": speed[side].decode.median,
+            "continuation": _continuation(model, tokenizer, sizes.continuation_tokens),
+        }
+        for (side, model), result in zip(pair.items(), quality, strict=True)
     }
 
 

@@ -1,30 +1,30 @@
-"""What `lmprune prune` does: check, load, work, write; returns its record (docs/json.md)."""
+"""What `lmprune prune` does, in four steps: check, open, work, write; it returns its record (docs/json.md)."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
-from safetensors.torch import save_file
 
 from .. import pruning
 from ..budget.selection import SCOPES, check_keep
 from ..checkpoints import checkpoint, models
 from ..checkpoints.licences import Licence, find_licence
-from ..checkpoints.writing import check_not_read, written_aside
+from ..checkpoints.writing import check_not_read
 from ..data import TextData
-from ..errors import UserError, unknown
+from ..errors import unknown
 from ..evaluation.memory import peak_memory_mb
-from ..methods import get_method, needs_text
+from ..methods import Method, get_method, needs_text
 from ..plan import PrunePlan
 from ..progress import Teller
-from ..sites.families import parse_spec
+from ..sites.families import FFNSpec, parse_spec
 from ..sites.find import find_sites
 from ..training.examples import Corpus
 from ..training.run_folder import RunFolder
@@ -32,31 +32,105 @@ from . import inspection
 from .card import model_card
 from .opening import open_model
 from .reproduce import command, data_record, dtype_record, flat, log_file, origin, result_settings, tell_dtype
-from .training_options import Training, check_method, check_source
+from .scores_file import check_scores_file, write_scores
+from .training_checks import check_method, check_source, training_of
+from .training_options import Training
 
-SCORES = ".safetensors"
 #: tokens that neurons are scored on: at once, and at each milestone of a training
 CALIBRATION_TOKENS, MILESTONE_TOKENS = 65536, 16384
 
 
-def prune(
-    terminal: Teller, *, model: str, out: Path, method: str, keep: float, scope: Any, data: str,
-    data_dir: Path | None, holdout: float | None, calibration_tokens: int | None, seq_len: int, multiple_of: int,
-    plan: Path | None, dtype: str, save_dtype: str | None, device: str, seed: int, scores_out: Path | None, force: bool,
-    ffn: str | None, chat_template: bool, trust_remote_code: bool, **training_options: Any,
-) -> dict[str, Any]:  # fmt: skip
-    """`lmprune prune`, whose options these are. What can be checked is checked before the long work.
+def prune(terminal: Teller, **options: Any) -> dict[str, Any]:
+    """`lmprune prune`; the options are those of `check`. Raises: UserError; nothing is written then."""
+    asked = check(**options)
+    opened = open_asked(terminal, asked)
+    start = time.perf_counter()
+    with asked.begun():
+        made = train_and_prune(terminal, asked, opened) if asked.run else prune_at_once(terminal, asked, opened)
+        record = write(terminal, asked, opened, made, seconds=time.perf_counter() - start)
+    if asked.run is not None:
+        asked.run.finish()
+    return record
 
-    Raises: UserError; nothing is written then.
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for, checked as far as it can be before a weight is read.
+
+    options: as the command line has them. row: the method, the plan's own where there is a plan.
+    how: dtype, device, … that models are loaded with. kind: what is saved, None = as the original.
+    run: where a training keeps its states; None = without training.
     """
+
+    options: Mapping[str, Any]
+    row: Method
+    plan: PrunePlan | None
+    training: Training | None
+    calibration_tokens: int
+    corpus: Corpus
+    how: Mapping[str, Any]
+    kind: torch.dtype | None
+    spec: FFNSpec | None
+    run: RunFolder | None
+
+    def __getitem__(self, name: str) -> Any:
+        return self.options[name]
+
+    @property
+    def gradual(self) -> bool:
+        return goes_on_schedule(self.training, self.plan)
+
+    @property
+    def calibrates(self) -> bool:
+        return needs_text(self.row, chosen=self.plan is not None)
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes files."""
+        return self.run is None or PartialState().is_main_process
+
+    def begun(self) -> AbstractContextManager[None]:
+        return self.run.begun() if self.run else nullcontext()
+
+    def named(self, *names: str) -> dict[str, Any]:
+        return {name: self.options[name] for name in names}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """before: the sizes of the dense model. provenance: what the plan says of where it comes from."""
+
+    dense: Any
+    tokenizer: Any
+    text: TextData | None
+    before: Mapping[str, Any]
+    licence: Licence
+    provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Made:
+    """The pruned model and its plan; of a training its record and its log."""
+
+    model: Any
+    plan: PrunePlan
+    training: Mapping[str, Any]
+    log: list[dict[str, Any]]
+
+
+def check(
+    *, model: str, out: Path, method: str, keep: float, scope: Any, data: str, data_dir: Path | None,
+    holdout: float | None, calibration_tokens: int | None, seq_len: int, multiple_of: int, plan: Path | None,
+    dtype: str, save_dtype: str | None, device: str, seed: int, scores_out: Path | None, force: bool,
+    ffn: str | None, chat_template: bool, trust_remote_code: bool, **training_options: Any,
+) -> Asked:  # fmt: skip
+    """Everything that can be found wrong before a weight or a text is read. Raises: UserError."""
     options = flat(locals())
-    training = Training.of(training_options)
-    gradual = training is not None and training.schedule != "oneshot" and plan is None
-    if calibration_tokens is None:
-        options["calibration_tokens"] = calibration_tokens = MILESTONE_TOKENS if gradual else CALIBRATION_TOKENS
+    training = training_of(training_options)
     chosen = PrunePlan.load(plan) if plan else None
-    for sentence in chosen.remarks() if chosen else ():
-        terminal.note(sentence)
+    if calibration_tokens is None:
+        calibration_tokens = MILESTONE_TOKENS if goes_on_schedule(training, chosen) else CALIBRATION_TOKENS
+    options["calibration_tokens"] = calibration_tokens
     row = get_method(chosen.settings.get("method", method) if chosen else method)
     check_keep(keep)
     check_method(row, training, keep=keep, planned=chosen is not None, scope=scope)
@@ -65,109 +139,120 @@ def prune(
     kind = checkpoint.check_save_dtype(save_dtype)
     check_not_read(out, model, training.teacher if training else None)
     checkpoint.check_out(out, force=force)
-    resumed = training is not None and training.resume
     if scores_out is not None:
+        resumed = training is not None and training.resume
         check_scores_file(scores_out, planned=chosen is not None, force=force or resumed)
     spec = parse_spec(ffn) if ffn else None
-    calibrates = needs_text(row, chosen=chosen is not None)
-    loss_on = training.given("loss_on") if training else {}
-    corpus = Corpus(data, data_dir, chat_template, seed, **loss_on, held_out=holdout)
-    num_tokens = training.train_tokens if training else calibration_tokens
-    read = partial(corpus.text, "train", num_tokens) if calibrates or training else None
+    corpus = Corpus(
+        data, data_dir, chat_template, seed, **training.given("loss_on") if training else {}, held_out=holdout
+    )
     run = None
     if training is not None:
         check_source(data, training.train_tokens, training)
         run = RunFolder(out, result_settings(options), resume=training.resume, force=force)
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-    dense, tokenizer, text = open_model(terminal, model, data, read, **how)
+    return Asked(options, row, chosen, training, calibration_tokens, corpus, how, kind, spec, run)
+
+
+def goes_on_schedule(training: Training | None, plan: PrunePlan | None) -> bool:
+    """Whether neurons go little by little while the model trains."""
+    return training is not None and training.schedule != "oneshot" and plan is None
+
+
+def open_asked(terminal: Teller, asked: Asked) -> Opened:
+    """Model, tokenizer and text, and what is said of them. Raises: UserError."""
+    for sentence in asked.plan.remarks() if asked.plan else ():
+        terminal.note(sentence)
+    training, model = asked.training, asked["model"]
+    num_tokens = training.train_tokens if training else asked.calibration_tokens
+    read = partial(asked.corpus.text, "train", num_tokens) if asked.calibrates or training else None
+    dense, tokenizer, text = open_model(terminal, model, asked["data"], read, **asked.how)
     if text is not None:
         terminal.note(f"{'training' if training else 'calibrating'} on {text.name}")
-    if chosen is not None:
-        _tell_of_plan(terminal, chosen, model, text if calibrates else None)
-    tell_dtype(terminal, dense, kind)
-    before = inspection.sizes(dense, find_sites(dense, spec=spec))
+    if asked.plan is not None:
+        _tell_of_plan(terminal, asked.plan, model, text if asked.calibrates else None)
+    tell_dtype(terminal, dense, asked.kind)
+    before = inspection.sizes(dense, find_sites(dense, spec=asked.spec))
     licence = find_licence(model)
-    provenance = {"model": _history(model, licence), "command": command("prune", options)}
+    provenance = {"model": _history(model, licence), "command": command("prune", asked.options)}
+    return Opened(dense, tokenizer, text, before, licence, provenance)
 
-    def at_once(dense: Any) -> PrunePlan:
-        with terminal.stages() as stages:
-            plan = pruning.prune(
-                dense, tokenizer, method=row.name, keep=keep, scope=scope, data=text or data, plan=chosen, spec=spec,
-                calibration_tokens=calibration_tokens, seq_len=seq_len, multiple_of=multiple_of, seed=seed,
-                stages=stages, provenance=provenance,
+
+def prune_at_once(terminal: Teller, asked: Asked, opened: Opened) -> Made:
+    plan = _cut(terminal, asked, opened, opened.dense)
+    num_read = plan.settings.get("calibration_tokens", asked.calibration_tokens)
+    if asked.plan is None and num_read <= asked.calibration_tokens - asked["seq_len"]:
+        terminal.note(f"that text has only {num_read} tokens in whole sequences")
+    return Made(opened.dense, plan, {}, [])
+
+
+def train_and_prune(terminal: Teller, asked: Asked, opened: Opened) -> Made:
+    """Little by little while it trains, or at once before it."""
+    from .train import Job, prune_gradually, recover  # transformers' Trainer takes seconds to import
+
+    assert asked.training is not None and asked.run is not None and opened.text is not None
+    job = Job(
+        terminal, asked.training, opened.tokenizer, asked.corpus, opened.text, asked["seq_len"], asked["seed"],
+        asked.run, asked.how, asked.spec,
+    )  # fmt: skip
+    if not asked.gradual:
+        return Made(*recover(job, opened.dense, partial(_cut, terminal, asked, opened)))
+    made = Made(
+        *prune_gradually(
+            job, opened.dense, asked.row, calibration_tokens=asked.calibration_tokens, provenance=opened.provenance,
+            **asked.named("keep", "scope", "multiple_of"),
+        )
+    )  # fmt: skip
+    _keep_scores(asked, made.plan)
+    return made
+
+
+def write(terminal: Teller, asked: Asked, opened: Opened, made: Made, *, seconds: float) -> dict[str, Any]:
+    """The checkpoint, with its plan, card and papers, and the record of all of it."""
+    plan, out = asked["plan"], asked["out"]
+    done = replace(made.plan, provenance={**made.plan.provenance, "dtype": dtype_record(made.model, asked.kind)})
+    sites = find_sites(made.model, spec=asked.spec)
+    record = {
+        "model": asked["model"],
+        "method": asked.row.name,
+        "keep": done.settings.get("keep"),
+        "scope": done.settings.get("scope"),
+        "plan": plan and str(plan),
+        **inspection.pruning(made.model, sites, opened.before, done, asked.kind),
+        "data": opened.text and data_record(opened.text, opened.tokenizer),
+        **({"training": made.training} if made.training else {}),
+    }
+    if asked.writes:
+        with terminal.busy(f"writing {out}"):
+            checkpoint.save(
+                made.model, out, tokenizer=opened.tokenizer, plan=done, card=model_card(done, record), spec=asked.spec,
+                force=asked["force"], files={**log_file(made.log), **opened.licence.files}, dtype=asked.kind,
             )  # fmt: skip
-        keep_scores(plan)  # at once: a training that is resumed reads its plan from the run's folder, without them
-        return plan
-
-    def keep_scores(plan: PrunePlan) -> None:
-        if scores_out is not None and (run is None or PartialState().is_main_process):
-            write_scores(plan, scores_out)
-
-    start = time.perf_counter()
-    trained: dict[str, Any] = {}
-    log: list[dict[str, Any]] = []
-    with run.begun() if run else nullcontext():
-        if training is None or run is None:
-            done = at_once(dense)
-            num_read = done.settings.get("calibration_tokens", calibration_tokens)
-            if chosen is None and num_read <= calibration_tokens - seq_len:
-                terminal.note(f"that text has only {num_read} tokens in whole sequences")
-        else:
-            from .train import Job, prune_gradually, recover
-
-            assert text is not None
-            job = Job(terminal, training, tokenizer, corpus, text, seq_len, seed, run, how, spec)
-            if gradual:
-                dense, done, trained, log = prune_gradually(
-                    job, dense, row, keep=keep, scope=scope, multiple_of=multiple_of,
-                    calibration_tokens=calibration_tokens, provenance=provenance,
-                )  # fmt: skip
-                keep_scores(done)
-            else:
-                dense, done, trained, log = recover(job, dense, at_once)
-        seconds = time.perf_counter() - start
-        done = replace(done, provenance={**done.provenance, "dtype": dtype_record(dense, kind)})
-        record = {
-            "model": model,
-            "method": row.name,
-            "keep": done.settings.get("keep"),
-            "scope": done.settings.get("scope"),
-            "plan": plan and str(plan),
-            **inspection.pruning(dense, find_sites(dense, spec=spec), before, done, kind),
-            "data": text and data_record(text, tokenizer),
-            **({"training": trained} if trained else {}),
-        }
-        if run is None or PartialState().is_main_process:
-            with terminal.busy(f"writing {out}"):
-                checkpoint.save(
-                    dense, out, tokenizer=tokenizer, plan=done, card=model_card(done, record), spec=spec, force=force,
-                    files={**log_file(log), **licence.files}, dtype=kind,
-                )  # fmt: skip
-    if run is not None:
-        run.finish()
+    scores_out = asked["scores_out"]
     return record | {
         "seconds": seconds,
         "peak_memory_mb": peak_memory_mb(),
         "out": str(out.expanduser().resolve()),
         "scores_out": scores_out and str(scores_out.expanduser().resolve()),
-        "command": command("prune", options),
+        "command": command("prune", asked.options),
     }
 
 
-def check_scores_file(file: Path, *, planned: bool, force: bool) -> None:
-    """Raises: UserError, before the work, where the scores of a pruning can't be written to `file`."""
-    if planned:
-        raise UserError("drop --scores-out, or --plan: a plan says which neurons stay, and not by what scores")
-    if file.suffix != SCORES:
-        raise UserError(f"a file of scores ends in {SCORES}, got {file}")
-    if file.exists() and not force:
-        raise UserError(f"{file} is there already; choose another --scores-out, or replace it with --force")
+def _cut(terminal: Teller, asked: Asked, opened: Opened, dense: Any) -> PrunePlan:
+    """Prune the model in place, at once."""
+    with terminal.stages() as stages:
+        plan = pruning.prune(
+            dense, opened.tokenizer, method=asked.row.name, data=opened.text or asked["data"], plan=asked.plan,
+            spec=asked.spec, calibration_tokens=asked.calibration_tokens, stages=stages, provenance=opened.provenance,
+            **asked.named("keep", "scope", "seq_len", "multiple_of", "seed"),
+        )  # fmt: skip
+    _keep_scores(asked, plan)  # at once: a training that is resumed reads its plan from the run's folder, without them
+    return plan
 
 
-def write_scores(plan: PrunePlan, file: Path) -> None:
-    """The scores by layer, `neurons.0`, `neurons.1`, …; `prune(scores=load_file(file))` takes them again."""
-    with written_aside(file.expanduser().resolve(), folder=False) as partial_file:
-        save_file(plan.named_scores(), partial_file)
+def _keep_scores(asked: Asked, plan: PrunePlan) -> None:
+    if asked["scores_out"] is not None and asked.writes:
+        write_scores(plan, asked["scores_out"])
 
 
 def _tell_of_plan(terminal: Teller, plan: PrunePlan, model: str, text: TextData | None) -> None:

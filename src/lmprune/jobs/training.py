@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from ..checkpoints import checkpoint
@@ -27,49 +30,25 @@ from .card import tuned_card
 from .opening import open_model
 from .reproduce import command, data_record, dtype_record, flat, log_file, origin, result_settings, tell_dtype
 from .train import Job, record_of, trained_plan
-from .training_options import Training, check_source
+from .training_checks import check_source, training_of
+from .training_options import Training
 
 
-def finetune(
-    terminal: Teller,
-    *,
-    model: str,
-    out: Path,
-    data: str,
-    data_dir: Path | None,
-    holdout: float | None,
-    seq_len: int,
-    dtype: str,
-    save_dtype: str | None,
-    device: str,
-    seed: int,
-    force: bool,
-    chat_template: bool,
-    trust_remote_code: bool,
-    **training_options: Any,
-) -> dict[str, Any]:
-    """`lmprune finetune`, whose options these are. Raises: UserError; nothing is written then."""
-    options = flat(locals())
-    training = Training.of(training_options)
-    if training is None:
-        raise UserError("say how long to train with --steps or --epochs")
-    kind = checkpoint.check_save_dtype(save_dtype)
-    check_source(data, training.train_tokens, training)
-    check_not_read(out, model, training.teacher)
-    checkpoint.check_out(out, force=force)
-    run = RunFolder(out, result_settings(options), resume=training.resume, force=force)
-    corpus = Corpus(data, data_dir, chat_template, seed, **training.given("loss_on"), held_out=holdout)
-    how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-    read = partial(corpus.text, "train", training.train_tokens)
-    net, tokenizer, text = open_model(terminal, model, data, read, **how)
+def finetune(terminal: Teller, **options: Any) -> dict[str, Any]:
+    """`lmprune finetune`; the options are those of `check_finetune`. Raises: UserError; nothing is written then."""
+    asked = check_finetune(**options)
+    model, out, kind, training = options["model"], options["out"], asked.kind, asked.training
+    read = partial(asked.corpus.text, "train", training.train_tokens)
+    net, tokenizer, text = open_model(terminal, model, options["data"], read, **asked.how)
     assert text is not None
     widths = [site.count for site in find_sites(net)]  # what can't be saved in the end is told of before the work
     before, licence = _own_plan(terminal, model, widths), find_licence(model)
     tell_dtype(terminal, net, kind)
     terminal.note(f"training on {text.name}")
     start = time.perf_counter()
-    with run.begun():
-        job = Job(terminal, training, tokenizer, corpus, text, seq_len, seed, run, how)
+    with asked.run.begun():
+        seq_len, seed = options["seq_len"], options["seed"]
+        job = Job(terminal, training, tokenizer, asked.corpus, text, seq_len, seed, asked.run, asked.how)
         net, settings, result = job.run(net, job.prepare(net))
         record = {
             "model": model,
@@ -87,11 +66,42 @@ def finetune(
             provenance = {"model": origin(model, licence, before), "command": command("finetune", options)}
             plan = trained_plan(job, before or whole(widths), settings, provenance | {"dtype": dtype_record(net, kind)})
             checkpoint.save(
-                net, out, tokenizer=tokenizer, plan=plan, card=tuned_card(plan, record), force=force,
+                net, out, tokenizer=tokenizer, plan=plan, card=tuned_card(plan, record), force=options["force"],
                 files={**log_file(result.log), **licence.files}, dtype=kind,
             )  # fmt: skip
-    run.finish()
+    asked.run.finish()
     return record
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What `finetune` was asked for, checked as far as it can be before a weight is read; see `jobs.prune.Asked`."""
+
+    training: Training
+    corpus: Corpus
+    how: Mapping[str, Any]
+    kind: torch.dtype | None
+    run: RunFolder
+
+
+def check_finetune(
+    *, model: str, out: Path, data: str, data_dir: Path | None, holdout: float | None, seq_len: int, dtype: str,
+    save_dtype: str | None, device: str, seed: int, force: bool, chat_template: bool, trust_remote_code: bool,
+    **training_options: Any,
+) -> Asked:  # fmt: skip
+    """Raises: UserError for all that can be found wrong before a weight or a text is read."""
+    options = flat(locals())
+    training = training_of(training_options)
+    if training is None:
+        raise UserError("say how long to train with --steps or --epochs")
+    kind = checkpoint.check_save_dtype(save_dtype)
+    check_source(data, training.train_tokens, training)
+    check_not_read(out, model, training.teacher)
+    checkpoint.check_out(out, force=force)
+    corpus = Corpus(data, data_dir, chat_template, seed, **training.given("loss_on"), held_out=holdout)
+    how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    run = RunFolder(out, result_settings(options), resume=training.resume, force=force)
+    return Asked(training, corpus, how, kind, run)
 
 
 def _own_plan(terminal: Teller, model: str, widths: list[int]) -> PrunePlan | None:

@@ -1,0 +1,113 @@
+"""What is wrong with a command's training options, alone and beside its other options."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from ..data.pairs import check_loss_on, is_source
+from ..errors import UserError, unknown
+from ..gradual.schedules import cubic
+from ..methods import Method, must_train
+from ..sites.masks import COMPUTES
+from ..training.distillation import check_temperature
+from ..training.lora import check_peft
+from .training_options import SCHEDULES, Training
+
+
+def training_of(options: Mapping[str, Any]) -> Training | None:
+    """The training options of a command's; None where there is no training.
+
+    Raises: UserError where an option is about a training that nobody asked for.
+    """
+    values = {f.name: options.get(f.name) for f in fields(Training)}
+    given = {name: value for name, value in values.items() if value is not None and value is not False}
+    if "steps" in given and "epochs" in given:
+        raise UserError("give --steps or --epochs, not both")
+    if given and not {"steps", "epochs"} & given.keys():
+        first = "--" + next(iter(given)).replace("_", "-")
+        raise UserError(f"{first} is about training; say how long with --steps or --epochs, or leave it out")
+    return checked(Training(**given)) if given else None
+
+
+def checked(training: Training) -> Training:
+    """The same. Raises: UserError for a value that no training has, and for two that do not go together."""
+    if training.schedule not in (None, *SCHEDULES):
+        raise unknown("schedule", training.schedule, SCHEDULES)
+    if training.compute not in (None, *COMPUTES):
+        raise unknown("compute", training.compute, COMPUTES)
+    if training.loss_on is not None:
+        check_loss_on(training.loss_on)
+    if training.teacher is None and (training.kl_weight is not None or training.temperature is not None):
+        raise UserError("--kl-weight and --temperature are about distillation; name a --teacher")
+    if training.kl_weight is not None and not 0 < training.kl_weight <= 1:
+        raise UserError(f"kl-weight must be in (0, 1], got {training.kl_weight:g}")
+    if training.temperature is not None:
+        check_temperature(training.temperature)
+    if training.epochs is not None and not 0 < training.epochs < math.inf:
+        raise UserError(f"epochs must be above 0, got {training.epochs:g}")
+    for name in ("penalty_weight", "similarity_weight"):
+        if not 0 <= (getattr(training, name) or 0) < math.inf:
+            raise UserError(f"{name.replace('_', '-')} must be 0 or more, got {getattr(training, name):g}")
+    if training.lora_rank is not None and training.lora_rank < 1:
+        raise UserError(f"lora-rank must be at least 1, got {training.lora_rank}")
+    if training.lora_rank is not None and training.compute == "gathered":
+        raise UserError("with --lora-rank neurons can't be gathered; leave out --compute gathered")
+    if training.lora_rank is not None:
+        check_peft()
+    training.of_steps(training.steps if training.steps is not None else 1, seed=0)
+    return training
+
+
+def check_source(data: str, train_tokens: int | None, training: Training | None = None) -> None:
+    """Raises: UserError where the model is to write its own text, and nobody said how much, or an option does not go
+    with the source."""
+    if data == "self" and train_tokens is None:
+        raise UserError("the model writes as much text (self) as you like; say how much with --train-tokens")
+    if training is None:
+        return
+    if data == "self" and training.eval_every is not None:
+        raise UserError("text that the model writes itself (self) has no validation split; leave out --eval-every")
+    if training.loss_on is not None and not is_source(data):
+        raise UserError("--loss-on is about pairs of context and completion, and this is plain text; leave it out")
+
+
+def check_method(
+    row: Method, training: Training | None, *, keep: float, planned: bool, scope: str | None = None
+) -> None:
+    """planned: a plan says which neurons stay. scope: as it was given.
+
+    Raises: UserError where a method must train and nobody said how long, or can't train as it was asked to.
+    """
+    if training is None:
+        if row.learned and not planned:
+            raise must_train(row)
+        return
+    if row.penalty == "l1" and scope == "global":
+        raise UserError(f"method {row.name!r} has a threshold for all layers, and no --scope; leave it out")
+    if planned and training.schedule == "cubic":
+        raise UserError("drop --schedule cubic, or --plan: a plan prunes at once, and the rest is trained")
+    gradual = not planned and training.schedule != "oneshot"
+    if row.learned and not (gradual or planned):
+        raise UserError(f"method {row.name!r} learns its scores on the way; --schedule oneshot leaves it no time")
+    uses = {
+        "score_lr": (gradual and row.learned, "learned scores"),
+        "penalty_weight": (gradual and row.penalty != "none", "the penalty on learned scores"),
+        "similarity_weight": (gradual and "uniqueness" in row.penalty, "the penalty on neurons that are alike"),
+        "warm_start": (gradual and row.learned, "learned scores"),
+        "compute": (gradual, "pruning on a schedule"),
+    }
+    for name, (used, what) in uses.items():
+        if getattr(training, name) not in (None, False) and not used:
+            raise UserError(f"--{name.replace('_', '-')} is about {what}, which this run does not have; leave it out")
+    if gradual and training.steps is not None:
+        cubic(keep, training.steps)
+    weighs = not row.learned and row.criterion != "random"
+    if gradual and training.lora_rank is not None and (weighs or training.warm_start):
+        what = "--warm-start" if training.warm_start else f"method {row.name!r}"
+        raise UserError(
+            f"{what} works on the whole weights on the way, and --lora-rank leaves them frozen; "
+            "use --schedule oneshot, or a method that learns its scores from the start"
+        )
