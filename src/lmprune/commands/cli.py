@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from . import deploying, measuring, pruning, studies, training
+from . import deploying, measuring, pruning, running, studies, training
 from .console import Commands
 
 #: in the order in which `--help` shows them
@@ -25,6 +25,7 @@ COMMANDS = {
     "analyze": measuring.analysis,
     "export": deploying.export,
     "bench": measuring.bench,
+    "run": running.run,
     "study": studies.study,
     "report": studies.report,
     "methods": pruning.methods,

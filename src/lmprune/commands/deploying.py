@@ -10,8 +10,10 @@ import typer
 from .console import talking
 from .options import Force, Json, Model, Plugin, PushToHub, Trust
 from .parameters import given, pushed
+from .running import savable
 
 
+@savable
 def export(
     model: Model,
     to: Annotated[str, typer.Option(metavar="TARGET", help="gguf, onnx, vllm, or hf-uniform.", show_default=False)],

@@ -24,11 +24,13 @@ from .options import (
     Trust,
 )
 from .parameters import given, refuse_options
+from .running import savable
 
 _ONLY_TEXTS = ("context", "stride", "max_tokens", "baseline", "chat_template")
 _ONLY_TASKS = ("limit", "decode", "max_new_tokens", "batch_size", "out")
 
 
+@savable
 def evaluate(
     ctx: typer.Context,
     model: Model,
@@ -79,16 +81,27 @@ def evaluate(
         from ..jobs import evaluate as jobs
         from . import measured_views as views
 
+        check_usage(ctx)
         if is_source(data):
-            refuse_options(ctx, f": it goes with texts, and {data} is a task", *_ONLY_TEXTS)
             record = jobs.evaluate_task(terminal, **{k: v for k, v in options.items() if k not in _ONLY_TEXTS})
             terminal.result(record, *views.task(record))
         else:
-            refuse_options(ctx, f": it goes with tasks, and {data} is a text", *_ONLY_TASKS)
             record = jobs.evaluate(terminal, **{k: v for k, v in options.items() if k not in _ONLY_TASKS})
             terminal.result(record, *views.evaluation(record))
 
 
+def check_usage(ctx: typer.Context) -> None:
+    """Raises: UserError for options of `eval` that its text does not have."""
+    from ..data.pairs import is_source
+
+    data = ctx.params["data"]
+    if is_source(data):
+        refuse_options(ctx, f": it goes with texts, and {data} is a task", *_ONLY_TEXTS)
+    else:
+        refuse_options(ctx, f": it goes with tasks, and {data} is a text", *_ONLY_TASKS)
+
+
+@savable
 def analysis(
     model: Model,
     data: EvaluationText,
@@ -128,6 +141,7 @@ def analysis(
         terminal.result(record, *views.analysis(record))
 
 
+@savable
 def bench(
     models: Annotated[
         list[str],

@@ -121,6 +121,8 @@ SaveConfig = Annotated[
         rich_help_panel=FILES,
     ),
 ]
+#: `lmprune run` tells its steps which file they are of, for the card
+RunFile = Annotated[Path | None, typer.Option(metavar="FILE", hidden=True)]
 Ffn = Annotated[
     str | None,
     typer.Option(

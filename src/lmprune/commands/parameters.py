@@ -71,9 +71,19 @@ def pushed(terminal: Terminal, repo_id: str | None) -> Iterator[Callable[[dict[s
     yield push
 
 
+def as_given(ctx: Any) -> dict[str, Any]:
+    """The parameters that were given, by name, without what only concerns how the command talks and overwrites."""
+    ours = {"save_config", "as_json", "force", "resume"}
+    return {name: value for name, value in ctx.params.items() if name not in ours and _was_given(ctx, name)}
+
+
+def _was_given(ctx: Any, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def refuse_options(ctx: typer.Context, why: str, *names: str) -> None:
     """Complain of those that were given."""
     for name in names:
-        source = ctx.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if _was_given(ctx, name):
             raise UserError(f"drop --{name.replace('_', '-')}{why}")

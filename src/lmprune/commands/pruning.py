@@ -28,7 +28,7 @@ from .options import (
     PlanFile,
     Plugin,
     PushToHub,
-    SaveConfig,
+    RunFile,
     SaveDtype,
     ScopeName,
     ScoresOut,
@@ -37,6 +37,7 @@ from .options import (
     Trust,
 )
 from .parameters import given, pushed, refuse_options, trains
+from .running import savable
 
 
 def inspect(
@@ -74,6 +75,7 @@ def inspect(
         terminal.result(record, *views.inspection(record))
 
 
+@savable
 @trains(TRAINING, DISTILLATION, ON_THE_WAY)
 def prune(
     ctx: typer.Context,
@@ -98,10 +100,10 @@ def prune(
     scores_out: ScoresOut = None,
     save_dtype: SaveDtype = None,
     push_to_hub: PushToHub = None,
-    save_config: SaveConfig = None,
     ffn: Ffn = None,
     trust_remote_code: Trust = False,
     plugin: Plugin = None,
+    run_file: RunFile = None,
     **training: Any,
 ) -> None:
     """Prune a model and write a checkpoint, with its tokenizer, `prune_plan.json` and a model card.
@@ -115,8 +117,7 @@ def prune(
     `perplexity`).
     """
     options = given(locals())
-    if plan is not None:
-        refuse_options(ctx, ", or --plan: the plan says which neurons stay", "method", "keep", "scope", "multiple_of")
+    check_usage(ctx)
     with talking(as_json) as terminal:
         from ..jobs.prune import after_prune
         from ..jobs.prune import prune as work
@@ -125,6 +126,12 @@ def prune(
         with pushed(terminal, push_to_hub) as push:
             record = push(work(terminal, **options))
         terminal.result(record, *views.pruning(record), next_commands(after_prune(record, options)))
+
+
+def check_usage(ctx: typer.Context) -> None:
+    """Raises: UserError for options of `prune` that say the same twice."""
+    if ctx.params["plan"] is not None:
+        refuse_options(ctx, ", or --plan: the plan says which neurons stay", "method", "keep", "scope", "multiple_of")
 
 
 def methods(plugin: Plugin = None, as_json: Json = False) -> None:

@@ -21,7 +21,7 @@ from .options import (
     Model,
     Plugin,
     PushToHub,
-    SaveConfig,
+    RunFile,
     SaveDtype,
     Seed,
     SeqLen,
@@ -30,11 +30,12 @@ from .options import (
     Trust,
 )
 from .parameters import given, pushed, trains
+from .running import savable
 
 
+@savable
 @trains(TRAINING, DISTILLATION)
 def finetune(
-    ctx: typer.Context,
     model: Model,
     out: Checkpoint,
     data: TrainingText = "wikitext",
@@ -49,9 +50,9 @@ def finetune(
     chat_template: ChatTemplate = False,
     save_dtype: SaveDtype = None,
     push_to_hub: PushToHub = None,
-    save_config: SaveConfig = None,
     trust_remote_code: Trust = False,
     plugin: Plugin = None,
+    run_file: RunFile = None,
     **training: Any,
 ) -> None:
     """Fine-tune a model, dense or pruned, without pruning it: a teacher, a reference, or recovery of a pruned one.

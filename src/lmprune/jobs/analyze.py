@@ -35,7 +35,7 @@ def analyze(
 ) -> dict[str, Any]:  # fmt: skip
     """`lmprune analyze`, whose options these are. Raises: UserError; nothing is written then."""
     out = out.expanduser().resolve()
-    check_folder(out, "an analysis", _is_analysis, force=force)
+    check_out(out, force=force)
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     spec = parse_spec(ffn) if ffn else None
     dense_ffns = None
@@ -95,6 +95,11 @@ def _write(out: Path, record: dict[str, Any], neurons: Any) -> None:
         for chart in analysis.charts(record):
             (folder / f"{chart.id}.svg").write_text(svg.standalone(chart), encoding="utf-8")
             raster.write_png(chart, folder / f"{chart.id}.png")
+
+
+def check_out(out: Path, *, force: bool) -> None:
+    """Raises: UserError where an analysis can't be written there."""
+    check_folder(out.expanduser().resolve(), "an analysis", _is_analysis, force=force)
 
 
 def _is_analysis(folder: Path) -> bool:

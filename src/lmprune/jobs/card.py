@@ -166,6 +166,8 @@ def _how(plan: PrunePlan) -> str:
         lines += ["Made with " + ", ".join(f"{name} {number}" for name, number in versions.items()) + "."]
     if command := plan.provenance.get("command"):
         lines += ["To make it again:", "", "```sh", shlex.join(command), "```"]
+    if run := plan.provenance.get("run"):
+        lines += ["It is a step of this run (`lmprune run`):", "", "```yaml", run.strip(), "```"]
     return "\n".join(lines)
 
 

@@ -31,7 +31,7 @@ from ..training.run_folder import RunFolder
 from . import inspection
 from .card import model_card
 from .opening import open_model
-from .reproduce import command, data_record, dtype_record, flat, log_file, origin, result_settings, tell_dtype
+from .reproduce import command, data_record, dtype_record, flat, log_file, made_by, origin, result_settings, tell_dtype
 from .scores_file import check_scores_file, write_scores
 from .training_checks import check_method, check_source, training_of
 from .training_options import Training
@@ -122,7 +122,8 @@ def check(
     *, model: str, out: Path, method: str, keep: float, scope: Any, data: str, data_dir: Path | None,
     holdout: float | None, calibration_tokens: int | None, seq_len: int, multiple_of: int, plan: Path | None,
     dtype: str, save_dtype: str | None, device: str, seed: int, scores_out: Path | None, force: bool,
-    ffn: str | None, chat_template: bool, trust_remote_code: bool, **training_options: Any,
+    ffn: str | None, chat_template: bool, trust_remote_code: bool,
+    run_file: Path | None = None, **training_options: Any,
 ) -> Asked:  # fmt: skip
     """Everything that can be found wrong before a weight or a text is read. Raises: UserError."""
     options = flat(locals())
@@ -174,7 +175,7 @@ def open_asked(terminal: Teller, asked: Asked) -> Opened:
     tell_dtype(terminal, dense, asked.kind)
     before = inspection.sizes(dense, find_sites(dense, spec=asked.spec))
     licence = find_licence(model)
-    provenance = {"model": _history(model, licence), "command": command("prune", asked.options)}
+    provenance = {"model": _history(model, licence), **made_by("prune", asked.options)}
     return Opened(dense, tokenizer, text, before, licence, provenance)
 
 

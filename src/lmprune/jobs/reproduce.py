@@ -20,6 +20,9 @@ from ..progress import Teller
 from ..study.run import spelt
 from ..training.run_folder import TRAINING_LOG
 
+#: options that a training's result does not depend on
+_WITHOUT_EFFECT = frozenset("out scores_out force resume save_every report_to run_file".split())
+
 
 def log_file(log: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """A training log as a file to go with the checkpoint: its name and its text."""
@@ -48,7 +51,8 @@ def result_settings(options: Mapping[str, Any]) -> dict[str, Any]:
     given = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in options.items()
-        if name not in {"out", "scores_out", "force", "resume", "save_every", "report_to"} and value is not None
+        if name not in {"out", "scores_out", "force", "resume", "save_every", "report_to", "run_file"}
+        and value is not None
     }
     if files := plugins.loaded_files():
         given["plugin"] = files
@@ -58,9 +62,15 @@ def result_settings(options: Mapping[str, Any]) -> dict[str, Any]:
 def command(verb: str, options: Mapping[str, Any]) -> list[str]:
     """The command line that does a job again, every setting spelt out; a plan stands for what it has decided."""
     implied = {"method", "keep", "scope", "multiple_of"} if options.get("plan") else set()
-    left_out = {"model", "force", "resume", *implied}
+    left_out = {"model", "force", "resume", "run_file", *implied}
     told = {name: value for name, value in options.items() if name not in left_out}
     return ["lmprune", verb, options["model"], *spelt(told | {"plugin": plugins.loaded_files()})]
+
+
+def made_by(verb: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """For a plan: the command, and the run file that it was a step of."""
+    file: Path | None = options.get("run_file")
+    return {"command": command(verb, options), **({"run": file.read_text(encoding="utf-8")} if file else {})}
 
 
 def dtype_record(model: Any, dtype: torch.dtype | None) -> dict[str, str]:

@@ -11,11 +11,12 @@ from ..study import grid, records
 from ..study.estimate import estimate
 from ..study.records import RESULTS_FILE
 from ..study.runner import Workers, carry_out, finished
+from ..study.yaml_file import Commands
 
 
 def study(
     terminal: Teller, *, file: Path, out: Path, jobs: int, ray: str | None, keep_checkpoints: bool, dry_run: bool,
-    commands: grid.Commands,
+    commands: Commands,
 ) -> dict[str, Any]:  # fmt: skip
     """`lmprune study`, whose options these are. Raises: UserError; failed runs are told in the record instead."""
     found = grid.read(file, commands)

@@ -28,7 +28,7 @@ from ..training.teachers import check_teacher_file, fingerprint, write_teacher
 from . import inspection
 from .card import tuned_card
 from .opening import open_model
-from .reproduce import command, data_record, dtype_record, flat, log_file, origin, result_settings, tell_dtype
+from .reproduce import command, data_record, dtype_record, flat, log_file, made_by, origin, result_settings, tell_dtype
 from .train import Job, record_of, trained_plan
 from .training_checks import check_source, training_of
 from .training_options import Training
@@ -63,7 +63,7 @@ def finetune(terminal: Teller, **options: Any) -> dict[str, Any]:
             "command": command("finetune", options),
         }
         if PartialState().is_main_process:
-            provenance = {"model": origin(model, licence, before), "command": command("finetune", options)}
+            provenance = {"model": origin(model, licence, before), **made_by("finetune", options)}
             plan = trained_plan(job, before or whole(widths), settings, provenance | {"dtype": dtype_record(net, kind)})
             checkpoint.save(
                 net, out, tokenizer=tokenizer, plan=plan, card=tuned_card(plan, record), force=options["force"],
@@ -87,7 +87,7 @@ class Asked:
 def check_finetune(
     *, model: str, out: Path, data: str, data_dir: Path | None, holdout: float | None, seq_len: int, dtype: str,
     save_dtype: str | None, device: str, seed: int, force: bool, chat_template: bool, trust_remote_code: bool,
-    **training_options: Any,
+    run_file: Path | None = None, **training_options: Any,
 ) -> Asked:  # fmt: skip
     """Raises: UserError for all that can be found wrong before a weight or a text is read."""
     options = flat(locals())

@@ -1,7 +1,6 @@
 """A study: models × tasks × methods × keep ratios × seeds × distillation, read from YAML and spelt out as runs.
 
-Every error names the file and the line. What the commands of the lmprune command line take is handed in (`commands`),
-so that an option is known here as soon as it is known there.
+Every error names the file and the line.
 """
 
 from __future__ import annotations
@@ -21,32 +20,15 @@ from ..budget.selection import check_keep
 from ..checkpoints.sources import resolve
 from ..errors import UserError, unknown
 from ..methods import get_method
-
-#: command -> its options (with underscores) -> whether it is a flag
-Commands = Mapping[str, Mapping[str, bool]]
-Options = dict[str, Any]
+from .yaml_file import Commands, Options, YamlFile, as_in_python
 
 #: the sections that are passed on to the command of that name
 SECTIONS = ("finetune", "prune", "eval", "analyze", "bench")
 #: what the study itself sets, and a section can't
-_OURS = {
-    "out",
-    "force",
-    "model",
-    "models",
-    "baseline",
-    "method",
-    "keep",
-    "seed",
-    "teacher",
-    "plan",
-    "resume",
-    "plugin",
-    "scores_out",
-    "as_json",
-    "json",
-    "help",
-}
+_OURS = frozenset(
+    "out force model models baseline method keep seed teacher plan resume plugin scores_out save_config run_file "
+    "as_json json help".split()
+)
 _KEYS = ("name", "plugins", "models", "tasks", "methods", "keep", "seeds", "distil", *SECTIONS)
 _METHOD_KEYS = ("name", "label", "start", "prune", "finetune")
 DENSE = "dense"
@@ -106,19 +88,11 @@ class Study:
 
 def read(path: Path, commands: Commands) -> Study:
     """Raises: UserError, with the line, for an unknown key, method, model or option, and for a value out of range."""
-    try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except OSError as error:
-        raise UserError(f"can't read the study {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    return _Reader(path, commands).study(node)
+    file = _StudyFile(path, "study", commands, _OURS)
+    return file.study(file.root)
 
 
-class _Reader:
-    def __init__(self, path: Path, commands: Commands):
-        self.path, self.commands = path, commands
-
+class _StudyFile(YamlFile):
     def study(self, node: yaml.Node | None) -> Study:
         keys = self.mapping(node, _KEYS)
         for name in ("models", "tasks", "methods", "keep"):
@@ -170,52 +144,6 @@ class _Reader:
             found[command] = {name: value for name, value in options.items() if value is not None}
         return found
 
-    def fail(self, node: yaml.Node, error: str | UserError) -> UserError:
-        return UserError(f"{self.path}, line {node.start_mark.line + 1}: {error}")
-
-    def mapping(self, node: yaml.Node | None, known: Sequence[str] | None = None) -> dict[str, yaml.Node]:
-        if not isinstance(node, yaml.MappingNode):
-            place = f", line {node.start_mark.line + 1}" if node else ""
-            raise UserError(
-                f"{self.path}{place}: expected keys and values" + (f": {', '.join(known)}" if known else "")
-            )
-        found: dict[str, yaml.Node] = {}
-        for key, value in node.value:
-            name = str(key.value)
-            if known is not None and name not in known:
-                raise self.fail(key, unknown("key", name, known))
-            if name in found:
-                raise self.fail(key, f"{name!r} is there twice")
-            found[name] = value
-        return found
-
-    def items(self, node: yaml.Node) -> list[yaml.Node]:
-        if not isinstance(node, yaml.SequenceNode) or not node.value:
-            raise self.fail(node, "expected a list with something in it, like [a, b]")
-        return node.value
-
-    def constructed(self, node: yaml.Node) -> Any:
-        try:
-            return yaml.SafeLoader("").construct_object(node, deep=True)
-        except (yaml.YAMLError, ValueError) as error:  # an unknown tag, the 30th of February
-            raise self.fail(node, f"not a value: {' '.join(str(error).split())}") from None
-
-    def value(self, node: yaml.Node, kind: type, check: Any = None) -> Any:
-        found = self.constructed(node)
-        if kind is float and type(found) is int:
-            found = float(found)
-        if type(found) is not kind:
-            names = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
-            raise self.fail(node, f"expected {names[kind]}, got {found!r}")
-        return self.checked(node, check, found) if check else found
-
-    def checked(self, node: yaml.Node, check: Any, value: Any) -> Any:
-        try:
-            check(value)
-        except UserError as error:
-            raise self.fail(node, error) from None
-        return value
-
     def model(self, node: yaml.Node) -> str:
         return self.value(node, str, resolve)
 
@@ -227,9 +155,9 @@ class _Reader:
         found: dict[str, Options] = {name: self.options(keys.pop(name), name) for name in SECTIONS if name in keys}
         known = {o for command in SECTIONS for o in self.commands.get(command, ()) if o not in _OURS}
         for name, value in keys.items():
-            if _name(name) not in known:
+            if as_in_python(name) not in known:
                 raise self.fail(value, unknown("key", name, ["data", "data_dir", "chat_template", *SECTIONS]))
-        return {**found, "all": {_name(name): self.plain(value) for name, value in keys.items()}}
+        return {**found, "all": {as_in_python(name): self.plain(value) for name, value in keys.items()}}
 
     def method(self, node: yaml.Node) -> dict[str, Any]:
         if isinstance(node, yaml.ScalarNode):
@@ -247,24 +175,3 @@ class _Reader:
             if found["start"] not in ("base", DENSE):
                 raise self.fail(keys["start"], unknown("start", found["start"], ["base", DENSE]))
         return {**found, **{name: self.options(keys[name], name) for name in ("prune", "finetune") if name in keys}}
-
-    def options(self, node: yaml.Node, command: str) -> Options:
-        if command not in self.commands:
-            raise self.fail(node, f"this lmprune has no command {command!r}; leave the section out")
-        known = [name for name in self.commands[command] if name not in _OURS]
-        found: Options = {}
-        for name, value in self.mapping(node).items():
-            if _name(name) not in known:
-                raise self.fail(value, unknown(f"option of `lmprune {command}`", name, known))
-            found[_name(name)] = self.plain(value)
-        return found
-
-    def plain(self, node: yaml.Node) -> str | int | float | bool | None:
-        found = self.constructed(node)
-        if not isinstance(found, str | int | float | bool | None):
-            raise self.fail(node, f"expected a single value, got {found!r}")
-        return found
-
-
-def _name(option: str) -> str:
-    return option.replace("-", "_")

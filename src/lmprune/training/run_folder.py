@@ -20,7 +20,7 @@ from ..checkpoints.writing import written_aside
 from ..errors import UserError
 
 MARK = "lmprune_complete"
-LOCK = "lock"
+LOCK, SETTINGS = "lock", "settings.json"
 #: a JSON object a line, in the run's folder and then in the checkpoint's
 TRAINING_LOG = "training_log.jsonl"
 
@@ -34,13 +34,12 @@ class RunFolder:
     """
 
     def __init__(self, out: Path, settings: Mapping[str, Any], *, resume: bool = False, force: bool = False):
-        out = out.expanduser().resolve()
-        self.path = out.with_name(f"{out.name}.training")
+        self.path = place_of(out)
         self.log = self.path / TRAINING_LOG
         #: where a model that is pruned before it is trained waits for a resumed run
         self.cut = self.path / "cut"
         self.resume = resume
-        self._settings = self.path / "settings.json"
+        self._settings = self.path / SETTINGS
         self._asked: dict[str, Any] = json.loads(json.dumps(settings))
         if resume:
             self._check_same()
@@ -154,3 +153,13 @@ class RunFolder:
 def step_of(state: Path) -> int:
     """The steps that were done when the state was saved."""
     return int(state.name.split("-")[1])
+
+
+def unfinished(out: Path) -> bool:
+    """Whether a run that would write `out` was stopped, and can be resumed."""
+    return (place_of(out) / SETTINGS).is_file()
+
+
+def place_of(out: Path) -> Path:
+    out = out.expanduser().resolve()
+    return out.with_name(f"{out.name}.training")

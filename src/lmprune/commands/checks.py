@@ -1,0 +1,73 @@
+"""What each command would refuse before it reads a weight: asked of all steps of a run file before the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import typer
+
+from .. import data as texts
+from ..data import pairs
+from ..errors import unknown
+from ..evaluation.decoding import DECODINGS
+from ..evaluation.engines import ENGINES
+from ..export import check_target, get_target
+from ..jobs import prune, training
+from ..jobs.analyze import check_out
+from . import measuring, pruning
+from .parameters import given
+
+#: how much of a text is read to see that it is there
+_ENOUGH = 1000
+
+
+def _prune(ctx: Any) -> None:
+    pruning.check_usage(ctx)
+    asked = prune.check(**given(ctx.params))
+    if asked.calibrates or asked.training:
+        _readable(ctx.params, "train")
+
+
+def _finetune(ctx: Any) -> None:
+    training.check_finetune(**given(ctx.params))
+    _readable(ctx.params, "train")
+
+
+def _evaluate(ctx: Any) -> None:
+    measuring.check_usage(ctx)
+    if ctx.params["decode"] not in DECODINGS:
+        raise unknown("decoding", ctx.params["decode"], DECODINGS)
+    _readable(ctx.params, ctx.params["split"])
+
+
+def _analyze(ctx: Any) -> None:
+    check_out(ctx.params["out"], force=ctx.params["force"])
+    _readable(ctx.params, ctx.params["split"])
+
+
+def _export(ctx: Any) -> None:
+    asked = ctx.params
+    check_target(get_target(asked["to"]), asked["out"], asked["dtype"], force=asked["force"])
+
+
+def _bench(ctx: Any) -> None:
+    if ctx.params["engine"] not in ENGINES:
+        raise unknown("engine", ctx.params["engine"], ENGINES)
+
+
+def _readable(asked: Mapping[str, Any], split: str) -> None:
+    """Raises: UserError where the text is not there. What needs a model to be read is left for later."""
+    data: str = asked["data"]
+    where: dict[str, Any] = {"data_dir": asked["data_dir"], "held_out": asked.get("holdout")}
+    if data == "self" or asked["chat_template"]:
+        return
+    if pairs.is_source(data):
+        pairs.load(data, split, **where)
+    else:
+        texts.load(data, split, num_tokens=_ENOUGH, **where)
+
+
+CHECKS: Mapping[str, Callable[[typer.Context], None]] = {
+    "prune": _prune, "finetune": _finetune, "eval": _evaluate, "analyze": _analyze, "export": _export, "bench": _bench,
+}  # fmt: skip

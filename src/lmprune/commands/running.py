@@ -1,0 +1,98 @@
+"""The command that carries a run file out, and the option that writes one."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .console import talking
+from .options import Json, SaveConfig
+from .parameters import as_given
+
+
+def run(
+    ctx: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="What to do (docs/runs.md).", show_default=False)],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", metavar="", help="Only check the file, and show the commands.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", metavar="", help="Begin again, and replace what an earlier run wrote.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Carry out a whole run from one file, such as prune, finetune, eval, export; a stopped run goes on where it was.
+
+    JSON: `file`, `out`, `steps` (a list of `name`, `command` and its `record`), `seconds`; with --dry-run `steps`
+    (those that are done) and `todo` (commands).
+    """
+    known = {
+        name: {p.name: getattr(p, "is_flag", False) for p in command.params if p.name}
+        for name, command in _commands(ctx).items()
+    }
+    with talking(as_json) as terminal:
+        from ..jobs.run import run as carry_out
+        from . import run_views as views
+
+        def shown(name: str, record: Mapping[str, Any]) -> None:
+            if not as_json:
+                terminal.result({}, "", f"{name}:", *views.of_step(name, record))
+
+        record = carry_out(
+            terminal, file=file, dry_run=dry_run, force=force, check=functools.partial(_check, ctx), shown=shown,
+            commands=known,
+        )  # fmt: skip
+        terminal.result(record, *views.run(record))
+
+
+def _commands(ctx: typer.Context) -> Mapping[str, Any]:
+    return getattr(ctx.find_root().command, "commands", {})
+
+
+def _check(ctx: typer.Context, words: Sequence[str]) -> None:
+    """Raises: UserError where the command line would refuse these words, or the command before it reads a weight."""
+    from ..errors import UserError
+    from .checks import CHECKS
+    from .console import explain
+
+    verb, *rest = words
+    try:
+        with _commands(ctx)[verb].make_context(verb, list(rest), parent=ctx.find_root()) as asked:
+            CHECKS[verb](asked)
+    except UserError:
+        raise
+    except Exception as error:
+        if (sentence := explain(error)) is None:
+            raise
+        raise UserError(sentence) from None
+
+
+def savable(command: Callable[..., None]) -> Callable[..., None]:
+    """The command takes --save-config: it then only writes the file that `run` would carry out as this command."""
+    signature = inspect.signature(command, eval_str=True)
+    wants_ctx = "ctx" in signature.parameters
+
+    @functools.wraps(command)
+    def either(*, ctx: typer.Context, save_config: Path | None, **parameters: Any) -> None:
+        if save_config is None:
+            command(**parameters, **({"ctx": ctx} if wants_ctx else {}))
+            return
+        with talking(parameters["as_json"]) as terminal:
+            from ..jobs.run_file import save
+
+            save(save_config, str(ctx.info_name), as_given(ctx))
+            terminal.result({"config": str(save_config)}, f"written to {save_config}: lmprune run {save_config}")
+
+    by_name = inspect.Parameter.KEYWORD_ONLY
+    added = [inspect.Parameter("save_config", by_name, default=None, annotation=SaveConfig)]
+    if not wants_ctx:
+        added += [inspect.Parameter("ctx", by_name, annotation=typer.Context)]
+    parameters = [p.replace(kind=by_name) for p in (*signature.parameters.values(), *added)]
+    either.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    either.__annotations__ = {p.name: p.annotation for p in parameters}
+    return either

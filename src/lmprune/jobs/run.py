@@ -1,0 +1,122 @@
+"""What `lmprune run` does: check the whole file, carry its steps out, each a command of its own; go on where it was.
+
+The run's folder holds `run.yaml`, the file as it was, and `run.jsonl`, a line for each step that is done.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints.writing import written_aside
+from ..errors import UserError
+from ..progress import Teller
+from ..study import recipe
+from ..study.recipe import Recipe, Step
+from ..study.yaml_file import Commands
+from ..training.run_folder import unfinished
+
+FILE, RECORDS = "run.yaml", "run.jsonl"
+#: what a step is checked by, before the first one is carried out: its words -> None; raises UserError
+Check = Callable[[Sequence[str]], None]
+#: called with each step's name and record as soon as it is done
+Shown = Callable[[str, Mapping[str, Any]], None]
+
+
+def run(
+    terminal: Teller, *, file: Path, dry_run: bool, force: bool, commands: Commands, check: Check, shown: Shown
+) -> dict[str, Any]:
+    """`lmprune run`. Raises: UserError, before the first step, for all that can be known to be wrong by then."""
+    found = recipe.read(file, commands)
+    place = found.out.expanduser().resolve()
+    done = [] if force else _done(place, found)
+    todo = found.steps[len(done) :]
+    for step in todo:
+        try:
+            check([*step.words, *_again(place, step, force=force)])
+        except UserError as error:
+            raise found.fail(step, error) from None
+    head = {"file": str(file), "out": str(place)}
+    if dry_run:
+        return head | {"steps": done, "todo": [step.command() for step in todo]}
+    if done:
+        terminal.note(f"{len(done)} of {len(found.steps)} steps were done before: {', '.join(s['name'] for s in done)}")
+    start = time.perf_counter()
+    _begin(place, found, fresh=not done)
+    for number, step in enumerate(todo, start=len(done) + 1):
+        terminal.note(f"step {number} of {len(found.steps)}: lmprune {' '.join(step.words)}")
+        record = _carry_out(found, step, place, force=force)
+        done.append({"name": step.name, "command": step.command(), "record": record})
+        with (place / RECORDS).open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(done[-1], ensure_ascii=False) + "\n")
+        shown(step.name, record)
+    return head | {"steps": done, "seconds": time.perf_counter() - start}
+
+
+def _done(place: Path, found: Recipe) -> list[dict[str, Any]]:
+    """The steps that were carried out before, from the first on.
+
+    Raises: UserError where the folder is something else, or holds a run that was asked for differently.
+    """
+    if place.exists() and not (place.is_dir() and ((place / FILE).is_file() or not any(place.iterdir()))):
+        raise UserError(f"{place} is there already, and no run's folder; choose another out")
+    records = place / RECORDS
+    lines = records.read_text(encoding="utf-8").splitlines() if records.is_file() else []
+    done = [json.loads(line) for line in lines if line.endswith("}")]  # a killed run may have left half a line
+    for before, step in zip(done, found.steps, strict=False):
+        if before["command"] != step.command():
+            raise found.fail(
+                step,
+                f"{place} holds a run in which this step was {' '.join(before['command'])}; "
+                "choose another out, or start again with --force",
+            )
+    if len(done) > len(found.steps):
+        raise UserError(f"{place} holds a run with more steps; choose another out, or start again with --force")
+    kept = next((n for n, step in enumerate(found.steps[: len(done)]) if not _is_there(step)), len(done))
+    return done[:kept]
+
+
+def _is_there(step: Step) -> bool:
+    return step.out is None or step.out.exists()
+
+
+def _begin(place: Path, found: Recipe, *, fresh: bool) -> None:
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        if fresh:
+            (place / RECORDS).unlink(missing_ok=True)
+        with written_aside(place / FILE, folder=False) as aside:
+            aside.write_text(found.text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"can't write {place}: {error.strerror}; choose another out") from None
+
+
+def _again(place: Path, step: Step, *, force: bool) -> list[str]:
+    """What a step needs that was begun before: a training goes on, and what it wrote in this folder makes room."""
+    if step.verb in recipe.MAKE and step.out is not None and unfinished(step.out) and not force:
+        return ["--resume"]
+    ours = step.own and (place / FILE).is_file()
+    return ["--force"] if step.verb in {*recipe.MAKE, "analyze", "export"} and (force or ours) else []
+
+
+def _carry_out(found: Recipe, step: Step, place: Path, *, force: bool) -> dict[str, Any]:
+    told = ["--run-file", str(place / FILE)] if step.verb in recipe.MAKE else []
+    words = [*step.words, *_again(place, step, force=force), *told, "--json"]
+    child = subprocess.Popen([sys.executable, "-m", "lmprune", *words], stdout=subprocess.PIPE)
+    try:
+        out, _ = child.communicate()
+    except BaseException:
+        child.terminate()
+        child.wait()
+        raise
+    if child.returncode:
+        raise UserError(
+            f"{found.path}: {step.name} ended with exit code {child.returncode}, and said why above; "
+            "run the same file again when it is mended: what was done before it is kept"
+        )
+    return json.loads(out)
