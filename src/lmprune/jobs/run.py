@@ -52,8 +52,8 @@ def run(
         terminal.note(f"step {number} of {len(found.steps)}: lmprune {' '.join(step.words)}")
         record = _carry_out(found, step, place, force=force)
         done.append({"name": step.name, "command": step.command(), "record": record})
-        with (place / RECORDS).open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(done[-1], ensure_ascii=False) + "\n")
+        with written_aside(place / RECORDS, folder=False) as aside:
+            aside.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in done), encoding="utf-8")
         shown(step.name, record)
     return head | {"steps": done, "seconds": time.perf_counter() - start}
 
@@ -67,7 +67,7 @@ def _done(place: Path, found: Recipe) -> list[dict[str, Any]]:
         raise UserError(f"{place} is there already, and no run's folder; choose another out")
     records = place / RECORDS
     lines = records.read_text(encoding="utf-8").splitlines() if records.is_file() else []
-    done = [json.loads(line) for line in lines if line.endswith("}")]  # a killed run may have left half a line
+    done = [json.loads(line) for line in lines]
     for before, step in zip(done, found.steps, strict=False):
         if before["command"] != step.command():
             raise found.fail(

@@ -5,8 +5,8 @@ Each command works on the checkpoint that the ones before it left. Every error n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ _OURS = frozenset("model models force resume plugin save_config run_file as_json
 class Step:
     """One command. words: what the command line takes after `lmprune`, without --force, --resume and --json.
 
-    out: what it writes, None where it only tells. own: whether that lies in the run's folder. line: in the file.
+    out: what it writes, None where it only tells. own: whether that lies in the run's folder.
+    line: where it begins in the file; lines: where each of its options is.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Step:
     out: Path | None
     own: bool
     line: int
+    lines: Mapping[str, int] = field(default_factory=dict)
 
     def command(self) -> list[str]:
         return ["lmprune", *self.words]
@@ -57,7 +59,9 @@ class Recipe:
     steps: tuple[Step, ...]
 
     def fail(self, step: Step, error: str | UserError) -> UserError:
-        return UserError(f"{self.path}, line {step.line}: {step.name}: {error}")
+        """The error with its place: the option's that it names, or the step's."""
+        line = next((line for option, line in step.lines.items() if f"--{option}" in str(error)), step.line)
+        return UserError(f"{self.path}, line {line}: {step.name}: {error}")
 
 
 def read(path: Path, commands: Commands) -> Recipe:
@@ -119,8 +123,9 @@ class _RunFile(YamlFile):
             options["out"] = str(out / self.file_name(verb, number, options))
         models = [model, now] if verb == "bench" else [now]
         written = options.get("out")
-        line = node.start_mark.line + 1
-        return Step(name, verb, (verb, *models, *spelt(options)), written and Path(written), own, line)  # type: ignore[arg-type]
+        lines = {key.replace("_", "-"): value.start_mark.line + 1 for key, value in self.mapping(node).items()}
+        words = (verb, *models, *spelt(options))
+        return Step(name, verb, words, Path(written) if written else None, own, node.start_mark.line + 1, lines)
 
     def file_name(self, verb: str, number: int, options: Options) -> str:
         found = f"{STEPS[verb]}" if number == 1 else f"{STEPS[verb]}-{number}"
