@@ -20,7 +20,7 @@ from lmprune.checkpoints import checkpoint, models
 from lmprune.checkpoints.shrinking import shrink
 from lmprune.errors import UserError
 from lmprune.export.gguf import _add
-from lmprune.runtimes.gguf_file import read_gguf
+from lmprune.runtimes.gguf_file import GGUFFile, read_gguf
 from lmprune.sites.find import find_sites
 from lmprune.sites.limits import max_context
 
@@ -236,6 +236,43 @@ def test_tensors_without_a_place(tmp_path: Path) -> None:
     assert "blk.0.attn_v.weight is (32, 32), but (16, 32)" in refused(rewritten(tmp_path / "o.gguf", wide))
 
 
+def test_tensors_that_are_elsewhere_than_the_file_must_have_them(tmp_path: Path) -> None:
+    """A damaged header would give a model whose parameters are each other's; llama.cpp does not open it either."""
+    written(model_of("llama"), tmp_path / "m.gguf")
+    content = (tmp_path / "m.gguf").read_bytes()
+    at = content.index(b"blk.1.attn_k.weight") + len(b"blk.1.attn_k.weight") + 4 + 2 * 8 + 4  # its offset
+    value = int.from_bytes(content[at : at + 8], "little")
+    assert value > 0
+    (tmp_path / "m.gguf").write_bytes(content[:at] + (value - 32).to_bytes(8, "little") + content[at + 8 :])
+    assert "is damaged or cut short: its header can't be read" in refused(tmp_path / "m.gguf")
+
+
+def test_a_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(model_of("llama"), file := tmp_path / "m.gguf")
+    values = GGUFFile.values
+
+    def changed(self: GGUFFile, name: str) -> np.ndarray:
+        if name.startswith("blk.1.ffn_down"):
+            file.write_bytes(file.read_bytes()[:-64] + bytes(64))
+        return values(self, name)
+
+    monkeypatch.setattr(GGUFFile, "values", changed)
+    with pytest.raises(UserError, match="changed while it was read; try again when nothing writes to it"):
+        models.load(file)
+
+
+def test_a_file_that_is_cut_short_under_a_loaded_model(tmp_path: Path) -> None:
+    """Nothing of it stays mapped."""
+    written(model_of("llama"), file := tmp_path / "m.gguf")
+    model = models.load(file, dtype="auto")
+    found = read_gguf(file)
+    before = model.state_dict()["lm_head.weight"].clone()
+    file.write_bytes(b"")
+    assert torch.equal(model.state_dict()["lm_head.weight"], before)
+    with pytest.raises(ValueError, match="reshape"):  # and not the processor's bus error
+        found.values("output.weight")
+
+
 def test_an_architecture_that_is_not_in_the_table(tmp_path: Path) -> None:
     written(model_of("llama"), tmp_path / "m.gguf")
     another = lambda keys, _: keys.update({"general.architecture": "mamba"})  # noqa: E731
@@ -280,6 +317,7 @@ def test_ends_templates_and_special_ids(tmp_path: Path) -> None:
     [
         ("tokenizer.ggml.pre", "viking", "unknown way of splitting text"),
         ("tokenizer.ggml.model", "t5", "a tokenizer of kind t5"),
+        ("tokenizer.ggml.merges", ["no such"], "can't load the tokenizer of .*Token `no` out of vocabulary"),
         ("tokenizer.ggml.normalizer.lowercase", True, "normalizer.lowercase = True, which lmprune does not know"),
     ],
 )

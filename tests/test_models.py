@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_checkpoints import tiny_checkpoint
 from tiny_models import logits, tiny_model
 from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
@@ -156,6 +157,25 @@ def test_a_hub_that_is_not_there_fails_fast(monkeypatch: pytest.MonkeyPatch, tmp
     with pytest.raises(UserError, match="can't load the tokenizer"):
         models.load_tokenizer("nobody/nothing-at-all")
     assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", "null"),
+        ("tokenizer.json", '{"version": "1.0", "model": {}}'),
+        ("tokenizer_config.json", "[]"),
+        ("config.json", '{"model_type": "llama", "dtype": "x"}'),
+        ("config.json", '{"model_type": "llama", "dtype": 3}'),
+    ],
+)
+def test_json_that_is_not_what_transformers_takes(name: str, content: str, tmp_path: Path) -> None:
+    """Whatever it raises: an Exception of no kind, an AttributeError."""
+    folder = tiny_checkpoint(tmp_path / "model")
+    (folder / name).write_text(content)
+    with pytest.raises(UserError, match=r"can't load the (model|tokenizer) of .*: "):
+        models.load(folder, dtype="auto")
+        models.load_tokenizer(folder)
 
 
 def test_no_tokenizer(folder: Path) -> None:

@@ -140,6 +140,17 @@ def test_files_that_are_no_teacher(student: Any, tmp_path: Path):
         StoredTeacher(file, examples_of(), student, TEMPERATURE)
 
 
+def test_a_file_that_changes_under_a_running_training(dense: Any, student: Any, tmp_path: Path):
+    file = tmp_path / "t.safetensors"
+    write_teacher(dense, examples_of(), file, k=4, temperature=TEMPERATURE)
+    teacher = StoredTeacher(file, examples_of(), student, TEMPERATURE)
+    divergence_of(teacher, student, examples_of())
+    content = file.read_bytes()
+    file.write_bytes(content[:-8] + bytes(8))
+    with pytest.raises(UserError, match="changed while it was read"):
+        divergence_of(teacher, student, examples_of())
+
+
 def test_the_fingerprint_sees_order_and_lengths():
     one, two = [{"input_ids": [1, 2]}, {"input_ids": [3]}], [{"input_ids": [1]}, {"input_ids": [2, 3]}]
     assert fingerprint(one) == fingerprint([{"input_ids": torch.tensor([1, 2])}, {"input_ids": [3]}])

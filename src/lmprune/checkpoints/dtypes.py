@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gguf import GGMLQuantizationType as Q
 
 from ..errors import UserError
 from ..runtimes.gguf_file import read_gguf
 from .stored import FLOATS, Stored
 
-#: as GGUF calls them
-_GGUF = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16, 28: torch.float64}
+#: what GGUF has of torch's; everything else is quantised
+GGUF_FLOATS = {Q.F32: torch.float32, Q.F16: torch.float16, Q.BF16: torch.bfloat16}
 #: for quantised weights, which have none: float16 would be closer to them, but models made for bfloat16 overflow in it
 #: when they run, and rounding to bfloat16 moves a weight by at most 1/512 of it
 QUANTISED = torch.bfloat16
@@ -45,8 +46,8 @@ def of_tensors(tensors: Mapping[str, Stored]) -> Dtypes | None:
 
 def of_gguf(path: Path) -> Dtypes:
     kinds = read_gguf(path).numbers()
-    kind = max(kinds, key=lambda each: kinds[each], default=0)
-    return Dtypes(_GGUF.get(kind, QUANTISED), quantised=kind not in _GGUF)
+    kind = max(kinds, key=lambda each: kinds[each])
+    return Dtypes(GGUF_FLOATS.get(kind, QUANTISED), quantised=kind not in GGUF_FLOATS)
 
 
 def remember(model: Any, known: Dtypes | None) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from gguf import GGMLQuantizationType as Q
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
@@ -24,12 +23,13 @@ from ..runtimes.gguf_file import GGUFFile, read_gguf
 from ..runtimes.gguf_layout import Place, places
 from ..runtimes.gguf_spec import GGUFSpec
 from ..sites.find import find_sites
+from .dtypes import GGUF_FLOATS
 from .gguf_config import config_of, model_types, widths
 from .gguf_rope import ROPE_TENSORS
 from .shrinking import record_shapes
+from .stored import Unchanged
 
 _HEAD, _EMBEDDING = "output.weight", "token_embd.weight"
-_DTYPES = {Q.F16: torch.float16, Q.BF16: torch.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Described:
     def dtype(self) -> torch.dtype:
         """What the file's matrices are stored in; float32 where that is blocks of integers."""
         kinds = {tensor.kind for tensor in self.file.tensors.values() if len(tensor.shape) > 1}
-        return _DTYPES.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
+        return GGUF_FLOATS.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
 
     def parameters(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         for place in self.places:
@@ -73,7 +73,11 @@ def described(path: Path) -> Described:
 
 
 def load(path: Path, dtype: torch.dtype | None) -> tuple[Any, dict[str, Any]]:
-    """The model, and transformers' loading info. dtype: None for the file's own."""
+    """The model, and transformers' loading info. dtype: None for the file's own.
+
+    Raises: as `described` does, and where the file changed meanwhile.
+    """
+    seen = Unchanged([path])
     found = described(path)
     dtype = dtype or found.dtype
     model, info = type(found.model).from_pretrained(
@@ -83,6 +87,7 @@ def load(path: Path, dtype: torch.dtype | None) -> tuple[Any, dict[str, Any]]:
         dtype=dtype,
         output_loading_info=True,
     )
+    seen.check()
     ends = [found.file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     if several := sorted({end for end in ends if end is not None}):
         model.generation_config.eos_token_id = several if len(several) > 1 else several[0]

@@ -203,16 +203,16 @@ def _explained(found: Source, what: str = "model") -> Iterator[None]:
     """Turn what transformers raises into one sentence."""
     try:
         yield
-    except UserError:
+    except (UserError, AssertionError):  # the second: a mistake of ours
         raise
     except SafetensorError as error:
         raise UserError(
             f"{found}: a safetensors file is damaged or cut short ({error}); copy or download it again"
         ) from error
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ArithmeticError, StrictDataclassError) as error:
+    except Exception as error:  # of any kind: from `tokenizers` it is no more than an Exception
         if isinstance(error, StrictDataclassError) and error.__cause__ is not None:  # which says what of the config
             error = error.__cause__
-        reason = str(error).strip().split("\n")[0]
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
         if found.on_hub and isinstance(error, OSError):
             hub = hub_constants.ENDPOINT
             reason = f"no such folder here{near(found.place)}, and not on (or no connection to) {hub}: {reason}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import stat
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,13 +78,26 @@ def weight_files(
     return [_regular(path_of(name)) for name in chosen]
 
 
+class Unchanged:
+    """Files that are to stay as they are now."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._versions = {path: _version(path) for path in files}
+
+    def check(self) -> None:
+        """Raises: UserError where one of them has changed since."""
+        for path, version in self._versions.items():
+            if _version(path) != version:
+                raise UserError(f"{path} changed while it was read; try again when nothing writes to it")
+
+
 @contextmanager
 def opened(files: Sequence[Path], *, blank: bool = False) -> Iterator[dict[str, Stored]]:
     """The tensors of some files by name, readable while the `with` block lasts.
 
     Raises: UserError where two files hold one tensor, or, at the end, where a file changed meanwhile.
     """
-    before = {path: _version(path) for path in files}
+    seen = Unchanged(files)
     tensors: dict[str, Stored] = {}
     with ExitStack() as stack:
         for path in files:
@@ -96,9 +109,7 @@ def opened(files: Sequence[Path], *, blank: bool = False) -> Iterator[dict[str, 
                 values = file.get_slice(name)
                 tensors[name] = Stored(name, values.get_dtype(), tuple(values.get_shape()), values, blank)
         yield tensors
-    for path, version in before.items():
-        if _version(path) != version:
-            raise UserError(f"{path} changed while it was read; try again when nothing writes to it")
+    seen.check()
 
 
 def same(one: Stored, other: Stored) -> bool:
@@ -142,8 +153,12 @@ def _regular(path: Path) -> Path:
     return path
 
 
-def _version(path: Path) -> tuple[int, ...]:
-    status = path.stat()
+def _version(path: Path) -> tuple[int, ...] | None:
+    """None for one that is gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 

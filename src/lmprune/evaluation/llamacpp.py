@@ -94,4 +94,3 @@ if __name__ == "__main__":
     json.dump(_answer(json.load(sys.stdin)), answers)
     answers.close()
     os._exit(0)  # a server that is stopped before its loop has begun waits for itself for ever
-    os._exit(0)  # the server's threads need no farewell

@@ -8,7 +8,6 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,32 +55,27 @@ class GGUFFile:
         begin = self.arch + "."
         return {key.removeprefix(begin): value for key, value in self.metadata.items() if key.startswith(begin)}
 
-    def numbers(self) -> Mapping[int, int]:
+    def numbers(self) -> Mapping[GGMLQuantizationType, int]:
         """How many numbers the tensors hold of each of ggml's types."""
-        found: Counter[int] = Counter()
+        found: Counter[GGMLQuantizationType] = Counter()
         for tensor in self.tensors.values():
             found[tensor.kind] += math.prod(tensor.shape)
         return found
 
     def values(self, name: str) -> np.ndarray:
-        """A tensor's values, in float32 unless that is how it is stored."""
+        """A tensor's values in float32."""
         stored = self.tensors[name]
-        found = gguf.dequantize(self.stored_values(name), stored.kind).reshape(stored.shape)
-        return found if found.flags.writeable else found.copy()
+        return gguf.dequantize(self.stored_values(name), stored.kind).reshape(stored.shape)
 
     def stored_values(self, name: str) -> np.ndarray:
         """As they are in the file: numbers, or the bytes of blocks."""
         stored = self.tensors[name]
         kinds = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.float16}
-        content = self._content[stored.begin : stored.begin + stored.num_bytes]
+        content = np.fromfile(self.path, np.uint8, stored.num_bytes, offset=stored.begin)
         if stored.kind in kinds:
             return content.view(kinds[stored.kind]).reshape(stored.shape)
         block, size = gguf.GGML_QUANT_SIZES[stored.kind]
         return content.reshape(*stored.shape[:-1], stored.shape[-1] // block * size)
-
-    @cached_property
-    def _content(self) -> np.ndarray:
-        return np.memmap(self.path, mode="r", dtype=np.uint8)
 
 
 def read_gguf(path: Path) -> GGUFFile:
@@ -93,7 +87,7 @@ def read_gguf(path: Path) -> GGUFFile:
             if end > len(content):
                 raise UserError(f"{path} is cut short: {len(content):,} bytes of {end:,}; copy or download it again")
             return found
-    except (struct.error, ValueError, KeyError) as error:
+    except (struct.error, ValueError, KeyError, TypeError, ArithmeticError) as error:
         raise UserError(f"{path} is damaged or cut short: its header can't be read") from error
 
 
@@ -140,9 +134,17 @@ def _parse(path: Path, cursor: _Cursor) -> GGUFFile:
     metadata = _unique((cursor.text(), cursor.value(GGUFValueType(cursor.numbers("I")[0]))) for _ in range(num_keys))
     alignment = metadata.get("general.alignment", _ALIGNMENT)
     infos = _unique(cursor.tensor() for _ in range(num_tensors))
-    begin = -(-cursor.at // alignment) * alignment
+    begin = _aligned(cursor.at, alignment)
     tensors = {name: StoredTensor(shape, kind, begin + offset) for name, (shape, kind, offset) in infos.items()}
+    for name, tensor in tensors.items():  # one behind the other, as llama.cpp insists
+        if tensor.begin != begin:
+            raise ValueError(f"{name} is not behind the tensor before it")
+        begin = _aligned(begin + tensor.num_bytes, alignment)
     return GGUFFile(path, metadata, tensors)
+
+
+def _aligned(place: int, alignment: int) -> int:
+    return -(-place // alignment) * alignment
 
 
 def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..checkpoints.stored import Unchanged
 from ..checkpoints.writing import written_aside
 from ..errors import UserError
 from ..progress import Progress
@@ -58,6 +59,7 @@ class StoredTeacher:
     def __init__(self, path: Path, examples: Sequence[dict[str, Any]], student: Any, temperature: float):
         if not path.is_file():
             raise UserError(f"no teacher file at {path}; make one with `lmprune teach`")
+        self._seen = Unchanged([path])
         try:
             with safe_open(path, "pt") as file:
                 about = json.loads((file.metadata() or {}).get("lmprune", "{}"))
@@ -81,6 +83,7 @@ class StoredTeacher:
 
     def divergence(self, inputs: dict[str, Tensor], rows: Tensor | None, student_NV: Tensor, where: Tensor) -> Tensor:
         assert rows is not None, "a stored teacher needs to know which examples it sees"
+        self._seen.check()  # the file is too large to be held, and stays open for the whole training
         length = inputs["input_ids"].shape[1]
         log_probs, ids = (
             torch.stack([_padded(self._file.get_tensor(f"{name}.{int(row)}"), length) for row in rows])
