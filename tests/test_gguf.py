@@ -25,6 +25,7 @@ from lmprune.checkpoints.shrinking import shrink
 from lmprune.data import load as load_text
 from lmprune.errors import UserError
 from lmprune.export import Job, export
+from lmprune.plan import PrunePlan
 from lmprune.runtimes.architectures import GGUF, SPLITS
 from lmprune.sites.find import find_sites
 
@@ -328,9 +329,9 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_plan_licence_and_original_are_in_the_file(tmp_path: Path) -> None:
     origin = {"base_model": "org/dense", "license": "other", "license_name": "gemma", "license_link": "http://x"}
-    plan = {"method": "obs", "kept": 0.75, "model": origin, "calibration": {"source": "wikitext"}}
+    provenance = {"model": origin, "calibration": {"source": "wikitext"}}
+    plan = PrunePlan.of_neurons([[0, 1, 2]] * 3, [4] * 3, {"method": "obs"}, provenance)
     written(model_of("llama-tied"), tmp_path / "m.gguf", plan=plan)
-    assert json.loads(field(tmp_path / "m.gguf", "lmprune.plan")) == plan
     told = {key: f.contents() for key, f in gguf.GGUFReader(tmp_path / "m.gguf").fields.items()}
     assert {key: told[key] for key in told if key.startswith(("general.license", "general.base", "lmprune."))} == {
         "general.license": "other",
@@ -343,10 +344,20 @@ def test_the_plan_licence_and_original_are_in_the_file(tmp_path: Path) -> None:
         "lmprune.method": "obs",
         "lmprune.keep": 0.75,
         "lmprune.calibration": "wikitext",
-        "lmprune.plan": json.dumps(plan, sort_keys=True),
+        "lmprune.plan": plan.to_json(),
     }
-    about = "Pruned by lmprune: method obs, 75% of the feed-forward neurons kept, calibrated on wikitext"
+    about = "Pruned by lmprune: method obs, 75% of its neurons kept, calibrated on wikitext"
     assert told["general.description"] == about and told["general.name"] == "tiny"
+    assert told["general.tags"] == ["lmprune", "pruned"]
+
+
+def test_a_model_that_was_only_fine_tuned_is_not_called_pruned(tmp_path: Path) -> None:
+    plan = PrunePlan.of_neurons([range(4)] * 3, [4] * 3, {}, {"training": {"source": "wikitext"}})
+    written(model_of("llama-tied"), tmp_path / "m.gguf", plan=plan)
+    told = {key: f.contents() for key, f in gguf.GGUFReader(tmp_path / "m.gguf").fields.items()}
+    assert told["general.description"] == "Fine-tuned by lmprune: trained on wikitext"
+    assert told["general.tags"] == ["lmprune"] and told["lmprune.training"] == "wikitext"
+    assert "lmprune.method" not in told and "lmprune.keep" not in told
 
 
 def test_a_model_that_was_not_pruned_tells_its_original(tmp_path: Path) -> None:

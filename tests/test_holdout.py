@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 
 import pytest
+from test_gguf import bpe, model_of
 from tiny_checkpoints import TEXT, byte_tokenizer, lmprune, tiny_checkpoint
 from tokenizers import models as token_models
 from transformers import PreTrainedTokenizerFast
 
 from lmprune import data
+from lmprune.checkpoints import checkpoint
 from lmprune.data import holdout, pairs
 from lmprune.data.overlap import read_before, same_text
 from lmprune.data.tokens import check_same
 from lmprune.errors import UserError
+from lmprune.plan import PLAN_FILE
 from lmprune.training.examples import Corpus
 
 
@@ -76,9 +79,9 @@ def test_fields_of_any_name_and_in_objects(files):
         data.load(f"{files}/l.jsonl:a.c")
 
 
-FILE = {"file": "a.txt", "split": "the whole file", "sha256": "1"}
-PART = {"file": "a.txt", "split": "all but the held-out 0.1", "holdout": 0.1, "sha256": "2"}
-SHARE = {"file": "a.txt", "split": "the held-out 0.1", "holdout": 0.1, "sha256": "3"}
+FILE = {"file": "t.txt", "split": "the whole file", "sha256": "1"}
+PART = {"file": "t.txt", "split": "all but the held-out 0.1", "holdout": 0.1, "sha256": "2"}
+SHARE = {"file": "t.txt", "split": "the held-out 0.1", "holdout": 0.1, "sha256": "3"}
 HUB = {"hub_id": "o/n", "config": "c", "split": "train", "sha256": "4"}
 
 
@@ -125,6 +128,27 @@ def test_the_commands_say_so(files, tmp_path):
     assert tuned["read_before"] == "training"
     tuned = lmprune("eval", tmp_path / "f", "--data", text, "--max-tokens", 200, "--json").record
     assert tuned["read_before"] == "calibration"  # of the plan before
+
+
+def test_a_model_s_plan_goes_along_into_every_copy(files, tmp_path):
+    """So that what is measured on the text that chose the neurons is said of copies, too: GGUF files, and models made
+    of them."""
+    model = checkpoint.save(model_of("llama-tied"), tmp_path / "m", tokenizer=bpe())
+    options = ("--method", "activation", "--keep", 0.5, "--multiple-of", 1, "--seq-len", 16, "--calibration-tokens", 64)
+    assert lmprune("prune", model, *options, "--data", files / "t.txt", "--out", tmp_path / "half").code == 0
+    plan = (tmp_path / "half" / PLAN_FILE).read_bytes()
+    for to, source in (("gguf", "half"), ("hf-uniform", "half.gguf"), ("hf-uniform", "half")):
+        name = f"{source.partition('.')[0]}.gguf" if to == "gguf" else f"{source}-stock"
+        export = ("export", tmp_path / source, "--to", to, "--out", tmp_path / name, "--no-verify")
+        assert lmprune(*export).code == 0
+        assert to == "gguf" or (tmp_path / name / PLAN_FILE).read_bytes() == plan
+        found = lmprune("eval", tmp_path / name, "--data", files / "t.txt", "--json")
+        assert found.record["read_before"] == "calibration" and "WARNING" in found.err
+    again = ("prune", tmp_path / "half.gguf", "--method", "magnitude", "--keep", 0.5, "--multiple-of", 1)
+    assert lmprune(*again, "--out", tmp_path / "quarter").code == 0
+    found = lmprune("eval", tmp_path / "quarter", "--data", files / "t.txt", "--json").record
+    assert found["read_before"] == "calibration"
+    assert "t.txt" in lmprune("inspect", tmp_path / "half.gguf").out
 
 
 def test_a_baseline_with_another_tokenizer_of_the_same_size_is_refused(tmp_path):

@@ -364,6 +364,15 @@ def test_only_what_is_needed_is_downloaded(hub: list[str], cached: Path) -> None
     assert hub == [SINGLE, "generation_config.json"]
 
 
+def test_the_plan_of_a_model_on_the_hub(hub: list[str], cached: Path) -> None:
+    from lmprune.jobs.inspection import find_plan
+    from lmprune.plan import PLAN_FILE, whole
+
+    assert find_plan("owner/name") is None and not hub
+    (cached / PLAN_FILE).write_text(whole([4, 4]).to_json())
+    assert find_plan("owner/name") == whole([4, 4]) and hub == [PLAN_FILE]
+
+
 def test_nothing_that_is_refused_is_downloaded(hub: list[str], cached: Path) -> None:
     weights = load_file(cached / SINGLE)
     write_index(cached, dict.fromkeys(weights, SHARDS[0]))

@@ -12,6 +12,7 @@ from ..checkpoints.checkpoint import check_out
 from ..checkpoints.licences import UNKNOWN, Licence
 from ..checkpoints.writing import put, written_aside
 from ..errors import UserError, unknown
+from ..plan import PrunePlan
 from ..sites.site import Site
 
 
@@ -29,7 +30,7 @@ class Job:
     tokenizer: Any
     dtype: str | None
     name: str
-    plan: dict[str, Any] | None = None
+    plan: PrunePlan | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
     papers: Callable[[Sequence[str]], Mapping[str, str | bytes]] = lambda notes: {}
     licence: Licence = UNKNOWN

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from typing import Any
 
+from ..plan import PrunePlan
+from ..runtimes.gguf_keys import PLAN_KEY
 from . import Job
 
 
 def facts(job: Job) -> dict[str, Any]:
     """Metadata under `general.` and `lmprune.`."""
-    origin = (job.plan or {}).get("model") or job.origin
+    origin = (job.plan.provenance.get("model") if job.plan else None) or job.origin
     licence = {"": "license", ".name": "license_name", ".link": "license_link"}
     return {
         "general.name": job.name,
         **{f"general.license{end}": str(origin[key]) for end, key in licence.items() if origin.get(key)},
         **_base_model(origin.get("base_model")),
-        **(_pruning(job.plan) if job.plan else {}),
+        **(_history(job.plan) if job.plan else {}),
     }
 
 
@@ -32,18 +32,22 @@ def _base_model(hub_id: str | None) -> dict[str, Any]:
     }
 
 
-def _pruning(plan: Mapping[str, Any]) -> dict[str, Any]:
+def _history(plan: PrunePlan) -> dict[str, Any]:
     """In words for those who look at a file, in single keys for programs, and the whole plan."""
-    method, kept, text = plan.get("method"), plan.get("kept"), (plan.get("calibration") or {}).get("source")
-    words = [f"Pruned by lmprune: method {method}"]
-    if kept is not None:
-        words.append(f"{kept:.0%} of the feed-forward neurons kept")
-    if text:
-        words.append(f"calibrated on {text}")
-    told = {"method": method, "keep": kept, "calibration": text}
+    calibration, training = ((plan.provenance.get(text) or {}).get("source") for text in ("calibration", "training"))
+    method = plan.settings.get("method")  # a model that was only fine-tuned has none
+    words = [f"method {method}", f"{plan.keep:.0%} of its {' and '.join(plan.kinds)} kept"] if method else []
+    words += [f"calibrated on {calibration}"] if calibration else []
+    words += [f"trained on {training}"] if training else []
+    told = {
+        "method": method,
+        "keep": plan.keep if method else None,
+        "calibration": calibration,
+        "training": training,
+    }
     return {
-        "general.description": ", ".join(words),
-        "general.tags": ["lmprune", "pruned"],
+        "general.description": f"{'Pruned' if method else 'Fine-tuned'} by lmprune: {', '.join(words)}",
+        "general.tags": ["lmprune", *(["pruned"] if method else [])],
         **{f"lmprune.{key}": value for key, value in told.items() if value is not None},
-        "lmprune.plan": json.dumps(plan, sort_keys=True),
+        PLAN_KEY: plan.to_json(),
     }

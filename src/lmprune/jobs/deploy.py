@@ -23,8 +23,6 @@ from . import inspection
 from .card import card_of_copy, exported
 from .reproduce import command, origin
 
-_PAPERS = (CARD_FILE, PLAN_FILE)
-
 
 def export(
     terminal: Teller, *, model: str, out: Path, to: str, dtype: str | None, force: bool, trust_remote_code: bool,
@@ -48,7 +46,7 @@ def export(
         tokenizer,
         dtype,
         name=source.get("base_model") or Path(model).name,
-        plan=None if plan is None else inspection.plan_summary(plan),
+        plan=plan,
         origin=source,
         papers=partial(papers_of_copy, model, to),
         licence=licence,
@@ -77,15 +75,15 @@ def export(
 
 
 def papers_of_copy(source: str, to: str, notes: Sequence[str]) -> dict[str, str | bytes]:
-    """The papers of what `export` made of a model, by file name: the card and the plan of a checkpoint of lmprune's,
-    else a card that names the original; its licence's text. notes: of the export's record."""
-    found, licence = resolve(source), find_licence(source)
-    ours = not (found.on_hub or found.gguf) and (Path(found.place) / PLAN_FILE).is_file()
-    files = [Path(found.place) / name for name in _PAPERS] if ours else []
-    papers = {file.name: file.read_text(encoding="utf-8") for file in files if file.is_file()}
-    card = papers.get(CARD_FILE)
-    told = exported(card, to, notes) if card else card_of_copy(origin(source, licence), to, notes)
-    return {**papers, CARD_FILE: told, **licence.files}
+    """The papers of what `export` made of a model, by file name: its plan; the card of a checkpoint of lmprune's, else
+    one that names the original; its licence's text. notes: of the export's record."""
+    found, plan, licence = resolve(source), inspection.find_plan(source), find_licence(source)
+    card = Path(found.place) / CARD_FILE
+    if plan and not (found.on_hub or found.gguf) and card.is_file():
+        told = exported(card.read_text(encoding="utf-8"), to, notes)
+    else:
+        told = card_of_copy(origin(source, licence), to, notes)
+    return {**({PLAN_FILE: plan.to_json()} if plan else {}), CARD_FILE: told, **licence.files}
 
 
 def _tokenizer(terminal: Teller, model: str, trust_remote_code: bool) -> Any:

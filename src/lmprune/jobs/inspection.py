@@ -13,9 +13,11 @@ import torch
 from torch import nn
 
 from ..budget.selection import num_kept
-from ..checkpoints import dtypes
+from ..checkpoints import downloads, dtypes
 from ..checkpoints.sources import resolve
 from ..plan import PLAN_FILE, PrunePlan
+from ..runtimes.gguf_file import read_gguf
+from ..runtimes.gguf_keys import PLAN_KEY
 from ..sites.site import Site
 
 #: the keep ratios that `inspect` tells about
@@ -133,10 +135,16 @@ def is_stock(model: Any) -> bool:
 
 
 def find_plan(source: str) -> PrunePlan | None:
-    """The plan that lies in a folder beside the model, if `source` is a checkpoint that lmprune wrote."""
+    """The plan that lies beside the model, in a folder or on the hub, or in a GGUF file, if lmprune wrote it."""
     found = resolve(source)
-    file = Path(found.place) / PLAN_FILE
-    return PrunePlan.load(file) if not found.on_hub and not found.gguf and file.is_file() else None
+    if found.gguf:
+        told = read_gguf(Path(str(found))).metadata.get(PLAN_KEY)
+        return PrunePlan.from_json(told, name=f"{PLAN_KEY} of {found}") if told else None
+    try:
+        files = downloads.files_of(found, reachable=found.on_hub and downloads.hub_is_reachable())
+    except OSError:  # no such model on the hub: whoever loads it says so
+        return None
+    return PrunePlan.load(files.path_of(PLAN_FILE)) if PLAN_FILE in files.names else None
 
 
 def plan_summary(plan: PrunePlan) -> dict[str, Any]:

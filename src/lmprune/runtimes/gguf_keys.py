@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+#: the plan of a model that lmprune pruned
+PLAN_KEY = "lmprune.plan"
+
 #: `{arch}.` + key -> the config fields that may hold it
 READ_KEYS: Mapping[str, tuple[str, ...]] = {
     "context_length": ("max_position_embeddings", "max_seq_len"),
