@@ -42,7 +42,7 @@ from lmprune.solve.obs import PLAIN, ObsSettings, cut, error_curves, obs_to_coun
 from lmprune.solve.targets import layer_problems
 
 RUNS = Path(__file__).parent / "runs"
-ONE_SHOT = [name for name, method in METHODS.items() if not method.learned]
+ONE_SHOT = [name for name, method in METHODS.items() if not method.learned and "neurons" in method.kinds]
 KEEPS = (0.5, 0.7, 0.8, 0.9)
 PEERS = ("flap", "wanda_sp", "two_ssp", "minitron", "llm_pruner")
 CALIBRATION_TOKENS, SEQ_LEN = 128 * 512, 512

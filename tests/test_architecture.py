@@ -13,6 +13,7 @@ import pytest
 
 import lmprune
 from lmprune.sites.families import FAMILIES, FFNSpec
+from lmprune.sites.mixtures import MIXTURES
 
 ROOT = Path(lmprune.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
@@ -25,7 +26,7 @@ USE_TRANSFORMERS = {
 }
 AT_THE_TOP = {"checkpoints.models", "checkpoints.shim", "export.decilm", *TRAINING}
 AT_THE_TOP |= {"checkpoints.gguf_config", "checkpoints.gguf_reading", "checkpoints.gguf_tokenizer"}
-KNOW_NAMES = {"sites.families", "sites.branches", "runtimes.architectures"}
+KNOW_NAMES = {"sites.families", "sites.mixtures", "sites.branches", "runtimes.architectures"}
 PURE = {
     *(
         "errors",
@@ -83,7 +84,7 @@ def names_known(tree: ast.Module) -> set[str]:
     """Layer names, paths of blocks and model types in the code: strings and attributes, docstrings left out."""
     specs: set[FFNSpec] = set(FAMILIES.values())
     layers = {path.split(".")[-1] for s in specs for path in (s.up, s.gate, s.down) if path}
-    whole = {*FAMILIES, *(s.blocks for s in specs)}
+    whole = {*FAMILIES, *MIXTURES, *(s.blocks for s in specs)}
     docstrings = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)}
     found: set[str] = set()
     for node in ast.walk(tree):
@@ -148,6 +149,7 @@ def test_only_families_knows_names():
     layers = {path.split(".")[-1] for spec in FAMILIES.values() for path in (spec.up, spec.down)}
     assert not names_known(parsed("runtimes.architectures")) & layers
     assert names_known(parsed("sites.families")) >= {"up_proj", "c_fc", "gpt2", "transformer.h"}
+    assert names_known(parsed("sites.mixtures")) >= {"mixtral", "model.layers"}
     assert names_known(ast.parse("block.mlp.down_proj.weight")) == {"down_proj"}
     assert names_known(ast.parse("if config.model_type == 'bloom': pass")) == {"bloom"}
 

@@ -26,7 +26,7 @@ from lmprune.sites.masks import UnitMasks
 from lmprune.solve.obs import error_curves, obs_refit
 
 STEPS, KEEP = 20, 0.25
-TRAINABLE = [name for name, row in METHODS.items() if row.refit != "bias"]
+TRAINABLE = [name for name, row in METHODS.items() if row.refit != "bias" and "neurons" in row.kinds]
 EXACT = [name for name in TRAINABLE if name != "soft"]
 
 

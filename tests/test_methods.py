@@ -18,7 +18,7 @@ from lmprune.solve.bias import bias_compensation
 
 NAMES = (
     "magnitude random activation fluctuation taylor sensitivity obs plain_obs wanda_sp flap two_ssp minitron llm_pruner"
-    " gum top_v hard soft anti_gum"
+    " reap frequency router gum top_v hard soft anti_gum"
 )
 
 
@@ -46,12 +46,12 @@ def test_an_unknown_method_teaches():
         get_method("magnitud")
 
 
-def test_the_markdown_table_has_a_row_a_method_and_six_cells_each():
+def test_the_markdown_table_has_a_row_a_method_and_seven_cells_each():
     lines = methods_table().splitlines()
     assert len(lines) == 2 + len(METHODS) and set(lines[1]) == set("| -")
     for line, name in zip(lines[2:], METHODS, strict=True):
         cells = line.replace(r"\|", "").strip("|").split("|")
-        assert len(cells) == 6 and cells[0].strip() == f"`{name}`"
+        assert len(cells) == 7 and cells[0].strip() == f"`{name}`"
 
 
 @pytest.mark.parametrize("name", ["mistral", "gpt2", "phi3", "opt"])  # no bias on `down`; Conv1D; fused; bias

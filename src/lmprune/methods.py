@@ -5,6 +5,7 @@ Each works at once or along a schedule while the model trains, but for those who
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -13,6 +14,7 @@ from .budget.selection import SCOPES, Scope
 from .errors import UserError, unknown
 from .gradual.penalties import PENALTIES, Penalty
 from .scores.criteria import CRITERIA, Criterion, ScoreFunction, criterion_of, get_criterion
+from .sites.address import KINDS, SEAM_KINDS, Kind
 
 Refit = Literal["none", "bias", "obs"]
 REFITS: tuple[Refit, ...] = get_args(Refit)
@@ -42,6 +44,11 @@ class Method:
     def learned(self) -> bool:
         """The scores are trained with the model, so there must be training."""
         return self.criterion == LEARNED
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of units that it can choose among."""
+        return SEAM_KINDS if self.criterion in ("obs", LEARNED) else get_criterion(self.criterion).kinds
 
     def record(self) -> dict[str, str]:
         """Its row, as text."""
@@ -80,6 +87,9 @@ _ROWS = (
     _row("two_ssp", "two_ssp", "mean ‖h‖ of a sequence", "2SSP, stage 1"),
     _row("minitron", "minitron", "L2 over sequences of mean |h|", "NVIDIA modelopt 0.47"),
     _row("llm_pruner", "llm_pruner", "Σ |θ·∂L/∂θ|", "LLM-Pruner, Torch-Pruning 1.6.1"),
+    _row("reap", "reap", "mean gate·‖output‖ of its tokens", "REAP (arXiv 2510.13999)"),
+    _row("frequency", "frequency", "share of tokens that go to it", "baseline of REAP"),
+    _row("router", "router", "L2 norm of its row of the router", "control"),
     _movement("gum", "learned; look-alikes sink faster", "GUM (arXiv 2302.03773)", penalty="uniqueness"),
     _movement("top_v", "learned, all layers ranked together", "movement pruning, global"),
     _movement("hard", "learned", "movement pruning (Sanh et al. 2020)", "local"),
@@ -100,7 +110,7 @@ def _no_score(site: Any, _statistics: Any, _generator: Any) -> Any:
 
 
 #: scores that the caller has, and no repair: what `prune(scores=…)` is without a method
-GIVEN = Method("scores", Criterion("scores", frozenset(), _no_score), summary="scores that were given")
+GIVEN = Method("scores", Criterion("scores", frozenset(), _no_score, KINDS), summary="scores that were given")
 
 
 def get_method(method: MethodLike) -> Method:
@@ -180,6 +190,14 @@ def _register_offered(name: str) -> None:
     register_method(row)
 
 
+def check_kinds(method: Method, kinds: Iterable[Kind]) -> None:
+    """Raises: UserError where the method has no score for units of one of the kinds."""
+    for kind in kinds:
+        if kind not in method.kinds:
+            able = ", ".join(name for name, row in METHODS.items() if kind in row.kinds)
+            raise UserError(f"method {method.name!r} has no score for {kind}; these have: {able}")
+
+
 def must_train(method: Method) -> UserError:
     """What to raise where a method whose scores are learned is asked to choose without training."""
     return UserError(
@@ -191,7 +209,8 @@ def must_train(method: Method) -> UserError:
 def methods_table() -> str:
     """METHODS as a Markdown table, for README and docs/methods.md."""
     rows = [
-        (f"`{m.name}`", m.summary.replace("|", r"\|"), m.scope, m.refit, m.penalty, m.source) for m in METHODS.values()
+        (f"`{m.name}`", m.summary.replace("|", r"\|"), ", ".join(m.kinds), m.scope, m.refit, m.penalty, m.source)
+        for m in METHODS.values()
     ]
-    header = [("method", "score", "scope", "refit", "penalty", "source"), ("---",) * 6]
+    header = [("method", "score", "units", "scope", "refit", "penalty", "source"), ("---",) * 7]
     return "\n".join(f"| {' | '.join(row)} |" for row in [*header, *rows])

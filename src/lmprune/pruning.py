@@ -12,23 +12,25 @@ from typing import Any
 from torch import Tensor
 
 from . import data as text
-from .budget.selection import SCOPES, Scope, check_keep, check_multiple_of, select
+from .budget.choosing import alike, choose
+from .budget.selection import SCOPES, Scope, check_keep, check_multiple_of
 from .checkpoints.shrinking import check_plan, record_shapes
 from .data import TextData
 from .data.beginning import Beginning
 from .data.tokens import sequences
 from .errors import UserError, unknown
-from .methods import GIVEN, Method, MethodLike, get_method, must_train, needs_text
+from .methods import GIVEN, Method, MethodLike, check_kinds, get_method, must_train, needs_text
 from .plan import PrunePlan, in_order
 from .progress import Stages, silent
 from .scores.criteria import checked_scores, get_criterion, score_from
-from .scores.statistics import SeamStatistics, collect
+from .scores.statistics import collect
 from .sites.address import Address, Kind
 from .sites.families import FFNSpec
 from .sites.find import find_sites
 from .sites.limits import check_in_memory, max_context
+from .sites.place import Place
 from .sites.proof import check_ffns
-from .sites.site import Site, seams
+from .sites.site import seams
 from .solve.bias import bias_compensation
 from .solve.obs import PLAIN, ObsSettings, eliminations, obs_refit
 
@@ -87,7 +89,7 @@ def prune(
     if needs_text(row, chosen=plan is not None or scores is not None):
         reading = _Reading(data, data_dir, chat_template, calibration_tokens, seq_len, seed)
         input_ids, calibration = reading.tokens(model, tokenizer)
-    kept = plan.indices(addresses) if plan else None if given is None else select(given, keep, **how)
+    kept = plan.indices(addresses) if plan else None if given is None else choose(sites, given, keep, **how)
     if kept is None:
         kept, given = _choose_and_cut(model, sites, row, input_ids, keep, how, stages)
     else:
@@ -130,20 +132,24 @@ def _checked_sites(
     plan: PrunePlan | None,
     scores: Scores | None,
     spec: FFNSpec | None,
-) -> list[Site]:
+) -> Sequence[Place]:
     """Where the model can be pruned as it was asked. Raises: UserError where it can't."""
     if row.learned and plan is None and scores is None:
         raise must_train(row)
     check_keep(keep)
     if scope not in (None, *SCOPES):
         raise unknown("scope", scope, SCOPES)
-    sites = seams(find_sites(model, plan.kinds if plan else units, spec), f"method {row.name!r}")
+    sites = find_sites(model, plan.kinds if plan else units, spec)
+    check_kinds(row, dict.fromkeys(site.address.kind for site in sites))
     check_in_memory(model)
     if spec is not None:
-        check_ffns(model, sites)
+        check_ffns(model, seams(sites, "--ffn"))
     if plan is not None:
         check_plan(plan, sites)
-    check_multiple_of(multiple_of, 1 if plan else keep, [site.count for site in sites])
+    if neurons := [site.count for site in sites if site.address.kind == "neurons"]:
+        check_multiple_of(multiple_of, 1 if plan else keep, neurons)
+    if plan is None:  # whatever the scores will be
+        choose(sites, alike(sites), keep, scope=scope or row.scope, multiple_of=multiple_of)
     return sites
 
 
@@ -217,7 +223,7 @@ def check_tokens(input_ids: Tensor, model: Any) -> Tensor:
 
 def _choose_and_cut(
     model: Any,
-    sites: Sequence[Site],
+    sites: Sequence[Place],
     row: Method,
     input_ids: Tensor | None,
     keep: float,
@@ -228,18 +234,20 @@ def _choose_and_cut(
     if row.refit == "obs":
         assert input_ids is not None
         settings = _OBS.get(row.name, ObsSettings())
-        eliminated = eliminations(model, sites, input_ids, keep, **how, settings=settings, stages=stages)
+        eliminated = eliminations(
+            model, seams(sites, row.name), input_ids, keep, **how, settings=settings, stages=stages
+        )
         return [e.kept for e in eliminated], [e.scores() for e in eliminated]
     statistics = _statistics(model, sites, row, input_ids, stages)
     scores = score_from(sites, row.criterion, statistics, seed=how["seed"])
-    kept = select(scores, keep, **how)
+    kept = choose(sites, scores, keep, **how)
     _cut(sites, kept, row, statistics)
     return kept, scores
 
 
 def _cut_to(
     model: Any,
-    sites: Sequence[Site],
+    sites: Sequence[Place],
     row: Method,
     input_ids: Tensor | None,
     kept: Sequence[Tensor],
@@ -248,14 +256,16 @@ def _cut_to(
     """Keep these units alone, and repair the layers as the method does it."""
     if row.refit == "obs":
         assert input_ids is not None
-        obs_refit(model, sites, input_ids, kept, settings=_OBS.get(row.name, ObsSettings()), stages=stages)
+        obs_refit(
+            model, seams(sites, row.name), input_ids, kept, settings=_OBS.get(row.name, ObsSettings()), stages=stages
+        )
     else:
         _cut(sites, kept, row, _statistics(model, sites, row, input_ids, stages))
 
 
 def _statistics(
-    model: Any, sites: Sequence[Site], row: Method, input_ids: Tensor | None, stages: Stages
-) -> list[SeamStatistics] | None:
+    model: Any, sites: Sequence[Place], row: Method, input_ids: Tensor | None, stages: Stages
+) -> list[Any] | None:
     if input_ids is None:
         return None
     criterion = get_criterion(row.criterion)
@@ -264,14 +274,13 @@ def _statistics(
     return collect(model, sites, input_ids, needs=criterion.needs, progress=stages("calibrating"))
 
 
-def _cut(
-    sites: Sequence[Site], kept: Sequence[Tensor], row: Method, statistics: Sequence[SeamStatistics] | None
-) -> None:
+def _cut(sites: Sequence[Place], kept: Sequence[Tensor], row: Method, statistics: Sequence[Any] | None) -> None:
     for place, (site, units) in enumerate(zip(sites, kept, strict=True)):
         if row.refit == "bias" and len(units) < site.count:  # a bias of zeros would only make the layer another kind
             assert statistics is not None
-            reader_KD, bias_D = bias_compensation(site, units, statistics[place].per_token("sum_h"))
-            site.keep(units)
-            site.set_reader(reader_KD, bias_D)
+            (seam,) = seams([site], row.name)
+            reader_KD, bias_D = bias_compensation(seam, units, statistics[place].per_token("sum_h"))
+            seam.keep(units)
+            seam.set_reader(reader_KD, bias_D)
         else:
             site.keep(units)

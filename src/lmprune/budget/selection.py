@@ -56,13 +56,21 @@ def check_multiple_of(multiple_of: int, keep: float, widths: Sequence[int]) -> i
 
 
 def select(
-    scores: Sequence[Tensor], keep: float, *, scope: Scope, multiple_of: int = 1, min_keep: int = 1, seed: int = 0
+    scores: Sequence[Tensor],
+    keep: float,
+    *,
+    scope: Scope,
+    multiple_of: int = 1,
+    min_keep: int = 1,
+    seed: int = 0,
+    parts: Sequence[int] | None = None,
 ) -> list[Tensor]:
     """Kept indices of each layer, sorted, int64.
 
     scores: one (F_l,) a layer, larger = keep. keep: ratio of all neurons. scope: `local` keeps the ratio in every
     layer, `global` ranks all neurons together. min_keep: the least a layer may be left with under global scope.
     multiple_of: each layer's width becomes a multiple of it; the total is then within L·multiple_of/2 of the asked one.
+    parts: of each layer, in how many runs of equal length its units lie, of which each must keep equally many; one.
     Ties are broken by a permutation drawn from `seed`, not by layer or position.
     Raises: UserError if a score is NaN.
     """
@@ -71,12 +79,20 @@ def select(
             raise UserError(
                 f"layer {layer} has {int(s.isnan().sum())} NaN scores; is the checkpoint or the data broken?"
             )
-    tie_breaks = _permutations(scores, seed)
+    tie_breaks, parts = _permutations(scores, seed), parts or [1] * len(scores)
+    multiples = [multiple_of * p for p in parts]
     if scope == "local":
-        counts = [num_kept(len(s), keep, multiple_of=multiple_of) for s in scores]
+        counts = [num_kept(len(s), keep, multiple_of=m) for s, m in zip(scores, multiples, strict=True)]
     else:
-        counts = _global_counts(scores, tie_breaks, keep, multiple_of, max(min_keep, 1))
-    return [top(s, t, count) for s, t, count in zip(scores, tie_breaks, counts, strict=True)]
+        counts = _global_counts(scores, tie_breaks, keep, multiples, max(min_keep, 1))
+    layers = zip(scores, tie_breaks, counts, parts, strict=True)
+    return [_top_of_parts(s, t, count, p) for s, t, count, p in layers]
+
+
+def _top_of_parts(scores: Tensor, tie_break: Tensor, count: int, parts: int) -> Tensor:
+    """`top`, the same number from each of the parts."""
+    runs = zip(scores.chunk(parts), tie_break.chunk(parts), strict=True)
+    return torch.cat([top(s, t, count // parts) + i * len(s) for i, (s, t) in enumerate(runs)])
 
 
 def top(scores: Tensor, tie_break: Tensor, count: int) -> Tensor:
@@ -96,7 +112,7 @@ def _permutations(scores: Sequence[Tensor], seed: int) -> list[Tensor]:
 
 
 def _global_counts(
-    scores: Sequence[Tensor], tie_breaks: Sequence[Tensor], keep: float, multiple_of: int, min_keep: int
+    scores: Sequence[Tensor], tie_breaks: Sequence[Tensor], keep: float, multiples: Sequence[int], min_keep: int
 ) -> list[int]:
     """Widths under a global ranking: every layer gets its floor, the rest of the budget goes to the best scores."""
     sizes = [len(s) for s in scores]
@@ -111,6 +127,5 @@ def _global_counts(
     ranking = _ranking(torch.cat([s.double().cpu() for s in scores]), torch.cat(list(tie_breaks)))
     ranking = ranking[rest[ranking]][: max(budget - sum(floors), 0)]
     counts = (torch.bincount(layer_of[ranking], minlength=len(sizes)) + torch.tensor(floors)).tolist()
-    if multiple_of == 1:
-        return counts
-    return [num_kept(size, count / size, multiple_of=multiple_of) for size, count in zip(sizes, counts, strict=True)]
+    counted = zip(sizes, counts, multiples, strict=True)
+    return [count if m == 1 else num_kept(size, count / size, multiple_of=m) for size, count, m in counted]

@@ -28,9 +28,10 @@ def resize(model: nn.Module, record: Mapping[str, Any]) -> None:
     """Cut a freshly built stock model to the shapes in `record`; the values are the checkpoint's business.
 
     record: `linears`, path of a linear layer -> [outputs, inputs, whether it has a bias]; `counts`, path of a module ->
-        attributes that count heads, or say where a cache has its keys (see `set_count`); since format 3 `gone`, path of
-        a module -> what stands there instead (see `Gone`). Before format 2: `spec`, paths to the FFN linears (blocks,
-        up, gate, down, and fused_gate: `up` holds both, 2F rows); `widths`, neurons left in each block; `down_bias`,
+        attributes that count heads or experts, or say where a cache has its keys (see `set_count`); `tensors`, path of
+        any other parameter or buffer -> its shape; since format 3 `gone`, path of a module -> what stands there instead
+        (see `Gone`). Before format 2: `spec`, paths to the FFN linears (blocks, up, gate, down, and fused_gate: `up`
+        holds both, 2F rows); `widths`, neurons left in each block; `down_bias`,
         whether `down` has a bias in each block.
     """
     if record.get("format", 1) > FORMAT:
@@ -44,6 +45,10 @@ def resize(model: nn.Module, record: Mapping[str, Any]) -> None:
         _cut(linear, inputs, outputs=False)
         if bias and linear.bias is None:
             linear.register_parameter("bias", nn.Parameter(linear.weight.new_zeros(outputs)))  # type: ignore[operator]
+    for path, shape in record.get("tensors", {}).items():
+        home, _, name = path.rpartition(".")
+        for dim, size in enumerate(shape):
+            _narrow(model.get_submodule(home), name, dim, size)
     for path, counts in record.get("counts", {}).items():
         for name, value in counts.items():
             set_count(model.get_submodule(path), name, value)
@@ -142,10 +147,11 @@ def _cut(linear: nn.Module, size: int, *, outputs: bool) -> None:
             setattr(linear, name, size)
 
 
-def _narrow(linear: nn.Module, name: str, dim: int, size: int) -> None:
-    old = getattr(linear, name)
+def _narrow(module: nn.Module, name: str, dim: int, size: int) -> None:
+    old = getattr(module, name)
     if old.shape[dim] != size:
-        setattr(linear, name, nn.Parameter(old.detach().narrow(dim, 0, size).clone(), requires_grad=old.requires_grad))
+        new = old.detach().narrow(dim, 0, size).clone()
+        setattr(module, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
 
 
 @functools.cache

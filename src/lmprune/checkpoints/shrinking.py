@@ -20,6 +20,7 @@ from ..sites.find import blocks_of, find_sites
 from ..sites.heads import head_counts, heads
 from ..sites.layers import check_left
 from ..sites.limits import check_in_memory
+from ..sites.mixtures import MIXTURES, mixture_of
 from ..sites.place import Place
 from . import shim
 
@@ -51,6 +52,8 @@ def check_plan(plan: PrunePlan, sites: Sequence[Place]) -> None:
             f"the plan is for {_describe(plan.counts_before)}, but the model has {_describe(counts)}; "
             "apply it to the model it was made from"
         )
+    for site, kept in zip(sites, plan.indices(site.address for site in sites), strict=True):
+        site.check(kept)
 
 
 def record_shapes(model: Any, spec: FFNSpec | None = None) -> None:
@@ -63,15 +66,17 @@ def record_shapes(model: Any, spec: FFNSpec | None = None) -> None:
     spec: paths to use instead of the FAMILIES row.
     Raises: UserError where a model whose code is not part of transformers would need the shim.
     """
-    config, spec = model.config, spec or family_of(model.config)
-    widths = {site.layer: site.count for site in find_sites(model, spec=spec)}
-    width, *others = set(widths.values())
-    stock = shim.stock_class(type(model))
+    config, stock = model.config, shim.stock_class(type(model))
+    if spec is None and config.model_type not in MIXTURES:
+        spec = family_of(config)
+    key, counts = _told_of_layers(model, spec)
+    count, *others = set(counts.values()) - {0}
     native = stock.__module__.startswith("transformers.")
     plain = _plain(config, native)
-    if spec.width_key and not others:
-        setattr(plain, spec.width_key, width)
-    _record_heads(model, plain, spec)
+    if key and not others:
+        setattr(plain, key, count)
+    if spec is not None:
+        _record_heads(model, plain, spec)
     as_stock = _on_meta(stock, plain)
     if _shapes(as_stock) == _shapes(model) and not _placed(model, as_stock, spec):
         _adopt(model, stock, plain)
@@ -81,16 +86,25 @@ def record_shapes(model: Any, spec: FFNSpec | None = None) -> None:
             f"{stock.__name__} is not part of transformers, so a checkpoint with these FFN widths could not be loaded; "
             "prune with --scope local, and name the config field that holds the width with --ffn …,width_key=…"
         )
-    pruned, key = _plain(config, native), spec.width_key
-    if key and not others and width == getattr(pruned, key):  # nothing would differ from the global width, and the
-        setattr(pruned, key, width + 1)  # stock class would load the rest without what it has no place for
+    pruned = _plain(config, native)
+    if key and not others and count == getattr(pruned, key):  # nothing would differ from the global number, and the
+        setattr(pruned, key, count + 1)  # stock class would load the rest without what it has no place for
     pruned.lmprune = _record(model, _on_meta(stock, pruned), spec)
-    # not for the shim: whoever prunes it again needs to know where its FFN is, where no table knows the type
-    pruned.lmprune["spec"] = dataclasses.asdict(dataclasses.replace(spec, blocks=_path_of_blocks(model, spec)))
+    if spec is not None:
+        # not for the shim: whoever prunes it again needs to know where its FFN is, where no table knows the type
+        pruned.lmprune["spec"] = dataclasses.asdict(dataclasses.replace(spec, blocks=_path_of_blocks(model, spec)))
     if key:
-        layers = range(len(blocks_of(model, spec)))
-        pruned.per_layer_config = {layer: {key: widths.get(layer, 0)} for layer in layers}
+        pruned.per_layer_config = {layer: {key: count} for layer, count in counts.items()}
     _adopt(model, shim.pruned_class(stock), pruned)
+
+
+def _told_of_layers(model: Any, spec: FFNSpec | None) -> tuple[str | None, dict[int, int]]:
+    """The config field that says how many units a layer has, and how many each has: neurons, or a mixture's experts."""
+    if spec is None:
+        found = find_sites(model, ("experts",))
+        return mixture_of(model.config).count_key, {place.address.layer: place.count for place in found}
+    widths = {site.layer: site.count for site in find_sites(model, spec=spec)}
+    return spec.width_key, {layer: widths.get(layer, 0) for layer in range(len(blocks_of(model, spec)))}
 
 
 def _record_heads(model: Any, plain: Any, spec: FFNSpec) -> None:
@@ -116,26 +130,25 @@ def _attending(model: Any, attention: AttentionSpec, spec: FFNSpec) -> Iterator[
     return ((layer, b) for layer, b in enumerate(blocks_of(model, spec)) if not shim.is_gone(b, attention.o))
 
 
-def _counts(model: Any, stock: nn.Module, spec: FFNSpec) -> dict[str, dict[str, Any]]:
-    """Path of a module -> its attributes that count heads, or follow from a place, where they aren't the stock
-    model's."""
+def _counts(model: Any, stock: nn.Module, spec: FFNSpec | None) -> dict[str, dict[str, Any]]:
+    """Path of a module -> its attributes that count heads or experts, or follow from a place, where they aren't the
+    stock model's."""
     found = _placed(model, stock, spec)
-    attention = ATTENTION.get(model.config.model_type)
-    if attention is None:
-        return found
     paths = {module: path for path, module in model.named_modules()}
-    for layer, block in _attending(model, attention, spec):
-        for module, name in heads(block, attention, model.config, layer).scaled:
+    for place in _counted(model, spec):
+        for module, name in place.scaled:
             count = shim.count_of(module, name)
             if count != shim.count_of(stock.get_submodule(paths[module]), name):
                 found.setdefault(paths[module], {})[name] = count
     return found
 
 
-def _placed(model: Any, stock: nn.Module, spec: FFNSpec) -> dict[str, dict[str, Any]]:
+def _placed(model: Any, stock: nn.Module, spec: FFNSpec | None) -> dict[str, dict[str, Any]]:
     """Path of a module -> its attributes that follow from the number of its block, where they aren't the stock
     model's, because blocks or attentions before it are gone."""
     found: dict[str, dict[str, Any]] = {}
+    if spec is None:  # a mixture, whose blocks all stay
+        return found
     for path, module in blocks_of(model, spec).named_modules(prefix=_path_of_blocks(model, spec)):
         for name in (*CACHE_INDICES, *MADE_OF_INDEX):
             value = getattr(module, name, None)
@@ -144,14 +157,31 @@ def _placed(model: Any, stock: nn.Module, spec: FFNSpec) -> dict[str, dict[str, 
     return found
 
 
-def _record(model: nn.Module, stock: nn.Module, spec: FFNSpec) -> dict[str, Any]:
+def _counted(model: Any, spec: FFNSpec | None) -> Sequence[Place]:
+    """Where attributes of modules count units."""
+    if spec is None:
+        return find_sites(model, ("experts",))
+    attention = ATTENTION.get(model.config.model_type)
+    if attention is None:
+        return []
+    return [heads(block, attention, model.config, layer) for layer, block in _attending(model, attention, spec)]
+
+
+def _record(model: nn.Module, stock: nn.Module, spec: FFNSpec | None) -> dict[str, Any]:
     """What `shim.resize` makes of the stock model to give it the model's shapes."""
     before = {path: shim.linear_shape(module) for path, module in stock.named_modules() if _is_linear(module)}
     after = {path: shim.linear_shape(module) for path, module in model.named_modules() if _is_linear(module)}
     linears = {path: after[path] for path in after if after[path] != before.get(path)}
-    gone = shim.gone_in(model)
-    told = {"linears": linears, "counts": _counts(model, stock, spec)}
+    gone, stored = shim.gone_in(model), {name: [*tensor.shape] for name, tensor in stock.state_dict().items()}
+    others = ((name, [*tensor.shape]) for name, tensor in model.state_dict().items() if _home(name) not in after)
+    tensors = {name: shape for name, shape in others if shape != stored[name]}
+    told = {"linears": linears, "counts": _counts(model, stock, spec), **({"tensors": tensors} if tensors else {})}
     return {"format": 3, **told, "gone": gone} if gone else {"format": 2, **told}
+
+
+def _home(name: str) -> str:
+    """The path of the module that holds a parameter."""
+    return name.rpartition(".")[0]
 
 
 def _is_linear(module: nn.Module) -> bool:

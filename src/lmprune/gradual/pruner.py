@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..budget.selection import Scope, check_keep, check_multiple_of
 from ..errors import UserError
-from ..methods import MethodLike, get_method, needs_text
+from ..methods import MethodLike, check_kinds, get_method, needs_text
 from ..plan import PrunePlan
 from ..pruning import check_tokens, versions
 from ..sites.families import FFNSpec
@@ -100,6 +100,7 @@ class GradualPruner:
         spec: FFNSpec | None = None,
     ):
         self.method, self.settings, self.keep = get_method(method), settings, check_keep(keep)
+        check_kinds(self.method, ("neurons",))
         self.schedule, self.num_steps = cubic(keep, num_steps), num_steps
         self.model = model
         self.done = self._ended = 0

@@ -6,21 +6,26 @@ Everything is observed from outside, through hooks that are gone afterwards; the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
 from ..progress import Progress
+from ..sites.address import Kind
+from ..sites.place import Place
 from ..sites.site import Site, Writer
+from .routing import ROUTING, RoutingObserver
 
 #: statistics that a forward pass gives, and those that need the loss's gradient too
 FORWARD = frozenset({"sum_h", "sum_h2", "mean_abs_sq", "norm_per_sequence"})
 GRADIENT = frozenset({"taylor", "fisher", "sensitivity", "weight_taylor"})
+STATISTICS = FORWARD | GRADIENT | ROUTING
 
 
 @dataclass(frozen=True)
@@ -71,22 +76,22 @@ class SeamStatistics:
 
 def collect(
     model: nn.Module,
-    sites: Sequence[Site],
+    sites: Sequence[Place],
     input_ids: Tensor,
     *,
     needs: frozenset[str],
     batch_size: int | None = None,
     progress: Progress | None = None,
-) -> list[SeamStatistics]:
-    """Let the model read `input_ids` and sum up what each layer's neurons do.
+) -> list[Any]:
+    """Let the model read `input_ids` and sum up what each site's units do: SeamStatistics, or what OBSERVERS says.
 
-    input_ids: (sequences, T) int64, no padding. needs: names of SeamStatistics' fields.
+    input_ids: (sequences, T) int64, no padding. needs: names of the statistics' fields.
     batch_size: sequences read at once, which changes speed and memory but not the sums; by default 4, or 1 where a
     gradient is needed, since all activations of a batch are then in memory. (`weight_taylor` adds one fp32 copy of the
     FFN weights.) Masks attached to the seam are respected: `h` is then the masked output.
     Raises: UserError where a sum is not finite, or where there is too little text.
     """
-    assert needs <= FORWARD | GRADIENT, f"unknown statistics {sorted(needs - FORWARD - GRADIENT)}"
+    assert needs <= STATISTICS, f"unknown statistics {sorted(needs - STATISTICS)}"
     gradients = bool(needs & GRADIENT)
     if input_ids.ndim != 2 or len(input_ids) == 0 or input_ids.shape[1] < 1 + gradients:
         raise UserError(
@@ -94,7 +99,7 @@ def collect(
             f"{1 + gradients} tokens is needed"
         )
     num_sequences, seq_len = input_ids.shape
-    observers = [_Observer(site, needs, seq_len) for site in sites]
+    observers = [OBSERVERS[site.address.kind](site, needs, seq_len) for site in sites]
     with undisturbed(model), ExitStack() as stack, torch.set_grad_enabled(gradients):
         for observer in observers:
             observer.attach(stack)
@@ -231,6 +236,14 @@ class _Observer:
                     f"infinite {name}; check the checkpoint's weights, or use a wider dtype (--dtype float32)"
                 )
         return SeamStatistics(self.num_tokens, num_sequences, **self.sums)
+
+
+#: what watches the units of a kind
+OBSERVERS: Mapping[Kind, Callable[[Any, frozenset[str], int], _Observer | RoutingObserver]] = {
+    "neurons": _Observer,
+    "heads": _Observer,
+    "experts": RoutingObserver,
+}
 
 
 def _precise(values: Tensor) -> torch.dtype:

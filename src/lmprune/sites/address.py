@@ -8,6 +8,7 @@ from ..errors import UserError, unknown
 
 #: kinds whose units have a seam (see `site`)
 SeamKind = Literal["neurons", "heads"]
+SEAM_KINDS: tuple[SeamKind, ...] = get_args(SeamKind)
 #: kinds of which a model has one site, whose units are its blocks: their attentions, their feed-forward layers, or all
 LayerKind = Literal["attentions", "ffns", "layers"]
 LAYER_KINDS: tuple[LayerKind, ...] = get_args(LayerKind)

@@ -10,6 +10,7 @@ from typing import Any
 
 from .. import plugins
 from ..errors import UserError
+from .mixtures import is_mixture
 
 
 @dataclass(frozen=True)
@@ -172,9 +173,6 @@ COUPLED: dict[str, str] = {
     "gemma3n_text": "activation sparsity picks neurons relative to each other, so removing one changes the others",
 }
 
-#: Config fields that only mixtures of experts have.
-_EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
-
 
 def register_family(model_type: str, spec: FFNSpec, *, replace: bool = False) -> None:
     """Add the row of `model_type` for this process; `lmprune.prune` then treats it like any other.
@@ -241,8 +239,11 @@ def family_of(config: Any) -> FFNSpec:
     model_type = getattr(config, "model_type", None) or "unknown"
     if model_type in COUPLED:
         raise UserError(f"{model_type} models can't be pruned by neurons: {COUPLED[model_type]}")
-    if any((getattr(config, key, None) or 0) > 1 for key in _EXPERT_KEYS):
-        raise UserError(f"{model_type} is a mixture of experts; lmprune prunes dense feed-forward layers only")
+    if is_mixture(config):
+        raise UserError(
+            f"{model_type} is a mixture of experts; lmprune removes neurons of dense feed-forward layers only "
+            "(and, in Python, whole experts: units=('experts',))"
+        )
     plugins.check_new(plugins.FAMILIES, _BUILT_IN, model_type)
     if model_type not in FAMILIES and model_type in plugins.offered(plugins.FAMILIES):
         register_family(model_type, plugins.from_package(plugins.FAMILIES, model_type))

@@ -11,9 +11,11 @@ from torch import nn
 from ..checkpoints.shim import is_gone
 from ..errors import UserError
 from .address import LAYER_KINDS, Kind, LayerKind, SeamKind, check_kind
+from .experts import Experts, experts
 from .families import FFNSpec, attention_of, family_of
 from .heads import heads
 from .layers import Layers, layers
+from .mixtures import mixture_of
 from .neurons import neurons
 from .place import Place
 from .site import Site
@@ -63,11 +65,19 @@ def _layers(kind: LayerKind, model: nn.Module, config: Any, spec: FFNSpec | None
     return [layers(blocks_of(model, spec or family_of(config)), config, kind)]
 
 
+def _experts(model: nn.Module, config: Any, _spec: FFNSpec | None) -> list[Experts]:
+    mixture = mixture_of(config)
+    blocks = cast(Sequence[nn.Module], model.get_submodule(mixture.blocks))
+    found = [experts(block, mixture, layer) for layer, block in enumerate(blocks)]
+    return [place for place in found if place is not None]
+
+
 #: A kind of units, and the function that finds them in a model with this config, by the caller's spec or the tables.
 #: Raises: UserError where the model has none, AttributeError where it lacks a path.
 FINDERS: Mapping[Kind, Callable[[nn.Module, Any, FFNSpec | None], Sequence[Place]]] = {
     "neurons": _neurons,
     "heads": _heads,
+    "experts": _experts,
     **{kind: partial(_layers, kind) for kind in LAYER_KINDS},
 }
 

@@ -70,6 +70,14 @@ class Layers:
         return 1
 
     @property
+    def parts(self) -> int:
+        return 1
+
+    def check(self, units: Tensor) -> None:
+        """See `check_left`, which looks at all kinds together."""
+        assert len(units) >= self.least, "keep at least one unit"
+
+    @property
     def modules(self) -> list[nn.Module]:
         return list(self.blocks.modules())
 

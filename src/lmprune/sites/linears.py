@@ -30,9 +30,10 @@ def bias_of(linear: nn.Module) -> Tensor | None:
     return getattr(linear, "bias", None)
 
 
-def _replace(linear: nn.Module, name: str, value: Tensor) -> None:
-    old = cast(nn.Parameter, getattr(linear, name))
-    setattr(linear, name, nn.Parameter(value.detach().clone(), requires_grad=old.requires_grad))
+def replace(module: nn.Module, name: str, value: Tensor) -> None:
+    """Put a new parameter, or buffer, in the place of one."""
+    old, new = cast(Tensor, getattr(module, name)), value.detach().clone()
+    setattr(module, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
 
 
 def _record(linear: nn.Module, names: Sequence[str], size: int) -> None:
@@ -44,16 +45,16 @@ def _record(linear: nn.Module, names: Sequence[str], size: int) -> None:
 def index_out(linear: nn.Module, rows: Tensor) -> None:
     """Keep only the outputs `rows` of a Linear or Conv1D."""
     weight = cast(Tensor, linear.weight)
-    _replace(linear, "weight", weight.index_select(1 if rows_are_inputs(linear) else 0, rows.to(weight.device)))
+    replace(linear, "weight", weight.index_select(1 if rows_are_inputs(linear) else 0, rows.to(weight.device)))
     if (bias := bias_of(linear)) is not None:
-        _replace(linear, "bias", bias.index_select(0, rows.to(bias.device)))
+        replace(linear, "bias", bias.index_select(0, rows.to(bias.device)))
     _record(linear, OUT_NAMES, len(rows))
 
 
 def index_in(linear: nn.Module, rows: Tensor) -> None:
     """Keep only the inputs `rows` of a Linear or Conv1D."""
     weight = cast(Tensor, linear.weight)
-    _replace(linear, "weight", weight.index_select(0 if rows_are_inputs(linear) else 1, rows.to(weight.device)))
+    replace(linear, "weight", weight.index_select(0 if rows_are_inputs(linear) else 1, rows.to(weight.device)))
     _record(linear, IN_NAMES, len(rows))
 
 
@@ -106,14 +107,14 @@ def pad_out(linear: nn.Module, runs: Sequence[tuple[int, int]]) -> None:
     for name, along in (("weight", dim), ("bias", 0)):
         if (tensor := getattr(linear, name, None)) is not None:
             parts = [_padded(run, n, along) for run, n in zip(tensor.split(lengths, along), more, strict=True)]
-            _replace(linear, name, torch.cat(parts, along))
+            replace(linear, name, torch.cat(parts, along))
     _record(linear, OUT_NAMES, cast(Tensor, linear.weight).shape[dim])
 
 
 def pad_in(linear: nn.Module, more: int) -> None:
     """Add `more` inputs that are not read to a Linear or Conv1D."""
     dim = 0 if rows_are_inputs(linear) else 1
-    _replace(linear, "weight", _padded(cast(Tensor, linear.weight), more, dim))
+    replace(linear, "weight", _padded(cast(Tensor, linear.weight), more, dim))
     _record(linear, IN_NAMES, cast(Tensor, linear.weight).shape[dim])
 
 

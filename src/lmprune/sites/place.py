@@ -17,6 +17,7 @@ class Place(Protocol):
     block: the block of the model that holds it.
     count: how many units there are now.
     least: the fewest that may stay.
+    parts: in how many runs of equal length they lie, of which each must keep equally many.
     params: parameters that one unit takes along.
     modules: those whose parameters, buffers, submodules or attributes `keep` changes.
     scaled: (module, attribute) of what counts units or their rows, and must follow a cut.
@@ -31,11 +32,17 @@ class Place(Protocol):
     @property
     def least(self) -> int: ...
     @property
+    def parts(self) -> int: ...
+    @property
     def params(self) -> int: ...
     @property
     def modules(self) -> Sequence[nn.Module]: ...
     @property
     def scaled(self) -> Sequence[tuple[nn.Module, str]]: ...
+
+    def check(self, units: Tensor) -> None:
+        """Raises: UserError where the layer can't do with `units` (sorted, unique, (K,)) alone."""
+        ...
 
     def keep(self, units: Tensor) -> None:
         """Cut down to `units` (sorted, unique, (K,)); the rest of the model is untouched."""

@@ -106,6 +106,13 @@ class Site:
         return 1
 
     @property
+    def parts(self) -> int:
+        return 1
+
+    def check(self, units: Tensor) -> None:
+        assert len(units) >= self.least, "keep at least one unit"
+
+    @property
     def writer_linears(self) -> list[nn.Module]:
         return [writer.linear for writer in self.made_by]
 

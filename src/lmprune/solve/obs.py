@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..budget.selection import Scope, num_kept, select
+from ..budget.choosing import alike, choose
+from ..budget.selection import Scope
 from ..progress import Progress, Stages, silent
 from ..scores.curvature import output_curvature
 from ..sites.address import Address
@@ -73,11 +74,8 @@ def eliminations(
     """
     metrics = end_loss_metrics(model, sites, input_ids, settings, stages)
     how: dict[str, Any] = {"metrics": metrics, "seed": seed, "settings": settings, "stages": stages}
-    if scope == "local":
-        counts = [num_kept(site.count, keep, multiple_of=multiple_of) for site in sites]
-    else:
-        scores = error_curves(model, sites, input_ids, **how)
-        counts = [len(kept) for kept in select(scores, keep, scope=scope, multiple_of=multiple_of, seed=seed)]
+    scores = alike(sites) if scope == "local" else error_curves(model, sites, input_ids, **how)
+    counts = [len(kept) for kept in choose(sites, scores, keep, scope=scope, multiple_of=multiple_of, seed=seed)]
     return obs_to_counts(model, sites, input_ids, counts, **how)
 
 

@@ -11,21 +11,24 @@ from torch import Tensor, nn
 
 from ...errors import UserError, unknown
 from ...progress import Progress
+from ...sites.address import SEAM_KINDS, Kind
+from ...sites.place import Place
 from ...sites.site import Site
-from ..statistics import FORWARD, GRADIENT, SeamStatistics, collect
+from ..statistics import GRADIENT, STATISTICS, SeamStatistics, collect
 
 #: (site, its statistics, random numbers) -> scores (U,), or (F,), whose sums over the runs are the units' scores; the
-#: statistics are empty where the criterion needs none
-ScoreFunction = Callable[[Site, SeamStatistics, torch.Generator], Tensor]
+#: statistics are empty where the criterion needs none. The site is a Site, or of the class of the criterion's kind.
+ScoreFunction = Callable[[Any, Any, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """A score and the statistics it needs: names of SeamStatistics' fields."""
+    """A score, the statistics it needs (names of SeamStatistics' fields, or of the kind's), and what units have it."""
 
     name: str
     needs: frozenset[str]
     function: ScoreFunction
+    kinds: tuple[Kind, ...] = SEAM_KINDS
 
     @property
     def needs_data(self) -> bool:
@@ -40,7 +43,9 @@ class Criterion:
 CRITERIA: dict[str, Criterion] = {}
 
 
-def criterion(name: str, *, needs: Iterable[str] = ()) -> Callable[[ScoreFunction], ScoreFunction]:
+def criterion(
+    name: str, *, needs: Iterable[str] = (), kinds: Sequence[Kind] = SEAM_KINDS
+) -> Callable[[ScoreFunction], ScoreFunction]:
     """Register the decorated function as the criterion `name`.
 
     Raises: UserError for a name that is known, and for statistics that do not exist.
@@ -48,11 +53,11 @@ def criterion(name: str, *, needs: Iterable[str] = ()) -> Callable[[ScoreFunctio
     needed = frozenset(needs)
     if name in CRITERIA:
         raise UserError(f"there is a criterion {name!r} already; give yours another name")
-    for statistic in needed - FORWARD - GRADIENT:
-        raise unknown(f"statistic that criterion {name!r} needs", statistic, sorted(FORWARD | GRADIENT))
+    for statistic in needed - STATISTICS:
+        raise unknown(f"statistic that criterion {name!r} needs", statistic, sorted(STATISTICS))
 
     def register(function: ScoreFunction) -> ScoreFunction:
-        CRITERIA[name] = Criterion(name, needed, function)
+        CRITERIA[name] = Criterion(name, needed, function, tuple(kinds))
         return function
 
     return register
@@ -77,7 +82,7 @@ def get_criterion(name: str | Criterion) -> Criterion:
 
 def score(
     model: nn.Module,
-    sites: Sequence[Site],
+    sites: Sequence[Place],
     name: str,
     input_ids: Tensor | None = None,
     *,
@@ -90,7 +95,7 @@ def score(
     input_ids: calibration text (sequences, T), for criteria with `needs_data`. batch_size, progress: see `collect`.
     Raises: UserError for an unknown criterion, missing text, or statistics that are not finite.
     """
-    rule = get_criterion(name)
+    rule = _for_kinds(get_criterion(name), sites)
     statistics = None
     if rule.needs_data:
         if input_ids is None:
@@ -100,10 +105,10 @@ def score(
 
 
 def score_from(
-    sites: Sequence[Site], name: str | Criterion, statistics: Sequence[SeamStatistics] | None = None, *, seed: int = 0
+    sites: Sequence[Place], name: str | Criterion, statistics: Sequence[Any] | None = None, *, seed: int = 0
 ) -> list[Tensor]:
     """Like `score`, from statistics that are there already: one `collect` can serve many criteria."""
-    rule = get_criterion(name)
+    rule = _for_kinds(get_criterion(name), sites)
     generator = torch.Generator().manual_seed(seed)
     layers = zip(sites, statistics or [SeamStatistics()] * len(sites), strict=True)
     with torch.no_grad():
@@ -111,7 +116,15 @@ def score_from(
     return [s.float() for s in checked_scores(scores, sites, f"criterion {rule.name!r}")]
 
 
-def checked_scores(scores: Sequence[Any], sites: Sequence[Site], whose: str) -> list[Tensor]:
+def _for_kinds(rule: Criterion, sites: Sequence[Place]) -> Criterion:
+    """The criterion itself, if it scores units like the sites'. Raises: UserError."""
+    for site in sites:
+        if (kind := site.address.kind) not in rule.kinds:
+            raise UserError(f"criterion {rule.name!r} has no score for {kind}; it has for {' and '.join(rule.kinds)}")
+    return rule
+
+
+def checked_scores(scores: Sequence[Any], sites: Sequence[Place], whose: str) -> list[Tensor]:
     """The scores (U,) on the CPU; those of a unit's inputs are summed. whose: what a message calls them.
 
     Raises: UserError where they are not one number a unit, at hand.
@@ -120,23 +133,24 @@ def checked_scores(scores: Sequence[Any], sites: Sequence[Site], whose: str) -> 
         raise UserError(f"{whose}: expected scores of {len(sites)} layers, got {len(scores)}")
     found = []
     for site, scores_U in zip(sites, scores, strict=True):
-        if not isinstance(scores_U, Tensor) or scores_U.shape not in ((site.count,), (site.width,)):
+        layer, inputs = site.address.layer, site.width if isinstance(site, Site) else site.count
+        if not isinstance(scores_U, Tensor) or scores_U.shape not in ((site.count,), (inputs,)):
             got = tuple(scores_U.shape) if isinstance(scores_U, Tensor) else type(scores_U).__name__
-            raise UserError(f"{whose}, layer {site.layer}: expected a tensor of {site.count} scores, got {got}")
-        place = site.reader().device
+            raise UserError(f"{whose}, layer {layer}: expected a tensor of {site.count} scores, got {got}")
+        place = next(site.block.parameters()).device
         if scores_U.device not in (torch.device("cpu"), place):
             raise UserError(
-                f"{whose}, layer {site.layer}: the scores are on {scores_U.device}, and the layer on {place}; "
+                f"{whose}, layer {layer}: the scores are on {scores_U.device}, and the layer on {place}; "
                 "expected them there or on the CPU"
             )
         scores_U = scores_U.detach().cpu()
         if number := int(scores_U.isnan().sum()):
             raise UserError(
-                f"{whose}, layer {site.layer}: {number} of {len(scores_U)} scores are NaN; "
+                f"{whose}, layer {layer}: {number} of {len(scores_U)} scores are NaN; "
                 "is the checkpoint or the data broken?"
             )
-        found.append(scores_U if len(scores_U) == site.count else site.per_unit(scores_U))
+        found.append(site.per_unit(scores_U) if isinstance(site, Site) else scores_U)
     return found
 
 
-from . import activation, gradient, random, weights  # noqa: E402, F401  (registers the criteria)
+from . import activation, experts, gradient, random, weights  # noqa: E402, F401  (registers the criteria)

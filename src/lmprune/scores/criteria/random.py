@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...sites.site import Site
+from ...sites.address import SEAM_KINDS
+from ...sites.place import Place
 from ..statistics import SeamStatistics
 from . import criterion
 
 
-@criterion("random")
-def random(site: Site, _stats: SeamStatistics, generator: torch.Generator) -> Tensor:
+@criterion("random", kinds=(*SEAM_KINDS, "experts"))
+def random(site: Place, _stats: SeamStatistics, generator: torch.Generator) -> Tensor:
     """Uniform in [0, 1), drawn from the seed alone: the same on every device and dtype."""
     return torch.rand(site.count, generator=generator)

@@ -1,0 +1,95 @@
+"""Where each mixture keeps its experts: a row an architecture, beside `families`, which has the dense ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import UserError
+
+
+@dataclass(frozen=True)
+class MixtureSpec:
+    """The experts of a decoder-only model. Paths are from the causal-LM model (`blocks`), from a block (`home`), and
+    from there.
+
+    count_key: the config field that holds the number of experts.
+    home: the mixture; a block that has no experts there is a dense one.
+    router: the module that chooses; it has the attribute `top_k`. logits: the linear map in it, a row an expert.
+    experts: the module that holds the experts' tensors, all experts in one, along the first dimension. It is called
+    with tokens (N, D), the experts of each (N, k), and the gates that their outputs are multiplied by (N, k).
+    choice: a bias by which experts are chosen, and which is no part of their gates; an entry an expert, in the last
+    dimension. "" = there is none.
+    groups: the router's attribute with the number of groups, runs of equally many experts, of which some are chosen
+    first; "" = there are none. in_group: how many of its experts say how good a group is. grouped: what the router's
+    attributes must be for it to look at groups at all.
+    """
+
+    count_key: str
+    blocks: str = "model.layers"
+    home: str = "mlp"
+    router: str = "gate"
+    logits: str = "gate"
+    experts: str = "experts"
+    choice: str = ""
+    groups: str = ""
+    in_group: int = 1
+    grouped: tuple[tuple[str, str], ...] = ()
+
+
+def _deepseek(count_key: str = "n_routed_experts") -> MixtureSpec:
+    """Sigmoids, chosen by groups and with a bias."""
+    return MixtureSpec(count_key, choice="gate.e_score_correction_bias", groups="num_group", in_group=2)
+
+
+def _granite() -> MixtureSpec:
+    return MixtureSpec("num_local_experts", home="block_sparse_moe", router="router", logits="router")
+
+
+_PLAIN = "qwen2_moe qwen3_next olmoe flex_olmo cohere2_moe".split()
+
+MIXTURES: dict[str, MixtureSpec] = {
+    **{name: MixtureSpec("num_local_experts") for name in ("mixtral", "minimax", "qwen3_moe", "mellum")},
+    **{
+        name: MixtureSpec("num_experts")
+        for name in "qwen2_moe qwen3_moe qwen3_next olmoe flex_olmo cohere2_moe".split()
+    },
+    "mellum": MixtureSpec("num_experts"),
+    "phimoe": MixtureSpec("num_local_experts", router="router", logits="router"),
+    "gpt_oss": MixtureSpec("num_local_experts", router="router", logits="router"),
+    "granitemoe": _granite(),
+    "granitemoeshared": _granite(),
+    "deepseek_v2": MixtureSpec(
+        "n_routed_experts", groups="num_group", grouped=(("topk_method", "group_limited_greedy"),)
+    ),
+    **{name: _deepseek() for name in "deepseek_v3 glm4_moe glm4_moe_lite dots1 solar_open mimo_v2_flash".split()},
+    "exaone_moe": _deepseek("num_experts"),
+    "ernie4_5_moe": MixtureSpec("moe_num_experts", choice="gate.moe_statics.e_score_correction_bias"),
+    "minimax_m2": MixtureSpec("num_local_experts", choice="e_score_correction_bias"),
+    "hunyuan_v1_moe": MixtureSpec("num_experts", logits="gate.wg"),
+    "afmoe": MixtureSpec("num_experts", router="router", logits="router.gate", choice="expert_bias"),
+    "jamba": MixtureSpec("num_experts", home="feed_forward", router="router", logits="router"),
+    "lfm2_moe": MixtureSpec("num_experts", home="feed_forward", choice="expert_bias"),
+}
+
+#: Config fields that only mixtures of experts have.
+_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
+
+
+def is_mixture(config: Any) -> bool:
+    """Whether the config says that tokens are routed to experts, in an architecture of the table or not."""
+    return any((getattr(config, key, None) or 0) != 0 and _most(getattr(config, key)) > 1 for key in _KEYS)
+
+
+def _most(number: int | list[int]) -> int:
+    return max(number) if isinstance(number, list) else number
+
+
+def mixture_of(config: Any) -> MixtureSpec:
+    """The row for a model's config. Raises: UserError where it has no experts, or they can't be removed."""
+    model_type = getattr(config, "model_type", None) or "unknown"
+    if model_type in MIXTURES:
+        return MIXTURES[model_type]
+    if not is_mixture(config):
+        raise UserError(f"{model_type} is a dense model: it has no experts to remove")
+    raise UserError(f"lmprune can't remove experts of {model_type} models; it can of {', '.join(sorted(MIXTURES))}")
