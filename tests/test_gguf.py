@@ -69,7 +69,7 @@ def model_of(name: str, **changes: Any) -> Any:
 
 
 def written(
-    model: Any, out: Path, *, dtype: str = "f32", tokenizer: Any = None, plan: dict[str, Any] | None = None
+    model: Any, out: Path, *, dtype: str = "f32", tokenizer: Any = None, plan: PrunePlan | None = None
 ) -> dict[str, Any]:
     job = Job(model, find_sites(model), tokenizer or bpe(), dtype, "tiny", plan)
     return export(job, out, "gguf")
@@ -224,6 +224,63 @@ def test_sentence_piece_splits_as_the_tokenizer_does(space_first: bool, tmp_path
     assert field(tmp_path / "m.gguf", "tokenizer.ggml.add_space_prefix") is space_first
 
 
+def with_steps(normalizer: Any, pre_tokenizer: Any = None) -> PreTrainedTokenizerFast:
+    """The tokenizer above, but for these; what was learned stays."""
+    described = json.loads(sentence_piece(space_first=False).backend_tokenizer.to_str())
+    empty = Tokenizer(tokenizer_models.BPE())
+    empty.normalizer, empty.pre_tokenizer = normalizer, pre_tokenizer  # type: ignore[assignment]
+    steps = json.loads(empty.to_str())
+    described |= {name: steps[name] for name in ("normalizer", "pre_tokenizer")}
+    backend = Tokenizer.from_str(json.dumps(described))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="<s>", unk_token="<unk>")
+
+
+SPACES = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+
+
+@pytest.mark.parametrize(
+    ("step", "steps"),
+    [
+        ("Lowercase", (normalizers.Sequence([normalizers.Lowercase(), *SPACES]),)),
+        ("Strip", (normalizers.Sequence([normalizers.Strip(), *SPACES]),)),
+        ("NFKC", (normalizers.Sequence([normalizers.NFKC(), *SPACES]),)),
+        ("Replace", (normalizers.Sequence([*SPACES, normalizers.Replace("▁▁", "▁")]),)),
+        ("Digits", (normalizers.Sequence(SPACES), pre_tokenizers.Digits(individual_digits=True))),
+        ("Metaspace", (None, pre_tokenizers.Metaspace("▁", split=True))),
+    ],
+)
+def test_steps_that_llama_cpp_s_sentence_piece_has_not(step: str, steps: tuple[Any, ...], tmp_path: Path) -> None:
+    tokenizer = with_steps(*steps)
+    model = tiny_model("llama-tied", vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=1)
+    with pytest.raises(UserError, match=f"llama.cpp does not do what its step {step} does"):
+        written(model, tmp_path / "m.gguf", tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "said"),
+    [
+        ("never", None),
+        ("always", "llama.cpp puts a space before text that begins with one, too: other tokens there"),
+        ("first", "too and behind special tokens, where the tokenizer puts none: other tokens there"),
+    ],
+)
+def test_spaces_that_llama_cpp_puts_and_the_tokenizer_does_not_are_said(
+    scheme: Any, said: str | None, tmp_path: Path
+) -> None:
+    tokenizer = with_steps(None, pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=False))
+    model = tiny_model("llama-tied", vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=1)
+    job = Job(model, find_sites(model), tokenizer, "f32", "tiny")
+    notes = export(job, tmp_path / "m.gguf", "gguf", verify=False)["notes"]  # these few merges are not in its order
+    assert [said in note for note in notes].count(True) == 1 if said else not any("space" in note for note in notes)
+    with serving(tmp_path / "m.gguf") as llama:  # it is so
+        same = [
+            llama.post("/tokenize", {"content": text, "parse_special": True})["tokens"]
+            == tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in ("a cat", " a cat", "a<s>cat")
+        ]
+    assert same == [True, scheme == "never", scheme != "first"]
+
+
 def test_special_tokens_and_the_template_come_along(tmp_path: Path) -> None:
     from tokenizers.processors import TemplateProcessing
 
@@ -254,6 +311,16 @@ def test_flags_of_added_tokens_that_gguf_has_no_place_for_are_said(tmp_path: Pat
     with serving(tmp_path / "flags.gguf") as llama:  # it is so
         ids = llama.tokenize("<|end|>  a", special=True)
     assert ids != tokenizer("<|end|>  a")["input_ids"] and ids[0] == VOCABULARY
+
+
+def test_text_that_is_not_in_normal_form_is_said(tmp_path: Path) -> None:
+    tokenizer = bpe()
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()  # type: ignore[assignment]
+    notes = written(model_of("llama-tied"), tmp_path / "m.gguf", tokenizer=tokenizer)["notes"]
+    assert "llama.cpp does not bring text into Unicode's normal form (NFC), in which nearly all text is" in notes
+    with serving(tmp_path / "m.gguf") as llama:  # it is so
+        same = [llama.tokenize(text) == tokenizer(text)["input_ids"] for text in ("na\u00efve", "nai\u0308ve")]
+    assert same == [True, False]
 
 
 def test_embeddings_that_no_token_has_are_unused_tokens(tmp_path: Path) -> None:

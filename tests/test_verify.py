@@ -61,11 +61,22 @@ def test_a_wrong_gguf_file_is_caught_in_every_dtype(
     assert "--no-verify writes it nevertheless" in sentence
 
 
+def test_a_tokenizer_that_llama_cpp_runs_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("xllamacpp", reason="llama.cpp is not here: pip install 'lmprune[gguf-test]'")
+    metadata = gguf.tokenizer_metadata
+    monkeypatch.setattr(
+        gguf, "tokenizer_metadata", lambda *args: metadata(*args) | {"tokenizer.ggml.pre": "smollm"}
+    )  # single digits
+    assert "llama.cpp cuts text into other tokens than the tokenizer: [" in caught(
+        model_of("llama-tied"), tmp_path / "m.gguf", "gguf", "f32"
+    )
+
+
 def test_a_file_that_llama_cpp_does_not_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("xllamacpp", reason="llama.cpp is not here: pip install 'lmprune[gguf-test]'")
     (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(60))
     with pytest.raises(UserError, match=r"llama\.cpp can't run the file: "):
-        llamacpp.log_probs(tmp_path / "m.gguf", [[1, 2]], last=1, top=4, neutral=70, threads=1)
+        llamacpp.ask(tmp_path / "m.gguf", [[1, 2]], last=1, top=4, neutral=70, threads=1)
     (tmp_path / "m.gguf").unlink()
     tensors = gguf.stored_tensors
     monkeypatch.setattr(gguf, "stored_tensors", lambda *args: list(tensors(*args))[:-1])  # one is missing

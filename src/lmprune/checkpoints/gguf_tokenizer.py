@@ -15,10 +15,9 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import UserError, unknown
-from ..runtimes.architectures import BYTE_LEVEL, DIGITS, GPT2_SPLIT, SENTENCE_PIECE, SPLIT_ALIASES, SPLITS
+from ..runtimes.architectures import BYTE_LEVEL, DIGITS, GPT2_SPLIT, SENTENCE_PIECE, SPLIT_ALIASES, SPLITS, UNDERLINE
 from ..runtimes.gguf_file import GGUFFile
 
-_UNDERLINE = "▁"  # what SentencePiece writes for a space
 _FILLER = re.compile(r"\[PAD\d+\]")  # what converters call embeddings that no token has
 _NAMED = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "sep": "seperator", "mask": "mask"}
 _MODEL = {"model", "pre", "tokens", "token_type", "scores", "merges", "add_space_prefix"}
@@ -121,9 +120,9 @@ def _sentence_piece(file: GGUFFile, told: Mapping[str, Any]) -> Tokenizer:
         )
     )
     first = told.get("add_space_prefix", True)
-    space = normalizers.Replace(" ", _UNDERLINE)
-    found.normalizer = normalizers.Sequence([normalizers.Prepend(_UNDERLINE), space]) if first else space  # type: ignore[assignment]
-    parts = [decoders.Replace(_UNDERLINE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    space = normalizers.Replace(" ", UNDERLINE)
+    found.normalizer = normalizers.Sequence([normalizers.Prepend(UNDERLINE), space]) if first else space  # type: ignore[assignment]
+    parts = [decoders.Replace(UNDERLINE, " "), decoders.ByteFallback(), decoders.Fuse()]
     found.decoder = decoders.Sequence([*parts, *([decoders.Strip(" ", 1, 0)] if first else [])])  # type: ignore[assignment]
     return found
 

@@ -1,4 +1,4 @@
-"""Log probabilities of llama.cpp's, in a process of its own: a file that it aborts on takes nothing else down.
+"""What llama.cpp makes of a file, in a process of its own: one that it aborts on takes nothing else down.
 
 `python -m lmprune.evaluation.llamacpp` reads a question from stdin and prints the answer, both JSON; it imports neither
 torch nor transformers, so that it costs a fraction of a second and the file's own memory.
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,27 +23,44 @@ from ..errors import UserError
 Top = dict[int, float]
 
 
-def log_probs(
-    file: Path, sequences: Sequence[Sequence[int]], *, last: int, top: int, neutral: int, threads: int
-) -> list[list[Top] | None]:
-    """Of the token after each of the `last` positions of each sequence, the `top` likeliest; None for a
-    sequence that does not leave room for one more in the file's context.
+@dataclass(frozen=True)
+class Answer:
+    """log_probs: of each sequence, the likeliest tokens after each of its last positions; None for a sequence that does
+    not leave room for one more in the file's context. ids: of each text, without those that a text begins with."""
 
-    neutral: a token that is whole text by itself; llama.cpp tells nothing of a position at which it would write half
-    a letter, so it is made to write this one (the probabilities are from before that).
+    log_probs: list[list[Top] | None]
+    ids: list[list[int]]
+
+
+def ask(
+    file: Path,
+    sequences: Sequence[Sequence[int]],
+    texts: Sequence[str] = (),
+    *,
+    last: int,
+    top: int,
+    neutral: int,
+    threads: int,
+) -> Answer:
+    """Let it score sequences of ids, and cut texts into tokens.
+
+    last, top: how many positions, and tokens at each of them. neutral: a token that is whole text by itself; llama.cpp
+    tells nothing of a position at which it would write half a letter, so it is made to write this one (the
+    probabilities are from before that).
     Raises: UserError with llama.cpp's own words where it can't open the file or ends.
     """
     question = {
-        "file": str(file), "sequences": [[*ids] for ids in sequences], "last": last, "top": top, "neutral": neutral,
-        "threads": threads,
+        "file": str(file), "sequences": [[*ids] for ids in sequences], "texts": [*texts], "last": last, "top": top,
+        "neutral": neutral, "threads": threads,
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", __name__], input=json.dumps(question), capture_output=True, text=True, errors="replace"
     )
     if done.returncode:
         raise UserError(f"llama.cpp can't run the file: {_reason(done.stderr, done.returncode)}")
-    answers = json.loads(done.stdout)
-    return [found and [{int(key): p for key, p in each.items()} for each in found] for found in answers]
+    answer = json.loads(done.stdout)
+    found = [each and [{int(key): p for key, p in row.items()} for row in each] for each in answer["log_probs"]]
+    return Answer(found, answer["ids"])
 
 
 def _reason(log: str, code: int) -> str:
@@ -52,10 +70,9 @@ def _reason(log: str, code: int) -> str:
     return next(iter(telling or lines[-1:]), f"its process ended with code {code}")
 
 
-def _answer(asked: dict[str, Any]) -> list[list[Top] | None]:
+def _answer(asked: dict[str, Any]) -> dict[str, Any]:
     server = _open(asked["file"], 1 + max(map(len, asked["sequences"])), asked["threads"])
-    with urllib.request.urlopen(server.listening_address + "/v1/models", timeout=60) as answer:
-        context = json.load(answer)["data"][0]["meta"]["n_ctx_train"]
+    context = _http(server, "/v1/models")["data"][0]["meta"]["n_ctx_train"]
     found: list[list[Top] | None] = []
     for ids in asked["sequences"]:
         if len(ids) >= context:  # it wants room for the token that it writes
@@ -63,7 +80,18 @@ def _answer(asked: dict[str, Any]) -> list[list[Top] | None]:
             continue
         ends = range(max(len(ids) - asked["last"], 0) + 1, len(ids) + 1)
         found.append([_after(server, ids[:end], asked["top"], asked["neutral"]) for end in ends])
-    return found
+    return {"log_probs": found, "ids": [_ids(server, text) for text in asked["texts"]]}
+
+
+def _http(server: Any, path: str, body: dict[str, Any] | None = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(server.listening_address + path, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
+
+
+def _ids(server: Any, text: str) -> list[int]:
+    return _http(server, "/tokenize", {"content": text, "add_special": False, "parse_special": True})["tokens"]
 
 
 def _open(file: str, context: int, threads: int) -> Any:

@@ -20,7 +20,7 @@ from .gguf_facts import facts
 from .gguf_metadata import hyperparameters, scalars, spec_of
 from .gguf_rotary import rotary
 from .gguf_tensors import check_dtype, stored_tensors
-from .gguf_tokenizer import lost_flags, tokenizer_metadata
+from .gguf_tokenizer import lost, tokenizer_metadata
 
 
 def write(job: Job, out: Path) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def write(job: Job, out: Path) -> dict[str, Any]:
             writer.write_tensor_data(tensor.data())
     finally:
         writer.close()
-    notes = [f"llama.cpp runs it as {arch}", *_shorter(model.config, settings), *lost_flags(job.tokenizer)]
+    notes = [f"llama.cpp runs it as {arch}", *_shorter(model.config, settings), *lost(job.tokenizer)]
     return {"arch": arch, "notes": notes}
 
 

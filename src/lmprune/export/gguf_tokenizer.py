@@ -13,9 +13,7 @@ from typing import Any
 from gguf import TokenType
 
 from ..errors import UserError
-from ..runtimes.architectures import BYTE_LEVEL, DIGITS, GPT2_SPLIT, SENTENCE_PIECE, SPLITS
-
-_UNDERLINE = "▁"  # what SentencePiece writes for a space
+from ..runtimes.architectures import BYTE_LEVEL, DIGITS, GPT2_SPLIT, SENTENCE_PIECE, SPLITS, UNDERLINE
 
 
 def tokenizer_metadata(tokenizer: Any, vocab_size: int) -> dict[str, Any]:
@@ -51,9 +49,24 @@ def tokenizer_metadata(tokenizer: Any, vocab_size: int) -> dict[str, Any]:
     }
 
 
-def lost_flags(tokenizer: Any) -> list[str]:
-    """A sentence on the added tokens that have a flag which GGUF has no place for; llama.cpp sets them by hand, for
-    single models that it knows by name."""
+def lost(tokenizer: Any) -> list[str]:
+    """Sentences on what of the tokenizer GGUF has no place for; llama.cpp does some of it by hand, for single models
+    that it knows by name."""
+    return [*_lost_flags(tokenizer), *_lost_steps(json.loads(tokenizer.backend_tokenizer.to_str()))]
+
+
+def _lost_steps(described: dict[str, Any]) -> Iterator[str]:
+    steps = _steps_of(described)
+    if any(step["type"] == "NFC" for step in steps):
+        yield "llama.cpp does not bring text into Unicode's normal form (NFC), in which nearly all text is"
+    scheme = next((step["prepend_scheme"] for step in steps if step["type"] == "Metaspace"), "never")
+    if scheme != "never":
+        where = {"first": " and behind special tokens, where the tokenizer puts none", "always": ""}[scheme]
+        yield f"llama.cpp puts a space before text that begins with one, too{where}: other tokens there"
+
+
+def _lost_flags(tokenizer: Any) -> list[str]:
+    """On added tokens."""
     told = {"lstrip": "spaces before", "rstrip": "spaces after", "single_word": "letters beside"}
     found = [
         f"{words} {', '.join(texts[:3])}{' and others' if texts[3:] else ''} ({flag})"
@@ -112,22 +125,45 @@ def _steps(pre_tokenizer: dict[str, Any] | None) -> Iterator[str]:
 
 def _sentence_piece(described: dict[str, Any], tokens: list[tuple[str, TokenType]]) -> dict[str, Any]:
     """llama.cpp merges the pair whose token has the highest score: the earlier a merge stands, the higher."""
-    steps = json.dumps([described["normalizer"], described["pre_tokenizer"]], ensure_ascii=False)
-    if _UNDERLINE not in steps:
+    steps = _steps_of(described)
+    if UNDERLINE not in json.dumps(steps, ensure_ascii=False):
         raise UserError("the tokenizer can't be written to GGUF: BPE with byte fallback, but not SentencePiece's")
+    if other := next((step for step in steps if not _is_sentence_pieces(step)), None):
+        raise UserError(
+            f"the tokenizer can't be written to GGUF: llama.cpp does not do what its step {other['type']} does, which "
+            "is none of SentencePiece's"
+        )
     rank: dict[str, int] = {}
     for number, merge in enumerate(described["model"]["merges"]):
         rank.setdefault("".join(merge) if not isinstance(merge, str) else merge.replace(" ", "", 1), number)
     for index, (text, kind) in enumerate(tokens):
         if kind == TokenType.NORMAL and len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
             tokens[index] = (text, TokenType.BYTE)
-    first = '"Prepend"' in steps or '"prepend_scheme": "first"' in steps or '"prepend_scheme": "always"' in steps
+    first = any(step["type"] == "Prepend" or step.get("prepend_scheme") in ("first", "always") for step in steps)
     return {
         "model": SENTENCE_PIECE,
         "pre": "default",
         "scores": [float(-rank.get(text, len(rank))) for text, _ in tokens],
         "add_space_prefix": first,
     }
+
+
+def _steps_of(described: dict[str, Any]) -> list[dict[str, Any]]:
+    """The single steps of normalizer and pre-tokenizer."""
+    normalizer, pre_tokenizer = (described[name] or {} for name in ("normalizer", "pre_tokenizer"))
+    parts = (normalizer.get("normalizers", [normalizer]), pre_tokenizer.get("pretokenizers", [pre_tokenizer]))
+    return [step for part in parts for step in part if step]
+
+
+def _is_sentence_pieces(step: dict[str, Any]) -> bool:
+    """Whether llama.cpp does it, too: all that its SentencePiece does is to write ▁ for spaces, and one in front."""
+    kind = step["type"]
+    return (
+        (kind == "Prepend" and step["prepend"] == UNDERLINE)
+        or (kind == "Replace" and (step["pattern"], step["content"]) == ({"String": " "}, UNDERLINE))
+        or (kind == "Metaspace" and step["replacement"] == UNDERLINE and not step["split"])
+        or (kind == "Split" and step["pattern"] == {"String": " "})  # there are no spaces any more
+    )
 
 
 def _special(tokenizer: Any) -> dict[str, Any]:
@@ -139,7 +175,7 @@ def _special(tokenizer: Any) -> dict[str, Any]:
         if (index := getattr(tokenizer, f"{ours}_token_id")) is not None
     }
     bare, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
-    start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    start = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), len(whole))
     first, last = whole[:start], whole[start + len(bare) :]
     if first not in ([], [tokenizer.bos_token_id]) or last not in ([], [tokenizer.eos_token_id]):
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,11 +17,14 @@ from ..errors import UserError
 from ..sites.linears import rows_are_inputs
 from . import Job
 from .arithmetic import Rounding, log_probs, through
+from .folder import DTYPES
 
 Texts = Sequence[Sequence[int]]
 #: log probabilities (last, top) of the likeliest tokens, and their ids; None for a text too long for what was written
 Scores = list[tuple[Tensor, Tensor] | None]
 
+#: words of several scripts, numbers, white space, signs
+_TEXT = "On day 1234 the king's men saw 5.6 birds,\tdidn't they?\n\n  The CAT asked:   why? Naïve 東京 привет 🦙 x=[a]"
 _TOKENS_AT_ONCE = 512  # whose logits ONNX Runtime returns together
 
 
@@ -46,9 +50,32 @@ class Reader:
 def _in_llama_cpp(job: Job, path: Path, texts: Texts, last: int, top: int) -> Scores:
     from ..evaluation import llamacpp
 
+    words = _words(job.tokenizer, texts)
+    wanted = [job.tokenizer(text, add_special_tokens=False)["input_ids"] for text in words]
     neutral = job.tokenizer("a", add_special_tokens=False)["input_ids"][-1]
-    found = llamacpp.log_probs(path, texts, last=last, top=top, neutral=neutral, threads=torch.get_num_threads())
-    return [None if each is None else _tensors(each) for each in found]
+    threads = torch.get_num_threads()
+    found = llamacpp.ask(path, texts, words, last=last, top=top, neutral=neutral, threads=threads)
+    for text, ours, theirs in zip(words, wanted, found.ids, strict=True):
+        if ours != theirs:
+            raise UserError(_cut_otherwise(text, job.tokenizer, ours, theirs))
+    return [None if each is None else _tensors(each) for each in found.log_probs]
+
+
+def _words(tokenizer: Any, texts: Texts) -> list[str]:
+    """Texts of which an engine's own tokenizer has to make the same tokens: one with what people write, and what the
+    random tokens of `texts` say, in normal form, between letters: what llama.cpp does at the ends of a text, and to
+    special tokens, is said where it is something else (see `gguf_tokenizer.lost`)."""
+    said = (tokenizer.decode(list(ids), skip_special_tokens=True) for ids in texts)
+    return [_TEXT, *(f"a{unicodedata.normalize('NFC', text)}a" for text in said)]
+
+
+def _cut_otherwise(text: str, tokenizer: Any, ours: Sequence[int], theirs: Sequence[int]) -> str:
+    first = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    here, there = (tokenizer.convert_ids_to_tokens(list(ids[first : first + 3])) for ids in (ours, theirs))
+    return (
+        f"llama.cpp cuts text into other tokens than the tokenizer: {there} instead of {here} in {text!r:.60}; nothing "
+        "was written (--no-verify writes it nevertheless)"
+    )
 
 
 def _tensors(found: Sequence[dict[int, float]]) -> tuple[Tensor, Tensor]:
@@ -103,7 +130,7 @@ def _likeliest(log_probs: Tensor, top: int) -> tuple[Tensor, Tensor]:
 
 
 def _cast(job: Job) -> Rounding:
-    dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}.get(job.dtype or "")
+    dtype = DTYPES.get(job.dtype or "")
     return Rounding(through(dtype)) if dtype else Rounding()
 
 

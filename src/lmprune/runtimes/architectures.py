@@ -225,6 +225,7 @@ NEMOTRON_NAS = ("llama", "mistral")
 
 #: `tokenizer.ggml.model` of byte-level BPE, and of SentencePiece
 BYTE_LEVEL, SENTENCE_PIECE = "gpt2", "llama"
+UNDERLINE = "▁"  # what SentencePiece writes for a space
 
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
