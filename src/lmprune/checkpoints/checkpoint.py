@@ -63,7 +63,7 @@ def write_model(model: Any, folder: Path, tokenizer: Any = None, dtype: torch.dt
         with _without_generation_config(model):
             model.save_pretrained(folder, state_dict=state)
         if model.can_generate():
-            _write_generation_config(model.generation_config, folder / "generation_config.json")
+            write_generation_config(model.generation_config, folder / "generation_config.json")
         _set(folder / "config.json", dtype=dtypes.name_of(dtypes.main(model, dtype)))
         for file in folder.glob("*.safetensors"):  # safetensors lets only the owner read them
             file.chmod((folder / "config.json").stat().st_mode)
@@ -103,7 +103,7 @@ def _without_generation_config(model: Any) -> Iterator[None]:
             model.generation_config = config
 
 
-def _write_generation_config(config: Any, file: Path) -> None:
+def write_generation_config(config: Any, file: Path) -> None:
     """All that is set: transformers leaves out what it takes for a default, and other runtimes have other defaults."""
     told = json.loads(config.to_json_string(use_diff=False, keys_to_pop=["compile_config"]))
     told = {name: value for name, value in told.items() if value is not None}

@@ -97,7 +97,9 @@ def _heads(settings: Settings, names: _Names, fields: dict[str, Any]) -> int:
     """Fill in the heads, and return the size of one."""
     heads = settings.number("attention.head_count")
     groups = settings.number("attention.head_count_kv", heads)
-    fields[names.find(("num_attention_heads",)) or ""] = heads
+    name = names.find(("num_attention_heads",))
+    assert name
+    fields[name] = heads
     if name := names.find(("num_key_value_heads", "num_kv_heads")):
         fields[name] = groups
     if name := names.find(("multi_query",)):

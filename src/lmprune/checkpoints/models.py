@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -45,7 +46,8 @@ def load(
     """The causal-LM model at `source` (see `sources.resolve`), in eval mode.
 
     Checkpoints that lmprune wrote need no `trust_remote_code`, whatever their widths: their own code is never run.
-    GGUF weights are dequantised. dtype: a name of DTYPES, a torch dtype, or "auto" for the one it was saved in.
+    GGUF weights are dequantised. dtype: a name of DTYPES, a torch dtype, or "auto" for the one it was saved in (of
+    several, one that holds them all).
     note: is told what the user should know: tensors that were rightly left out, a config that was wrong of the head.
     Raises: UserError, one sentence, for whatever is wrong with the source, the weights or the arguments.
     """
@@ -99,7 +101,7 @@ def _from_files(
             None,  # the weights come from us: transformers would open whatever an index names, and map it
             state_dict=tensors,
             config=outline.config,
-            dtype=_saved_dtype(outline.config, tensors) if dtype == "auto" else dtype,
+            dtype=_saved_dtype(tensors) if dtype == "auto" else dtype,
             device_map={"": "meta"} if blank else None,
             ignore_mismatched_sizes=True,  # so that we can name them
             output_loading_info=True,
@@ -140,11 +142,10 @@ def _blank(config: Any, cls: Any, trust_remote_code: bool) -> Any:
         return cls(config)
 
 
-def _saved_dtype(config: Any, tensors: Mapping[str, Stored]) -> torch.dtype:
-    """What the config says; else what the first weight was stored in."""
-    if (dtype := getattr(config, "dtype", None)) is not None:
-        return getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    return next((FLOATS[tensor.kind] for tensor in tensors.values() if tensor.kind in FLOATS), torch.float32)
+def _saved_dtype(tensors: Mapping[str, Stored]) -> torch.dtype:
+    """One that holds every weight as it was stored; what config.json says need not."""
+    kinds = {FLOATS[tensor.kind] for tensor in tensors.values() if tensor.kind in FLOATS}
+    return functools.reduce(torch.promote_types, kinds) if kinds else torch.float32
 
 
 def load_tokenizer(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints.checkpoint import write_generation_config
 from ..errors import UserError
 from ..evaluation.engines import ONNX_FILE
 from ..evaluation.perplexity import inference
@@ -130,7 +131,7 @@ def _write_config(job: Job, folder: Path) -> None:
     config.per_layer_config = None
     config.save_pretrained(folder)
     if job.model.can_generate():
-        job.model.generation_config.to_json_file(folder / "generation_config.json")
+        write_generation_config(job.model.generation_config, folder / "generation_config.json")
     if job.tokenizer is not None:
         job.tokenizer.save_pretrained(folder)
 
