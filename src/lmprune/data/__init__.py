@@ -65,22 +65,15 @@ def load(
     num_tokens: how many tokens will be wanted. `self` writes that many; a hub stream stops when there is ample text.
     Raises: UserError for an unknown source or split, an unreadable file, a broken line, a hub that can't be reached.
     """
+    _check_options(source, data_dir, chat_template, held_out)
     base, _, variant = source.partition(":")
     if pairs.is_source(source):
-        if chat_template:
-            raise UserError(f"--chat-template does not go with pairs ({source}), which have templates of their own")
         found = _as_texts(pairs.load(source, split, data_dir=data_dir, held_out=held_out), tokenizer)
-    elif held_out is not None and files.parse(source) is None:
-        raise UserError(f"--holdout goes with a file of your own; {source} has splits, or none at all")
-    elif data_dir is not None and base != "wikitext":
-        raise UserError(f"--data-dir goes with wikitext, wikisql, samsum and e2e, not with {source!r}")
     elif base == "wikitext":
         found = wikitext.load(variant or None, split, data_dir, num_tokens)
     elif source == "python-docs":
         found = python_docs.load(split)
     elif source == "self":
-        if chat_template:
-            raise UserError("--chat-template has nothing to render in text that the model writes itself (self)")
         found = self_generated.load(model, tokenizer, num_tokens, seed)
     elif (file := files.parse(source)) is not None:
         found = files.load(*file, chat_template=chat_template)
@@ -91,6 +84,24 @@ def load(
         found = hub.load(*dataset, split, chat_template=chat_template, num_tokens=num_tokens)
     else:
         raise unknown("data source", source, SOURCES)
+    return _rendered(found, source, split, chat_template=chat_template, tokenizer=tokenizer)
+
+
+def _check_options(source: str, data_dir: Path | None, chat_template: bool, held_out: float | None) -> None:
+    """Raises: UserError for what does not go with the source."""
+    if pairs.is_source(source):
+        if chat_template:
+            raise UserError(f"--chat-template does not go with pairs ({source}), which have templates of their own")
+        return
+    if held_out is not None and files.parse(source) is None:
+        raise UserError(f"--holdout goes with a file of your own; {source} has splits, or none at all")
+    if data_dir is not None and source.partition(":")[0] != "wikitext":
+        raise UserError(f"--data-dir goes with wikitext, wikisql, samsum and e2e, not with {source!r}")
+    if source == "self" and chat_template:
+        raise UserError("--chat-template has nothing to render in text that the model writes itself (self)")
+
+
+def _rendered(found: Records, source: str, split: str, *, chat_template: bool, tokenizer: Any) -> TextData:
     if chat_template:
         documents = render(found.records, tokenizer)
     else:

@@ -41,42 +41,72 @@ def layer_problems(
         layer is asked to make up for. 0 asks for what the dense reader puts out on the pruned inputs.
     """
     layers = by_layer(sites)
-    blocks = Blocks(model, [group[0].block for group in layers])
-    device = next(model.parameters()).device
-    hidden = [blocks.inputs(batch_BT.to(device)) for batch_BT in input_ids.split(batch_size)]
-    gain = residual_gain(blocks, layers[0][0], hidden[0]) if sequential and compensation else None
-    dense = list(hidden) if gain else None
-    apart = False  # whether a reader was changed, so that the two streams differ
+    streams = _Streams(model, layers, input_ids.split(batch_size), compensation if sequential else 0.0)
     for layer, group in enumerate(layers):
-        if dense and apart:
-            for i, states_BTD in enumerate(dense):
-                dense[i] = blocks.run(layer, states_BTD)
+        streams.run_dense(layer)
         # a later site of the block sees what an earlier one has become, or all are seen in one dense pass
         for together in [[site] for site in group] if sequential else [group]:
             readers = [site.reader().clone() for site in together]
-            moments = [Moments(site) for site in together]
-            with ExitStack() as stack:
-                taps = [stack.enter_context(_tapped(site)) for site in together]
-                for i, states_BTD in enumerate(hidden):
-                    out_BTD = blocks.run(layer, states_BTD)
-                    weights_N = drift_BTD = None
-                    if dense and gain:
-                        dense[i] = dense[i] if apart else out_BTD
-                        weights_N = _token_weights(dense[i])
-                        drift_BTD = (dense[i] - out_BTD) * (compensation / gain) if apart else None
-                    for seen, tap in zip(moments, taps, strict=True):
-                        seen.add(tap.pop(), weights_N, drift_BTD)
-                        tap.clear()
-                    if not sequential:
-                        hidden[i] = out_BTD
-            for site, seen, reader_FD in zip(together, moments, readers, strict=True):
-                yield site, seen.problem(site, rel_damp=rel_damp, per_neuron=per_neuron)
-                apart = apart or not torch.equal(site.reader(), reader_FD)
+            seen = streams.moments(layer, together, last=not sequential)
+            for site, moments, reader_FD in zip(together, seen, readers, strict=True):
+                yield site, moments.problem(site, rel_damp=rel_damp, per_neuron=per_neuron)
+                streams.apart = streams.apart or not torch.equal(site.reader(), reader_FD)
         if sequential and layer + 1 < len(layers):
-            for i, states_BTD in enumerate(hidden):
-                hidden[i] = blocks.run(layer, states_BTD)
+            streams.run(layer)
         if progress:
             progress(layer + 1, len(layers))
+
+
+class _Streams:
+    """The hidden states that enter the next block, batch by batch: `hidden`, of the model as it was cut so far, and
+    where something is to be made up for, `dense`, of the model as it was.
+
+    apart: whether a reader was changed, so that the two differ.
+    """
+
+    def __init__(self, model: Any, layers: Sequence[Sequence[Site]], batches: Sequence[Tensor], compensation: float):
+        self.blocks = Blocks(model, [group[0].block for group in layers])
+        device = next(model.parameters()).device
+        self.hidden = [self.blocks.inputs(batch_BT.to(device)) for batch_BT in batches]
+        gain = residual_gain(self.blocks, layers[0][0], self.hidden[0]) if compensation else None
+        self.dense = list(self.hidden) if gain else None
+        self.share = compensation / gain if gain else 0.0
+        self.apart = False
+
+    def run_dense(self, layer: int) -> None:
+        """What the dense model's block puts out, before it is cut; while the two are one, `moments` sees it."""
+        if self.dense and self.apart:
+            for i, states_BTD in enumerate(self.dense):
+                self.dense[i] = self.blocks.run(layer, states_BTD)
+
+    def run(self, layer: int) -> None:
+        """Go on through the block as it now is."""
+        for i, states_BTD in enumerate(self.hidden):
+            self.hidden[i] = self.blocks.run(layer, states_BTD)
+
+    def moments(self, layer: int, together: Sequence[Site], *, last: bool) -> list[Moments]:
+        """Of each of the sites of the block. last: this pass is also the one that goes on through it."""
+        found = [Moments(site) for site in together]
+        with ExitStack() as stack:
+            taps = [stack.enter_context(_tapped(site)) for site in together]
+            for i, states_BTD in enumerate(self.hidden):
+                out_BTD = self.blocks.run(layer, states_BTD)
+                target = self._target(i, out_BTD)
+                for moments, tap in zip(found, taps, strict=True):
+                    moments.add(tap.pop(), *target)
+                    tap.clear()
+                if last:
+                    self.hidden[i] = out_BTD
+        return found
+
+    def _target(self, i: int, out_BTD: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The weights of batch i's tokens, and what the readers should put out beyond what the dense ones do."""
+        if self.dense is None:
+            return None, None
+        if not self.apart:
+            self.dense[i] = out_BTD
+        drift_BTD = (self.dense[i] - out_BTD) * self.share if self.apart else None
+        return _token_weights(self.dense[i]), drift_BTD
 
 
 class Moments:
