@@ -88,6 +88,26 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
             ("while torch.linalg.cholesky_ex(gram_FF).info:", "while False:"),
         ],
     ),
+    "solve/scored.py": (
+        "pruning methods plugins",
+        [
+            ("input_ids = input_ids[: max(GRADIENT_TOKENS // input_ids.shape[1], 1)]", "input_ids = input_ids[:1]"),
+            ("kept = select(scores, keep, **how)", 'kept = select(scores, keep, **{**how, "scope": "local"})'),
+            ("if self.adds_bias and len(units)", "if False and len(units)"),
+            ('seed=how["seed"]', "seed=0"),
+            ("return repair if chosen else self.criterion.needs | repair", "return self.criterion.needs | repair"),
+            ("self.criterion.needs | repair", "self.criterion.needs"),
+        ],
+    ),
+    "methods.py": (
+        "methods plugins",
+        [
+            ("known.solver.criterion == rule", "known is not None"),
+            ("if method.refit not in solver.refits:", "if False:"),
+            ("if method.pressure is not None and not method.learned:", "if False:"),
+            ('if scope == "global" and isinstance', "if False and isinstance"),
+        ],
+    ),
     "solve/bias.py": (
         "pruning methods criteria",
         [
@@ -104,22 +124,39 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
             ("2 * tiny(step) - 1", "tiny(step)"),
         ],
     ),
-    "gradual/penalties.py": (
+    "scores/penalties.py": (
         "penalties golden_training",
         [
             ("(u_F.max() - u_F)", "u_F"),
+            ('"uniqueness": Penalty("uniqueness", _alike)', '"uniqueness": Penalty("uniqueness")'),
             ("pressed * (1 + weights[layer])", "pressed * weights[layer]"),
             ("return torch.stack(layers).mean()", "return torch.stack(layers).sum()"),
+        ],
+    ),
+    "gradual/goal.py": (
+        "golden_training gradual",
+        [
+            ("self.goal.schedule(step) / self.goal.keep", "1.0"),
+            ("self.goal.schedule(step) / self.goal.keep", "self.goal.schedule(step)"),
+            ("scope=scope or self.scope", "scope=self.scope"),
+            ("multiple_of=self.multiple_of", "multiple_of=1"),
         ],
     ),
     "gradual/pruner.py": (
         "golden_training gradual resume",
         [
-            ("self.schedule(self.done) / self.keep", "1.0"),
-            ("self.schedule(self.done) / self.keep", "self.schedule(self.done)"),
-            ("step > 0 and step % self.similarity_every == 0", "step == 1"),
             ("scope or self.method.scope", 'scope or "global"'),
-            ("self.soft.effort = float", "_ = float"),
+            ("if solver.threshold else", "if False else"),
+            ("self.chooser.load_state(state)", "pass"),
+        ],
+    ),
+    "gradual/pressing.py": (
+        "golden_training gradual library_face",
+        [
+            ("step > 0 and step % self.every == 0", "step == 1"),
+            ("min(settings.similarity_every, max(1, int(WAIT * chooser.goal.num_steps)))", "settings.similarity_every"),
+            ("        self._reached = False\n        if", "        if"),
+            ("self._chooser.penalty_weight(step, self._settings.penalty_weight)", "self._settings.penalty_weight"),
         ],
     ),
     "gradual/similarity.py": (
@@ -137,8 +174,10 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
         [
             ("FINAL_THRESHOLD = 0.1", "FINAL_THRESHOLD = 0.2"),
             ("(1 - self.remaining(step)) * self.effort", "1 - self.remaining(step)"),
+            ("self.effort = float(state", "_ = float(state"),
             ("max(above, len(floor))", "above"),
-            ("max(GAIN, RUN_GAIN / num_steps)", "GAIN"),
+            ("max(GAIN, RUN_GAIN / goal.num_steps)", "GAIN"),
+            ("max(SCORE_LR, 10 / self.goal.num_steps)", "SCORE_LR"),
         ],
     ),
     "gradual": (
@@ -240,11 +279,7 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
     "pruning.py": (
         "pruning golden_obs plan methods",
         [
-            ("input_ids = input_ids[: max(GRADIENT_TOKENS // input_ids.shape[1], 1)]", "input_ids = input_ids[:1]"),
-            (
-                "kept = select(scores, keep, **how)\n    _cut",
-                'kept = select(scores, keep, **{**how, "scope": row.scope})\n    _cut',
-            ),
+            ("select(given or [], keep, **how)", 'select(given or [], keep, **{**how, "multiple_of": 1})'),
             ('name = plan.settings.get("method")', "name = None"),
             ("input_ids.max() >= vocabulary", "input_ids.max() > vocabulary"),
             ("seq_len > limit", "seq_len > limit + 1"),
@@ -314,7 +349,6 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
             ("SCORE_EPS = 1e-4", "SCORE_EPS = 1e-8"),
             ('"lr": lr, "eps"', '"lr": lr / 2, "eps"'),
             ('SCORE_EPS, "weight_decay": 0.0}', 'SCORE_EPS, "weight_decay": 0.1}'),
-            ("max(SCORE_LR, 10 / num_steps) if soft else SCORE_LR", "SCORE_LR"),
         ],
     ),
     "training/train.py": (

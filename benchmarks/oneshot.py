@@ -32,13 +32,13 @@ from lmprune.budget.selection import num_kept, select
 from lmprune.data.tokens import sequences, stream
 from lmprune.evaluation.perplexity import perplexity
 from lmprune.methods import METHODS, get_method
-from lmprune.pruning import GRADIENT_TOKENS
 from lmprune.scores.criteria import CRITERIA, score_from
 from lmprune.scores.statistics import SeamStatistics, collect
 from lmprune.sites.find import find_sites
 from lmprune.solve.bias import bias_compensation
 from lmprune.solve.elimination import eliminate
 from lmprune.solve.obs import PLAIN, ObsSettings, cut, error_curves, obs_to_counts
+from lmprune.solve.scored import GRADIENT_TOKENS
 from lmprune.solve.targets import layer_problems
 
 RUNS = Path(__file__).parent / "runs"

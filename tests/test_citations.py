@@ -108,7 +108,7 @@ def test_every_definition_names_its_code():
     without = {part.splitlines()[0] for part in sections if not re.search(r"^Code: `", part, re.MULTILINE)}
     assert without == {"Departures", "Sources"}
     gum = next(part for part in sections if part.startswith("GUM\n"))
-    assert "`gradual/penalties.py` (`sparsity_penalty`, `pressure`)" in gum
+    assert "`scores/penalties.py` (`sparsity_penalty`, `PENALTIES`)" in gum
 
 
 def test_code_that_moved_shows():

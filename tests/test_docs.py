@@ -23,16 +23,18 @@ from lmprune.checkpoints import checkpoint
 from lmprune.checkpoints.shrinking import shrink
 from lmprune.commands.cli import app
 from lmprune.gradual import GradualSettings, soft
-from lmprune.gradual.optimizing import score_lr_of
+from lmprune.gradual.goal import Goal
+from lmprune.gradual.optimizing import SCORE_LR
 from lmprune.gradual.warm_start import SPREAD
 from lmprune.methods import METHODS
-from lmprune.pruning import GRADIENT_TOKENS
 from lmprune.scores.criteria import CRITERIA
 from lmprune.scores.redundancy import ALIKE
 from lmprune.sites.families import FAMILIES
 from lmprune.sites.find import find_sites
+from lmprune.sites.masks import UnitMasks
 from lmprune.solve.elimination import eliminate
 from lmprune.solve.obs import PLAIN, ObsSettings
+from lmprune.solve.scored import GRADIENT_TOKENS
 from lmprune.training.teachers import write_teacher
 from lmprune.training.train import TrainSettings
 
@@ -249,7 +251,10 @@ def test_numbers_of_the_training_page_are_the_defaults():
     assert f"λ_f | {settings.penalty_weight:g} |" in text and f"λ_u | {settings.similarity_weight:g} |" in text
     assert f"{settings.similarity_rows:,} token rows" in text and f"every {settings.similarity_every} steps" in text
     assert f"are asked {settings.num_milestones} times" in text and training.lr == 5e-4 and "| 5e-4 |" in text
-    assert score_lr_of(1000, soft=False) == 1e-2 and score_lr_of(1000, soft=True) == 1e-2
+    assert SCORE_LR == 1e-2
+    for steps, rate in ((100, 1e-1), (1000, 1e-2), (2000, 1e-2)):
+        masks = UnitMasks(tiny := tiny_model("llama"), find_sites(tiny), learned=True, compute="full")
+        assert soft.SoftThreshold(masks, Goal(0.5, steps)).score_lr == rate
     assert training.weight_decay == 0.1 and training.warmup == 0.1 and training.max_grad_norm == 1.0
 
 

@@ -16,6 +16,7 @@ from lmprune.budget.selection import num_kept
 from lmprune.checkpoints.shrinking import shrink
 from lmprune.errors import UserError
 from lmprune.gradual import GradualPruner, GradualSettings
+from lmprune.gradual.goal import Goal
 from lmprune.gradual.schedules import cubic, milestones
 from lmprune.gradual.similarity import Rows, SimilarityEstimate, cosines, mean_similarity
 from lmprune.gradual.soft import SoftThreshold
@@ -156,8 +157,9 @@ def test_the_warm_starts_refit_is_that_of_the_neurons_that_left_at_this_step():
     torch.testing.assert_close(logits(model), logits(expected))
 
 
-@pytest.mark.parametrize("scope", ["local", "global"])
-@pytest.mark.parametrize("method", TRAINABLE)
+@pytest.mark.parametrize(
+    ("method", "scope"), [*((name, "local") for name in TRAINABLE), *((name, "global") for name in EXACT)]
+)
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_a_schedule_that_keeps_everything_changes_no_weight_and_no_neuron(name: str, method: str, scope):
     model, before = tiny_model(name), tiny_model(name).state_dict()
@@ -262,7 +264,7 @@ def test_soft_lands_within_1_percent(asked: float, num_steps: int):
     """Scores that drift up on their own, some faster: the controller has to press them down to the count."""
     model = tiny_model("llama")
     masks = UnitMasks(model, find_sites(model), learned=True, compute="full")
-    soft = SoftThreshold(masks, asked, num_steps, multiple_of=1, seed=0)
+    soft = SoftThreshold(masks, Goal(asked, num_steps))
     pull = [torch.rand(WIDTH) * 2e-4 for _ in masks.scores]
     optimizer = torch.optim.AdamW(masks.scores, lr=10 / num_steps, eps=1e-4, weight_decay=0.0)
     schedule = cubic(asked, num_steps)
@@ -273,7 +275,7 @@ def test_soft_lands_within_1_percent(asked: float, num_steps: int):
         for scores, up in zip(masks.scores, pull, strict=True):
             pressed = scores.detach().sigmoid()
             pressed = pressed * (1 - pressed) / WIDTH / LAYERS
-            scores.grad = 0.67 * soft.strength(step) * pressed - up
+            scores.grad = soft.penalty_weight(step, 0.67) * pressed - up
         optimizer.param_groups[0]["lr"] = 10 / num_steps * (1 - step / num_steps)
         optimizer.step()
     assert masks.keep == pytest.approx(asked, abs=0.01)
@@ -288,7 +290,7 @@ def test_soft_keeps_the_best_of_the_nearest_multiple(multiple_of: int, width: in
     with torch.no_grad():
         for scores in masks.scores:
             scores.copy_(torch.linspace(1, -3, WIDTH))  # 38 of 48 are above logit(0.1)
-    kept = SoftThreshold(masks, 0.5, STEPS, multiple_of=multiple_of, seed=0).choose(STEPS, 0.5)
+    kept = SoftThreshold(masks, Goal(0.5, STEPS, multiple_of=multiple_of)).choose(STEPS, 0.5)
     assert kept is not None and [k.tolist() for k in kept] == [[*range(width)]] * LAYERS
 
 

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 from test_statistics import ids_of, tiny
 from tiny_models import WIDTH
 
+import lmprune
 from lmprune.errors import UserError
-from lmprune.gradual.penalties import PENALTIES
-from lmprune.methods import METHODS, get_method, methods_table
+from lmprune.gradual.optimizing import SCORE_LR
+from lmprune.gradual.ranking import Ranking
+from lmprune.gradual.soft import SoftThreshold
+from lmprune.methods import METHODS, Method, get_method, methods_table, needs_text
 from lmprune.scores.criteria import CRITERIA
+from lmprune.scores.penalties import PENALTIES
 from lmprune.sites.find import find_sites
 from lmprune.solve.bias import bias_compensation
+from lmprune.solve.learned import Learned
+from lmprune.solve.obs import PLAIN, Obs
+from lmprune.solve.scored import Scored
 
 NAMES = (
     "magnitude random activation fluctuation taylor sensitivity obs plain_obs wanda_sp flap two_ssp minitron llm_pruner"
@@ -27,8 +35,8 @@ def test_the_table_is_complete_and_consistent():
     for name, method in METHODS.items():
         assert method.name == name and method.summary and method.source
         assert method.scope in ("local", "global") and method.refit in ("none", "bias", "obs")
-        assert (method.criterion == "obs") == (method.refit == "obs")
-        assert method.criterion in CRITERIA or method.criterion == "obs" or method.learned
+        assert (method.record()["criterion"] == "obs") == (method.refit == "obs")
+        assert method.criterion in CRITERIA or method.record()["criterion"] in ("obs", "movement")
         assert method.penalty in PENALTIES and (method.learned or method.penalty == "none")
     assert {name for name, method in METHODS.items() if method.learned} == set("gum top_v hard soft anti_gum".split())
     assert (METHODS["flap"].criterion, METHODS["flap"].scope, METHODS["flap"].refit) == (
@@ -38,6 +46,70 @@ def test_the_table_is_complete_and_consistent():
     )
     with pytest.raises(dataclasses.FrozenInstanceError):
         METHODS["obs"].scope = "global"  # type: ignore[misc]
+
+
+def test_a_method_is_a_value():
+    """Its solver holds all that was told by comparing names; what users give as text is the same value."""
+    assert METHODS["plain_obs"].solver == Obs(PLAIN) and METHODS["obs"].solver == Obs() != Obs(PLAIN)
+    assert Method("mine", "obs", refit="obs").solver == METHODS["obs"].solver
+    assert Method("mine", "fluctuation", "global", "bias").solver == METHODS["flap"].solver
+    assert METHODS["flap"].solver == Scored(CRITERIA["fluctuation"], adds_bias=True)
+    assert Method("mine", "movement").solver == METHODS["gum"].solver == Learned()
+    assert [name for name, method in METHODS.items() if method.solver == Learned(threshold=True)] == ["soft"]
+    assert {name: method.pressure for name, method in METHODS.items() if method.pressure} == {
+        "gum": PENALTIES["uniqueness"], "anti_gum": PENALTIES["anti_uniqueness"], "soft": PENALTIES["l1"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "at_all", "chosen"),
+    [
+        ("obs", True, True),
+        ("flap", True, True),
+        ("taylor", True, False),
+        ("random", False, False),
+        ("gum", False, False),
+    ],
+)
+def test_who_reads_text(name: str, at_all: bool, chosen: bool):
+    assert (needs_text(METHODS[name]), needs_text(METHODS[name], chosen=True)) == (at_all, chosen)
+
+
+def test_a_bias_goes_with_any_criterion():
+    """It reads the statistic that it needs itself."""
+    model, scored = tiny("llama"), Method("mine", "magnitude", refit="bias")
+    plan = lmprune.prune(model, method=scored, keep=0.5, multiple_of=8, data=ids_of())
+    assert plan.kept == lmprune.prune(tiny("llama"), method="magnitude", keep=0.5, multiple_of=8).kept
+    assert all(site.reader_bias() is not None for site in find_sites(model))
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        (("mine", "obs"), "the criterion 'obs' takes the refit 'obs', not 'none'"),
+        (
+            ("mine", "magnitude", "local", "obs"),
+            "the criterion 'magnitude' takes the refit 'bias' or 'none', not 'obs'",
+        ),
+        (("mine", "movement", "local", "bias"), "the criterion 'movement' takes the refit 'none', not 'bias'"),
+    ],
+)
+def test_a_refit_that_the_criterion_has_no_place_for(row: Any, sentence: str):
+    with pytest.raises(UserError, match=sentence):
+        get_method(Method(*row))
+
+
+def test_an_own_method_s_penalty_does_not_bring_the_threshold():
+    """λ(t) then falls with the keep ratio, as where neurons are ranked; the threshold is the solver's."""
+    ranked = Method("mine", "movement", penalty="l1")
+    pruner = lmprune.GradualPruner(tiny("llama"), method=ranked, keep=0.5, num_steps=10)
+    assert type(pruner.chooser) is Ranking and pruner.score_lr == SCORE_LR
+    assert pruner.penalty_weight() == pruner.settings.penalty_weight / 0.5
+    pruner.finish(early=True)
+    soft = Method("mine", Learned(threshold=True), penalty="l1")
+    with pytest.raises(UserError, match="method 'mine' has a threshold for all layers, and no --scope"):
+        lmprune.GradualPruner(model := tiny("llama"), method=soft, keep=0.5, num_steps=10, scope="global")
+    assert type(lmprune.GradualPruner(model, method=soft, keep=0.5, num_steps=10).chooser) is SoftThreshold
 
 
 def test_an_unknown_method_teaches():

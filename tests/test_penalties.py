@@ -7,7 +7,13 @@ import math
 import pytest
 import torch
 
-from lmprune.gradual.penalties import PENALTIES, pressure, sparsity_penalty
+from lmprune.scores.penalties import PENALTIES, sparsity_penalty
+
+
+def pressure(name: str, u: list[torch.Tensor], weight: float) -> list[torch.Tensor] | None:
+    penalty = PENALTIES[name]
+    assert penalty is not None and penalty.name == name
+    return penalty.weights(u, weight)
 
 
 def test_the_penalty_is_the_formula_of_methods_2():
@@ -23,7 +29,7 @@ def test_the_penalty_is_the_formula_of_methods_2():
 
 def test_without_similarities_every_neuron_is_pressed_alike():
     scores = [torch.randn(4)]
-    assert pressure("l1", [], 5.0) is None and pressure("none", [], 5.0) is None
+    assert pressure("l1", [], 5.0) is None and PENALTIES["none"] is None
     assert float(sparsity_penalty(scores)) == pytest.approx(float(scores[0].sigmoid().mean()))
 
 

@@ -31,7 +31,7 @@ _HOME = {
     "Criterion": "scores.criteria",
     "FFNSpec": "sites.families",
     "GradualPruner": "gradual.pruner",
-    "GradualSettings": "gradual.pruner",
+    "GradualSettings": "gradual.settings",
     "Method": "methods",
     "PruneCallback": "training.prune_callback",
     "PrunePlan": "plan",

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from . import plugins
 from .budget.selection import SCOPES, Scope
 from .errors import UserError, unknown
-from .gradual.penalties import PENALTIES, Penalty
-from .scores.criteria import CRITERIA, Criterion, ScoreFunction, criterion_of, get_criterion
-from .sites.address import KINDS, SEAM_KINDS, Kind
+from .scores.criteria import Criterion, ScoreFunction, criterion_of, get_criterion
+from .scores.penalties import PENALTIES, Penalty
+from .sites.address import KINDS, Kind
+from .solve.learned import Learned
+from .solve.obs import PLAIN, Obs
+from .solve.scored import Scored
+from .solve.solver import Solver
 
 Refit = Literal["none", "bias", "obs"]
 REFITS: tuple[Refit, ...] = get_args(Refit)
-#: the criterion of scores that are trained with the model (movement pruning)
-LEARNED = "movement"
 
 
 @dataclass(frozen=True)
@@ -27,55 +30,72 @@ class Method:
     """criterion: a name in `criteria.CRITERIA`, or a Criterion; `obs`, whose solver selects and refits in one
     (`lmprune.solve.obs`); or `movement`: scores that are trained with the model.
 
-    scope: the default; every method also takes the other one.
+    scope: the default; every method also takes the other one, but one that has a threshold for all layers.
     refit: `none`; `bias`: removed neurons' mean output goes into `down`'s bias; `obs`: least squares on what stays.
-    penalty: what is added to the loss so that learned scores sink, see `penalties`.
+    penalty: what is added to the loss so that learned scores sink: a name in `penalties.PENALTIES`.
     """
 
     name: str
-    criterion: str | Criterion
+    criterion: str | Criterion | Solver
     scope: Scope = "local"
     refit: Refit = "none"
     summary: str = ""
     source: str = ""
-    penalty: Penalty = "none"
+    penalty: str = "none"
+
+    @cached_property
+    def solver(self) -> Solver:
+        """What it does at once: criterion and refit as one value. Raises: UserError for an unknown criterion."""
+        criterion = _SOLVERS.get(self.criterion, self.criterion) if isinstance(self.criterion, str) else self.criterion
+        if isinstance(criterion, Solver):
+            return criterion
+        return Scored(get_criterion(criterion), adds_bias=self.refit == "bias")
+
+    @property
+    def pressure(self) -> Penalty | None:
+        """The penalty as a value."""
+        return PENALTIES[self.penalty]
 
     @property
     def learned(self) -> bool:
         """The scores are trained with the model, so there must be training."""
-        return self.criterion == LEARNED
+        return isinstance(self.solver, Learned)
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """The kinds of units that it can choose among."""
-        return SEAM_KINDS if self.criterion in ("obs", LEARNED) else get_criterion(self.criterion).kinds
+        return self.solver.kinds
 
     def record(self) -> dict[str, str]:
         """Its row, as text."""
         row = {f.name: getattr(self, f.name) for f in fields(self)}
-        return row | {"criterion": self.criterion if isinstance(self.criterion, str) else self.criterion.name}
+        return row | {"criterion": self.solver.name}
+
+
+#: criteria that are more than a score
+_SOLVERS: dict[str, Solver] = {solver.name: solver for solver in (Obs(), Learned())}
 
 
 def needs_text(method: Method, *, chosen: bool = False) -> bool:
     """Whether the method reads calibration text. chosen: a plan names the neurons, so only a refit would read it."""
-    if method.refit == "obs":
-        return True
-    if method.learned:
-        return False
-    return get_criterion(method.criterion).needs_data and not (chosen and method.refit == "none")
+    return method.solver.reads_text(chosen=chosen)
 
 
-def _row(name: str, criterion: str, summary: str, source: str, scope: Scope = "local", refit: Refit = "none") -> Method:
+def _row(
+    name: str, criterion: str | Solver, summary: str, source: str, scope: Scope = "local", refit: Refit = "none"
+) -> Method:
     return Method(name, criterion, scope, refit, summary, source)
 
 
-def _movement(name: str, summary: str, source: str, scope: Scope = "global", penalty: Penalty = "none") -> Method:
-    return Method(name, LEARNED, scope, "none", summary, source, penalty)
+def _movement(
+    name: str, summary: str, source: str, scope: Scope = "global", penalty: str = "none", threshold: bool = False
+) -> Method:
+    return Method(name, Learned(threshold), scope, "none", summary, source, penalty)
 
 
 _ROWS = (
     _row("obs", "obs", "layer error and end loss; least-squares refit on the pruned prefix", "ours", refit="obs"),
-    _row("plain_obs", "obs", "layer error; least-squares refit, one dense pass", "ZipLM, OSSCAR", refit="obs"),
+    _row("plain_obs", Obs(PLAIN), "layer error; least-squares refit, one dense pass", "ZipLM, OSSCAR", refit="obs"),
     _row("activation", "activation", "rms(h)·‖down‖", "Wanda-sp"),
     _row("fluctuation", "fluctuation", "var(h)·‖down‖², standardised per layer", "FLAP's score alone"),
     _row("taylor", "taylor", "|Σ h·∂L/∂h| per sequence", "Molchanov et al. 2017"),
@@ -93,7 +113,7 @@ _ROWS = (
     _movement("gum", "learned; look-alikes sink faster", "GUM (arXiv 2302.03773)", penalty="uniqueness"),
     _movement("top_v", "learned, all layers ranked together", "movement pruning, global"),
     _movement("hard", "learned", "movement pruning (Sanh et al. 2020)", "local"),
-    _movement("soft", "learned; a threshold on sigmoid(S)", "soft movement pruning", "local", "l1"),
+    _movement("soft", "learned; a threshold on sigmoid(S)", "soft movement pruning", "local", "l1", True),
     _movement("anti_gum", "learned; unlike neurons sink faster", "GUM's ablation", penalty="anti_uniqueness"),
 )
 
@@ -157,13 +177,14 @@ def checked(method: Any) -> Method:
     for name, values in known.items():
         if getattr(method, name) not in values:
             raise unknown(f"{name} of method {method.name!r}", getattr(method, name), values)
-    if method.criterion not in ("obs", LEARNED):
-        get_criterion(method.criterion)
-    if (method.criterion == "obs") != (method.refit == "obs") or (method.penalty != "none" and not method.learned):
+    solver = method.solver
+    if method.refit not in solver.refits:
+        fit = " or ".join(map(repr, sorted(solver.refits)))
         raise UserError(
-            f"method {method.name!r}: the criterion 'obs' and the refit 'obs' go together, and only learned scores "
-            "(criterion 'movement') have a penalty"
+            f"method {method.name!r}: the criterion {solver.name!r} takes the refit {fit}, not {method.refit!r}"
         )
+    if method.pressure is not None and not method.learned:
+        raise UserError(f"method {method.name!r}: only learned scores (criterion 'movement') have a penalty")
     return method
 
 
@@ -176,7 +197,7 @@ def _row_of(method: Method | Criterion | ScoreFunction | Any) -> Any:
         raise UserError(f"a method is a name, a lmprune.Method or a function that scores a layer's neurons, got {what}")
     rule = method if isinstance(method, Criterion) else criterion_of(method)  # type: ignore[arg-type]
     known = METHODS.get(rule.name)
-    if known is not None and known.criterion == rule.name and CRITERIA.get(rule.name) == rule:
+    if known is not None and isinstance(known.solver, Scored) and known.solver.criterion == rule:
         return known
     if known is not None:
         raise UserError(f"the function {rule.name!r} would pass for the method of that name; give it another")
@@ -196,6 +217,12 @@ def check_kinds(method: Method, kinds: Iterable[Kind]) -> None:
         if kind not in method.kinds:
             able = ", ".join(name for name, row in METHODS.items() if kind in row.kinds)
             raise UserError(f"method {method.name!r} has no score for {kind}; these have: {able}")
+
+
+def check_scope(method: Method, scope: str | None) -> None:
+    """scope: as it was given; None = the method's own. Raises: UserError where the method, in training, has none."""
+    if scope == "global" and isinstance(method.solver, Learned) and method.solver.threshold:
+        raise UserError(f"method {method.name!r} has a threshold for all layers, and no --scope; leave it out")
 
 
 def must_train(method: Method) -> UserError:

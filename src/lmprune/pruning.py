@@ -22,8 +22,7 @@ from .errors import UserError, unknown
 from .methods import GIVEN, Method, MethodLike, check_kinds, get_method, must_train, needs_text
 from .plan import PrunePlan, in_order
 from .progress import Stages, silent
-from .scores.criteria import checked_scores, get_criterion, score_from
-from .scores.statistics import collect
+from .scores.criteria import checked_scores
 from .sites.address import Address, Kind
 from .sites.families import FFNSpec
 from .sites.find import find_sites
@@ -31,16 +30,10 @@ from .sites.limits import check_in_memory, max_context
 from .sites.place import Place
 from .sites.proof import check_ffns
 from .sites.site import seams
-from .solve.bias import bias_compensation
-from .solve.obs import PLAIN, ObsSettings, eliminations, obs_refit
-
-#: how many of the calibration tokens a criterion that needs gradients reads
-GRADIENT_TOKENS = 16384
+from .solve.solver import Selection
 
 #: one (F_l,) a layer, or by address, as a plan has them, or by its text, as a file has them
 Scores = Sequence[Tensor] | Mapping[Address, Tensor] | Mapping[str, Tensor]
-
-_OBS: Mapping[str, ObsSettings] = {"obs": ObsSettings(), "plain_obs": PLAIN}
 
 
 def prune(
@@ -81,7 +74,7 @@ def prune(
     Raises: UserError; where the arguments or the data were wrong, the model is untouched.
     """
     row = _row(method, plan, scores)
-    how: dict[str, Any] = {"scope": scope or row.scope, "multiple_of": multiple_of, "seed": seed}
+    how: Selection = {"scope": scope or row.scope, "multiple_of": multiple_of, "seed": seed}
     sites = _checked_sites(model, units, row, keep, scope, multiple_of, plan=plan, scores=scores, spec=spec)
     addresses, counts_before = [site.address for site in sites], [site.count for site in sites]
     given = None if scores is None else checked_scores(in_order(scores, addresses), sites, "scores")
@@ -89,11 +82,12 @@ def prune(
     if needs_text(row, chosen=plan is not None or scores is not None):
         reading = _Reading(data, data_dir, chat_template, calibration_tokens, seq_len, seed)
         input_ids, calibration = reading.tokens(model, tokenizer)
-    kept = plan.indices(addresses) if plan else None if given is None else choose(sites, given, keep, **how)
-    if kept is None:
-        kept, given = _choose_and_cut(model, sites, row, input_ids, keep, how, stages)
+    if plan is None and given is None:
+        done = row.solver.solve(model, sites, input_ids, keep, stages, **how)
+        kept, given = done.kept, done.scores
     else:
-        _cut_to(model, sites, row, input_ids, kept, stages)
+        kept = plan.indices(addresses) if plan else choose(sites, given or [], keep, **how)
+        row.solver.carry_out(model, sites, input_ids, kept, stages)
     record_shapes(model, spec)
     settings = {"method": row.name, "keep": keep, **how, **({"scores": "given"} if scores is not None else {})}
     settings |= _size(input_ids) | (plan.chosen if plan else {})
@@ -219,68 +213,3 @@ def check_tokens(input_ids: Tensor, model: Any) -> Tensor:
             "is this the model's own tokenizer?"
         )
     return input_ids
-
-
-def _choose_and_cut(
-    model: Any,
-    sites: Sequence[Place],
-    row: Method,
-    input_ids: Tensor | None,
-    keep: float,
-    how: Mapping[str, Any],
-    stages: Stages,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Prune by the method; the kept units of each site, and the scores that they were chosen by."""
-    if row.refit == "obs":
-        assert input_ids is not None
-        settings = _OBS.get(row.name, ObsSettings())
-        eliminated = eliminations(
-            model, seams(sites, row.name), input_ids, keep, **how, settings=settings, stages=stages
-        )
-        return [e.kept for e in eliminated], [e.scores() for e in eliminated]
-    statistics = _statistics(model, sites, row, input_ids, stages)
-    scores = score_from(sites, row.criterion, statistics, seed=how["seed"])
-    kept = choose(sites, scores, keep, **how)
-    _cut(sites, kept, row, statistics)
-    return kept, scores
-
-
-def _cut_to(
-    model: Any,
-    sites: Sequence[Place],
-    row: Method,
-    input_ids: Tensor | None,
-    kept: Sequence[Tensor],
-    stages: Stages,
-) -> None:
-    """Keep these units alone, and repair the layers as the method does it."""
-    if row.refit == "obs":
-        assert input_ids is not None
-        obs_refit(
-            model, seams(sites, row.name), input_ids, kept, settings=_OBS.get(row.name, ObsSettings()), stages=stages
-        )
-    else:
-        _cut(sites, kept, row, _statistics(model, sites, row, input_ids, stages))
-
-
-def _statistics(
-    model: Any, sites: Sequence[Place], row: Method, input_ids: Tensor | None, stages: Stages
-) -> list[Any] | None:
-    if input_ids is None:
-        return None
-    criterion = get_criterion(row.criterion)
-    if criterion.needs_gradients:
-        input_ids = input_ids[: max(GRADIENT_TOKENS // input_ids.shape[1], 1)]
-    return collect(model, sites, input_ids, needs=criterion.needs, progress=stages("calibrating"))
-
-
-def _cut(sites: Sequence[Place], kept: Sequence[Tensor], row: Method, statistics: Sequence[Any] | None) -> None:
-    for place, (site, units) in enumerate(zip(sites, kept, strict=True)):
-        if row.refit == "bias" and len(units) < site.count:  # a bias of zeros would only make the layer another kind
-            assert statistics is not None
-            (seam,) = seams([site], row.name)
-            reader_KD, bias_D = bias_compensation(seam, units, statistics[place].per_token("sum_h"))
-            seam.keep(units)
-            seam.set_reader(reader_KD, bias_D)
-        else:
-            site.keep(units)

@@ -11,20 +11,22 @@ from accelerate import PartialState
 from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor
 
-from ..budget.selection import Scope, num_kept
+from ..budget.selection import num_kept
 from ..methods import Method
 from ..pruning import prune
 from ..sites.families import FFNSpec
 from ..sites.find import find_sites
 from ..sites.masks import UnitMasks
 from ..sites.site import Site
+from .goal import Chooser, Goal
 from .schedules import milestones
 
 
-class Milestones:
+class Milestones(Chooser):
     """At each milestone the one-shot method prunes a copy of the model, already cut to the kept neurons.
 
     What was pruned stays pruned. The copy's refitted readers, if the method refits, go back into the model.
+    number: how many milestones there are.
     """
 
     def __init__(
@@ -33,18 +35,13 @@ class Milestones:
         masks: UnitMasks,
         method: Method,
         calibration: Tensor,
-        num_steps: int,
+        goal: Goal,
         number: int,
-        *,
-        scope: Scope,
-        multiple_of: int,
-        seed: int,
         spec: FFNSpec | None,
     ):
+        super().__init__(goal)
         self.model, self.masks, self.method, self.calibration, self.spec = model, masks, method, calibration, spec
-        self.steps = milestones(num_steps, number)
-        self.scope: Scope = scope
-        self.multiple_of, self.seed = multiple_of, seed
+        self.steps = milestones(goal.num_steps, number)
         self._scores = [torch.full((mask.count,), torch.nan) for mask in masks]
 
     def scores(self) -> list[Tensor]:
@@ -56,22 +53,23 @@ class Milestones:
             return None
         small, sites = cut_copy(self.model, self.masks, self.masks.kept, self.spec)
         plan = prune(
-            small, method=self.method, keep=self._share(keep), scope=self.scope, data=self.calibration,
-            multiple_of=self.multiple_of, seed=self.seed, spec=self.spec,
+            small, method=self.method, keep=self._share(keep), scope=self.goal.scope, data=self.calibration,
+            multiple_of=self.goal.multiple_of, seed=self.goal.seed, spec=self.spec,
         )  # fmt: skip
         for mine, before, site in zip(self._scores, self.masks.kept, sites, strict=True):
             mine[before] = (plan.scores or {})[site.address].float()
         kept = [before[indices] for before, indices in zip(self.masks.kept, plan.indices(), strict=True)]
-        if self.method.refit == "obs":
+        if self.method.solver.rewrites:
             write_back(self.masks.sites, sites, kept)
         return agreed(kept)
 
     def _share(self, keep: float) -> float:
         """The asked share of all neurons, as a share of those that are still there."""
-        if max(map(len, self.masks.kept)) <= self.multiple_of:
+        multiple_of = self.goal.multiple_of
+        if max(map(len, self.masks.kept)) <= multiple_of:
             return 1.0  # nothing more can go
-        asked = sum(num_kept(mask.count, keep, multiple_of=self.multiple_of) for mask in self.masks)
-        if self.scope == "global":
+        asked = sum(num_kept(mask.count, keep, multiple_of=multiple_of) for mask in self.masks)
+        if self.goal.scope == "global":
             asked = num_kept(sum(mask.count for mask in self.masks), keep)
         return min(asked / sum(map(len, self.masks.kept)), 1.0)
 

@@ -19,12 +19,8 @@ from ..errors import UserError
 
 #: AdamW's ε for scores: with torch's 1e-8 every score would move by lr × sign, and the penalty's size cancel out
 SCORE_EPS = 1e-4
+#: their usual learning rate
 SCORE_LR = 1e-2
-
-
-def score_lr_of(num_steps: int, *, soft: bool) -> float:
-    """The scores' usual learning rate. `soft`'s must be able to sink to logit(0.1) = -2.2 within the run."""
-    return max(SCORE_LR, 10 / num_steps) if soft else SCORE_LR
 
 
 def param_groups(

@@ -17,63 +17,35 @@ A state machine (docs/methods.md, "Schedule"), without any trainer. In a loop of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..budget.selection import Scope, check_keep, check_multiple_of
 from ..errors import UserError
-from ..methods import MethodLike, check_kinds, get_method, needs_text
+from ..methods import MethodLike, check_kinds, get_method
 from ..plan import PrunePlan
 from ..pruning import check_tokens, versions
 from ..sites.families import FFNSpec
 from ..sites.find import find_sites
 from ..sites.limits import check_in_memory
-from ..sites.masks import ATTRIBUTE, Compute, UnitMasks
+from ..sites.masks import ATTRIBUTE, UnitMasks
+from ..solve.learned import Learned
+from ..solve.scored import Scored
+from .checks import check_loss, check_method
+from .goal import Chooser, Goal
 from .milestones import Milestones
-from .optimizing import check_groups, checked_optimizers, param_groups, score_group, score_lr_of
-from .penalties import pressure, sparsity_penalty
+from .optimizing import check_groups, checked_optimizers, param_groups, score_group
+from .pressing import Pressing
 from .ranking import Ranking
-from .schedules import WAIT, cubic
+from .settings import GradualSettings
 from .similarity import SimilarityEstimate
 from .soft import SoftThreshold
 from .warm_start import WarmStart
-
-
-@dataclass(frozen=True)
-class GradualSettings:
-    """compute: see `masks.Compute`.
-
-    penalty_weight: λ_f, the penalty's weight at the end. similarity_weight: λ_u, how much more a neuron is pressed
-    that is like all others (u = 1). similarity_rows, similarity_every: token rows that u is estimated from, and the
-    steps between two estimates, at most the schedule's wait: the first is made before the first neuron goes.
-    num_milestones: how often a criterion that reads text is asked during the descent.
-    warm_start: learned scores begin at the ranks of `obs`, whose refit is made at each milestone (`warm_start`).
-    """
-
-    compute: Compute = "gathered"
-    penalty_weight: float = 0.67
-    similarity_weight: float = 5.0
-    similarity_rows: int = 1024
-    similarity_every: int = 16
-    num_milestones: int = 5
-    warm_start: bool = False
-
-
-class Chooser(Protocol):
-    """Decides which neurons take part."""
-
-    def choose(self, step: int, keep: float) -> Sequence[Tensor] | None:
-        """The kept neurons of each layer after `step` steps, where the schedule asks for `keep`; None = as they are."""
-        ...
-
-    def scores(self) -> Sequence[Tensor]:
-        """What was last chosen by, one (F_l,) a layer; NaN where a neuron was never scored."""
-        ...
 
 
 class GradualPruner:
@@ -99,59 +71,45 @@ class GradualPruner:
         settings: GradualSettings = GradualSettings(),
         spec: FFNSpec | None = None,
     ):
-        self.method, self.settings, self.keep = get_method(method), settings, check_keep(keep)
+        self.method, self.settings, self.model = get_method(method), settings, model
         check_kinds(self.method, ("neurons",))
-        self.schedule, self.num_steps = cubic(keep, num_steps), num_steps
-        self.model = model
+        self.goal = Goal(check_keep(keep), num_steps, scope or self.method.scope, multiple_of, seed)
+        self.schedule, self.num_steps, self.keep = self.goal.schedule, num_steps, keep
         self.done = self._ended = 0
-        self._pressed = self._one_rate = False
-        self.similarity_every = min(settings.similarity_every, max(1, int(WAIT * num_steps)))
-        reads_text = needs_text(self.method)
-        if settings.warm_start and not self.method.learned:
-            raise UserError(f"method {self.method.name!r} has no learned scores to warm-start; leave out --warm-start")
-        if (reads_text or settings.warm_start) and calibration is None:
-            raise UserError(
-                f"method {self.method.name!r} scores neurons on text while it prunes; pass calibration tokens"
-            )
+        self._one_rate = False
+        check_method(self.method, scope, settings, calibration)
         if calibration is not None:
             check_tokens(calibration, model)
-        if self.method.refit == "bias":
-            raise UserError(
-                f"method {self.method.name!r} gives layers a bias, which an optimizer at work can't take in; "
-                f"use --schedule oneshot, or --method {self.method.record()['criterion']}"
-            )
         if hasattr(model, ATTRIBUTE):
             raise UserError("the model is being pruned already; finish() the GradualPruner that it has first")
         sites = find_sites(model, spec=spec)
         check_in_memory(model)
         check_multiple_of(multiple_of, keep, [site.count for site in sites])
         self.masks = UnitMasks(model, sites, learned=self.method.learned, compute=settings.compute)
-        self.estimate: SimilarityEstimate | None = None
-        if self.method.penalty in ("uniqueness", "anti_uniqueness"):
-            self.estimate = SimilarityEstimate(self.masks, max_rows=settings.similarity_rows)
-            self.estimate.observe()
-        self.scope: Scope = scope or self.method.scope
-        scope, self.multiple_of, self.seed = self.scope, multiple_of, seed
-        self.soft: SoftThreshold | None = None
-        if self.method.penalty == "l1":
-            self.soft = SoftThreshold(self.masks, keep, num_steps, multiple_of=multiple_of, seed=seed)
-        self.chooser: Chooser
-        if self.soft is not None:
-            self.chooser = self.soft
-        elif calibration is not None and reads_text:
-            self.chooser = Milestones(
-                model, self.masks, self.method, calibration, num_steps, settings.num_milestones,
-                scope=scope, multiple_of=multiple_of, seed=seed, spec=spec,
-            )  # fmt: skip
-        else:
-            self.chooser = Ranking(self.masks, self.method, scope=scope, multiple_of=multiple_of, seed=seed)
-
+        self.chooser = self._chooser(calibration, spec)
+        self.pressing: Pressing | None = None
+        if self.method.pressure is not None:
+            self.pressing = Pressing(self.method.pressure, self.masks, self.chooser, settings)
         self.warm: WarmStart | None = None
         if settings.warm_start:
             assert calibration is not None
-            self.warm = WarmStart(
-                model, self.masks, calibration, num_steps, settings.num_milestones, scope=scope, seed=seed, spec=spec
-            )
+            self.warm = WarmStart(model, self.masks, calibration, self.goal, settings.num_milestones, spec)
+
+    def _chooser(self, calibration: Tensor | None, spec: FFNSpec | None) -> Chooser:
+        solver = self.method.solver
+        if isinstance(solver, Learned):
+            return SoftThreshold(self.masks, self.goal) if solver.threshold else Ranking(self.masks, None, self.goal)
+        if isinstance(solver, Scored) and not solver.reads_text():
+            return Ranking(self.masks, solver.criterion, self.goal)
+        assert calibration is not None
+        return Milestones(
+            self.model, self.masks, self.method, calibration, self.goal, self.settings.num_milestones, spec
+        )
+
+    @property
+    def estimate(self) -> SimilarityEstimate | None:
+        """How alike the neurons are, for a penalty that asks for it."""
+        return self.pressing.estimate if self.pressing else None
 
     def param_groups(
         self, *, lr: float, score_lr: float | None = None, weight_decay: float = 0.1
@@ -172,7 +130,7 @@ class GradualPruner:
     @property
     def score_lr(self) -> float:
         """The learned scores' usual learning rate."""
-        return score_lr_of(self.num_steps, soft=self.soft is not None)
+        return self.chooser.score_lr
 
     def check_optimizer(self, optimizer: Any) -> None:
         """Raises: UserError where it would not train learned scores as scores."""
@@ -203,41 +161,29 @@ class GradualPruner:
         parts: the number of batches whose losses add up to the step's; 1 = it is their mean, or there is one batch.
         Raises: UserError for what is no loss.
         """
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            what = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise UserError(f"expected the loss, a tensor with one number in it, got {what}")
+        check_loss(loss)
         penalty = self.penalty()
         return loss if penalty is None else loss + penalty.to(loss.device) / parts
 
     def begin_step(self, step: int) -> None:
         """Choose the neurons that take part in the next step, `step` being done. What `step` does, for trainers."""
-        self.done, self._pressed = step, False
+        self.done = step
         before = self.masks.kept
         kept = self.chooser.choose(step, self.schedule(step))
         if kept is not None:
             self.masks.set(kept)
         if self.warm is not None:
             self.warm.refit(step, before)
-        if self.estimate is not None and step > 0 and step % self.similarity_every == 0:
-            self.estimate.refresh()
+        if self.pressing is not None:
+            self.pressing.begin_step(step)
 
     def penalty(self) -> Tensor | None:
         """R, what this step's loss gets on top, a scalar; None for methods without a penalty."""
-        if self.method.penalty == "none":
-            return None
-        similarities = self.estimate.similarities if self.estimate else []
-        weights = pressure(self.method.penalty, similarities, self.settings.similarity_weight)
-        penalty = self.penalty_weight() * sparsity_penalty(self.masks.scores, weights)
-        if penalty.requires_grad:
-            penalty.register_hook(self._press)
-        return penalty
-
-    def _press(self, _grad: Tensor) -> None:
-        self._pressed = True
+        return self.pressing.penalty(self.done) if self.pressing else None
 
     def check_pressed(self) -> None:
         """Raises: UserError where the method has a penalty, and no gradient of this step went through it."""
-        if self.method.penalty != "none" and not self._pressed:
+        if self.pressing is not None and not self.pressing.reached:
             raise UserError(
                 f"step {self.done} ended without the penalty of {self.method.name!r}: call backward() on "
                 "pruner.loss(loss), within the step; in a Trainer, leave the loss to the model (no label smoothing, no "
@@ -245,10 +191,8 @@ class GradualPruner:
             )
 
     def penalty_weight(self) -> float:
-        """λ(t): falls to λ_f with the keep ratio, λ_f · v(t) / v_f; `soft`'s rises with its threshold instead."""
-        if self.soft is not None:
-            return self.settings.penalty_weight * self.soft.strength(self.done)
-        return self.settings.penalty_weight * self.schedule(self.done) / self.keep
+        """λ(t), the weight of R in this step's loss; 0 for methods without a penalty."""
+        return self.pressing.weight(self.done) if self.pressing else 0.0
 
     def progress(self) -> dict[str, float]:
         """What a log shows of this step: `keep`, the ratio of neurons that take part, and where the method has them
@@ -256,7 +200,7 @@ class GradualPruner:
         values = {"keep": self.masks.keep}
         if (penalty := self.penalty()) is not None:
             values["penalty"] = float(penalty.detach())
-        if self.estimate is not None and self.done >= self.similarity_every:
+        if self.pressing is not None and self.estimate is not None and self.done >= self.pressing.every:
             values["similarity"] = self.estimate.mean()
         return values
 
@@ -284,8 +228,9 @@ class GradualPruner:
         if self.estimate is not None:
             self.estimate.forget()
         settings = {
-            "method": self.method.name, "keep": self.keep, "scope": self.scope, "multiple_of": self.multiple_of,
-            "seed": self.seed, "schedule": "cubic", "gradual": asdict(self.settings),
+            "method": self.method.name, "keep": self.keep, "scope": self.goal.scope,
+            "multiple_of": self.goal.multiple_of, "seed": self.goal.seed, "schedule": "cubic",
+            "gradual": asdict(self.settings),
         }  # fmt: skip
         scores = [s.detach().float().cpu() for s in self.chooser.scores()]
         addresses = [site.address for site in self.masks.sites]
@@ -298,9 +243,7 @@ class GradualPruner:
         found["step"] = torch.tensor(self._ended)
         if self.estimate is not None:
             found |= {f"estimate.{name}": value for name, value in self.estimate.state().items()}
-        if self.soft is not None:
-            found["soft.effort"] = torch.tensor(self.soft.effort, dtype=torch.float64)
-        return found
+        return found | self.chooser.state()
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Go on from what `state` gave."""
@@ -308,5 +251,4 @@ class GradualPruner:
         self._ended = int(state.get("step", 0))  # states of lmprune before 2026-11-25 have none
         if self.estimate is not None:
             self.estimate.load_state({k.removeprefix("estimate."): v for k, v in state.items() if "estimate." in k})
-        if self.soft is not None:
-            self.soft.effort = float(state["soft.effort"])
+        self.chooser.load_state(state)

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..budget.selection import Scope, select
-from ..methods import Method
-from ..scores.criteria import score_from
+from ..scores.criteria import Criterion, score_from
 from ..sites.masks import UnitMasks, whole
+from .goal import Chooser, Goal
 
 
-class Ranking:
-    """The best neurons by their learned scores, or by a criterion that reads nothing but the weights."""
+class Ranking(Chooser):
+    """The best neurons by their learned scores, or by a criterion that reads nothing but the weights.
 
-    def __init__(self, masks: UnitMasks, method: Method, *, scope: Scope, multiple_of: int, seed: int):
-        self.masks, self.method = masks, method
-        self.scope: Scope = scope
-        self.multiple_of, self.seed = multiple_of, seed
+    criterion: None = the learned scores.
+    """
+
+    def __init__(self, masks: UnitMasks, criterion: Criterion | None, goal: Goal):
+        super().__init__(goal)
+        self.masks, self.criterion = masks, criterion
 
     def choose(self, step: int, keep: float) -> list[Tensor] | None:
-        if keep == 1:
-            return None
-        return select(self.scores(), keep, scope=self.scope, multiple_of=self.multiple_of, seed=self.seed)
+        return None if keep == 1 else self.goal.best(self.scores(), keep)
 
     def scores(self) -> list[Tensor]:
-        if self.method.learned:
+        if self.criterion is None:
             return self.masks.whole_scores()
-        return [whole(scores) for scores in score_from(self.masks.sites, self.method.criterion, seed=self.seed)]
+        return [whole(scores) for scores in score_from(self.masks.sites, self.criterion, seed=self.goal.seed)]

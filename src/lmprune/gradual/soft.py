@@ -10,8 +10,9 @@ import math
 import torch
 from torch import Tensor
 
-from ..budget.selection import select
 from ..sites.masks import UnitMasks
+from .goal import Chooser, Goal
+from .optimizing import SCORE_LR
 from .schedules import descent
 
 #: τ_f: in the end a neuron stays if sigmoid(S) is above it
@@ -21,7 +22,7 @@ GAIN, RUN_GAIN = 0.1, 25.0
 MAX_EFFORT = 1e4
 
 
-class SoftThreshold:
+class SoftThreshold(Chooser):
     """Keeps sigmoid(S) > τ(t), τ rising 0 → τ_f along the cubic, and at least the final share of each layer; with
     `multiple_of` the nearest width to that.
 
@@ -29,11 +30,11 @@ class SoftThreshold:
     above the threshold too many stay, and the penalty's `effort` grows; once it is below, the effort falls.
     """
 
-    def __init__(self, masks: UnitMasks, keep: float, num_steps: int, *, multiple_of: int, seed: int):
-        self.masks, self.keep = masks, keep
-        self.remaining = descent(num_steps)
-        self.multiple_of, self.seed = multiple_of, seed
-        self.gain = max(GAIN, RUN_GAIN / num_steps)
+    def __init__(self, masks: UnitMasks, goal: Goal):
+        super().__init__(goal)
+        self.masks = masks
+        self.remaining = descent(goal.num_steps)
+        self.gain = max(GAIN, RUN_GAIN / goal.num_steps)
         self.effort = 1.0
 
     def choose(self, step: int, keep: float) -> list[Tensor] | None:
@@ -43,20 +44,31 @@ class SoftThreshold:
         border = math.log(threshold / (1 - threshold))
         scores = [s.float().cpu() for s in self.masks.whole_scores()]
         self._steer(torch.cat(scores), keep, border)
-        floors = select(scores, self.keep, scope="local", multiple_of=self.multiple_of, seed=self.seed)
+        floors = self.goal.best(scores, self.goal.keep, scope="local")
         kept = []
         for scores_F, floor in zip(scores, floors, strict=True):
             above = int((scores_F > border).sum())
             share = max(above, len(floor)) / len(scores_F)
-            kept += select([scores_F], share, scope="local", multiple_of=self.multiple_of, seed=self.seed)
+            kept += self.goal.best([scores_F], share, scope="local")
         return kept
 
     def scores(self) -> list[Tensor]:
         return self.masks.whole_scores()
 
-    def strength(self, step: int) -> float:
-        """λ(t) / λ_f: the threshold's share of the way, times the controller's effort."""
-        return (1 - self.remaining(step)) * self.effort
+    @property
+    def score_lr(self) -> float:
+        """A score must be able to sink to logit(τ_f) = -2.2 within the run."""
+        return max(SCORE_LR, 10 / self.goal.num_steps)
+
+    def penalty_weight(self, step: int, final: float) -> float:
+        """λ(t): rises with the threshold, λ_f · τ(t) / τ_f, times the controller's effort."""
+        return final * ((1 - self.remaining(step)) * self.effort)
+
+    def state(self) -> dict[str, Tensor]:
+        return {"soft.effort": torch.tensor(self.effort, dtype=torch.float64)}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.effort = float(state["soft.effort"])
 
     def _steer(self, scores: Tensor, keep: float, border: float) -> None:
         rank = min(int(keep * len(scores)), len(scores) - 1)

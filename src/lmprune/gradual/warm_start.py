@@ -15,6 +15,7 @@ from ..budget.selection import Scope
 from ..sites.families import FFNSpec
 from ..sites.masks import UnitMasks
 from ..solve.obs import error_curves, obs_refit
+from .goal import Goal
 from .milestones import cut_copy, write_back
 from .schedules import milestones
 
@@ -37,24 +38,19 @@ def _spread(curves: Sequence[Tensor]) -> list[Tensor]:
 
 
 class WarmStart:
-    """Sets the scores when it is made; refits the kept neurons' readers at each milestone of the descent."""
+    """Sets the scores when it is made; refits the kept neurons' readers at each milestone of the descent.
+
+    number: how many milestones there are.
+    """
 
     def __init__(
-        self,
-        model: Any,
-        masks: UnitMasks,
-        calibration: Tensor,
-        num_steps: int,
-        number: int,
-        *,
-        scope: Scope,
-        seed: int,
-        spec: FFNSpec | None,
+        self, model: Any, masks: UnitMasks, calibration: Tensor, goal: Goal, number: int, spec: FFNSpec | None
     ):
         self.model, self.masks, self.calibration, self.spec = model, masks, calibration, spec
-        self.steps = milestones(num_steps, number)
+        self.steps = milestones(goal.num_steps, number)
+        starts = initial_scores(model, masks, calibration, goal.scope, goal.seed)
         with torch.no_grad():
-            for scores, start in zip(masks.scores, initial_scores(model, masks, calibration, scope, seed), strict=True):
+            for scores, start in zip(masks.scores, starts, strict=True):
                 scores.copy_(start)
 
     def refit(self, step: int, before: Sequence[Tensor]) -> None:

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from ..sites.site import Site
 
+#: the statistic that it needs, the inputs' mean
+MEAN = frozenset({"sum_h"})
+
 
 @torch.no_grad()
 def bias_compensation(site: Site, kept: Tensor, mean_h: Tensor) -> tuple[Tensor, Tensor]:

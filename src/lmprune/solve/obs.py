@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
@@ -19,8 +19,10 @@ from ..budget.selection import Scope
 from ..progress import Progress, Stages, silent
 from ..scores.curvature import output_curvature
 from ..sites.address import Address
-from ..sites.site import Site
+from ..sites.place import Place
+from ..sites.site import Site, seams
 from .elimination import Elimination, LeastSquares, eliminate
+from .solver import Selection, Solution, Solver
 from .targets import layer_problems
 
 
@@ -42,10 +44,46 @@ class ObsSettings:
     gradient_tokens: int = 8192
 
 
+PLAIN = ObsSettings(sequential=False, end_loss=False, compensation=0.0, rel_damp=1e-3, per_neuron=False)
+
 #: see `end_loss_metrics`
 Metrics = Mapping[Address, Tensor | None]
 
-PLAIN = ObsSettings(sequential=False, end_loss=False, compensation=0.0, rel_damp=1e-3, per_neuron=False)
+
+@dataclass(frozen=True)
+class Obs(Solver):
+    """A method's solver: the choice, the cut and the refit of a block are one."""
+
+    settings: ObsSettings = ObsSettings()
+    refits: ClassVar[frozenset[str]] = frozenset({"obs"})
+    rewrites: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        return "obs"
+
+    def reads_text(self, *, chosen: bool = False) -> bool:
+        return True
+
+    def solve(
+        self,
+        model: Any,
+        sites: Sequence[Place],
+        input_ids: Tensor | None,
+        keep: float,
+        stages: Stages,
+        **how: Unpack[Selection],
+    ) -> Solution:
+        assert input_ids is not None
+        found = seams(sites, self.name)
+        done = eliminations(model, found, input_ids, keep, settings=self.settings, stages=stages, **how)
+        return Solution([gone.kept for gone in done], [gone.scores() for gone in done])
+
+    def carry_out(
+        self, model: Any, sites: Sequence[Place], input_ids: Tensor | None, kept: Sequence[Tensor], stages: Stages
+    ) -> None:
+        assert input_ids is not None
+        obs_refit(model, seams(sites, self.name), input_ids, kept, settings=self.settings, stages=stages)
 
 
 def obs(model: Any, sites: Sequence[Site], input_ids: Tensor, keep: float, **how: Any) -> list[Tensor]:

@@ -116,7 +116,7 @@ def _penalise(model: nn.Module, pruner: GradualPruner, parts: Callable[[], float
 
     A function and not a method does it: a copy of the model must not copy the pruner.
     """
-    if pruner.method.penalty == "none":
+    if pruner.pressing is None:
         return lambda: None
 
     def add(module: nn.Module, _args: Any, inputs: dict[str, Any], outputs: Any) -> Any:

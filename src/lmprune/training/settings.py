@@ -18,7 +18,7 @@ _OR_ELSE = {
 @dataclass(frozen=True)
 class TrainSettings:
     """steps: optimizer steps. lr, score_lr: peak learning rates of the weights and of learned scores (None = 1e-2;
-    for `soft` at least 10 / steps, or it would prune nothing: `gradual.optimizing`). batch_size: examples of one
+    for `soft` at least 10 / steps, or it would prune nothing: `gradual.soft`). batch_size: examples of one
     process at once; times grad_accum, times the processes, a step. warmup: share of the steps. eval_every, save_every:
     in steps, None = only at the end, never. adam_epsilon: AdamW's ε of the weights; learned scores have 1e-4 whatever
     it is (docs/methods.md, "Learned scores"). max_grad_norm: the gradient is clipped to it. report_to: where

@@ -1,0 +1,88 @@
+"""Units that are chosen by a criterion's scores, and cut; removed neurons may leave their mean output in the bias."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Unpack
+
+from torch import Tensor
+
+from ..budget.choosing import choose
+from ..progress import Stages
+from ..scores.criteria import Criterion, score_from
+from ..scores.statistics import GRADIENT, collect
+from ..sites.address import Kind
+from ..sites.place import Place
+from ..sites.site import seams
+from .bias import MEAN, bias_compensation
+from .solver import Selection, Solution, Solver
+
+#: how many of the calibration tokens a criterion that needs gradients reads
+GRADIENT_TOKENS = 16384
+
+
+@dataclass(frozen=True)
+class Scored(Solver):
+    """adds_bias: what the removed units add on average goes into the reader's bias (FLAP)."""
+
+    criterion: Criterion
+    adds_bias: bool = False
+    refits: ClassVar[frozenset[str]] = frozenset({"none", "bias"})
+
+    @property
+    def name(self) -> str:
+        return self.criterion.name
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        return self.criterion.kinds
+
+    def reads_text(self, *, chosen: bool = False) -> bool:
+        return bool(self._needs(chosen))
+
+    def solve(
+        self,
+        model: Any,
+        sites: Sequence[Place],
+        input_ids: Tensor | None,
+        keep: float,
+        stages: Stages,
+        **how: Unpack[Selection],
+    ) -> Solution:
+        statistics = self._statistics(model, sites, input_ids, self._needs(), stages)
+        scores = score_from(sites, self.criterion, statistics, seed=how["seed"])
+        kept = choose(sites, scores, keep, **how)
+        self._cut(sites, kept, statistics)
+        return Solution(kept, scores)
+
+    def carry_out(
+        self, model: Any, sites: Sequence[Place], input_ids: Tensor | None, kept: Sequence[Tensor], stages: Stages
+    ) -> None:
+        self._cut(sites, kept, self._statistics(model, sites, input_ids, self._needs(chosen=True), stages))
+
+    def _needs(self, chosen: bool = False) -> frozenset[str]:
+        """Names of the statistics that are read."""
+        repair = MEAN if self.adds_bias else frozenset()
+        return repair if chosen else self.criterion.needs | repair
+
+    def _statistics(
+        self, model: Any, sites: Sequence[Place], input_ids: Tensor | None, needs: frozenset[str], stages: Stages
+    ) -> list[Any] | None:
+        if not needs:
+            return None
+        assert input_ids is not None
+        if needs & GRADIENT:
+            input_ids = input_ids[: max(GRADIENT_TOKENS // input_ids.shape[1], 1)]
+        return collect(model, sites, input_ids, needs=needs, progress=stages("calibrating"))
+
+    def _cut(self, sites: Sequence[Place], kept: Sequence[Tensor], statistics: Sequence[Any] | None) -> None:
+        for place, (site, units) in enumerate(zip(sites, kept, strict=True)):
+            if self.adds_bias and len(units) < site.count:  # a bias of zeros would only make the layer another kind
+                assert statistics is not None
+                (seam,) = seams([site], self.name)
+                reader_KD, bias_D = bias_compensation(seam, units, statistics[place].per_token("sum_h"))
+                seam.keep(units)
+                seam.set_reader(reader_KD, bias_D)
+            else:
+                site.keep(units)

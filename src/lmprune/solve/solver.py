@@ -1,0 +1,74 @@
+"""What a method does at once, whichever it is: choose units and repair layers, or repair for units chosen before."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypedDict, Unpack
+
+from torch import Tensor
+
+from ..budget.selection import Scope
+from ..progress import Stages
+from ..sites.address import SEAM_KINDS, Kind
+from ..sites.place import Place
+
+
+class Selection(TypedDict):
+    """How units are selected, see `selection.select`."""
+
+    scope: Scope
+    multiple_of: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Solution:
+    """kept: the units that stay, sorted (K,), of each site. scores: what they were chosen by, (U,), larger = keep."""
+
+    kept: list[Tensor]
+    scores: list[Tensor]
+
+
+class Solver(ABC):
+    """One of `Scored`, `Obs` and `Learned`, which are values.
+
+    kinds: of the units that it can choose among. refits: what a method's `refit` may say beside it.
+    rewrites: it changes the readers of what stays. adds_bias: it may give a reader a bias that had none.
+    """
+
+    refits: ClassVar[frozenset[str]] = frozenset({"none"})
+    rewrites: ClassVar[bool] = False
+    adds_bias: bool = False
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What a method calls its criterion."""
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        return SEAM_KINDS
+
+    @abstractmethod
+    def reads_text(self, *, chosen: bool = False) -> bool:
+        """Whether calibration text is needed. chosen: the units are known, so only a repair would read it."""
+
+    @abstractmethod
+    def solve(
+        self,
+        model: Any,
+        sites: Sequence[Place],
+        input_ids: Tensor | None,
+        keep: float,
+        stages: Stages,
+        **how: Unpack[Selection],
+    ) -> Solution:
+        """Choose, cut and repair all sites in place. input_ids: calibration text (sequences, T), where it is read."""
+
+    @abstractmethod
+    def carry_out(
+        self, model: Any, sites: Sequence[Place], input_ids: Tensor | None, kept: Sequence[Tensor], stages: Stages
+    ) -> None:
+        """Cut all sites in place to units that were chosen before, and repair them. kept: sorted, (K,) of each site."""
