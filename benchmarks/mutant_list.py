@@ -267,7 +267,7 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
     "sites/proof.py": (
         "masks families",
         [
-            ("module._parameters.update(parameters)", "pass"),
+            ("module.__dict__.update(attributes | tables)", "pass"),
             ("> 1e-2 * scale or", "> 1e9 * scale or"),
             ("< 1e-4 * scale:", "< 0 * scale:"),
         ],
