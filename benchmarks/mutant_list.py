@@ -289,12 +289,12 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
     "checkpoints/shrinking.py": (
         "checkpoint pruning plan",
         [
-            ("setattr(plain, spec.width_key, widths[0])", "pass"),
+            ("setattr(plain, spec.width_key, width)", "pass"),
             ("if counts != dict(plan.counts_before):", "if set(counts) != set(plan.counts_before):"),
             ('("auto_map",) if native else ()', "()"),
-            ("setattr(pruned, key, widths[0] + 1)", "pass"),
+            ("setattr(pruned, key, width + 1)", "pass"),
             ("if after[path] != before.get(path)", "if False"),
-            ("for layer, width in enumerate(widths)}", "for layer, width in enumerate(widths[:1])}"),
+            ("widths.get(layer, 0)} for layer in layers}", "widths.get(layer, 0)} for layer in [0]}"),
         ],
     ),
     "checkpoints/shim.py": (
