@@ -164,18 +164,6 @@ def test_no_utils():
     assert not {module.split(".")[-1] for module in MODULES} & {"utils", "helpers", "common", "misc"}
 
 
-#: what is longer than a rule of this file allows, until it is shorter: (module, function), and modules
-LONG_FUNCTIONS = {
-    ("jobs.prune", "prune"),
-    ("jobs.demo", "run_demo"),
-    ("jobs.training", "finetune"),
-    ("jobs.analyze", "analyze"),
-    ("commands.pruning", "prune"),
-    ("commands.measuring", "evaluate"),
-}
-LONG_MODULES = {"commands.views"}
-
-
 def longer(tree: ast.Module, lines: int) -> set[str]:
     """Functions of more lines than that, decorators not counted."""
     functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
@@ -183,9 +171,9 @@ def longer(tree: ast.Module, lines: int) -> set[str]:
 
 
 def test_functions_and_modules_fit_a_screen_or_three():
-    assert {(module, name) for module in MODULES for name in longer(parsed(module), 60)} == LONG_FUNCTIONS
+    assert not {(module, name) for module in MODULES for name in longer(parsed(module), 60)}
     lengths = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in MODULES.items()}
-    assert {module for module, length in lengths.items() if length > 300} == LONG_MODULES
+    assert not {module for module, length in lengths.items() if length > 300}
     code = ast.parse("@decorated\ndef f():\n    x\n    def g():\n        y\n    return g")
     assert longer(code, 4) == {"f"} and longer(code, 1) == {"f", "g"} and not longer(code, 5)
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..data.pairs import check_loss_on, is_source
 from ..errors import UserError, unknown
 from ..gradual.schedules import cubic
-from ..methods import Method, must_train
+from ..methods import Method, check_scope, must_train
 from ..sites.masks import COMPUTES
 from ..training.distillation import check_temperature
 from ..training.lora import check_peft
@@ -85,17 +85,20 @@ def check_method(
         if row.learned and not planned:
             raise must_train(row)
         return
-    if row.penalty == "l1" and scope == "global":
-        raise UserError(f"method {row.name!r} has a threshold for all layers, and no --scope; leave it out")
+    check_scope(row, scope)
     if planned and training.schedule == "cubic":
         raise UserError("drop --schedule cubic, or --plan: a plan prunes at once, and the rest is trained")
     gradual = not planned and training.schedule != "oneshot"
     if row.learned and not (gradual or planned):
         raise UserError(f"method {row.name!r} learns its scores on the way; --schedule oneshot leaves it no time")
+    pressed = row.pressure
     uses = {
         "score_lr": (gradual and row.learned, "learned scores"),
-        "penalty_weight": (gradual and row.penalty != "none", "the penalty on learned scores"),
-        "similarity_weight": (gradual and "uniqueness" in row.penalty, "the penalty on neurons that are alike"),
+        "penalty_weight": (gradual and pressed is not None, "the penalty on learned scores"),
+        "similarity_weight": (
+            gradual and bool(pressed and pressed.by_similarity),
+            "the penalty on neurons that are alike",
+        ),
         "warm_start": (gradual and row.learned, "learned scores"),
         "compute": (gradual, "pruning on a schedule"),
     }
