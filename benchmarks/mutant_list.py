@@ -19,7 +19,7 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
             ("shuffled = tie_break.argsort()", "shuffled = torch.arange(len(tie_break))"),
             ("rest[indices + offset] = False", "pass"),
             ("budget - sum(floors)", "budget"),
-            ("max(min_keep, 1))\n    return", "1)\n    return"),
+            ("keep, multiples, max(min_keep, 1))", "keep, multiples, 1)"),
             ("if s.isnan().any():", "if False:"),
             ("manual_seed(seed)", "manual_seed(0)"),
         ],
@@ -92,7 +92,10 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
         "pruning methods plugins",
         [
             ("input_ids = input_ids[: max(GRADIENT_TOKENS // input_ids.shape[1], 1)]", "input_ids = input_ids[:1]"),
-            ("kept = select(scores, keep, **how)", 'kept = select(scores, keep, **{**how, "scope": "local"})'),
+            (
+                "kept = choose(sites, scores, keep, **how)",
+                'kept = choose(sites, scores, keep, **{**how, "scope": "local"})',
+            ),
             ("if self.adds_bias and len(units)", "if False and len(units)"),
             ('seed=how["seed"]', "seed=0"),
             ("return repair if chosen else self.criterion.needs | repair", "return self.criterion.needs | repair"),
@@ -227,12 +230,12 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
     "sites": (
         "sites masks families heads",
         [
-            ('_replace(linear, "bias", bias.index_select', '(lambda *_: None)(linear, "bias", bias.index_select'),
+            ('replace(linear, "bias", bias.index_select', '(lambda *_: None)(linear, "bias", bias.index_select'),
             ("return weight if rows_are_inputs(self.reader_linear) else weight.T", "return weight"),
             ("bias = bias.index_select(0, rows)\n    return", "pass\n    return"),
             ("_record(linear, OUT_NAMES, len(rows))", "pass"),
             ("_record(linear, IN_NAMES, len(rows))", "pass"),
-            ("requires_grad=old.requires_grad))\n\n\ndef _record", "requires_grad=True))\n\n\ndef _record"),
+            ("nn.Parameter(new, old.requires_grad)", "nn.Parameter(new)"),
             ("bias.copy_(bias_D)", "pass"),
             ("self.reader().copy_(reader_FD)", "pass"),
             ("tensor.split(lengths, along), more", "tensor.split(lengths, along), more[::-1]"),
@@ -279,7 +282,10 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
     "pruning.py": (
         "pruning golden_obs plan methods",
         [
-            ("select(given or [], keep, **how)", 'select(given or [], keep, **{**how, "multiple_of": 1})'),
+            (
+                "choose(sites, given or [], keep, **how)",
+                'choose(sites, given or [], keep, **{**how, "multiple_of": 1})',
+            ),
             ('name = plan.settings.get("method")', "name = None"),
             ("input_ids.max() >= vocabulary", "input_ids.max() > vocabulary"),
             ("seq_len > limit", "seq_len > limit + 1"),
@@ -289,12 +295,15 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
     "checkpoints/shrinking.py": (
         "checkpoint pruning plan",
         [
-            ("setattr(plain, spec.width_key, width)", "pass"),
+            ("setattr(plain, key, count)", "pass"),
             ("if counts != dict(plan.counts_before):", "if set(counts) != set(plan.counts_before):"),
             ('("auto_map",) if native else ()', "()"),
-            ("setattr(pruned, key, width + 1)", "pass"),
+            ("setattr(pruned, key, count + 1)", "pass"),
             ("if after[path] != before.get(path)", "if False"),
-            ("widths.get(layer, 0)} for layer in layers}", "widths.get(layer, 0)} for layer in [0]}"),
+            (
+                "{key: count} for layer, count in counts.items()}",
+                "{key: count} for layer, count in [*counts.items()][:1]}",
+            ),
         ],
     ),
     "checkpoints/shim.py": (
