@@ -109,7 +109,7 @@ def as_vllm_reads_it(folder: Path) -> Any:
     fields = {name: raw[name] for name in _READ if name in raw}
     fields["num_key_value_heads"] = raw["num_attention_heads"] // blocks[0]["attention"]["n_heads_in_group"]
     fields["attention_bias"] = raw.get("attention_bias", False) or raw.get("bias", False)
-    config = DeciLMConfig.__base__(**fields, intermediate_size=max(widths))
+    config = DeciLMConfig.__bases__[0](**fields, intermediate_size=max(widths))
     spec = asdict(FAMILIES[NEMOTRON_NAS[0]])
     config.lmprune = {"spec": spec, "widths": widths, "down_bias": [raw.get("mlp_bias", False)] * len(widths)}
     cls = shim.pruned_class(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
