@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
+from tiny_models import LAYERS, WIDTH, tiny_model
 
-from lmprune.jobs.card import model_card, width_summary
+import lmprune
+from lmprune.checkpoints.card import title, units, width_summary
+from lmprune.jobs.card import model_card
 from lmprune.plan import PrunePlan
+from lmprune.sites.address import Address
 
 SETTINGS = {"method": "obs", "scope": "local", "calibration_tokens": 1024, "seq_len": 64}
 CALIBRATION = {"source": "python-docs", "split": "train", "sha256": "ab" * 32}
@@ -83,3 +88,29 @@ def test_only_what_was_measured_is_claimed() -> None:
 )
 def test_width_summary(widths: list[int], words: str) -> None:
     assert width_summary(widths) == words
+
+
+def test_save_writes_a_card_of_what_the_plan_says(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    plan = lmprune.prune(model, method="magnitude", keep=0.5, multiple_of=8)
+    lmprune.save(model, tmp_path / "out", plan=plan)
+    file = tmp_path / "out" / "README.md"
+    card = ModelCard(file.read_text(encoding="utf-8"))
+    assert card.data.library_name == "transformers" and {"lmprune", "pruned"} <= set(card.data.tags)
+    params = sum(p.numel() for p in lmprune.load(tmp_path / "out").parameters())
+    assert f"{params:,} parameters are left" in card.text and "Method `magnitude`, scope local" in card.text
+    assert f"Neurons before: {WIDTH} in each of {LAYERS} layers; now: {WIDTH // 2} in each" in card.text
+    assert "Nothing was measured" in card.text and "trust_remote_code" not in card.text
+    assert "without any training" not in card.text  # which nobody here can know
+    lmprune.save(model, tmp_path / "own", plan=plan, card="# Mine")
+    assert (tmp_path / "own" / "README.md").read_text(encoding="utf-8") == "# Mine"
+    lmprune.save(model, tmp_path / "none")
+    assert not (tmp_path / "none" / "README.md").exists()
+
+
+def test_a_card_of_other_units() -> None:
+    kept = {Address("heads", 0): (0, 2), Address("heads", 1): (1,), Address("layers", 0): (0, 1, 2)}
+    counts = {Address("heads", 0): 4, Address("heads", 1): 4, Address("layers", 0): 4}
+    made = PrunePlan(kept, counts, {"method": "obs", "scope": "global"})
+    assert title(made, "org/name") == "# org/name, 38% of its attention heads and 75% of its layers"
+    assert units(made).startswith("Heads before: 4 in each of 2 layers; now: 2, 1. Layers before: 4; now: 3. ")

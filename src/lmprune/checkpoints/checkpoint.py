@@ -18,6 +18,7 @@ from ..errors import unknown
 from ..plan import PLAN_FILE, PrunePlan
 from ..sites.families import FFNSpec
 from . import dtypes
+from .card import card_of
 from .models import DTYPES, quiet
 from .shrinking import record_shapes
 from .writing import check_folder, put, written_aside
@@ -39,8 +40,9 @@ def save(
 ) -> Path:
     """Write the model (and tokenizer, `prune_plan.json`, README.md) to the folder `out`, and return its path.
 
-    card: text of the model card. files: name and content of others to go along. spec: paths to use instead of the
-    FAMILIES row. force: replace a checkpoint that is already at `out`, once the new one is completely written.
+    card: text of the model card; None = what the plan says, if there is one. files: name and content of others to go
+    along. spec: paths to use instead of the FAMILIES row. force: replace a checkpoint that is already at `out`, once
+    the new one is completely written.
     dtype: what the weights are saved in; by default what they were stored in where `load` found them, unless somebody
     has given the model another dtype since; a model from elsewhere is saved as it is.
     Raises: UserError where `out` is taken or can't be written; nothing half-written is left behind.
@@ -51,7 +53,8 @@ def save(
     record_shapes(model, spec)
     with written_aside(out) as folder:
         write_model(model, folder, tokenizer, kind)
-        papers = {PLAN_FILE: plan.to_json() if plan else None, CARD_FILE: card}
+        told = card_of(model, plan) if card is None and plan is not None else card
+        papers = {PLAN_FILE: plan.to_json() if plan else None, CARD_FILE: told}
         put(folder, {**files, **{name: text for name, text in papers.items() if text is not None}})
     return out
 

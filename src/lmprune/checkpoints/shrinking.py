@@ -98,6 +98,11 @@ def record_shapes(model: Any, spec: FFNSpec | None = None) -> None:
     _adopt(model, shim.pruned_class(stock), pruned)
 
 
+def is_stock(model: Any) -> bool:
+    """Whether transformers' own class opens its checkpoint."""
+    return type(model).__module__.startswith("transformers.")
+
+
 def _told_of_layers(model: Any, spec: FFNSpec | None) -> tuple[str | None, dict[int, int]]:
     """The config field that says how many units a layer has, and how many each has: neurons, or a mixture's experts."""
     if spec is None:

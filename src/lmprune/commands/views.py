@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from ..jobs.card import width_summary
+from ..checkpoints.card import width_summary
 from .console import table
 from .numbers import megabytes, span, with_error
 

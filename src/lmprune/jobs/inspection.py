@@ -14,6 +14,7 @@ from torch import nn
 
 from ..budget.selection import num_kept
 from ..checkpoints import downloads, dtypes
+from ..checkpoints.shrinking import is_stock
 from ..checkpoints.sources import resolve
 from ..plan import PLAN_FILE, PrunePlan
 from ..runtimes.gguf_file import read_gguf
@@ -127,11 +128,6 @@ def pruning(
         "dtype": dtypes.name_of(dtypes.main(model, dtype)),
         "stock": is_stock(model),
     }
-
-
-def is_stock(model: Any) -> bool:
-    """Whether transformers' own class opens its checkpoint."""
-    return type(model).__module__.startswith("transformers.")
 
 
 def find_plan(source: str) -> PrunePlan | None:
