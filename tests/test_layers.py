@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from lmprune.checkpoints import checkpoint, models, shim
 from lmprune.checkpoints.shrinking import shrink
 from lmprune.errors import UserError
+from lmprune.jobs.inspection import parameters_by_part
 from lmprune.plan import PrunePlan
 from lmprune.sites.address import LAYER_KINDS, Kind, LayerKind
 from lmprune.sites.branches import WHOLE_ONLY
@@ -194,3 +195,13 @@ def test_unknown_families_are_refused() -> None:
 
     with pytest.raises(UserError, match="can't remove layers of not_a_llama models; it can of apertus, arcee"):
         find_sites(model, ("layers",), spec=FAMILIES["llama"])
+
+
+def test_parts_of_a_model_with_gaps_are_told() -> None:
+    """A block without a feed-forward layer is a block: its attention counts as such."""
+    model = model_of("llama")
+    dense = parameters_by_part(model, find_sites(model))
+    shrink(model, plan_of(model, {"ffns": KEPT}))
+    parts = parameters_by_part(model, find_sites(model))
+    assert parts["attention"] == dense["attention"] and parts["ffn"] == dense["ffn"] * len(KEPT) // LAYERS
+    assert sum(parts.values()) == model.num_parameters()

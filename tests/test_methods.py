@@ -17,6 +17,7 @@ from lmprune.gradual.ranking import Ranking
 from lmprune.gradual.soft import SoftThreshold
 from lmprune.methods import METHODS, Method, get_method, methods_table, needs_text
 from lmprune.scores.criteria import CRITERIA
+from lmprune.scores.layers import LAYER_RULES
 from lmprune.scores.penalties import PENALTIES
 from lmprune.sites.find import find_sites
 from lmprune.solve.bias import bias_compensation
@@ -26,7 +27,7 @@ from lmprune.solve.scored import Scored
 
 NAMES = (
     "magnitude random activation fluctuation taylor sensitivity obs plain_obs wanda_sp flap two_ssp minitron llm_pruner"
-    " reap frequency router gum top_v hard soft anti_gum"
+    " reap frequency router shortgpt ppl_without sleb gum top_v hard soft anti_gum"
 )
 
 
@@ -36,7 +37,7 @@ def test_the_table_is_complete_and_consistent():
         assert method.name == name and method.summary and method.source
         assert method.scope in ("local", "global") and method.refit in ("none", "bias", "obs")
         assert (method.record()["criterion"] == "obs") == (method.refit == "obs")
-        assert method.criterion in CRITERIA or method.record()["criterion"] in ("obs", "movement")
+        assert method.criterion in CRITERIA or method.record()["criterion"] in ("obs", "movement", *LAYER_RULES)
         assert method.penalty in PENALTIES and (method.learned or method.penalty == "none")
     assert {name for name, method in METHODS.items() if method.learned} == set("gum top_v hard soft anti_gum".split())
     assert (METHODS["flap"].criterion, METHODS["flap"].scope, METHODS["flap"].refit) == (

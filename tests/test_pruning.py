@@ -12,15 +12,15 @@ from lmprune import UserError, prune, shrink
 from lmprune.methods import METHODS
 from lmprune.sites.find import find_sites
 
+ONE_SHOT = [name for name, row in METHODS.items() if not row.learned and "neurons" in row.kinds]
+
 
 def text(rows: int = 12, length: int = 24) -> torch.Tensor:
     return torch.randint(1, 128, (rows, length), generator=torch.Generator().manual_seed(3))
 
 
 @pytest.mark.parametrize("scope", ["local", "global"])
-@pytest.mark.parametrize(
-    "method", [name for name, row in METHODS.items() if not row.learned and "neurons" in row.kinds]
-)
+@pytest.mark.parametrize("method", ONE_SHOT)
 def test_every_method_cuts_to_the_count_and_its_plan_repeats_it(method: str, scope):
     model = tiny_model("qwen2")
     plan = lmprune.prune(model, method=method, keep=0.5, scope=scope, data=text(), multiple_of=1)
@@ -34,9 +34,7 @@ def test_every_method_cuts_to_the_count_and_its_plan_repeats_it(method: str, sco
 
 
 @pytest.mark.parametrize("scope", ["local", "global"])
-@pytest.mark.parametrize(
-    "method", [name for name, row in METHODS.items() if not row.learned and "neurons" in row.kinds]
-)
+@pytest.mark.parametrize("method", ONE_SHOT)
 @pytest.mark.parametrize("name", ["llama-untied", "gpt2", "gemma2", "phi3"])
 def test_keep_1_is_the_identity_bit_for_bit(name: str, method: str, scope):
     model, stock = tiny_model(name), tiny_model(name)

@@ -6,7 +6,7 @@ Each works at once or along a schedule while the model trains, but for those who
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -14,10 +14,12 @@ from . import plugins
 from .budget.selection import SCOPES, Scope
 from .errors import UserError, unknown
 from .scores.criteria import Criterion, ScoreFunction, criterion_of, get_criterion
+from .scores.layers import LAYER_RULES
 from .scores.penalties import PENALTIES, Penalty
-from .sites.address import KINDS, Kind
+from .sites.address import KINDS, LAYER_KINDS, Kind
+from .solve.layers import Dropped
 from .solve.learned import Learned
-from .solve.obs import PLAIN, Obs
+from .solve.obs import PLAIN, Obs, ObsSettings
 from .solve.scored import Scored
 from .solve.solver import Solver
 
@@ -33,6 +35,7 @@ class Method:
     scope: the default; every method also takes the other one, but one that has a threshold for all layers.
     refit: `none`; `bias`: removed neurons' mean output goes into `down`'s bias; `obs`: least squares on what stays.
     penalty: what is added to the loss so that learned scores sink: a name in `penalties.PENALTIES`.
+    layers: the criterion that it is on whole layers, a name in `layers.LAYER_RULES`, where it also has one for neurons.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Method:
     summary: str = ""
     source: str = ""
     penalty: str = "none"
+    layers: str = "none"
 
     @cached_property
     def solver(self) -> Solver:
@@ -50,6 +54,30 @@ class Method:
         if isinstance(criterion, Solver):
             return criterion
         return Scored(get_criterion(criterion), adds_bias=self.refit == "bias")
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of units that it can choose among."""
+        return tuple(kind for solver in self._solvers for kind in solver.kinds)
+
+    @property
+    def _solvers(self) -> list[Solver]:
+        """The one for neurons and heads, and the one for whole layers, or either."""
+        refit = ObsSettings() if self.solver.rewrites else None
+        return [self.solver] if self.layers == "none" else [self.solver, Dropped(self.layers, refit)]
+
+    def solver_of(self, kinds: Iterable[Kind]) -> Solver:
+        """The solver for these kinds of units. Raises: UserError where the method has no score for one of them, or one
+        solver can't do them all."""
+        wanted = list(dict.fromkeys(kinds))
+        check_kinds(self, wanted)
+        for solver in self._solvers:
+            if set(wanted) <= set(solver.kinds):
+                return solver
+        raise UserError(
+            f"{' and '.join(wanted)} are not chosen in one step: prune by one, and then by the other; "
+            "lmprune.shrink carries out a plan of both"
+        )
 
     @property
     def pressure(self) -> Penalty | None:
@@ -61,15 +89,11 @@ class Method:
         """The scores are trained with the model, so there must be training."""
         return isinstance(self.solver, Learned)
 
-    @property
-    def kinds(self) -> tuple[Kind, ...]:
-        """The kinds of units that it can choose among."""
-        return self.solver.kinds
-
     def record(self) -> dict[str, str]:
-        """Its row, as text."""
-        row = {f.name: getattr(self, f.name) for f in fields(self)}
-        return row | {"criterion": self.solver.name}
+        """Its row, as text. units: "layers" stands for attentions and feed-forward layers too."""
+        row = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "layers"}
+        units = ", ".join(kind for kind in self.kinds if kind == "layers" or kind not in LAYER_KINDS)
+        return row | {"criterion": self.solver.name, "units": units}
 
 
 #: criteria that are more than a score
@@ -94,14 +118,17 @@ def _movement(
 
 
 _ROWS = (
-    _row("obs", "obs", "layer error and end loss; least-squares refit on the pruned prefix", "ours", refit="obs"),
+    replace(
+        _row("obs", "obs", "layer error and end loss; least-squares refit on the pruned prefix", "ours", refit="obs"),
+        layers="obs",
+    ),
     _row("plain_obs", Obs(PLAIN), "layer error; least-squares refit, one dense pass", "ZipLM, OSSCAR", refit="obs"),
     _row("activation", "activation", "rms(h)·‖down‖", "Wanda-sp"),
     _row("fluctuation", "fluctuation", "var(h)·‖down‖², standardised per layer", "FLAP's score alone"),
     _row("taylor", "taylor", "|Σ h·∂L/∂h| per sequence", "Molchanov et al. 2017"),
     _row("sensitivity", "sensitivity", "|Σ θ·∂L/∂θ| per sequence", "GUM (arXiv 2302.03773)"),
     _row("magnitude", "magnitude", "L2 norm of the neuron's weights", "GUM's baseline"),
-    _row("random", "random", "uniform, from the seed", "control"),
+    replace(_row("random", "random", "uniform, from the seed", "control"), layers="random"),
     _row("flap", "fluctuation", "fluctuation with bias compensation", "FLAP (AAAI 2024)", "global", "bias"),
     _row("wanda_sp", "wanda_sp", "‖h‖·Σ|down|", "FLAP's Wanda-sp"),
     _row("two_ssp", "two_ssp", "mean ‖h‖ of a sequence", "2SSP, stage 1"),
@@ -110,6 +137,9 @@ _ROWS = (
     _row("reap", "reap", "mean gate·‖output‖ of its tokens", "REAP (arXiv 2510.13999)"),
     _row("frequency", "frequency", "share of tokens that go to it", "baseline of REAP"),
     _row("router", "router", "L2 norm of its row of the router", "control"),
+    _row("shortgpt", Dropped("shortgpt"), "1 - cos(stream before, after)", "ShortGPT (arXiv 2403.03853)"),
+    _row("ppl_without", Dropped("ppl_without"), "loss of the model without it", "SLEB's, each alone"),
+    _row("sleb", Dropped("sleb"), "the same, again after each that went", "SLEB (arXiv 2402.09025)"),
     _movement("gum", "learned; look-alikes sink faster", "GUM (arXiv 2302.03773)", penalty="uniqueness"),
     _movement("top_v", "learned, all layers ranked together", "movement pruning, global"),
     _movement("hard", "learned", "movement pruning (Sanh et al. 2020)", "local"),
@@ -183,6 +213,8 @@ def checked(method: Any) -> Method:
         raise UserError(
             f"method {method.name!r}: the criterion {solver.name!r} takes the refit {fit}, not {method.refit!r}"
         )
+    if method.layers not in ("none", *LAYER_RULES):
+        raise unknown(f"layers of method {method.name!r}", method.layers, LAYER_RULES)
     if method.pressure is not None and not method.learned:
         raise UserError(f"method {method.name!r}: only learned scores (criterion 'movement') have a penalty")
     return method
@@ -236,7 +268,7 @@ def must_train(method: Method) -> UserError:
 def methods_table() -> str:
     """METHODS as a Markdown table, for README and docs/methods.md."""
     rows = [
-        (f"`{m.name}`", m.summary.replace("|", r"\|"), ", ".join(m.kinds), m.scope, m.refit, m.penalty, m.source)
+        (f"`{m.name}`", m.summary.replace("|", r"\|"), m.record()["units"], m.scope, m.refit, m.penalty, m.source)
         for m in METHODS.values()
     ]
     header = [("method", "score", "units", "scope", "refit", "penalty", "source"), ("---",) * 7]

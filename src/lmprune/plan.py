@@ -44,8 +44,10 @@ class PrunePlan:
             raise UserError(f"plan: kept units of {len(self.kept)} sites for {len(self.counts_before)} sites")
         for address, kept in self.kept.items():
             count = self.counts_before[address]
+            if not kept:
+                raise UserError(f"plan: no {address.kind} would stay; keep at least one in every layer")
             whole = all(type(index) is int for index in kept)
-            if not kept or not whole or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= count:
+            if not whole or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= count:
                 raise UserError(
                     f"plan, layer {address.layer}: kept {address.kind} must be sorted, unique and within 0…{count - 1}"
                 )

@@ -19,13 +19,14 @@ from .data import TextData
 from .data.beginning import Beginning
 from .data.tokens import sequences
 from .errors import UserError, unknown
-from .methods import GIVEN, Method, MethodLike, check_kinds, get_method, must_train, needs_text
+from .methods import GIVEN, Method, MethodLike, get_method, must_train
 from .plan import PrunePlan, in_order
 from .progress import Stages, silent
 from .scores.criteria import checked_scores
 from .sites.address import Address, Kind
 from .sites.families import FFNSpec
 from .sites.find import find_sites
+from .sites.layers import check_left
 from .sites.limits import check_in_memory, max_context
 from .sites.place import Place
 from .sites.proof import check_ffns
@@ -77,17 +78,19 @@ def prune(
     how: Selection = {"scope": scope or row.scope, "multiple_of": multiple_of, "seed": seed}
     sites = _checked_sites(model, units, row, keep, scope, multiple_of, plan=plan, scores=scores, spec=spec)
     addresses, counts_before = [site.address for site in sites], [site.count for site in sites]
+    solver = row.solver_of(address.kind for address in addresses)
     given = None if scores is None else checked_scores(in_order(scores, addresses), sites, "scores")
     input_ids, calibration = None, {}
-    if needs_text(row, chosen=plan is not None or scores is not None):
+    if solver.reads_text(chosen=plan is not None or scores is not None):
         reading = _Reading(data, data_dir, chat_template, calibration_tokens, seq_len, seed)
         input_ids, calibration = reading.tokens(model, tokenizer)
     if plan is None and given is None:
-        done = row.solver.solve(model, sites, input_ids, keep, stages, **how)
+        done = solver.solve(model, sites, input_ids, keep, stages, **how)
         kept, given = done.kept, done.scores
     else:
         kept = plan.indices(addresses) if plan else choose(sites, given or [], keep, **how)
-        row.solver.carry_out(model, sites, input_ids, kept, stages)
+        check_left(sites, kept)
+        solver.carry_out(model, sites, input_ids, kept, stages)
     record_shapes(model, spec)
     settings = {"method": row.name, "keep": keep, **how, **({"scores": "given"} if scores is not None else {})}
     settings |= _size(input_ids) | (plan.chosen if plan else {})
@@ -133,8 +136,9 @@ def _checked_sites(
     check_keep(keep)
     if scope not in (None, *SCOPES):
         raise unknown("scope", scope, SCOPES)
-    sites = find_sites(model, plan.kinds if plan else units, spec)
-    check_kinds(row, dict.fromkeys(site.address.kind for site in sites))
+    kinds = plan.kinds if plan else units
+    row.solver_of(kinds)
+    sites = find_sites(model, kinds, spec)
     check_in_memory(model)
     if spec is not None:
         check_ffns(model, seams(sites, "--ffn"))

@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import UserError
 from ..sites.limits import max_context
 from . import Job
+from .gaps import gaps, refuse_gaps
 from .gguf_facts import facts
 from .gguf_metadata import hyperparameters, scalars, spec_of
 from .gguf_rotary import rotary
@@ -32,7 +33,15 @@ def write(job: Job, out: Path) -> dict[str, Any]:
     storage, spec = check_dtype(job.dtype or "f16"), spec_of(model.config)
     if job.tokenizer is None:
         raise UserError("a GGUF file holds its tokenizer, and this model comes with none; put it beside config.json")
-    per_layer = len({ffn.width for ffn in ffns}) > 1
+    attentions, without_ffn = gaps(model, "attention"), gaps(model, "ffn")
+    if spec.per_layer is None:
+        refuse_gaps(model, f"llama.cpp's {spec.arch}")
+    if ignored := sorted(without_ffn - attentions):
+        raise UserError(
+            f"llama.cpp's {spec.per_layer} leaves out the attention too where there is no feed-forward layer, as in "
+            f"layer {ignored[0]}; use --to onnx"
+        )
+    per_layer = len({ffn.width for ffn in ffns}) > 1 or bool(attentions)
     if per_layer and spec.per_layer is None:
         raise UserError(
             f"llama.cpp has no {spec.arch} with a width for each layer; "
@@ -41,7 +50,7 @@ def write(job: Job, out: Path) -> dict[str, Any]:
     arch = spec.per_layer if per_layer and spec.per_layer else spec.arch
     vocab_size = model.get_input_embeddings().weight.shape[0]
     rotary_settings, factors = rotary(model, spec)
-    settings = hyperparameters(model.config, ffns, spec, per_layer=per_layer) | rotary_settings
+    settings = hyperparameters(model, ffns, spec, per_layer=per_layer) | rotary_settings
     metadata = {
         **facts(job),
         "general.file_type": int(storage.file_type),

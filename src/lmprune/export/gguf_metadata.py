@@ -12,6 +12,7 @@ from ..runtimes.gguf_layout import num_kv_heads
 from ..runtimes.gguf_spec import GGUFSpec
 from ..sites.limits import max_context
 from ..sites.site import Site
+from .gaps import gaps
 
 _CONTEXT = 2048  # for families whose position encoding has no limit
 
@@ -103,18 +104,21 @@ def _field(config: Any, name: str) -> tuple[Any, bool]:
     return config, True
 
 
-def hyperparameters(config: Any, ffns: Sequence[Site], spec: GGUFSpec, *, per_layer: bool) -> dict[str, Any]:
+def hyperparameters(model: Any, ffns: Sequence[Site], spec: GGUFSpec, *, per_layer: bool) -> dict[str, Any]:
     """Metadata keys after `{arch}.`, without the rotary ones."""
+    config = model.config
     found: dict[str, Any] = {"attention.head_count_kv": num_kv_heads(config), **_windows(config, spec)}
     for key, names in KEYS.items():
         value = next((v for name in names if (v := getattr(config, name, None)) is not None), None)
         if value is not None:
             found[key] = value
-    widths = [ffn.width for ffn in ffns]
-    found["feed_forward_length"] = widths if per_layer else widths[0]
+    found["feed_forward_length"] = ffns[0].width
     if per_layer:
+        layers, without = range(config.num_hidden_layers), gaps(model, "attention")
+        widths = {ffn.layer: ffn.width for ffn in ffns}
+        found["feed_forward_length"] = [widths.get(layer, 0) for layer in layers]
         for key in ("attention.head_count", "attention.head_count_kv"):
-            found[key] = [found[key]] * len(ffns)
+            found[key] = [0 if layer in without else found[key] for layer in layers]
     for key, value in spec.keys.items():
         value = _field(config, value)[0] if isinstance(value, str) else value
         if value is not None:

@@ -32,11 +32,16 @@ Past = list[tuple[Tensor, Tensor]]
 
 
 class _Cached(nn.Module):
-    """The model with its cache as plain tensors: (keys, values) a layer."""
+    """The model with its cache as plain tensors: (keys, values) a layer.
+
+    places: where these are in a cache of transformers', which has a place for layers without an attention too.
+    """
 
     def __init__(self, model: Any):
         super().__init__()
         self.model = model
+        cache = model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=True).past_key_values
+        self.places = [place for place, layer in enumerate(cache.layers) if layer.keys is not None]
         self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
     def forward(
@@ -45,19 +50,22 @@ class _Cached(nn.Module):
         from transformers import DynamicCache
 
         cache = DynamicCache()
-        for layer, (keys, values) in enumerate(past):
-            cache.update(keys, values, layer)
+        for place, (keys, values) in zip(self.places, past, strict=True):
+            cache.update(keys, values, place)
         positions = {"position_ids": position_ids} if self.takes_positions else {}
         output = self.model(
             input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True, **positions
         )
-        return output.logits, [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+        return output.logits, self.past(output.past_key_values)
+
+    def past(self, cache: Any) -> Past:
+        return [(cache.layers[place].keys, cache.layers[place].values) for place in self.places]
 
 
 def write(job: Job, folder: Path) -> dict[str, Any]:
     """Raises: UserError where torch can't trace the model, or a package that writes ONNX is missing."""
-    wrapped = _Cached(job.model.eval())
     with inference(job.model), _quiet():
+        wrapped = _Cached(job.model.eval())
         example = _example(wrapped)
         layers, axes = len(example[-1]), _dynamic(example, max_context(job.model.config))
         inputs = ["input_ids", "attention_mask", *(["position_ids"] if wrapped.takes_positions else [])]
@@ -98,7 +106,7 @@ def _example(wrapped: _Cached) -> tuple[Tensor, Tensor, Tensor | None, Past]:
     mask = torch.ones_like(ids)
     cache = wrapped.model(input_ids=ids[:, :past_length], use_cache=True).past_key_values
     positions = torch.arange(past_length, past_length + length).repeat(2, 1) if wrapped.takes_positions else None
-    return ids[:, past_length:], mask, positions, [(layer.keys, layer.values) for layer in cache.layers]
+    return ids[:, past_length:], mask, positions, wrapped.past(cache)
 
 
 def _dynamic(example: tuple[Tensor, Tensor, Tensor | None, Past], limit: int | None) -> tuple[Any, ...]:

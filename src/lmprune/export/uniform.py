@@ -13,6 +13,7 @@ from ..sites.families import family_of
 from ..sites.site import Site
 from . import Job
 from .folder import save_model
+from .gaps import refuse_gaps
 
 #: what the width becomes a multiple of: vector units and quantised blocks take that many
 MULTIPLE = 32
@@ -20,6 +21,7 @@ MULTIPLE = 32
 
 def write(job: Job, folder: Path) -> dict[str, Any]:
     """Raises: UserError where the stock class could not hold the model even then."""
+    refuse_gaps(job.model, "a stock transformers class")
     before = _num_parameters(job.model)
     width = make_uniform(job.model, job.ffns)
     added = _num_parameters(job.model) - before

@@ -21,6 +21,7 @@ from ..sites.site import Site
 from . import Job
 from .decilm import DeciLMConfig
 from .folder import save_model
+from .gaps import refuse_gaps
 
 _CONFIG_CODE = "decilm.py"
 #: config fields from which Nemotron-NAS builds what is not of a single block
@@ -40,6 +41,7 @@ def write(job: Job, folder: Path) -> dict[str, Any]:
     if not hasattr(job.model.config, "lmprune"):
         save_model(job, folder)
         return {"layout": "stock", "notes": ["an ordinary checkpoint: vLLM opens it as it is"]}
+    refuse_gaps(job.model, "what lmprune writes for vLLM")
     config = nemotron_nas_config(job.model.config, job.ffns)
     save_model(job, folder)
     written = json.loads((folder / "config.json").read_text(encoding="utf-8"))

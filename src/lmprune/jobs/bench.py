@@ -148,7 +148,7 @@ def _shape(terminal: Teller, source: str) -> dict[str, Any]:
     return {
         "blocks": parts["attention"] + parts["ffn"],
         "head": model.get_output_embeddings().weight.numel(),
-        "layers": len(find_sites(model)),
+        "layers": model.config.num_hidden_layers,
         "hidden_size": model.config.hidden_size,
         "vocab_size": model.get_input_embeddings().weight.shape[0],
         "max_context": max_context(model.config),

@@ -20,6 +20,7 @@ from ..plan import PLAN_FILE, PrunePlan
 from ..runtimes.gguf_file import read_gguf
 from ..runtimes.gguf_keys import PLAN_KEY
 from ..sites.site import Site
+from ..sites.walk import list_of
 
 #: the keep ratios that `inspect` tells about
 KEEPS = (0.9, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.25)
@@ -39,7 +40,7 @@ def parameters_by_part(model: nn.Module, ffns: Sequence[Site]) -> dict[str, int]
     No part is found by name: within a block, and outside its FFN, modules with a matrix are attention.
     """
     in_ffn = {id(p) for ffn in ffns for linear in ffn.linears for p in linear.parameters()}
-    in_block = {id(p) for ffn in ffns for p in ffn.block.parameters()}
+    in_block = {id(p) for p in list_of(model, ffns[0].block).parameters()}
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
     parts: dict[str, int] = dict.fromkeys(PARTS, 0)
     seen: set[int] = set()
@@ -95,7 +96,7 @@ def inspect(
     options: dict[str, Any] = {"multiple_of": multiple_of, "bytes_per_param": bytes_per_param}
     return {
         "family": model.config.model_type,
-        "layers": len(ffns),
+        "layers": len(list_of(model, ffns[0].block)),
         "hidden_size": ffns[0].reader().shape[1],
         "widths": [ffn.width for ffn in ffns],
         "gated": len(ffns[0].writers()) > 1,

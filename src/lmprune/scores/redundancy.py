@@ -8,7 +8,7 @@ Axes: N tokens, T tokens of a sequence, F neurons of a layer, K examples.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..progress import Progress, Stages, silent
 from ..sites.site import Site
-from ..sites.walk import Blocks
+from ..sites.walk import Blocks, list_of
 from .statistics import collect, undisturbed
 
 #: two neurons are alike from this cosine on
@@ -129,17 +129,19 @@ def similarities(
     if input_ids.ndim != 2 or input_ids.numel() == 0:
         raise UserError(f"tokens to measure on must be of shape (sequences, T), got {tuple(input_ids.shape)}")
     with undisturbed(model):
-        blocks = Blocks(model, [site.block for site in sites])
+        blocks = Blocks(model, [*list_of(model, sites[0].block)])
+        site_of = {site.layer: site for site in sites}
         device = next(model.parameters()).device
         hidden = [blocks.inputs(batch_BT.to(device)) for batch_BT in input_ids.split(batch_size)]
-        for site in sites:
+        for layer in range(last := sites[-1].layer + 1):
             seen = _Seen(input_ids.shape[1], num_peaks)
-            with _tapped(site, seen):
+            with _tapped(site_of[layer], seen) if layer in site_of else nullcontext():
                 for i, states_BTD in enumerate(hidden):
-                    hidden[i] = blocks.run(site.layer, states_BTD)
-            yield seen.result(site.layer)
+                    hidden[i] = blocks.run(layer, states_BTD)
+            if layer in site_of:
+                yield seen.result(layer)
             if progress:
-                progress(site.layer + 1, len(sites))
+                progress(layer + 1, last)
 
 
 class _Seen:

@@ -17,6 +17,23 @@ class _Stop(Exception):
     """Ends a forward pass as soon as the first block's input has been seen."""
 
 
+class _Stated(nn.Module):
+    """A block that puts out what was said."""
+
+    def __init__(self, hidden_BTD: Tensor, in_tuple: bool):
+        super().__init__()
+        self.out = (hidden_BTD, None) if in_tuple else hidden_BTD
+
+    def forward(self, *_args: Any, **_kwargs: Any) -> Any:
+        return self.out
+
+
+def list_of(model: nn.Module, block: nn.Module) -> nn.ModuleList:
+    """The model's list of blocks, of which `block` is one."""
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    return next(blocks for blocks in lists if any(one is block for one in blocks))
+
+
 class Blocks:
     """The blocks of a model as functions of the hidden states (B, T, D), for calibration sequences of one length."""
 
@@ -24,6 +41,7 @@ class Blocks:
         self.model = model
         self.blocks = list(blocks)
         self._calls: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}  # batch size -> a call for each block
+        self._tuples = False  # whether a block puts out a tuple, whose first is the hidden states
 
     @torch.no_grad()
     def inputs(self, batch_BT: Tensor) -> Tensor:
@@ -53,7 +71,21 @@ class Blocks:
             out = self.blocks[layer](hidden_BTD, *args[1:], **kwargs)
         else:
             out = self.blocks[layer](**{**kwargs, "hidden_states": hidden_BTD})
+        self._tuples = isinstance(out, tuple)
         return out[0] if isinstance(out, tuple) else out
+
+    @torch.no_grad()
+    def logits(self, hidden_BTD: Tensor, batch_BT: Tensor) -> Tensor:
+        """What the model makes of the hidden states (B, T, D) after its last block: (B, T, V).
+
+        The model runs with one block in place of all, which puts these states out as the real ones do.
+        """
+        home = list_of(self.model, self.blocks[0])
+        before, home._modules = home._modules, dict[str, nn.Module]({"0": _Stated(hidden_BTD, self._tuples)})
+        try:
+            return self.model(input_ids=batch_BT, use_cache=False).logits
+        finally:
+            home._modules = before
 
     def _observe(self, batch_BT: Tensor) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
         """One forward pass; the arguments of every block's call, with the hidden states left out."""

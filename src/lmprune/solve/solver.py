@@ -32,7 +32,7 @@ class Solution:
 
 
 class Solver(ABC):
-    """One of `Scored`, `Obs` and `Learned`, which are values.
+    """One of `Scored`, `Obs`, `Learned` and, for whole layers, `Dropped`, which are values.
 
     kinds: of the units that it can choose among. refits: what a method's `refit` may say beside it.
     rewrites: it changes the readers of what stays. adds_bias: it may give a reader a bias that had none.

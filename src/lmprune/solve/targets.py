@@ -6,7 +6,7 @@ one's; what they have drifted apart by the end of a block is, in part, added to 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -16,8 +16,11 @@ from torch import Tensor, nn
 
 from ..progress import Progress
 from ..sites.site import Site, by_layer
-from ..sites.walk import Blocks
+from ..sites.walk import Blocks, list_of
 from .elimination import LeastSquares
+
+#: switches a part of a block off, and returns what switches it on again
+Skip = Callable[[], Callable[[], None]]
 
 
 def layer_problems(
@@ -30,6 +33,7 @@ def layer_problems(
     per_neuron: bool = False,
     compensation: float = 0.0,
     batch_size: int = 4,
+    without: Mapping[int, Skip] = {},
     progress: Progress | None = None,
 ) -> Iterator[tuple[Site, LeastSquares]]:
     """Each site, in order, with its least-squares problem; the caller may cut the site before asking for the next.
@@ -39,10 +43,13 @@ def layer_problems(
     rel_damp, per_neuron: the ridge, see `LeastSquares.of`.
     compensation: the share, in [0, 1], of the drift of the residual stream (dense - pruned, after the block) that the
         layer is asked to make up for. 0 asks for what the dense reader puts out on the pruned inputs.
+    without: a layer -> what switches off the part of its block that the pruned model no longer has.
     """
-    layers = by_layer(sites)
-    streams = _Streams(model, layers, input_ids.split(batch_size), compensation if sequential else 0.0)
-    for layer, group in enumerate(layers):
+    groups = {group[0].layer: group for group in by_layer(sites)}
+    probe = max(sites, key=lambda site: (site.address.order()[-1], -site.layer))
+    streams = _Streams(model, probe, input_ids.split(batch_size), compensation if sequential else 0.0, without)
+    for layer in range(last := max(groups) + 1):
+        group = groups.get(layer, [])
         streams.run_dense(layer)
         # a later site of the block sees what an earlier one has become, or all are seen in one dense pass
         for together in [[site] for site in group] if sequential else [group]:
@@ -51,30 +58,34 @@ def layer_problems(
             for site, moments, reader_FD in zip(together, seen, readers, strict=True):
                 yield site, moments.problem(site, rel_damp=rel_damp, per_neuron=per_neuron)
                 streams.apart = streams.apart or not torch.equal(site.reader(), reader_FD)
-        if sequential and layer + 1 < len(layers):
+        if sequential and layer + 1 < last:
             streams.run(layer)
         if progress:
-            progress(layer + 1, len(layers))
+            progress(layer + 1, last)
 
 
 class _Streams:
     """The hidden states that enter the next block, batch by batch: `hidden`, of the model as it was cut so far, and
     where something is to be made up for, `dense`, of the model as it was.
 
+    probe: a site of those that act last in a block, by which is seen what a block adds to the stream.
     apart: whether a reader was changed, so that the two differ.
     """
 
-    def __init__(self, model: Any, layers: Sequence[Sequence[Site]], batches: Sequence[Tensor], compensation: float):
-        self.blocks = Blocks(model, [group[0].block for group in layers])
+    def __init__(
+        self, model: Any, probe: Site, batches: Sequence[Tensor], compensation: float, without: Mapping[int, Skip]
+    ):
+        self.blocks = Blocks(model, [*list_of(model, probe.block)])
         device = next(model.parameters()).device
         self.hidden = [self.blocks.inputs(batch_BT.to(device)) for batch_BT in batches]
-        gain = residual_gain(self.blocks, layers[0][0], self.hidden[0]) if compensation else None
+        gain = residual_gain(self.blocks, probe, self.hidden[0]) if compensation else None
         self.dense = list(self.hidden) if gain else None
         self.share = compensation / gain if gain else 0.0
-        self.apart = False
+        self.apart, self.without = False, without
 
     def run_dense(self, layer: int) -> None:
         """What the dense model's block puts out, before it is cut; while the two are one, `moments` sees it."""
+        self.apart = self.apart or layer in self.without
         if self.dense and self.apart:
             for i, states_BTD in enumerate(self.dense):
                 self.dense[i] = self.blocks.run(layer, states_BTD)
@@ -82,7 +93,19 @@ class _Streams:
     def run(self, layer: int) -> None:
         """Go on through the block as it now is."""
         for i, states_BTD in enumerate(self.hidden):
-            self.hidden[i] = self.blocks.run(layer, states_BTD)
+            self.hidden[i] = self._pruned(layer, states_BTD)
+            if self.dense and not self.apart:
+                self.dense[i] = self.hidden[i]
+
+    def _pruned(self, layer: int, states_BTD: Tensor) -> Tensor:
+        """The states after the block as the pruned model has it."""
+        if layer not in self.without:
+            return self.blocks.run(layer, states_BTD)
+        end = self.without[layer]()
+        try:
+            return self.blocks.run(layer, states_BTD)
+        finally:
+            end()
 
     def moments(self, layer: int, together: Sequence[Site], *, last: bool) -> list[Moments]:
         """Of each of the sites of the block. last: this pass is also the one that goes on through it."""
@@ -90,7 +113,7 @@ class _Streams:
         with ExitStack() as stack:
             taps = [stack.enter_context(_tapped(site)) for site in together]
             for i, states_BTD in enumerate(self.hidden):
-                out_BTD = self.blocks.run(layer, states_BTD)
+                out_BTD = self._pruned(layer, states_BTD)
                 target = self._target(i, out_BTD)
                 for moments, tap in zip(found, taps, strict=True):
                     moments.add(tap.pop(), *target)

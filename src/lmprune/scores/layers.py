@@ -1,0 +1,150 @@
+"""Scores of whole layers, and of their attentions and feed-forward layers: larger = keep (docs/methods.md, "Layers").
+
+Axes: B sequences of a batch, T tokens of a sequence, D model width, U units, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..progress import Progress
+from ..sites.layers import Layers
+from ..sites.walk import Blocks
+from .curvature import curvature_after
+
+_BATCH = 4
+
+
+@torch.no_grad()
+def block_influence(model: Any, site: Layers, input_ids: Tensor, progress: Progress | None = None) -> Tensor:
+    """1 - cosine of the stream after the block with the unit and without it, the mean over tokens, (U,).
+
+    For whole blocks that is ShortGPT's (arXiv 2403.03853), for feed-forward layers that of arXiv 2406.15786.
+    """
+    sums_U = torch.zeros(site.count, dtype=torch.float64)
+    for unit, _, with_BTD, without_BTD in _both(model, site, input_ids, progress):
+        cosine_BT = F.cosine_similarity(with_BTD.double(), without_BTD.double(), dim=-1)
+        sums_U[unit] += (1 - cosine_BT).sum().cpu()
+    return sums_U / input_ids.numel()
+
+
+@torch.no_grad()
+def output_error(model: Any, site: Layers, input_ids: Tensor, progress: Progress | None = None) -> Tensor:
+    """½ Σ w Δᵀ M Δ / Σ w over tokens, (U,): what the end loss grows by, to second order, when a block puts out Δ less.
+
+    M: `curvature.curvature_after` of the block. w: 1 / mean square of the stream, as whoever reads it normalises it;
+    unweighted, the few tokens with massive activations would be all that counts.
+    """
+    metrics = curvature_after(model, [site.blocks[member] for member in site.members], input_ids)
+    sums_U, weights_U = torch.zeros(2, site.count, dtype=torch.float64)
+    for unit, _, with_BTD, without_BTD in _both(model, site, input_ids, progress):
+        change_ND = (with_BTD - without_BTD).flatten(0, 1).double().cpu()
+        weights_N = 1 / with_BTD.flatten(0, 1).double().square().mean(1).clamp_min(1e-12).cpu()
+        sums_U[unit] += 0.5 * (weights_N * ((change_ND @ metrics[unit]) * change_ND).sum(1)).sum()
+        weights_U[unit] += weights_N.sum()
+    return sums_U / weights_U
+
+
+@torch.no_grad()
+def loss_without(model: Any, site: Layers, input_ids: Tensor, progress: Progress | None = None) -> Tensor:
+    """The mean next-token loss of the model without the unit, (U,): log of its perplexity."""
+    blocks, sums_U = Blocks(model, [*site.blocks]), torch.zeros(site.count, dtype=torch.float64)
+    for unit, batch_BT, _, states_BTD in _both(model, site, input_ids, progress, blocks):
+        for later in range(site.members[unit] + 1, len(site.blocks)):
+            states_BTD = blocks.run(later, states_BTD)
+        logits_BTV = blocks.logits(states_BTD, batch_BT)[:, :-1].float()
+        sums_U[unit] += F.cross_entropy(logits_BTV.flatten(0, 1), batch_BT[:, 1:].flatten(), reduction="sum").cpu()
+    return sums_U / (input_ids.numel() - len(input_ids))
+
+
+def _both(
+    model: Any, site: Layers, input_ids: Tensor, progress: Progress | None, blocks: Blocks | None = None
+) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    """(a unit, a batch, the stream (B, T, D) after the unit's block, the same without the unit), along the walk."""
+    blocks = blocks or Blocks(model, [*site.blocks])
+    batches = [batch_BT.to(next(model.parameters()).device) for batch_BT in input_ids.split(_BATCH)]
+    hidden = [blocks.inputs(batch_BT) for batch_BT in batches]
+    unit_of = {member: unit for unit, member in enumerate(site.members)}
+    for layer in range(len(site.blocks)):
+        for i, batch_BT in enumerate(batches):
+            before_BTD, hidden[i] = hidden[i], blocks.run(layer, hidden[i])
+            if (unit := unit_of.get(layer)) is not None:
+                yield unit, batch_BT, hidden[i], _skipping(site, unit, blocks, before_BTD)
+        if progress:
+            progress(layer + 1, len(site.blocks))
+
+
+def _skipping(site: Layers, unit: int, blocks: Blocks, before_BTD: Tensor) -> Tensor:
+    """The stream after the unit's block without the unit."""
+    if site.branch is None:
+        return before_BTD
+    end = site.without([unit])
+    try:
+        return blocks.run(site.members[unit], before_BTD)
+    finally:
+        end()
+
+
+#: (model, site, token ids (sequences, T), progress) -> (U,), larger = keep
+LayerScore = Callable[[Any, Layers, Tensor, Progress | None], Tensor]
+
+
+@dataclass(frozen=True)
+class LayerRule:
+    """score: None = drawn from the seed, without a look. num_tokens: how many tokens it reads at most.
+
+    one_by_one: the others are scored again after each unit that goes, as they are without it.
+    """
+
+    score: LayerScore | None
+    num_tokens: int = 0
+    one_by_one: bool = False
+
+
+#: a method's criterion -> what it is for layers
+LAYER_RULES: Mapping[str, LayerRule] = {
+    "shortgpt": LayerRule(block_influence, 65536),
+    "ppl_without": LayerRule(loss_without, 4096),
+    "sleb": LayerRule(loss_without, 4096, one_by_one=True),
+    "obs": LayerRule(output_error, 8192),
+    "random": LayerRule(None),
+}
+
+
+def score_layers(
+    rule: LayerRule,
+    model: Any,
+    site: Layers,
+    input_ids: Tensor | None,
+    until: int,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Scores (U,) by which `until` units are to stay; of a rule that goes one by one those that went have what they had
+    when they went, in that order, and the others ∞."""
+    if rule.score is None:
+        return torch.rand(site.count, generator=torch.Generator().manual_seed(seed))
+    assert input_ids is not None, "there is nothing to score by"
+    input_ids = input_ids[: max(rule.num_tokens // input_ids.shape[1], 1)]
+    if not rule.one_by_one:
+        return rule.score(model, site, input_ids, progress)
+    scores_U, gone = torch.full((site.count,), torch.inf, dtype=torch.float64), []
+    for done in range(site.count - until):
+        end = site.without(gone)
+        try:
+            now_U = rule.score(model, site, input_ids, None)
+        finally:
+            end()
+        now_U[gone] = torch.inf
+        gone.append(int(now_U.argmin()))
+        scores_U[gone[-1]] = now_U[gone[-1]]
+        if progress:
+            progress(done + 1, site.count - until)
+    return scores_U
