@@ -34,7 +34,7 @@ from lmprune.budget.selection import num_kept
 from lmprune.checkpoints.shrinking import shrink
 from lmprune.evaluation.engines import ENGINES
 from lmprune.evaluation.workers import Worker
-from lmprune.export import Job, export, get_target
+from lmprune.export import Order, export, get_target
 from lmprune.jobs.bench import compared, interleaved
 from lmprune.sites.find import find_sites
 
@@ -65,7 +65,7 @@ def written(name: str, engine: str, width: int, room: Path) -> str:
     kind = ENGINES[engine]
     to = kind.export_to or "hf-uniform"
     out = room / f"{width}{get_target(to).suffix or ''}"
-    export(Job(model, find_sites(model), tokenizer, kind.dtype, f"{name}-{width}"), out, to)
+    export(Order(model, find_sites(model), tokenizer, kind.dtype, f"{name}-{width}"), out, to)
     return str(out)
 
 

@@ -34,7 +34,7 @@ from variants import Variant, all_variants  # noqa: E402
 
 from lmprune.checkpoints.shrinking import shrink  # noqa: E402
 from lmprune.errors import UserError  # noqa: E402
-from lmprune.export import Job, export, verify  # noqa: E402
+from lmprune.export import Order, export, verify  # noqa: E402
 from lmprune.runtimes.architectures import NEMOTRON_NAS  # noqa: E402
 from lmprune.sites.find import find_sites  # noqa: E402
 
@@ -56,7 +56,7 @@ def cell(variant: Variant, column: str, room: Path) -> dict[str, Any]:
         model = model_of(variant)
         if per_layer:
             shrink(model, per_layer_plan(model))
-        job = Job(model, find_sites(model), bpe(), "f32", "tiny")
+        job = Order(model, find_sites(model), bpe(), "f32", "tiny")
         guard = verify.prepare(job, to)
         assert not isinstance(guard, str), guard
         out = room / ("m.gguf" if to == "gguf" else "m")

@@ -114,7 +114,7 @@ class Bench:
 
     def _scored(self, method: str, scope: str, keeps: Sequence[float]) -> Iterator[tuple[float, Any]]:
         row, ffns = get_method(method), find_sites(self.model)
-        scores = score_from(ffns, row.criterion, self.statistics, seed=self.seed)
+        scores = score_from(ffns, row.solver.name, self.statistics, seed=self.seed)
         for keep in keeps:
             model = copy.deepcopy(self.model)
             kept = select(scores, keep, scope=scope, seed=self.seed)  # type: ignore[arg-type]

@@ -84,21 +84,21 @@ class Stepper:
 
 def step_ratio(dense: Stepper, gum: Stepper, number: int, repeats: int) -> dict[str, float]:
     """GUM's step against dense, at the keep ratio after `number` steps, estimates of similarity spread over steps."""
-    assert gum.pruner is not None
-    apart = number // gum.pruner.similarity_every * gum.pruner.similarity_every + 1  # no estimate due
+    assert gum.pruner is not None and gum.pruner.pressing is not None
+    apart = number // gum.pruner.pressing.every * gum.pruner.pressing.every + 1  # no estimate due
     for stepper in (gum, dense):
         stepper.step(apart)  # warm up
     pairs = [(gum.step(apart), dense.step(apart)) for _ in range(repeats)]
     refresh = statistics.median(gum.refresh_seconds() for _ in range(3))
     g, d = (statistics.median(column) for column in zip(*pairs, strict=True))
-    every = gum.pruner.similarity_every
+    every = gum.pruner.pressing.every
     return {"gum": g + refresh / every, "dense": d, "refresh": refresh, "ratio": (g + refresh / every) / d}
 
 
 def whole_run(dense: Stepper, gum: Stepper, run_steps: int) -> float:
-    assert gum.pruner is not None
+    assert gum.pruner is not None and gum.pruner.pressing is not None
     total = {"gum": 0.0, "dense": 0.0}
-    every = gum.pruner.similarity_every
+    every = gum.pruner.pressing.every
     for i in range(run_steps):
         number = int((i + 0.5) * STEPS / run_steps)
         number += number % every == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from lmprune.study.records import FORMAT
+from lmprune.study.records import RECORD_FORMAT
 
 LAYERS, WIDTH = 6, 64
 #: method -> how much worse (log perplexity) it is at keep 0; its uniqueness
@@ -30,7 +30,7 @@ def made_up(
     widths = [max(1, round(WIDTH * keep) + (i - 2 if method in ("gum", "top_v") else 0)) for i in range(LAYERS)]
     kept = [sorted(draw.sample(range(WIDTH), min(w, WIDTH))) for w in widths]
     record: dict[str, Any] = {
-        "format": FORMAT,
+        "format": RECORD_FORMAT,
         "id": f"{model.split('/')[-1]}-{task}-{method}-k{keep:g}-s{seed}{'-distil' if distil else ''}",
         "study": "made up",
         "error": error,

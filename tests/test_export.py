@@ -21,7 +21,7 @@ from transformers.utils import logging as hf_logging
 from lmprune.checkpoints import checkpoint, models
 from lmprune.checkpoints.shrinking import shrink
 from lmprune.errors import UserError
-from lmprune.export import TARGETS, Job, export
+from lmprune.export import TARGETS, Order, export
 from lmprune.plan import PLAN_FILE
 from lmprune.sites.families import FAMILIES
 from lmprune.sites.find import find_sites
@@ -43,7 +43,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def written(model: Any, out: Path, to: str, *, dtype: str | None = None) -> dict[str, Any]:
-    return export(Job(model, find_sites(model), None, dtype, "tiny"), out, to)
+    return export(Order(model, find_sites(model), None, dtype, "tiny"), out, to)
 
 
 # -- hf-uniform

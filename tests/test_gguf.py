@@ -24,7 +24,7 @@ import lmprune
 from lmprune.checkpoints.shrinking import shrink
 from lmprune.data import load as load_text
 from lmprune.errors import UserError
-from lmprune.export import Job, export
+from lmprune.export import Order, export
 from lmprune.plan import PrunePlan
 from lmprune.runtimes.architectures import GGUF, SPLITS
 from lmprune.sites.find import find_sites
@@ -71,7 +71,7 @@ def model_of(name: str, **changes: Any) -> Any:
 def written(
     model: Any, out: Path, *, dtype: str = "f32", tokenizer: Any = None, plan: PrunePlan | None = None
 ) -> dict[str, Any]:
-    job = Job(model, find_sites(model), tokenizer or bpe(), dtype, "tiny", plan)
+    job = Order(model, find_sites(model), tokenizer or bpe(), dtype, "tiny", plan)
     return export(job, out, "gguf")
 
 
@@ -269,7 +269,7 @@ def test_spaces_that_llama_cpp_puts_and_the_tokenizer_does_not_are_said(
 ) -> None:
     tokenizer = with_steps(None, pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=False))
     model = tiny_model("llama-tied", vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=1)
-    job = Job(model, find_sites(model), tokenizer, "f32", "tiny")
+    job = Order(model, find_sites(model), tokenizer, "f32", "tiny")
     notes = export(job, tmp_path / "m.gguf", "gguf", verify=False)["notes"]  # these few merges are not in its order
     assert [said in note for note in notes].count(True) == 1 if said else not any("space" in note for note in notes)
     with serving(tmp_path / "m.gguf") as llama:  # it is so
@@ -383,7 +383,7 @@ def test_tokenizers_that_can_not_be_converted(tmp_path: Path) -> None:
     small = tiny_model("llama-tied")  # 128 embeddings
     assert "300 tokens, but the model only 128 embeddings" in refused(small, tmp_path)
     with pytest.raises(UserError, match="comes with none"):
-        export(Job(model, find_sites(model), None, "f32", "tiny"), tmp_path / "m.gguf", "gguf")
+        export(Order(model, find_sites(model), None, "f32", "tiny"), tmp_path / "m.gguf", "gguf")
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,7 +429,7 @@ def test_a_model_that_was_only_fine_tuned_is_not_called_pruned(tmp_path: Path) -
 
 def test_a_model_that_was_not_pruned_tells_its_original(tmp_path: Path) -> None:
     model = model_of("llama-tied")
-    job = Job(model, find_sites(model), bpe(), "f32", "tiny", origin={"base_model": "gpt2", "license": "mit"})
+    job = Order(model, find_sites(model), bpe(), "f32", "tiny", origin={"base_model": "gpt2", "license": "mit"})
     export(job, tmp_path / "m.gguf", "gguf")
     told = {key: f.contents() for key, f in gguf.GGUFReader(tmp_path / "m.gguf").fields.items()}
     assert told["general.license"] == "mit" and told["general.base_model.0.name"] == "gpt2"

@@ -17,8 +17,8 @@ from lmprune.checkpoints.shrinking import shrink
 from lmprune.errors import UserError
 from lmprune.gradual import GradualPruner, GradualSettings
 from lmprune.gradual.goal import Goal
-from lmprune.gradual.schedules import cubic, milestones
-from lmprune.gradual.similarity import Rows, SimilarityEstimate, cosines, mean_similarity
+from lmprune.gradual.schedules import cubic, milestone_steps
+from lmprune.gradual.similarity import Rows, SimilarityEstimate, absolute_cosines, mean_similarity
 from lmprune.gradual.soft import SoftThreshold
 from lmprune.gradual.warm_start import SPREAD
 from lmprune.methods import METHODS
@@ -144,7 +144,7 @@ def test_a_masked_neuron_feels_the_loss_and_returns_where_all_are_computed(compu
 def test_the_warm_starts_refit_is_that_of_the_neurons_that_left_at_this_step():
     model = tiny_model("llama")
     pruner = pruner_of(model, "top_v", warm_start=True, keep=0.5)
-    first = milestones(STEPS, 5)[0]
+    first = milestone_steps(STEPS, 5)[0]
     for step in range(first):
         pruner.begin_step(step)
     before = pruner.masks.kept
@@ -180,7 +180,7 @@ def test_a_warm_start_begins_where_obs_would_prune_and_refits_on_the_way():
     in_order = torch.cat(curves)[torch.cat(start).argsort()]
     assert torch.equal(in_order, in_order.sort().values) and len(in_order.unique()) > 100
     assert float(torch.cat(start).max()) == -float(torch.cat(start).min()) == SPREAD
-    first = milestones(STEPS, 5)[0]
+    first = milestone_steps(STEPS, 5)[0]
     for step in range(first + 1):
         before = [ffn.reader().detach().clone() for ffn in find_sites(model)]
         part = pruner.masks.kept
@@ -301,7 +301,7 @@ def test_cosines_are_the_brute_force_ones_and_a_silent_neuron_has_none():
     h = torch.randn(50, 6, dtype=torch.float64)
     h[:, 2] = 0
     h[:, 5] = -3 * h[:, 0]
-    found = cosines(h.T @ h)
+    found = absolute_cosines(h.T @ h)
     for j in range(6):
         for k in range(6):
             expected = 0.0

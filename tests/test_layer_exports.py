@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from lmprune.checkpoints.shrinking import shrink
 from lmprune.errors import UserError
-from lmprune.export import Job, export
+from lmprune.export import Order, export
 from lmprune.sites.address import Kind
 from lmprune.sites.find import find_sites
 
@@ -45,8 +45,8 @@ def test_a_missing_attention_runs_as_deci(name: str, tmp_path: Path) -> None:
     assert field(tmp_path / "m.gguf", "deci.attention.head_count")[1] == 0
 
 
-def job_of(model: Any, dtype: str | None = None) -> Job:
-    return Job(model, find_sites(model), bpe(), dtype, "tiny")
+def job_of(model: Any, dtype: str | None = None) -> Order:
+    return Order(model, find_sites(model), bpe(), dtype, "tiny")
 
 
 @pytest.mark.parametrize(

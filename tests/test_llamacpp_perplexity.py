@@ -16,7 +16,7 @@ from lmprune import data
 from lmprune.data.beginning import Beginning
 from lmprune.data.tokens import stream
 from lmprune.evaluation.perplexity import perplexity
-from lmprune.export import Job, export
+from lmprune.export import Order, export
 from lmprune.sites.find import find_sites
 
 GEMMA = SHARED.parent / "gemma" / "gemma-3-270m-q4_k_m.gguf"
@@ -30,7 +30,7 @@ def test_perplexity_is_that_of_llama_cpp(bos: bool, tmp_path):
     if bos:
         before = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
         tokenizer.backend_tokenizer.post_processor = before
-    export(Job(model, find_sites(model), tokenizer, "f32", "tiny", None), tmp_path / "m.gguf", "gguf")
+    export(Order(model, find_sites(model), tokenizer, "f32", "tiny", None), tmp_path / "m.gguf", "gguf")
     with serving(tmp_path / "m.gguf") as llama:
         ids = llama.tokenize(WORDS, special=True)
         nll = -torch.stack([llama.log_probs(ids[:t], VOCABULARY)[ids[t]] for t in range(1, len(ids))]).mean()

@@ -16,7 +16,7 @@ import lmprune
 from lmprune.checkpoints.shrinking import shrink
 from lmprune.errors import UserError
 from lmprune.evaluation.engines import OnnxRuntime
-from lmprune.export import Job, export
+from lmprune.export import Order, export
 from lmprune.sites.find import find_sites
 
 pytest.importorskip("onnxscript", reason="no ONNX here: pip install 'lmprune[onnx]'")
@@ -28,7 +28,7 @@ SLOW = ["gpt2", "gpt_neo", "opt", "bloom", "phi3", "gemma2"]  # torch needs half
 
 
 def exported(model: Any, out: Path, tokenizer: Any = None) -> OnnxRuntime:
-    export(Job(model, find_sites(model), tokenizer, None, "tiny"), out, "onnx")
+    export(Order(model, find_sites(model), tokenizer, None, "tiny"), out, "onnx")
     return OnnxRuntime(str(out), threads=1, context=64)
 
 

@@ -9,7 +9,7 @@ from tiny_models import tiny_model
 from lmprune.data.pairs import Item
 from lmprune.errors import UserError
 from lmprune.evaluation.decoding import Output
-from lmprune.evaluation.predictions import PREDICTIONS, SETTINGS, Predictions, fingerprint
+from lmprune.evaluation.predictions import PREDICTIONS, SETTINGS, Predictions, weights_fingerprint
 
 ITEMS = [Item(f"context {i}", (f" right {i}", f" also right {i}")) for i in range(4)]
 SETTINGS_OF_ALL = {"weights": "abc", "max_new_tokens": 8}
@@ -74,5 +74,9 @@ def test_folders_that_are_something_else(tmp_path):
 
 def test_the_fingerprint_is_that_of_the_weights():
     model = tiny_model("gpt2")
-    assert fingerprint(model) == fingerprint(tiny_model("gpt2")) != fingerprint(tiny_model("gpt2", seed=1))
-    assert fingerprint(model.to(torch.bfloat16)) != fingerprint(tiny_model("gpt2"))
+    assert (
+        weights_fingerprint(model)
+        == weights_fingerprint(tiny_model("gpt2"))
+        != weights_fingerprint(tiny_model("gpt2", seed=1))
+    )
+    assert weights_fingerprint(model.to(torch.bfloat16)) != weights_fingerprint(tiny_model("gpt2"))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmprune.errors import UserError
-from lmprune.gradual.schedules import MIN_STEPS, cubic, descent, milestones, oneshot
+from lmprune.gradual.schedules import MIN_STEPS, cubic, descent, milestone_steps, oneshot
 
 ratios = st.floats(0.01, 1.0)
 lengths = st.integers(MIN_STEPS, 3000)
@@ -44,7 +44,7 @@ def test_the_descent_is_what_is_left_of_the_cubic_whatever_the_ratio(num_steps: 
 
 @given(lengths, st.integers(1, 8))
 def test_after_the_last_milestone_the_ratio_is_the_final_one(num_steps: int, number: int):
-    steps = milestones(num_steps, number)
+    steps = milestone_steps(num_steps, number)
     assert steps == sorted(set(steps)) and 1 <= len(steps) <= number
     assert 0.1 * num_steps < steps[0] and steps[-1] < num_steps
     assert cubic(0.4, num_steps)(steps[-1]) == pytest.approx(0.4)

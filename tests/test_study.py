@@ -22,7 +22,7 @@ from lmprune.errors import UserError
 from lmprune.report.figures import _bits
 from lmprune.study import grid, records, run
 from lmprune.study.estimate import estimate
-from lmprune.study.run import Task, bitmap
+from lmprune.study.run import Errand, bitmap
 
 STUDY = """\
 name: tiny
@@ -102,14 +102,14 @@ def test_commands_are_spelt_out(written: Any, tmp_path: Path) -> None:
     assert [r.seed for r in found.runs if r.reference] == [1, 2]  # trained, so one a seed
     pick = next(r for r in found.runs if (r.method, r.seed) == ("random", 2))
     assert found.reference(pick).seed == 2
-    dense = Task(found.reference(pick), "s", tmp_path / "d", None, True, 1, tmp_path)
+    dense = Errand(found.reference(pick), "s", tmp_path / "d", None, True, 1, tmp_path)
     trained = run.commands(dense)
     assert trained["finetune"][:4] == ["finetune", pick.model, "--out", str(tmp_path / "d" / "checkpoint")]
     assert (
         " ".join(trained["finetune"]).endswith("--steps 7 --seq-len 32")
         and trained["eval"][1] == trained["finetune"][3]
     )
-    pruned = run.commands(Task(pick, "s", tmp_path / "r", "DENSE", False, 1, tmp_path))
+    pruned = run.commands(Errand(pick, "s", tmp_path / "r", "DENSE", False, 1, tmp_path))
     assert list(pruned) == ["prune", "finetune", "eval", "analyze"]
     assert pruned["prune"][:4] == ["prune", "DENSE", "--out", str(tmp_path / "r" / "pruned")]
     assert "--teacher DENSE" in " ".join(pruned["prune"]) and "--keep 0.5 --seed 2" in " ".join(pruned["prune"])
@@ -121,11 +121,11 @@ def test_a_task_has_no_baseline_and_bench_compares_with_dense(written: Any, text
     task = ((f"data: {text}", "data: wikisql"), ("eval: {context: 64}", "data_dir: d"))
     options = (("eval: {max_tokens: 512}", "bench: {prompt_tokens: 8}"),)
     found = grid.read(written(*task, *options), commands())
-    pruned = run.commands(Task(found.runs[1], "s", tmp_path / "r", "DENSE", False, 1, tmp_path))
+    pruned = run.commands(Errand(found.runs[1], "s", tmp_path / "r", "DENSE", False, 1, tmp_path))
     at = str(tmp_path / "r" / "checkpoint")
     assert pruned["eval"] == ["eval", at, "--data", "wikisql", "--data-dir", "d"]
     assert pruned["bench"] == ["bench", "DENSE", at, "--prompt-tokens", "8"]
-    assert "bench" not in run.commands(Task(found.runs[0], "s", tmp_path / "d", None, True, 1, tmp_path))
+    assert "bench" not in run.commands(Errand(found.runs[0], "s", tmp_path / "d", None, True, 1, tmp_path))
     of_a_task = grid.read(written(("eval: {context: 64}", "bench: {prompt_tokens: 8}")), commands())
     assert of_a_task.runs[1].sections["bench"] == {"prompt_tokens": 8}
 
@@ -310,7 +310,7 @@ def test_a_study_that_trains_and_distils(written: Any, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_command_that_was_killed_is_told(written: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = grid.read(written(), commands())
-    task = run.Task(found.runs[0], "tiny", tmp_path / "r", None, False, 1, Path.cwd())
+    task = run.Errand(found.runs[0], "tiny", tmp_path / "r", None, False, 1, Path.cwd())
     shell = tmp_path / "python"
     shell.write_text("#!/bin/sh\nkill -9 $$\n")
     shell.chmod(0o755)

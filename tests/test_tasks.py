@@ -9,7 +9,7 @@ from tiny_models import tiny_model
 from lmprune.data import pairs
 from lmprune.data.records import Pair, PairData
 from lmprune.data.sql import Query
-from lmprune.data.wikisql import Question, Table
+from lmprune.data.wikisql import Question, SqlTable
 from lmprune.errors import UserError
 from lmprune.evaluation import tasks
 from lmprune.evaluation.decoding import DECODINGS
@@ -69,7 +69,7 @@ def without_first_choices(task: tasks.Task) -> tasks.Task:
 
 
 def test_wikisql_end_to_end():
-    table = Table(("Player", "No."))
+    table = SqlTable(("Player", "No."))
     questions = [Question(f"Who is {i}?", table, Query(0, 0, ((1, 0, str(i)),))) for i in range(4)]
     found = [question.pair() for question in questions]
     right = [pair.completion for pair in found]

@@ -16,7 +16,7 @@ import lmprune as package
 from lmprune.data import load as load_text
 from lmprune.errors import UserError
 from lmprune.training.distillation import divergence, divergence_from_top_k, top_k
-from lmprune.training.examples import blocks
+from lmprune.training.examples import token_blocks
 from lmprune.training.teachers import OnlineTeacher, StoredTeacher, fingerprint, write_teacher
 from lmprune.training.trainer import IGNORED, collate
 
@@ -174,7 +174,7 @@ def test_64_logits_of_a_real_teacher(shared: Path):
     student = package.load(folder)
     package.prune(student, method="magnitude", keep=0.5)
     text = load_text("wikitext:tokens", "validation", data_dir=shared / "data" / "wikitext")
-    ids = torch.stack([block["input_ids"] for block in blocks(tokenizer, text, 256, 4 * 256)])
+    ids = torch.stack([block["input_ids"] for block in token_blocks(tokenizer, text, 256, 4 * 256)])
     with torch.no_grad():
         teacher_NV, student_NV = (model(ids).logits.flatten(0, 1) for model in (dense, student))
 

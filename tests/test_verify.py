@@ -16,13 +16,13 @@ from tiny_models import tiny_model
 from lmprune.checkpoints.shrinking import shrink
 from lmprune.errors import UserError
 from lmprune.evaluation import llamacpp
-from lmprune.export import Job, export, folder, gguf, gguf_tensors, readers, verify
+from lmprune.export import Order, export, folder, gguf, gguf_tensors, readers, verify
 from lmprune.export.arithmetic import Rounding, log_probs, through
 from lmprune.sites.find import find_sites
 
 
-def job_of(model: Any, dtype: str | None = None) -> Job:
-    return Job(model, find_sites(model), bpe(), dtype, "tiny")
+def job_of(model: Any, dtype: str | None = None) -> Order:
+    return Order(model, find_sites(model), bpe(), dtype, "tiny")
 
 
 def caught(model: Any, out: Path, to: str, dtype: str | None = None) -> str:

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmprune.data.sql import Query, render
-from lmprune.data.wikisql import Question, Table
+from lmprune.data.wikisql import Question, SqlTable
 from lmprune.evaluation import wikisql
 
-TABLE = Table(
+TABLE = SqlTable(
     ("Player", "No.", "Team"),
     ("text", "real", "text"),
     (("Ann", 3, "Reds"), ("Bob", 21, "Reds"), ("Cid", 1021, "BLUES"), ("Dee", None, "blues")),
@@ -19,7 +19,7 @@ RIGHT = Query(0, 0, ((1, 1, "3"), (2, 0, "Reds")))
 QUESTION = Question("Who?", TABLE, RIGHT)
 
 
-def scores(*predictions: str, table: Table = TABLE, gold: Query = RIGHT) -> dict[str, list[float]]:
+def scores(*predictions: str, table: SqlTable = TABLE, gold: Query = RIGHT) -> dict[str, list[float]]:
     """The three metrics of each prediction alone."""
     each = [wikisql.score([text], [Question("Who?", table, gold)]) for text in predictions]
     return {name: [found[name].value for found in each] for name in each[0]}
@@ -47,7 +47,7 @@ def test_by_hand():
 
 
 def test_without_rows_there_is_no_execution():
-    assert list(scores(text(RIGHT), table=Table(TABLE.header))) == ["exact_match", "logical_form"]
+    assert list(scores(text(RIGHT), table=SqlTable(TABLE.header))) == ["exact_match", "logical_form"]
 
 
 def test_conditions_are_a_set():
@@ -71,19 +71,21 @@ def test_conditions_are_a_set():
     ],
 )
 def test_execution(query, result):
-    assert wikisql.execute(query, TABLE) == result
+    assert wikisql.run_query(query, TABLE) == result
 
 
 def test_integers_beyond_64_bits():
-    table = Table(("A", "B"), ("text", "real"), ((2**62, 2**70), (2**62, 1)))
-    assert wikisql.execute(Query(0, 4, ()), table) is None, "SQLite can't add them up: the query is wrong, not a crash"
-    assert wikisql.execute(Query(0, 0, ((1, 1, "1000"),)), table) == [str(2**62)]
+    table = SqlTable(("A", "B"), ("text", "real"), ((2**62, 2**70), (2**62, 1)))
+    assert wikisql.run_query(Query(0, 4, ()), table) is None, (
+        "SQLite can't add them up: the query is wrong, not a crash"
+    )
+    assert wikisql.run_query(Query(0, 0, ((1, 1, "1000"),)), table) == [str(2**62)]
 
 
 def test_numbers_in_text_columns_compare_as_text():
-    table = Table(("A",), ("text",), (("3",), ("21",), (3,)))
-    assert wikisql.execute(Query(0, 0, ((0, 0, "3"),)), table) == ["3", "3"]
-    assert wikisql.execute(Query(0, 0, ((0, 2, "3"),)), table) == ["21"]  # before "3" in the alphabet
+    table = SqlTable(("A",), ("text",), (("3",), ("21",), (3,)))
+    assert wikisql.run_query(Query(0, 0, ((0, 0, "3"),)), table) == ["3", "3"]
+    assert wikisql.run_query(Query(0, 0, ((0, 2, "3"),)), table) == ["21"]  # before "3" in the alphabet
 
 
 CELLS = st.tuples(st.sampled_from(["Aa", "aA", "b", "21"]), st.integers(-3, 3))
@@ -110,5 +112,5 @@ def test_execution_against_python(rows, conditions, sel, agg):
         0: kept, 1: [max(kept, default=None)], 2: [min(kept, default=None)], 3: [len(kept)],
         4: [sum(kept) if kept and sel else None], 5: [sum(kept) / len(kept) if kept and sel else None],
     }[agg]  # fmt: skip
-    table = Table(("A", "B"), ("text", "real"), tuple(rows))
-    assert wikisql.execute(Query(sel, agg, conds), table) == pytest.approx(expected)
+    table = SqlTable(("A", "B"), ("text", "real"), tuple(rows))
+    assert wikisql.run_query(Query(sel, agg, conds), table) == pytest.approx(expected)

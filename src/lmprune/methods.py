@@ -178,7 +178,7 @@ def get_method(method: MethodLike) -> Method:
         if method not in METHODS:
             raise unknown("method", method, [*METHODS, *(n for n in plugins.offered(plugins.METHODS))])
         return METHODS[method]
-    return checked(_row_of(method))
+    return checked_method(_row_of(method))
 
 
 def all_methods() -> dict[str, Method]:
@@ -195,11 +195,11 @@ def register_method(method: Method) -> Method:
     """
     if isinstance(method, Method) and method.name in METHODS:
         raise UserError(f"there is a method {method.name!r} already; register yours under another name")
-    METHODS[method.name] = checked(method)
+    METHODS[method.name] = checked_method(method)
     return method
 
 
-def checked(method: Any) -> Method:
+def checked_method(method: Any) -> Method:
     """Raises: UserError for a row that can't work."""
     if not isinstance(method, Method):
         raise UserError(f"expected a lmprune.Method, got {type(method).__name__} {method!r:.50}")

@@ -20,7 +20,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 from ..errors import UserError
 from ..runtimes.architectures import GGUF
 from ..runtimes.gguf_file import GGUFFile, read_gguf
-from ..runtimes.gguf_layout import Place, places
+from ..runtimes.gguf_layout import TensorPlace, places
 from ..runtimes.gguf_spec import GGUFSpec
 from ..sites.find import find_sites
 from .dtypes import GGUF_FLOATS
@@ -41,7 +41,7 @@ class Described:
 
     file: GGUFFile
     model: Any
-    places: tuple[Place, ...]
+    places: tuple[TensorPlace, ...]
     scalars: Mapping[str, Sequence[float]]
 
     @property
@@ -98,7 +98,7 @@ def _described(file: GGUFFile, model_type: str) -> Described:
     spec, there = GGUF[model_type], _tensors(file)
     zeros = _zeros(file, spec, there)
 
-    def placed(config: Any) -> tuple[Any, tuple[Place, ...]]:
+    def placed(config: Any) -> tuple[Any, tuple[TensorPlace, ...]]:
         with torch.device("meta"):
             model = cast(Any, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])(copy.deepcopy(config))
         return model, tuple(places(model, spec, file.arch))
@@ -164,7 +164,7 @@ def _with_flags(config: Any, misfits: Callable[[Any], int]) -> tuple[Any, int]:
     return config, best
 
 
-def _reader_biases(model: Any, found: Sequence[Place], there: set[str]) -> list[bool]:
+def _reader_biases(model: Any, found: Sequence[TensorPlace], there: set[str]) -> list[bool]:
     """Of each layer: whether the file has a bias behind the FFN that the stock model does not have."""
     weights = {id(model.get_parameter(place.name)): place.theirs for place in found}
     names = [weights[id(site.reader_linear.weight)].replace(".weight", ".bias") for site in find_sites(model)]
@@ -187,7 +187,7 @@ def _cut(model: Any, biases: Sequence[bool], neurons: Sequence[int]) -> bool:
     return True
 
 
-def _check(file: GGUFFile, found: Sequence[Place], there: set[str]) -> None:
+def _check(file: GGUFFile, found: Sequence[TensorPlace], there: set[str]) -> None:
     """Raises: UserError unless every tensor is a parameter, and every parameter a tensor of its shape."""
     known = {place.theirs: place.shape for place in found}
     if extra := sorted(there - set(known)):

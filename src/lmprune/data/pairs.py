@@ -118,7 +118,7 @@ class Encoded:
     begins: int = 0
 
 
-def encode(pairs: Sequence[Pair], tokenizer: Any, *, max_len: int) -> list[Encoded | None]:
+def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, *, max_len: int) -> list[Encoded | None]:
     """Context and completion of each pair, together at most `max_len` tokens.
 
     They are tokenised apart, so that training and decoding see the same context. A context that is too long loses
@@ -154,11 +154,11 @@ def examples(
     """Training examples, unpadded: `input_ids` and `labels` of the same length, at most `max_len`, eos at the end.
 
     loss_on: `completion` gives IGNORED labels to the context; `sequence` only to its BOS.
-    note: told, in a sentence each, how many contexts were cut (see `encode`) and how many pairs left out.
-    Raises: UserError as `encode`, or where no pair is left.
+    note: told, in a sentence each, how many contexts were cut (see `encode_pairs`) and how many pairs left out.
+    Raises: UserError as `encode_pairs`, or where no pair is left.
     """
     check_loss_on(loss_on)
-    encoded = encode(pairs, tokenizer, max_len=max_len)
+    encoded = encode_pairs(pairs, tokenizer, max_len=max_len)
     fitting = [each for each in encoded if each is not None]
     if not fitting:
         raise UserError(f"none of the {len(pairs)} completions fits into {max_len} tokens with its context")

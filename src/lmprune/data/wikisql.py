@@ -22,7 +22,7 @@ VARIANTS = ("types",)
 
 
 @dataclass(frozen=True)
-class Table:
+class SqlTable:
     """header: names of the columns. types: `text` or `real` each. rows: their values. None = not known."""
 
     header: tuple[str, ...]
@@ -35,13 +35,14 @@ class Question:
     """A record of WikiSQL: what was asked of a table, and the query that answers it."""
 
     text: str
-    table: Table
+    table: SqlTable
     query: Query
 
     def pair(self, *, types: bool = False) -> Pair:
         """The template. types: tell the columns' types as well.
 
-        >>> pair = Question("Who is 3?", Table(("Player", "No."), ("text", "real")), Query(0, 0, ((1, 0, "3"),))).pair()
+        >>> table = SqlTable(("Player", "No."), ("text", "real"))
+        >>> pair = Question("Who is 3?", table, Query(0, 0, ((1, 0, "3"),))).pair()
         >>> print(pair.context + pair.completion)
         Who is 3?
         columns: "Player", "No."
@@ -70,13 +71,13 @@ def load(variant: str | None, split: str, data_dir: Path | None) -> PairData:
     return PairData(found.name, [question.pair(types=variant == "types") for question in questions], found.provenance)
 
 
-def _tables(path: Path) -> dict[str, Table]:
+def _tables(path: Path) -> dict[str, SqlTable]:
     if not path.is_file():
         raise UserError(f"no {path.name} beside the questions in {path.parent}: the tables' headers are there")
     return {text_field(row, "id", where): _table(row, where) for where, row in files.rows(path)}
 
 
-def _table(row: Mapping[str, Any], where: str) -> Table:
+def _table(row: Mapping[str, Any], where: str) -> SqlTable:
     header, types, rows = row.get("header"), row.get("types"), row.get("rows")
     if not isinstance(header, list) or not header or not all(isinstance(name, str) for name in header):
         raise UserError(f"{where}: field 'header' must be a list of names, got {header!r:.60}")
@@ -84,7 +85,9 @@ def _table(row: Mapping[str, Any], where: str) -> Table:
         raise UserError(f"{where}: field 'types' must name a type, text or real, for each of the {len(header)} columns")
     if rows is not None and not (isinstance(rows, list) and all(_is_row(cells, len(header)) for cells in rows)):
         raise UserError(f"{where}: field 'rows' has rows that are not of {len(header)} values, one a column")
-    return Table(tuple(header), tuple(types) if types else None, tuple(map(tuple, rows)) if rows is not None else None)
+    return SqlTable(
+        tuple(header), tuple(types) if types else None, tuple(map(tuple, rows)) if rows is not None else None
+    )
 
 
 def _is_row(cells: Any, length: int) -> bool:
@@ -94,7 +97,7 @@ def _is_row(cells: Any, length: int) -> bool:
     )
 
 
-def _question(row: Mapping[str, Any], where: str, tables: Mapping[str, Table] | None) -> Question:
+def _question(row: Mapping[str, Any], where: str, tables: Mapping[str, SqlTable] | None) -> Question:
     """tables: by their ids; None where each row brings its own table, as on the hub."""
     if tables is None:
         if not isinstance(row.get("table"), Mapping):

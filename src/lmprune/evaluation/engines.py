@@ -120,7 +120,7 @@ class LlamaCpp:
 
 
 @dataclass(frozen=True)
-class Kind:
+class EngineKind:
     """open: an Engine's class. export_to: what a checkpoint has to be exported to first, and in which dtype."""
 
     open: Callable[..., Engine]
@@ -129,9 +129,9 @@ class Kind:
 
 
 ENGINES = {
-    "torch": Kind(Torch),
-    "onnxruntime": Kind(OnnxRuntime, "onnx", "f32"),
-    "llamacpp": Kind(LlamaCpp, "gguf", "f16"),
+    "torch": EngineKind(Torch),
+    "onnxruntime": EngineKind(OnnxRuntime, "onnx", "f32"),
+    "llamacpp": EngineKind(LlamaCpp, "gguf", "f16"),
 }
 
 

@@ -29,7 +29,7 @@ class Predictions:
         self._folder = folder
         if folder is None:
             return
-        check_folder(folder)
+        check_predictions_folder(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if (file := folder / SETTINGS).exists():
@@ -62,7 +62,7 @@ class Predictions:
             self.outputs[row["index"]] = Output(row["prediction"], row["finished"])
 
 
-def check_folder(folder: Path) -> None:
+def check_predictions_folder(folder: Path) -> None:
     """Call it before long work. Raises: UserError where `Predictions` could not use the folder."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; expected a folder for predictions and scores")
@@ -70,7 +70,7 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"{folder} holds something other than predictions; choose another --out")
 
 
-def fingerprint(model: Any) -> str:
+def weights_fingerprint(model: Any) -> str:
     """SHA-256 of the model's weights: a checkpoint's path may come to hold another model."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.beginning import Beginning
-from ..data.pairs import Item, begun, encode, items_of, token_ids
+from ..data.pairs import Item, begun, encode_pairs, items_of, token_ids
 from ..data.records import PairData
 from ..errors import UserError
 from ..progress import Stages, silent
@@ -17,7 +17,7 @@ from ..sites.limits import max_context
 from . import bleu, rouge, wikisql
 from .decoding import Decoding, decode, first_choices_right
 from .intervals import Estimate, share
-from .predictions import Predictions, fingerprint
+from .predictions import Predictions, weights_fingerprint
 
 _ENDLESS = 10**9  # tokens, for a model that names no limit
 
@@ -116,7 +116,7 @@ def evaluate(
     predictions = Predictions(
         folder,
         {
-            "weights": fingerprint(model) if folder else None,
+            "weights": weights_fingerprint(model) if folder else None,
             "data": data.provenance.get("sha256"),
             "decoding": vars(decoding),
             "max_new_tokens": max_new_tokens,
@@ -135,7 +135,7 @@ def evaluate(
     outputs = [predictions.outputs[i] for i in range(len(items))]
     metrics = task.score([output.text for output in outputs], items)
     if task.one_answer:
-        encoded = encode(pairs, tokenizer, max_len=max_context(model.config) or _ENDLESS)
+        encoded = encode_pairs(pairs, tokenizer, max_len=max_context(model.config) or _ENDLESS)
         right = first_choices_right(model, encoded, batch_size=batch_size, progress=stages("first choices"))
         metrics["first_choices"] = share(right)
     return TaskResult(metrics, len(items), len(todo), cut, sum(not output.finished for output in outputs), seconds)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import closing
 
 from ..data.sql import AGGREGATES, OPERATORS, Query, parse
-from ..data.wikisql import Question, Table
+from ..data.wikisql import Question, SqlTable
 from .intervals import Estimate, share
 
 _NUMBER = re.compile(r"[-+]?\d*\.\d+|\d+")
@@ -41,13 +41,13 @@ def _conditions(query: Query) -> set[tuple[int, int, str]]:
     return {(column, op, value.lower()) for column, op, value in query.conds}
 
 
-def same_result(query: Query, gold: Query, table: Table) -> bool:
+def same_result(query: Query, gold: Query, table: SqlTable) -> bool:
     """Whether both return the same rows, in the same order; a query that can't be executed is wrong."""
-    expected = execute(gold, table)
-    return expected is not None and execute(query, table) == expected
+    expected = run_query(gold, table)
+    return expected is not None and run_query(query, table) == expected
 
 
-def execute(query: Query, table: Table) -> list[object] | None:
+def run_query(query: Query, table: SqlTable) -> list[object] | None:
     """What SQLite returns: a value for each row that fulfils the conditions, or one where there is an aggregate.
 
     Text is in lower case, as in the official databases. None where a number is asked for and the condition has none,

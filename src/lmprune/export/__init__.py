@@ -17,7 +17,7 @@ from ..sites.site import Site
 
 
 @dataclass(frozen=True)
-class Job:
+class Order:
     """What is to be written; the model may be changed on the way.
 
     name: of the model, for people. plan: how it was pruned. origin: where the model comes from. papers: from the
@@ -38,7 +38,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Target:
-    """module: the file here that has `write(job, path) -> details`. dtypes: the first is what is written unless asked.
+    """module: the file here that has `write(order, path) -> details`. dtypes: the first is written unless asked.
 
     suffix: of the file to write; None for a folder. load_as: the dtype to load the model in.
     """
@@ -50,7 +50,7 @@ class Target:
     load_as: str = "auto"
 
     @property
-    def write(self) -> Callable[[Job, Path], dict[str, Any]]:
+    def write(self) -> Callable[[Order, Path], dict[str, Any]]:
         return import_module(f".{self.module}", __name__).write
 
 
@@ -95,8 +95,8 @@ def _begins(file: Path, kind: str) -> bool:
         return opened.read(len(kind)) == kind.encode()
 
 
-def export(job: Job, out: Path, to: str, *, force: bool = False, verify: bool = True) -> dict[str, Any]:
-    """Write the job's model to `out`, and return what there is to say of it: `notes`, sentences for people, and more.
+def export(order: Order, out: Path, to: str, *, force: bool = False, verify: bool = True) -> dict[str, Any]:
+    """Write the order's model to `out`, and return what there is to say of it: `notes`, sentences for people, and more.
 
     verify: run what was written in its engine and compare (see `verify`); `verification` in what is returned tells.
     Raises: UserError, also where it computes something else; `out` is then as it was.
@@ -105,12 +105,12 @@ def export(job: Job, out: Path, to: str, *, force: bool = False, verify: bool = 
 
     target = get_target(to)
     out = out.expanduser().resolve()
-    check_target(target, out, job.dtype, force=force)
+    check_target(target, out, order.dtype, force=force)
     with written_aside(out, folder=target.suffix is None) as path:
-        guard = guarding.prepare(job, to) if verify else "--no-verify"
-        details = target.write(job, path)
-        details["verification"] = guarding.check(guard, job, to, path)
+        guard = guarding.prepare(order, to) if verify else "--no-verify"
+        details = target.write(order, path)
+        details["verification"] = guarding.check(guard, order, to, path)
         details["notes"] = [*details["notes"], guarding.sentence(details["verification"])]
         if target.suffix is None:
-            put(path, job.papers(details["notes"]))
+            put(path, order.papers(details["notes"]))
     return details

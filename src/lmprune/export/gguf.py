@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..sites.limits import max_context
-from . import Job
+from . import Order
 from .gaps import gaps, refuse_gaps
 from .gguf_facts import facts
 from .gguf_metadata import hyperparameters, scalars, spec_of
@@ -24,14 +24,14 @@ from .gguf_tensors import check_dtype, stored_tensors
 from .gguf_tokenizer import lost, tokenizer_metadata
 
 
-def write(job: Job, out: Path) -> dict[str, Any]:
+def write(order: Order, out: Path) -> dict[str, Any]:
     """Write the file `out`; how the model was pruned goes into it as `lmprune.plan`.
 
     Raises: UserError where llama.cpp can't run the model or its tokenizer, or a tensor does not fit the dtype.
     """
-    model, ffns = job.model, job.ffns
-    storage, spec = check_dtype(job.dtype or "f16"), spec_of(model.config)
-    if job.tokenizer is None:
+    model, ffns = order.model, order.ffns
+    storage, spec = check_dtype(order.dtype or "f16"), spec_of(model.config)
+    if order.tokenizer is None:
         raise UserError("a GGUF file holds its tokenizer, and this model comes with none; put it beside config.json")
     attentions, without_ffn = gaps(model, "attention"), gaps(model, "ffn")
     if spec.per_layer is None:
@@ -52,13 +52,13 @@ def write(job: Job, out: Path) -> dict[str, Any]:
     rotary_settings, factors = rotary(model, spec)
     settings = hyperparameters(model, ffns, spec, per_layer=per_layer) | rotary_settings
     metadata = {
-        **facts(job),
+        **facts(order),
         "general.file_type": int(storage.file_type),
         "general.quantization_version": gguf.GGML_QUANT_VERSION,
         **{f"{arch}.{key}": value for key, value in settings.items()},
         f"{arch}.vocab_size": vocab_size,
         **scalars(model, spec),
-        **tokenizer_metadata(job.tokenizer, vocab_size),
+        **tokenizer_metadata(order.tokenizer, vocab_size),
     }
     tensors = stored_tensors(model, spec, arch, storage, factors)
     writer = gguf.GGUFWriter(out, arch)
@@ -75,7 +75,7 @@ def write(job: Job, out: Path) -> dict[str, Any]:
             writer.write_tensor_data(tensor.data())
     finally:
         writer.close()
-    notes = [f"llama.cpp runs it as {arch}", *_shorter(model.config, settings), *lost(job.tokenizer)]
+    notes = [f"llama.cpp runs it as {arch}", *_shorter(model.config, settings), *lost(order.tokenizer)]
     return {"arch": arch, "notes": notes}
 
 

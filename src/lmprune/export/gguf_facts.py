@@ -6,18 +6,18 @@ from typing import Any
 
 from ..plan import PrunePlan
 from ..runtimes.gguf_keys import PLAN_KEY
-from . import Job
+from . import Order
 
 
-def facts(job: Job) -> dict[str, Any]:
+def facts(order: Order) -> dict[str, Any]:
     """Metadata under `general.` and `lmprune.`."""
-    origin = (job.plan.provenance.get("model") if job.plan else None) or job.origin
+    origin = (order.plan.provenance.get("model") if order.plan else None) or order.origin
     licence = {"": "license", ".name": "license_name", ".link": "license_link"}
     return {
-        "general.name": job.name,
+        "general.name": order.name,
         **{f"general.license{end}": str(origin[key]) for end, key in licence.items() if origin.get(key)},
         **_base_model(origin.get("base_model")),
-        **(_history(job.plan) if job.plan else {}),
+        **(_history(order.plan) if order.plan else {}),
     }
 
 

@@ -24,7 +24,7 @@ from ..errors import UserError
 from ..evaluation.engines import ONNX_FILE
 from ..evaluation.perplexity import inference
 from ..sites.limits import max_context
-from . import Job
+from . import Order
 
 _LARGEST = 2**31 - 2**20  # bytes of one protobuf file; weights of larger models go into a second file
 
@@ -62,12 +62,12 @@ class _Cached(nn.Module):
         return [(cache.layers[place].keys, cache.layers[place].values) for place in self.places]
 
 
-def write(job: Job, folder: Path) -> dict[str, Any]:
+def write(order: Order, folder: Path) -> dict[str, Any]:
     """Raises: UserError where torch can't trace the model, or a package that writes ONNX is missing."""
-    with inference(job.model), _quiet():
-        wrapped = _Cached(job.model.eval())
+    with inference(order.model), _quiet():
+        wrapped = _Cached(order.model.eval())
         example = _example(wrapped)
-        layers, axes = len(example[-1]), _dynamic(example, max_context(job.model.config))
+        layers, axes = len(example[-1]), _dynamic(example, max_context(order.model.config))
         inputs = ["input_ids", "attention_mask", *(["position_ids"] if wrapped.takes_positions else [])]
         try:
             program = torch.onnx.export(
@@ -79,12 +79,12 @@ def write(job: Job, folder: Path) -> dict[str, Any]:
             raise UserError(f"writing ONNX needs the package {error.name}: pip install 'lmprune[onnx]'") from error
         except torch.onnx.OnnxExporterError as error:
             reason = str(error.__cause__ or error).strip().split("\n")[0]
-            raise UserError(f"torch can't write this {job.model.config.model_type} to ONNX: {reason}") from error
+            raise UserError(f"torch can't write this {order.model.config.model_type} to ONNX: {reason}") from error
         assert program is not None
-        _check_runnable(program, job.model.config.model_type)
-        size = sum(p.numel() * p.element_size() for p in job.model.parameters())
+        _check_runnable(program, order.model.config.model_type)
+        size = sum(p.numel() * p.element_size() for p in order.model.parameters())
         program.save(folder / ONNX_FILE, external_data=size > _LARGEST)
-    _write_config(job, folder)
+    _write_config(order, folder)
     return {"notes": [f"{ONNX_FILE} with the KV cache of {layers} layers as inputs and outputs"]}
 
 
@@ -131,17 +131,17 @@ def _names(prefix: str, layers: int) -> list[str]:
     return [f"{prefix}.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
 
 
-def _write_config(job: Job, folder: Path) -> None:
+def _write_config(order: Order, folder: Path) -> None:
     """What generation needs beside the graph."""
-    config = job.model.config
+    config = order.model.config
     for name in ("lmprune", "auto_map"):  # the graph has the widths; no code is needed
         config.__dict__.pop(name, None)
     config.per_layer_config = None
     config.save_pretrained(folder)
-    if job.model.can_generate():
-        write_generation_config(job.model.generation_config, folder / "generation_config.json")
-    if job.tokenizer is not None:
-        job.tokenizer.save_pretrained(folder)
+    if order.model.can_generate():
+        write_generation_config(order.model.generation_config, folder / "generation_config.json")
+    if order.tokenizer is not None:
+        order.tokenizer.save_pretrained(folder)
 
 
 @contextmanager

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..sites.linears import rows_are_inputs
-from . import Job
+from . import Order
 from .arithmetic import Rounding, log_probs, through
 from .folder import DTYPES
 
 Texts = Sequence[Sequence[int]]
 #: log probabilities (last, top) of the likeliest tokens, and their ids; None for a text too long for what was written
-Scores = list[tuple[Tensor, Tensor] | None]
+TopScores = list[tuple[Tensor, Tensor] | None]
 
 #: words of several scripts, numbers, white space, signs
 _TEXT = "On day 1234 the king's men saw 5.6 birds,\tdidn't they?\n\n  The CAT asked:   why? Naïve 東京 привет 🦙 x=[a]"
@@ -30,34 +30,34 @@ _TOKENS_AT_ONCE = 512  # whose logits ONNX Runtime returns together
 
 @dataclass(frozen=True)
 class Reader:
-    """scores: (job, path, texts, last, top). package: what it needs, and how it is installed. rounding: see there."""
+    """scores: (order, path, texts, last, top). package: what it needs, and how it is installed. rounding: see there."""
 
     engine: str
-    scores: Callable[[Job, Path, Texts, int, int], Scores]
-    rounding: Callable[[Job], Rounding]
+    scores: Callable[[Order, Path, Texts, int, int], TopScores]
+    rounding: Callable[[Order], Rounding]
     package: str | None = None
     extra: str | None = None
 
-    def missing(self, job: Job) -> str | None:
+    def missing(self, order: Order) -> str | None:
         """Why nothing can be scored here."""
         if self.package and find_spec(self.package) is None:
             return f"{self.package} is not installed (pip install 'lmprune[{self.extra}]')"
-        if not type(job.model).__module__.startswith(("transformers.", "lmprune.")) and self.package is None:
+        if not type(order.model).__module__.startswith(("transformers.", "lmprune.")) and self.package is None:
             return "the model's class is not part of transformers"
         return None
 
 
-def _in_llama_cpp(job: Job, path: Path, texts: Texts, last: int, top: int) -> Scores:
+def _in_llama_cpp(order: Order, path: Path, texts: Texts, last: int, top: int) -> TopScores:
     from ..evaluation import llamacpp
 
-    words = _words(job.tokenizer, texts)
-    wanted = [job.tokenizer(text, add_special_tokens=False)["input_ids"] for text in words]
-    neutral = job.tokenizer("a", add_special_tokens=False)["input_ids"][-1]
+    words = _words(order.tokenizer, texts)
+    wanted = [order.tokenizer(text, add_special_tokens=False)["input_ids"] for text in words]
+    neutral = order.tokenizer("a", add_special_tokens=False)["input_ids"][-1]
     threads = torch.get_num_threads()
     found = llamacpp.ask(path, texts, words, last=last, top=top, neutral=neutral, threads=threads)
     for text, ours, theirs in zip(words, wanted, found.ids, strict=True):
         if ours != theirs:
-            raise UserError(_cut_otherwise(text, job.tokenizer, ours, theirs))
+            raise UserError(_cut_otherwise(text, order.tokenizer, ours, theirs))
     return [None if each is None else _tensors(each) for each in found.log_probs]
 
 
@@ -84,7 +84,7 @@ def _tensors(found: Sequence[dict[int, float]]) -> tuple[Tensor, Tensor]:
     return torch.tensor([[p for _, p in row] for row in rows]), torch.tensor([[i for i, _ in row] for row in rows])
 
 
-def _in_onnx_runtime(job: Job, path: Path, texts: Texts, last: int, top: int) -> Scores:
+def _in_onnx_runtime(order: Order, path: Path, texts: Texts, last: int, top: int) -> TopScores:
     """All but the last tokens fill the cache; these come after it."""
     from ..evaluation.engines import OnnxRuntime
 
@@ -110,14 +110,14 @@ def _onnx_tail(engine: Any, ids_1T: np.ndarray, last: int) -> Tensor:
     return torch.from_numpy(np.concatenate(tail)[-last:]).float().log_softmax(-1)
 
 
-def _in_transformers(job: Job, path: Path, texts: Texts, last: int, top: int) -> Scores:
+def _in_transformers(order: Order, path: Path, texts: Texts, last: int, top: int) -> TopScores:
     from ..checkpoints import models
 
     model = models.load(path, dtype="auto")
     return [_likeliest(log_probs(model, ids, last=last, rounding=Rounding()), top) for ids in texts]
 
 
-def _for_vllm(job: Job, path: Path, texts: Texts, last: int, top: int) -> Scores:
+def _for_vllm(order: Order, path: Path, texts: Texts, last: int, top: int) -> TopScores:
     from .vllm import as_vllm_reads_it
 
     model = as_vllm_reads_it(path)
@@ -129,12 +129,12 @@ def _likeliest(log_probs: Tensor, top: int) -> tuple[Tensor, Tensor]:
     return values, ids
 
 
-def _cast(job: Job) -> Rounding:
-    dtype = DTYPES.get(job.dtype or "")
+def _cast(order: Order) -> Rounding:
+    dtype = DTYPES.get(order.dtype or "")
     return Rounding(through(dtype)) if dtype else Rounding()
 
 
-def _as_gguf(job: Job) -> Rounding:
+def _as_gguf(order: Order) -> Rounding:
     """Its matrices, and its embeddings, through their storage type; llama.cpp rounds a matrix's inputs likewise, those
     of blocks of few bits to q8_0. (In f32 nothing is rounded but inside its GELU, a table of f16.)"""
     import gguf
@@ -142,8 +142,8 @@ def _as_gguf(job: Job) -> Rounding:
 
     from .gguf_tensors import check_dtype
 
-    storage = check_dtype(job.dtype or "f16")
-    ends = [job.model.get_input_embeddings(), job.model.get_output_embeddings()]
+    storage = check_dtype(order.dtype or "f16")
+    ends = [order.model.get_input_embeddings(), order.model.get_output_embeddings()]
 
     def through_kind(value: Tensor, kind: Q) -> Tensor:
         if value.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:  # which the writer refuses, and says why

@@ -11,7 +11,7 @@ from ..checkpoints.shrinking import record_shapes, stock_width
 from ..errors import UserError
 from ..sites.families import family_of
 from ..sites.site import Site
-from . import Job
+from . import Order
 from .folder import save_model
 from .gaps import refuse_gaps
 
@@ -19,13 +19,13 @@ from .gaps import refuse_gaps
 MULTIPLE = 32
 
 
-def write(job: Job, folder: Path) -> dict[str, Any]:
+def write(order: Order, folder: Path) -> dict[str, Any]:
     """Raises: UserError where the stock class could not hold the model even then."""
-    refuse_gaps(job.model, "a stock transformers class")
-    before = _num_parameters(job.model)
-    width = make_uniform(job.model, job.ffns)
-    added = _num_parameters(job.model) - before
-    save_model(job, folder)
+    refuse_gaps(order.model, "a stock transformers class")
+    before = _num_parameters(order.model)
+    width = make_uniform(order.model, order.ffns)
+    added = _num_parameters(order.model) - before
+    save_model(order, folder)
     note = f"padded to {width} neurons a layer" if added else f"all layers have {width} neurons: nothing was padded"
     cost = f", which adds {added:,} parameters that do nothing ({added / before:.1%})" if added else ""
     return {"width": width, "params_added": added, "notes": [note + cost]}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..sites.limits import max_context
-from . import Job
+from . import Order
 from .arithmetic import log_probs
 from .readers import READERS
 
@@ -49,24 +49,24 @@ def not_verified(why: str) -> dict[str, Any]:
     return {"verified": False, "why": why, "engine": None, "lengths": None, "difference": None, "allowed": None}
 
 
-def prepare(job: Job, to: str) -> Guard | str:
+def prepare(order: Order, to: str) -> Guard | str:
     """The guard; or why there can't be one here."""
     reader = READERS[to]
-    if why := reader.missing(job):
+    if why := reader.missing(order):
         return why
-    rounding = reader.rounding(job)
-    texts, unreached = _texts(job)
-    wanted = tuple(log_probs(job.model, ids, last=LAST, rounding=rounding) for ids in texts)
-    rough = log_probs(job.model, texts[0], last=LAST, rounding=rounding, rounded_inputs=True)
+    rounding = reader.rounding(order)
+    texts, unreached = _texts(order)
+    wanted = tuple(log_probs(order.model, ids, last=LAST, rounding=rounding) for ids in texts)
+    rough = log_probs(order.model, texts[0], last=LAST, rounding=rounding, rounded_inputs=True)
     return Guard(texts, wanted, distance(wanted[0], *rough.topk(min(TOP, rough.shape[1]))), unreached)
 
 
-def check(guard: Guard | str, job: Job, to: str, path: Path) -> dict[str, Any]:
+def check(guard: Guard | str, order: Order, to: str, path: Path) -> dict[str, Any]:
     """How far what was written is from the model, for the record. Raises: UserError where that is too far."""
     if isinstance(guard, str):
         return not_verified(guard)
     reader = READERS[to]
-    found = reader.scores(job, path, guard.texts, LAST, TOP)
+    found = reader.scores(order, path, guard.texts, LAST, TOP)
     allowed = FLOOR + TIMES * guard.noise
     apart = {
         len(ids): distance(wanted, *theirs)
@@ -112,10 +112,10 @@ def distance(wanted: Tensor, values: Tensor, ids: Tensor) -> float:
     return (wanted.gather(1, ids) - values).square().mean().sqrt().item()
 
 
-def _texts(job: Job) -> tuple[tuple[tuple[int, ...], ...], int | None]:
+def _texts(order: Order) -> tuple[tuple[tuple[int, ...], ...], int | None]:
     """Two texts of random tokens, after the tokenizer's first one, of which the first is within all windows; and what
     length was not affordable."""
-    model, tokenizer = job.model, job.tokenizer
+    model, tokenizer = order.model, order.tokenizer
     most = max_context(model.config) or 2048
     steps = [step for step in _turning_points(model.config) if _stretches(model.config) or step < most]
     wanted = max([2 * LAST, *(step + LAST for step in steps)])

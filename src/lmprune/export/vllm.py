@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..runtimes.architectures import NEMOTRON_NAS
 from ..sites.families import FAMILIES
 from ..sites.site import Site
-from . import Job
+from . import Order
 from .decilm import DeciLMConfig
 from .folder import save_model
 from .gaps import refuse_gaps
@@ -33,17 +33,17 @@ _READ = (
 _ROPES = ("default", "linear", "llama3", "yarn")
 
 
-def write(job: Job, folder: Path) -> dict[str, Any]:
+def write(order: Order, folder: Path) -> dict[str, Any]:
     """A stock model stays a stock checkpoint, which vLLM opens as it is.
 
     Raises: UserError where Nemotron-NAS is not the model's block.
     """
-    if not hasattr(job.model.config, "lmprune"):
-        save_model(job, folder)
+    if not hasattr(order.model.config, "lmprune"):
+        save_model(order, folder)
         return {"layout": "stock", "notes": ["an ordinary checkpoint: vLLM opens it as it is"]}
-    refuse_gaps(job.model, "what lmprune writes for vLLM")
-    config = nemotron_nas_config(job.model.config, job.ffns)
-    save_model(job, folder)
+    refuse_gaps(order.model, "what lmprune writes for vLLM")
+    config = nemotron_nas_config(order.model.config, order.ffns)
+    save_model(order, folder)
     written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["dtype"] = written["dtype"]  # vLLM loads the weights in it
     (folder / Path(shim.__file__).name).unlink()

@@ -11,7 +11,7 @@ from ..methods import Method, check_scope, needs_text
 from .settings import GradualSettings
 
 
-def check_method(method: Method, scope: str | None, settings: GradualSettings, calibration: Tensor | None) -> None:
+def check_trainable(method: Method, scope: str | None, settings: GradualSettings, calibration: Tensor | None) -> None:
     """scope: as it was given. Raises: UserError where the method can't prune a model in training, or not like this."""
     check_scope(method, scope)
     if settings.warm_start and not method.learned:

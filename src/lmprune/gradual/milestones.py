@@ -19,7 +19,7 @@ from ..sites.find import find_sites
 from ..sites.masks import UnitMasks
 from ..sites.site import Site
 from .goal import Chooser, Goal
-from .schedules import milestones
+from .schedules import milestone_steps
 
 
 class Milestones(Chooser):
@@ -41,7 +41,7 @@ class Milestones(Chooser):
     ):
         super().__init__(goal)
         self.model, self.masks, self.method, self.calibration, self.spec = model, masks, method, calibration, spec
-        self.steps = milestones(goal.num_steps, number)
+        self.steps = milestone_steps(goal.num_steps, number)
         self._scores = [torch.full((mask.count,), torch.nan) for mask in masks]
 
     def scores(self) -> list[Tensor]:

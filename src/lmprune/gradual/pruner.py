@@ -36,7 +36,7 @@ from ..sites.limits import check_in_memory
 from ..sites.masks import ATTRIBUTE, UnitMasks
 from ..solve.learned import Learned
 from ..solve.scored import Scored
-from .checks import check_loss, check_method
+from .checks import check_loss, check_trainable
 from .goal import Chooser, Goal
 from .milestones import Milestones
 from .optimizing import check_groups, checked_optimizers, param_groups, score_group
@@ -77,7 +77,7 @@ class GradualPruner:
         self.schedule, self.num_steps, self.keep = self.goal.schedule, num_steps, keep
         self.done = self._ended = 0
         self._one_rate = False
-        check_method(self.method, scope, settings, calibration)
+        check_trainable(self.method, scope, settings, calibration)
         if calibration is not None:
             check_tokens(calibration, model)
         if hasattr(model, ATTRIBUTE):

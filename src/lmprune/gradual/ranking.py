@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..scores.criteria import Criterion, score_from
-from ..sites.masks import UnitMasks, whole
+from ..sites.masks import UnitMasks, whole_tensor
 from .goal import Chooser, Goal
 
 
@@ -25,4 +25,4 @@ class Ranking(Chooser):
     def scores(self) -> list[Tensor]:
         if self.criterion is None:
             return self.masks.whole_scores()
-        return [whole(scores) for scores in score_from(self.masks.sites, self.criterion, seed=self.goal.seed)]
+        return [whole_tensor(scores) for scores in score_from(self.masks.sites, self.criterion, seed=self.goal.seed)]

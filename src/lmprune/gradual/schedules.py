@@ -57,12 +57,12 @@ def descent(num_steps: int) -> Schedule:
     return lambda step: 2 * tiny(step) - 1
 
 
-def milestones(num_steps: int, number: int) -> list[int]:
+def milestone_steps(num_steps: int, number: int) -> list[int]:
     """The steps at which a costly criterion is asked again: `number` of them, evenly over the cubic's descent.
 
     The last is the step from which on the keep ratio is the final one.
 
-    >>> milestones(100, 4)
+    >>> milestone_steps(100, 4)
     [25, 40, 55, 70]
     """
     start, stop = WAIT * num_steps, (1 - REST) * num_steps

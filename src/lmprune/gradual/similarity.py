@@ -18,7 +18,7 @@ from ..scores import redundancy
 from ..sites.masks import UnitMask, UnitMasks
 
 
-def cosines(gram_KK: Tensor) -> Tensor:
+def absolute_cosines(gram_KK: Tensor) -> Tensor:
     """|cos| of each pair of neurons, from their uncentred second moments, in their place; the diagonal is 0."""
     cos_KK, _dead = redundancy.cosines(gram_KK)
     return cos_KK.abs_().fill_diagonal_(0)
@@ -26,7 +26,7 @@ def cosines(gram_KK: Tensor) -> Tensor:
 
 def mean_similarity(gram_KK: Tensor, count: float) -> Tensor:
     """u (K,): Σ_{k≠j} |cos_jk| / count, how alike each neuron is to the others; uses up `gram_KK`."""
-    return cosines(gram_KK).sum(1) / count
+    return absolute_cosines(gram_KK).sum(1) / count
 
 
 class Rows:

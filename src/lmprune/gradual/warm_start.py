@@ -17,7 +17,7 @@ from ..sites.masks import UnitMasks
 from ..solve.obs import error_curves, obs_refit
 from .goal import Goal
 from .milestones import cut_copy, write_back
-from .schedules import milestones
+from .schedules import milestone_steps
 
 #: the worst neuron starts at minus this, the best at plus: what scores move in some hundred steps
 SPREAD = 0.5
@@ -47,7 +47,7 @@ class WarmStart:
         self, model: Any, masks: UnitMasks, calibration: Tensor, goal: Goal, number: int, spec: FFNSpec | None
     ):
         self.model, self.masks, self.calibration, self.spec = model, masks, calibration, spec
-        self.steps = milestones(goal.num_steps, number)
+        self.steps = milestone_steps(goal.num_steps, number)
         starts = initial_scores(model, masks, calibration, goal.scope, goal.seed)
         with torch.no_grad():
             for scores, start in zip(masks.scores, starts, strict=True):

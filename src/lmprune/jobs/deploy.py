@@ -40,7 +40,7 @@ def export(
     plan, licence = inspection.find_plan(model), find_licence(model)
     source = origin(model, licence)
     ffns = find_sites(loaded)
-    job = exporting.Job(
+    job = exporting.Order(
         loaded,
         ffns,
         tokenizer,

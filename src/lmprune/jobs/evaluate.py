@@ -76,7 +76,7 @@ def evaluate_task(
     if decode not in DECODINGS:
         raise unknown("decoding", decode, DECODINGS)
     if out is not None:
-        predictions.check_folder(out)
+        predictions.check_predictions_folder(out)
     read = partial(_read_pairs, data, split, data_dir, holdout)
     pruned, tokenizer, found = open_model(
         terminal, model, data, read, dtype=dtype, device=device, trust_remote_code=trust_remote_code

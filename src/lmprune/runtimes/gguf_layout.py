@@ -17,7 +17,7 @@ from .gguf_spec import GGUFSpec
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorPlace:
     """name: of the parameter. theirs: of the tensor, of kind `type_`. shape: the tensor's. transposed: whether the
     parameter's is the other way round. change: what is done to the rows of a matrix that is no longer transposed."""
 
@@ -42,7 +42,7 @@ class Place:
         return value.T if self.transposed else value
 
 
-def places(model: Any, spec: GGUFSpec, arch: str) -> Iterator[Place]:
+def places(model: Any, spec: GGUFSpec, arch: str) -> Iterator[TensorPlace]:
     """Of every parameter, each once: a tied head is not among them. The model may be on the meta device.
 
     Raises: UserError for one that llama.cpp has no place for.
@@ -62,7 +62,7 @@ def places(model: Any, spec: GGUFSpec, arch: str) -> Iterator[Place]:
         type_, theirs = found
         transposed = parameter.ndim == 2 and rows_are_inputs(model.get_submodule(name.rpartition(".")[0]))
         shape = tuple(reversed(parameter.shape) if transposed else parameter.shape)
-        yield Place(name, theirs, type_, shape, transposed, _change(type_, theirs, shape, spec, model.config))
+        yield TensorPlace(name, theirs, type_, shape, transposed, _change(type_, theirs, shape, spec, model.config))
 
 
 def _change(

@@ -24,7 +24,7 @@ COMPUTES: tuple[Compute, ...] = get_args(Compute)
 ATTRIBUTE = "neuron_masks"
 
 
-def whole(tensor: Tensor) -> Tensor:
+def whole_tensor(tensor: Tensor) -> Tensor:
     """The tensor's values, where FSDP has spread them over the processes all of them on each."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -67,7 +67,7 @@ class UnitMasks(nn.ModuleList):
 
     def whole_scores(self) -> list[Tensor]:
         """The scores' values, one (U,) a site."""
-        return [whole(scores) for scores in self.scores]
+        return [whole_tensor(scores) for scores in self.scores]
 
     @property
     def kept(self) -> list[Tensor]:

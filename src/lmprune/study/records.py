@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import UserError
 
 RESULTS_FILE = "results.jsonl"
-FORMAT = 1
+RECORD_FORMAT = 1
 _PLACE = ("model", "task", "method", "keep", "seed", "distil")
 
 
@@ -88,7 +88,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
         config, versions = record["config"], record["versions"]
-        whole = record["format"] == FORMAT and {"id", "study", "error", "seconds"} <= record.keys()
+        whole = record["format"] == RECORD_FORMAT and {"id", "study", "error", "seconds"} <= record.keys()
         whole &= set(_PLACE) <= config.keys() and "lmprune" in versions and "total" in record["seconds"]
         whole &= record["error"] is not None or isinstance(record["eval"], dict)
     except (ValueError, KeyError, TypeError, AttributeError):

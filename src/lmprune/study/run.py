@@ -21,13 +21,13 @@ from ..plan import PLAN_FILE, PrunePlan
 from ..pruning import versions
 from ..training.run_folder import TRAINING_LOG
 from .grid import Run
-from .records import FORMAT
+from .records import RECORD_FORMAT
 
 CHECKPOINT, LOG = "checkpoint", "log.txt"
 
 
 @dataclass(frozen=True)
-class Task:
+class Errand:
     """What a worker, here or on another machine, needs to do one run.
 
     folder: of the run. dense: the reference's checkpoint, None for a reference. keep_checkpoint: when it is measured.
@@ -66,30 +66,30 @@ def stop() -> None:
         child.terminate()
 
 
-def commands(task: Task) -> dict[str, list[str]]:
+def commands(errand: Errand) -> dict[str, list[str]]:
     """command -> arguments after `lmprune`, in the order they are called."""
-    run, sections = task.run, task.run.sections
-    checkpoint = str(task.folder / CHECKPOINT)
+    run, sections = errand.run, errand.run.sections
+    checkpoint = str(errand.folder / CHECKPOINT)
     found: dict[str, list[str]] = {}
     at = run.model
     if "prune" in sections:
-        start = task.dense if run.start == "dense" and task.dense else run.model
-        teacher = ["--teacher", task.dense] if run.distil and task.dense else []
-        pruned = checkpoint if "finetune" not in sections else str(task.folder / "pruned")
+        start = errand.dense if run.start == "dense" and errand.dense else run.model
+        teacher = ["--teacher", errand.dense] if run.distil and errand.dense else []
+        pruned = checkpoint if "finetune" not in sections else str(errand.folder / "pruned")
         settings = ["--method", run.criterion, "--keep", f"{run.keep:g}", "--seed", str(run.seed), *teacher]
         found["prune"] = ["prune", start, "--out", pruned, *settings, *spelt(sections["prune"])]
         at = pruned
     if "finetune" in sections:
-        teacher = ["--teacher", task.dense] if run.distil and task.dense else []
+        teacher = ["--teacher", errand.dense] if run.distil and errand.dense else []
         rest = ["--seed", str(run.seed), *teacher, *spelt(sections["finetune"])]
         found["finetune"] = ["finetune", at, "--out", checkpoint, *rest]
         at = checkpoint
-    baseline = ["--baseline", task.dense] if task.dense else []
+    baseline = ["--baseline", errand.dense] if errand.dense else []
     paired = [] if is_source(str(sections["eval"].get("data"))) else baseline  # a task's scores are of one model
     found["eval"] = ["eval", at, *paired, *spelt(sections["eval"])]
-    found["analyze"] = ["analyze", at, *baseline, "--out", str(task.folder / "analysis"), *spelt(sections["analyze"])]
-    if "bench" in sections and task.dense:
-        found["bench"] = ["bench", task.dense, at, *spelt(sections["bench"])]
+    found["analyze"] = ["analyze", at, *baseline, "--out", str(errand.folder / "analysis"), *spelt(sections["analyze"])]
+    if "bench" in sections and errand.dense:
+        found["bench"] = ["bench", errand.dense, at, *spelt(sections["bench"])]
     return found
 
 
@@ -98,57 +98,57 @@ def checkpoint_of(run: Run, folder: Path) -> str:
     return str(folder / CHECKPOINT) if {"prune", "finetune"} & run.sections.keys() else run.model
 
 
-def execute(task: Task, *, error: str | None = None) -> dict[str, Any]:
+def execute(errand: Errand, *, error: str | None = None) -> dict[str, Any]:
     """Do the run; whatever happens to it, its record comes back. error: why it can't even be tried."""
-    todo = commands(task)
+    todo = commands(errand)
     found: dict[str, Any] = {}
     seconds: dict[str, float] = {}
     peak_kb, told = 0, {}
     try:
         if error is not None:
             raise Failed(error)
-        shutil.rmtree(task.folder, ignore_errors=True)  # what a killed run left there
-        task.folder.mkdir(parents=True)
+        shutil.rmtree(errand.folder, ignore_errors=True)  # what a killed run left there
+        errand.folder.mkdir(parents=True)
         for name, arguments in todo.items():
             start = time.perf_counter()
             try:
-                found[name], used_kb = _call(arguments, task)
+                found[name], used_kb = _call(arguments, errand)
             finally:
                 seconds[name] = time.perf_counter() - start
             peak_kb = max(peak_kb, used_kb)
-        told = _told(found, task.folder)
+        told = _told(found, errand.folder)
     except (Failed, OSError, ValueError) as failed:
         error = str(failed)
     record = {
-        "format": FORMAT,
-        "id": task.run.id,
-        "study": task.study,
+        "format": RECORD_FORMAT,
+        "id": errand.run.id,
+        "study": errand.study,
         "error": error,
-        "config": task.run.config(),
+        "config": errand.run.config(),
         "commands": [["lmprune", *arguments] for arguments in todo.values()],
         "versions": versions(),
         "commit": commit(),
-        "machine": {"platform": platform.platform(), "cpus": os.cpu_count(), "threads": task.threads},
+        "machine": {"platform": platform.platform(), "cpus": os.cpu_count(), "threads": errand.threads},
         "seconds": {**seconds, "total": sum(seconds.values())},
         "peak_memory_mb": peak_kb * 1024 / 1e6,
         **told,
     }
-    if not task.keep_checkpoint:
+    if not errand.keep_checkpoint:
         for name in (CHECKPOINT, "pruned"):
-            shutil.rmtree(task.folder / name, ignore_errors=True)
+            shutil.rmtree(errand.folder / name, ignore_errors=True)
     return record
 
 
-def _call(arguments: Sequence[str], task: Task) -> tuple[dict[str, Any], int]:
+def _call(arguments: Sequence[str], errand: Errand) -> tuple[dict[str, Any], int]:
     """(the command's record, the most memory it held, in KiB). Raises: Failed with its last words."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(task.threads), "MKL_NUM_THREADS": str(task.threads)}
-    log = task.folder / LOG
+    environment = {**os.environ, "OMP_NUM_THREADS": str(errand.threads), "MKL_NUM_THREADS": str(errand.threads)}
+    log = errand.folder / LOG
     with log.open("ab") as errors:
         errors.write(f"$ lmprune {' '.join(arguments)}\n".encode())
         errors.flush()
         line = [sys.executable, "-m", "lmprune", *arguments, "--json"]
         child = subprocess.Popen(
-            line, stdout=subprocess.PIPE, stderr=errors, env=environment, cwd=task.cwd, preexec_fn=_end_with_parent
+            line, stdout=subprocess.PIPE, stderr=errors, env=environment, cwd=errand.cwd, preexec_fn=_end_with_parent
         )
         _children.add(child)
         try:

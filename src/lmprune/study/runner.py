@@ -17,7 +17,7 @@ from ..progress import Stages, silent
 from . import records
 from .grid import Run, Study
 from .records import RESULTS_FILE
-from .run import Task, checkpoint_of, execute, stop
+from .run import Errand, checkpoint_of, execute, stop
 
 RUNS = "runs"
 _ANSWER_SECONDS = 10
@@ -50,19 +50,19 @@ def carry_out(
             done = finished(study, out)
             todo = [run for run in study.runs if run.reference == references and run.id not in done]
             progress = stages("references" if references else "runs")
-            tasks, hopeless = [], []
+            errands, hopeless = [], []
             for run in todo:
-                task = _task(study, run, out, workers, keep_checkpoints)
+                errand = _errand(study, run, out, workers, keep_checkpoints)
                 possible = run.reference or study.reference(run).id in done
-                (tasks if possible else hopeless).append(task)
-            for task in hopeless:
-                reason = f"its dense reference {study.reference(task.run).id} failed"
-                records.append(out / RESULTS_FILE, execute(task, error=reason))
-            results = _on_ray(tasks, workers.ray) if workers.ray is not None else _here(tasks, workers.jobs)
+                (errands if possible else hopeless).append(errand)
+            for errand in hopeless:
+                reason = f"its dense reference {study.reference(errand.run).id} failed"
+                records.append(out / RESULTS_FILE, execute(errand, error=reason))
+            results = _on_ray(errands, workers.ray) if workers.ray is not None else _here(errands, workers.jobs)
             for number, record in enumerate(results, start=1):
                 records.append(out / RESULTS_FILE, record)
                 if progress:
-                    progress(number, len(tasks))
+                    progress(number, len(errands))
 
 
 def finished(study: Study, out: Path) -> set[str]:
@@ -80,15 +80,15 @@ def _model_of(run: Run, out: Path) -> str | None:
     return place if place == run.model or Path(place).exists() else None
 
 
-def _task(study: Study, run: Run, out: Path, workers: Workers, keep_checkpoints: bool) -> Task:
+def _errand(study: Study, run: Run, out: Path, workers: Workers, keep_checkpoints: bool) -> Errand:
     dense = None if run.reference else _model_of(study.reference(run), out)
     keep = keep_checkpoints or run.reference
-    return Task(run, study.name, out / RUNS / run.id, dense, keep, workers.threads, Path.cwd())
+    return Errand(run, study.name, out / RUNS / run.id, dense, keep, workers.threads, Path.cwd())
 
 
-def _here(tasks: Sequence[Task], jobs: int) -> Iterator[dict[str, Any]]:
+def _here(errands: Sequence[Errand], jobs: int) -> Iterator[dict[str, Any]]:
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(execute, task) for task in tasks]
+        futures = [pool.submit(execute, errand) for errand in errands]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -98,7 +98,7 @@ def _here(tasks: Sequence[Task], jobs: int) -> Iterator[dict[str, Any]]:
             stop()
 
 
-def _on_ray(tasks: Sequence[Task], address: str) -> Iterator[dict[str, Any]]:
+def _on_ray(errands: Sequence[Errand], address: str) -> Iterator[dict[str, Any]]:
     """address: as `ray.init` takes it (`local` starts a cluster of this machine). Machines share the file system."""
     try:
         import ray  # pyright: ignore[reportMissingImports]
@@ -113,7 +113,7 @@ def _on_ray(tasks: Sequence[Task], address: str) -> Iterator[dict[str, Any]]:
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"no Ray cluster at {address!r}: {str(error).splitlines()[0]}") from None
     try:
-        waiting = [ray.remote(num_cpus=task.threads)(execute).remote(task) for task in tasks]
+        waiting = [ray.remote(num_cpus=errand.threads)(execute).remote(errand) for errand in errands]
         while waiting:
             (done, *_), waiting = ray.wait(waiting)
             yield ray.get(done)

@@ -1,4 +1,4 @@
-"""From a data source to training examples: blocks of a text, or pairs with the loss on the completion."""
+"""From a data source to training examples: token_blocks of a text, or pairs with the loss on the completion."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ class Corpus:
         text: what `text` gave for the split, if it was read already. note: told which pairs are too long.
         """
         if not pairs.is_source(self.source):
-            return blocks(tokenizer, text or self.text(split, num_tokens, tokenizer=tokenizer), seq_len, num_tokens)
+            return token_blocks(
+                tokenizer, text or self.text(split, num_tokens, tokenizer=tokenizer), seq_len, num_tokens
+            )
         found = pairs.load(self.source, split, data_dir=self.data_dir, held_out=self.held_out)
         examples = pairs.examples(found.pairs, tokenizer, max_len=seq_len, loss_on=self.loss_on, note=note)
         return examples if num_tokens is None else _first(examples, num_tokens)
@@ -66,8 +68,8 @@ def check_examples(examples: Sequence[dict[str, Any]], model: Any) -> None:
         check_tokens(torch.as_tensor(example["input_ids"])[None], model)
 
 
-def blocks(tokenizer: Any, text: TextData, seq_len: int, num_tokens: int | None) -> list[dict[str, Tensor]]:
-    """The text's tokens in order, in blocks of `seq_len`, without a remainder."""
+def token_blocks(tokenizer: Any, text: TextData, seq_len: int, num_tokens: int | None) -> list[dict[str, Tensor]]:
+    """The text's tokens in order, in token_blocks of `seq_len`, without a remainder."""
     rows = sequences(tokenizer, text, seq_len=seq_len, num_tokens=num_tokens or _EVERYTHING, seed=None)
     return [{"input_ids": row} for row in rows]
 

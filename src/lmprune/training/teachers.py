@@ -23,7 +23,7 @@ from ..errors import UserError
 from ..progress import Progress
 from .distillation import TopK, divergence, divergence_from_top_k, top_k
 
-FORMAT = "lmprune teacher 1"
+TEACHER_FORMAT = "lmprune teacher 1"
 #: the suffix by which a stored teacher is known
 STORED = ".safetensors"
 
@@ -65,7 +65,7 @@ class StoredTeacher:
                 about = json.loads((file.metadata() or {}).get("lmprune", "{}"))
         except (SafetensorError, ValueError) as error:
             raise UserError(f"{path} is not a teacher file ({error}); make one with `lmprune teach`") from None
-        if about.get("format") != FORMAT:
+        if about.get("format") != TEACHER_FORMAT:
             raise UserError(f"{path} is not a teacher file; make one with `lmprune teach`")
         expected = {
             "fingerprint": ("examples", fingerprint(examples)),
@@ -131,7 +131,7 @@ def write_teacher(
         if progress:
             progress(row + 1, len(examples))
     about = {
-        "format": FORMAT, "fingerprint": fingerprint(examples), "temperature": float(temperature), "k": k,
+        "format": TEACHER_FORMAT, "fingerprint": fingerprint(examples), "temperature": float(temperature), "k": k,
         "vocabulary": model.get_output_embeddings().weight.shape[0],
     }  # fmt: skip
     with written_aside(path, folder=False) as aside:
