@@ -8,7 +8,7 @@ Axes: N tokens, T tokens of a sequence, F neurons of a layer, K examples.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -135,7 +135,9 @@ def similarities(
         hidden = [blocks.inputs(batch_BT.to(device)) for batch_BT in input_ids.split(batch_size)]
         for layer in range(last := sites[-1].layer + 1):
             seen = _Seen(input_ids.shape[1], num_peaks)
-            with _tapped(site_of[layer], seen) if layer in site_of else nullcontext():
+            with ExitStack() as stack:
+                if layer in site_of:
+                    stack.callback(site_of[layer].tap(seen.add))
                 for i, states_BTD in enumerate(hidden):
                     hidden[i] = blocks.run(layer, states_BTD)
             if layer in site_of:
@@ -220,17 +222,3 @@ def _clusters(alike_FF: Tensor) -> tuple[tuple[int, ...], ...]:
         label_F = label_F[label_F]
     found = [(label_F == label).nonzero().flatten().tolist() for label in label_F.unique().tolist()]
     return tuple(sorted((tuple(c) for c in found if len(c) > 1), key=lambda c: (-len(c), c)))
-
-
-@contextmanager
-def _tapped(site: Site, seen: _Seen) -> Iterator[None]:
-    """What enters `down` is added to `seen`, for the length of a `with` block."""
-
-    def tap(_reader: Any, args: tuple[Tensor, ...]) -> None:
-        seen.add(args[0].detach())
-
-    handle = site.reader_linear.register_forward_pre_hook(tap)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -147,6 +147,14 @@ class Site:
         """The inputs of the seam that `units` (K,) are, (K · size,)."""
         return runs_of(units, self.size)
 
+    def tap(self, see: Callable[[Tensor], object]) -> Callable[[], None]:
+        """Let `see` have what enters the reader, (…, F), in each forward pass; what comes back ends it."""
+
+        def hook(_reader: nn.Module, args: tuple[Tensor, ...]) -> None:
+            see(args[0].detach())
+
+        return self.reader_linear.register_forward_pre_hook(hook).remove
+
     def mask(self, values_U: Tensor) -> Callable[[], None]:
         """Multiply the units by `values_U`, 0/1 or real, at the seam; what comes back ends it."""
         values_F = self.on_inputs(values_U)

@@ -7,7 +7,7 @@ one's; what they have drifted apart by the end of a block is, in part, added to 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -111,12 +111,14 @@ class _Streams:
         """Of each of the sites of the block. last: this pass is also the one that goes on through it."""
         found = [Moments(site) for site in together]
         with ExitStack() as stack:
-            taps = [stack.enter_context(_tapped(site)) for site in together]
+            taps: list[list[Tensor]] = [[] for _ in together]
+            for site, tap in zip(together, taps, strict=True):
+                stack.callback(site.tap(tap.append))
             for i, states_BTD in enumerate(self.hidden):
                 out_BTD = self._pruned(layer, states_BTD)
                 target = self._target(i, out_BTD)
                 for moments, tap in zip(found, taps, strict=True):
-                    moments.add(tap.pop(), *target)
+                    moments.add(tap.pop().flatten(0, -2), *target)
                     tap.clear()
                 if last:
                     self.hidden[i] = out_BTD
@@ -202,14 +204,3 @@ def residual_gain(blocks: Blocks, site: Site, states_BTD: Tensor) -> float | Non
     gain = float(added @ out / (out @ out).clamp_min(1e-30))
     exact = bool((added - gain * out).norm() <= 1e-2 * added.norm())
     return gain if exact and gain > 0 else None
-
-
-@contextmanager
-def _tapped(site: Site) -> Iterator[list[Tensor]]:
-    """What enters the reader, one tensor (N, F) a call."""
-    seen: list[Tensor] = []
-    handle = site.reader_linear.register_forward_pre_hook(lambda _reader, args: seen.append(args[0].flatten(0, -2)))
-    try:
-        yield seen
-    finally:
-        handle.remove()
