@@ -69,6 +69,8 @@ def cell(variant: Variant, column: str, room: Path) -> dict[str, Any]:
         return found | {"outcome": "silent", "why": str(error)}
     except Exception as error:  # what is neither written nor refused is a fault of ours
         return found | {"outcome": "broken", "why": f"{type(error).__name__}: {error}".split("\n")[0]}
+    if not verdict["verified"]:
+        return found | {"outcome": "silent", "why": verdict["why"]}
     return found | {"outcome": "exact", "difference": verdict["difference"], "lengths": verdict["lengths"]}
 
 

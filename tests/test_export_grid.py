@@ -85,3 +85,13 @@ def test_the_control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder, "write_model", wrong)
     found = cell(BY_NAME["llama-plain"], "hf-uniform", tmp_path)
     assert found["outcome"] == "silent" and "computes something else" in found["why"]
+
+
+def test_the_documents_say_what_the_records_say() -> None:
+    root = Path(__file__).parents[1]
+    records = list(export_grid.read(root / "benchmarks" / "records" / "export_grid.jsonl").values())
+    assert export_grid.table(records) in (root / "docs" / "results.md").read_text(encoding="utf-8")
+    assert {record["outcome"] for record in records} == {"exact", "refused"} and len(records) >= 300
+    assert all(record["difference"] is not None for record in records if record["outcome"] == "exact")
+    assert all(record["why"] for record in records if record["outcome"] == "refused")
+    assert {f"{record['family']}-{record['variant']}" for record in records} <= set(BY_NAME)

@@ -145,6 +145,22 @@ def test_what_llama_cpp_decides_by_the_number_of_layers(
         written(model_of(name, num_hidden_layers=layers - 1, **changes), tmp_path / "other.gguf")
 
 
+@pytest.mark.parametrize(
+    ("name", "exact"),
+    [
+        ("mpt", True),
+        ("falcon-new", True),
+        ("gpt_neox-parallel", True),
+        ("gpt2", False),
+        ("bloom", False),
+        ("llama", False),
+    ],
+)
+def test_gelu_that_llama_cpp_approximates_is_said(name: str, exact: bool, tmp_path: Path) -> None:
+    notes = written(model_of(name), tmp_path / "m.gguf")["notes"]
+    assert any("GELU by its tanh approximation" in note for note in notes) == exact
+
+
 def test_hunyuans_alpha_is_a_larger_base(tmp_path: Path) -> None:
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 1000.0, "factor": 1.0}
     model = model_of("hunyuan_v1_dense", rope_parameters=rope)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,3 +65,16 @@ def test_gemma_3_that_was_trained_with_bos(shared: Path):
     assert begin == (2,) and here.tokens == len(ours)
     assert here.nll == pytest.approx(there, abs=0.02)
     assert perplexity(model, ours, context=256).nll > there + 0.3
+
+
+def test_the_documents_say_what_the_records_of_gemma_say():
+    """Beside the rows: within 1%, on 2,000 tokens, BOS included, as it was asked for."""
+    root = Path(__file__).parents[1]
+    sys.path.append(str(root / "benchmarks"))
+    import gemma_round_trip
+
+    records = root / "benchmarks" / "records" / "gemma_round_trip.jsonl"
+    assert gemma_round_trip.table(records) in (root / "docs" / "results.md").read_text(encoding="utf-8")
+    for record in map(json.loads, records.read_text().splitlines()):
+        assert abs(record["ratio"] - 1) < 0.01 and record["tokens"] >= 2000 and record["bos"]
+        assert record.get("lmprune_eval", record["transformers"]) == pytest.approx(record["transformers"], rel=1e-4)

@@ -12,6 +12,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+from torch import nn
 
 from ..errors import UserError
 from ..sites.limits import max_context
@@ -75,7 +76,9 @@ def write(order: Order, out: Path) -> dict[str, Any]:
             writer.write_tensor_data(tensor.data())
     finally:
         writer.close()
-    notes = [f"llama.cpp runs it as {arch}", *_shorter(model.config, settings), *lost(order.tokenizer)]
+    notes = [
+        f"llama.cpp runs it as {arch}", *_shorter(model.config, settings), *_approximated(model), *lost(order.tokenizer)
+    ]  # fmt: skip
     return {"arch": arch, "notes": notes}
 
 
@@ -85,6 +88,15 @@ def _shorter(config: Any, settings: Mapping[str, Any]) -> list[str]:
     if usual is None or context >= usual:
         return []
     return [f"its context is {context} tokens, not {usual}: llama.cpp does not know this model's sliding window"]
+
+
+def _approximated(model: nn.Module) -> list[str]:
+    """A sentence where it has GELU as it is defined, by the error function."""
+    exact = any(
+        (isinstance(module, nn.GELU) and module.approximate == "none") or type(module).__name__ == "GELUActivation"
+        for module in model.modules()
+    )
+    return ["llama.cpp computes GELU by its tanh approximation, and the model as it is defined"] if exact else []
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
