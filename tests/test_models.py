@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_checkpoints import tiny_checkpoint
+from tiny_checkpoints import lmprune, tiny_checkpoint
 from tiny_models import logits, tiny_model
+from tokenizers import Tokenizer
 from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
 from lmprune.checkpoints import checkpoint, models, sources
@@ -176,6 +179,35 @@ def test_json_that_is_not_what_transformers_takes(name: str, content: str, tmp_p
     with pytest.raises(UserError, match=r"can't load the (model|tokenizer) of .*: "):
         models.load(folder, dtype="auto")
         models.load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("cls", ["LlamaTokenizerFast", "PreTrainedTokenizerFast"])
+def test_a_tokenizer_json_that_transformers_reads_otherwise_is_told_of(cls: str, shared: Path, tmp_path: Path) -> None:
+    """Llama's class is built anew by transformers 5, with a `Metaspace` step where the file says `Prepend`."""
+    folder = shutil.copytree(shared / "models" / "stories260k", tmp_path / "m")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": cls}))
+    told: list[str] = []
+    tokenizer = models.load_tokenizer(folder, note=told.append)
+    here, there = (
+        tokenizer(" the cat").input_ids,
+        Tokenizer.from_file(str(folder / "tokenizer.json")).encode(" the cat"),
+    )
+    assert (here == there.ids) == (cls == "PreTrainedTokenizerFast") == (not told)
+    if told:
+        assert "tokenizer.json as it is written, but as its own LlamaTokenizer: ' the cat' becomes ['" in told[0]
+        shown = lmprune(
+            "eval", folder, "--data", shared / "data" / "wikitext" / "wiki.valid.tokens", "--max-tokens", 64
+        )
+        assert "does not read" in shown.err
+
+
+def test_every_tokenizer_at_hand_is_read_as_it_is_written(folder: Path, shared: Path, tmp_path: Path) -> None:
+    places = [shared / "models" / name for name in ("gpt2-mini", "gpt-neo-mini", "stories260k")]
+    for place in (*places, tiny_checkpoint(tmp_path / "bytes")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            models.load_tokenizer(place)
 
 
 def test_no_tokenizer(folder: Path) -> None:

@@ -20,6 +20,7 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
 )
+from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
 from ..errors import UserError, unknown
@@ -30,6 +31,7 @@ from . import downloads, dtypes, gguf_reading, placement, shim
 from .gguf_tokenizer import read_tokenizer
 from .sources import Source, near, resolve
 from .stored import FLOATS, Stored, opened, weight_files
+from .tokenizer_files import FILE, read_otherwise
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -148,8 +150,18 @@ def _saved_dtype(tensors: Mapping[str, Stored]) -> torch.dtype:
     return functools.reduce(torch.promote_types, kinds) if kinds else torch.float32
 
 
-def load_tokenizer(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The tokenizer at `source` (see `sources.resolve`). Raises: UserError where there is none."""
+def load_tokenizer(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    note: Callable[[str], None] = warnings.warn,
+) -> Any:
+    """The tokenizer at `source` (see `sources.resolve`).
+
+    note: is told where transformers makes another one of it than its tokenizer.json says.
+    Raises: UserError where there is none.
+    """
     found = resolve(source, revision=revision)
     if not found.on_hub and not found.gguf and not has_tokenizer(Path(found.place)):
         # transformers would invent an empty one for some families
@@ -157,7 +169,12 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None, trust_rem
     with _explained(found, "tokenizer"), quiet():
         if found.gguf:
             return read_tokenizer(read_gguf(Path(str(found))))
-        return AutoTokenizer.from_pretrained(found.place, trust_remote_code=trust_remote_code, **hub_options(found))
+        options = hub_options(found)
+        tokenizer = AutoTokenizer.from_pretrained(found.place, trust_remote_code=trust_remote_code, **options)
+        file = cached_file(found.place, FILE, _raise_exceptions_for_missing_entries=False, **options)
+        if file and (sentence := read_otherwise(tokenizer, Path(file))):
+            note(sentence)
+        return tokenizer
 
 
 def has_tokenizer(folder: Path) -> bool:

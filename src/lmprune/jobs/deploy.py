@@ -88,7 +88,7 @@ def papers_of_copy(source: str, to: str, notes: Sequence[str]) -> dict[str, str 
 
 def _tokenizer(terminal: Teller, model: str, trust_remote_code: bool) -> Any:
     try:
-        return models.load_tokenizer(model, trust_remote_code=trust_remote_code)
+        return models.load_tokenizer(model, trust_remote_code=trust_remote_code, note=terminal.note)
     except UserError as error:
         terminal.note(str(error))
         return None

@@ -10,7 +10,7 @@ from ..data import TextData
 from ..data.records import PairData
 from ..data.tokens import SAMPLE, check_same
 from ..errors import UserError
-from ..progress import Teller
+from ..progress import Teller, silent
 
 Source = TypeVar("Source", TextData, PairData)
 
@@ -23,7 +23,7 @@ def check_tokenizer(
     source: that model; whose: what a message calls it. One without a tokenizer is told of.
     """
     try:
-        other = models.load_tokenizer(source, trust_remote_code=trust_remote_code)
+        other = models.load_tokenizer(source, trust_remote_code=trust_remote_code, note=silent)
     except UserError:
         terminal.note(f"{whose} has no tokenizer; that it was trained on these tokens is taken for granted")
         return
@@ -41,7 +41,7 @@ def open_model(
     models.check_dtype(how["dtype"])
     tokenizer = text = None
     try:
-        tokenizer = models.load_tokenizer(source, trust_remote_code=how["trust_remote_code"])
+        tokenizer = models.load_tokenizer(source, trust_remote_code=how["trust_remote_code"], note=terminal.note)
     except UserError as error:
         if read is not None:
             raise

@@ -1,0 +1,32 @@
+"""Whether a tokenizer is the one that its tokenizer.json describes: transformers builds many classes anew, from the
+vocabulary alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+FILE = "tokenizer.json"
+#: what pipelines differ in: the beginning of a text, runs of spaces, digits, ends of lines
+_TEXTS = ("the cat", " the cat", "  the  cat's 12 \n\n x", "A 3456\tb")
+
+
+def read_otherwise(tokenizer: Any, file: Path) -> str | None:
+    """A sentence with a text of which the tokenizer makes other tokens than the file says; None where there is none."""
+    if not file.is_file() or getattr(tokenizer, "backend_tokenizer", None) is None:
+        return None
+    written = Tokenizer.from_file(str(file))
+    written.no_truncation()  # what a file says of these is for batches, and not of a text
+    written.no_padding()
+    special = tokenizer.all_special_tokens[:1]
+    for text in (*_TEXTS, *(f"the{token}cat" for token in special)):
+        ours, theirs = tokenizer(text)["input_ids"], written.encode(text).ids
+        if ours != theirs:
+            found, said = (tokenizer.convert_ids_to_tokens(ids) for ids in (ours, theirs))
+            return (
+                f"transformers does not read {file} as it is written, but as its own {type(tokenizer).__name__}: "
+                f"{text!r} becomes {found}, and not {said}; that is how it is measured and saved"
+            )
+    return None
