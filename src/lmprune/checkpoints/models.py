@@ -20,8 +20,8 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
 )
-from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
+from transformers.utils.hub import cached_file
 
 from ..errors import UserError, unknown
 from ..progress import silent
