@@ -178,6 +178,19 @@ def test_functions_and_modules_fit_a_screen_or_three():
     assert longer(code, 4) == {"f"} and longer(code, 1) == {"f", "g"} and not longer(code, 5)
 
 
+#: what each of two jobs was asked for
+SHARED = {"Asked"}
+
+
+def test_a_class_has_a_name_of_its_own():
+    found: dict[str, list[str]] = {}
+    for module in MODULES:
+        for node in parsed(module).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(module)
+    assert {name for name, modules in found.items() if len(modules) > 1} == SHARED
+
+
 def test_no_module_hides_a_public_name():
     """Importing `lmprune.x` sets the attribute x of the package: a public function of that name would be gone."""
     assert not {module.split(".")[0] for module in MODULES} & set(lmprune.__all__)

@@ -47,15 +47,15 @@ def test_a_wrong_gguf_file_is_caught_in_every_dtype(
     assert 0 < verdict["difference"] < verdict["allowed"] < 0.1
     assert "verified in llama.cpp after 24 and 48 tokens" in right["notes"][-1]
     (tmp_path / "m.gguf").unlink()
-    data = gguf_tensors.Stored.data
+    data = gguf_tensors.Writable.data
 
-    def wrong(self: gguf_tensors.Stored) -> Any:
+    def wrong(self: gguf_tensors.Writable) -> Any:
         values = self.values
         if self.name == "blk.1.ffn_down.weight":
-            return data(gguf_tensors.Stored(self.name, self.shape, self.kind, lambda: values() * 1.5))
+            return data(gguf_tensors.Writable(self.name, self.shape, self.kind, lambda: values() * 1.5))
         return data(self)
 
-    monkeypatch.setattr(gguf_tensors.Stored, "data", wrong)
+    monkeypatch.setattr(gguf_tensors.Writable, "data", wrong)
     sentence = caught(model_of("llama-tied", intermediate_size=64), tmp_path / "m.gguf", "gguf", dtype)
     assert sentence.startswith("llama.cpp computes something else from what was exported")
     assert "--no-verify writes it nevertheless" in sentence

@@ -55,7 +55,7 @@ def check_dtype(dtype: str) -> Storage:
 
 
 @dataclass(frozen=True)
-class Stored:
+class Writable:
     """A tensor to be: its values are only made when they are written. shape: before quantisation."""
 
     name: str
@@ -77,24 +77,24 @@ class Stored:
         return data
 
 
-def stored_tensors(model: Any, spec: GGUFSpec, arch: str, storage: Storage, factors: Tensor | None) -> list[Stored]:
+def stored_tensors(model: Any, spec: GGUFSpec, arch: str, storage: Storage, factors: Tensor | None) -> list[Writable]:
     """Every parameter, under llama.cpp's name for it, and what it insists on beside them.
 
     factors: of rotary frequencies. Raises: UserError for a parameter that llama.cpp has no place for, or that its type
     does not fit.
     """
-    found: list[Stored] = []
+    found: list[Writable] = []
     if factors is not None:
         found.append(_stored(MODEL_TENSOR.ROPE_FREQS, tuple(factors.shape), storage, lambda: factors))
     for place in places(model, spec, arch):
         kind = _kind(place.type_, place.shape, storage)
         _check_rows(place.name, place.shape, kind)
         value = model.get_parameter(place.name).detach()
-        found.append(Stored(place.theirs, place.shape, kind, lambda value=value, place=place: place.stored(value)))
+        found.append(Writable(place.theirs, place.shape, kind, lambda value=value, place=place: place.stored(value)))
     return [*found, *_head(model, spec, storage, found), *_zeros(spec, found)]
 
 
-def _head(model: Any, spec: GGUFSpec, storage: Storage, found: Sequence[Stored]) -> list[Stored]:
+def _head(model: Any, spec: GGUFSpec, storage: Storage, found: Sequence[Writable]) -> list[Writable]:
     """A tied head once more, for an architecture that can't do without one of its own."""
     has = any(tensor.name == f"{TENSOR_NAMES[MODEL_TENSOR.OUTPUT]}.weight" for tensor in found)
     if has and spec.head == "tied":
@@ -108,7 +108,7 @@ def _head(model: Any, spec: GGUFSpec, storage: Storage, found: Sequence[Stored])
     return [_stored(MODEL_TENSOR.OUTPUT, tuple(head.shape), storage, lambda: head)]
 
 
-def _zeros(spec: GGUFSpec, found: Sequence[Stored]) -> list[Stored]:
+def _zeros(spec: GGUFSpec, found: Sequence[Writable]) -> list[Writable]:
     """The biases that llama.cpp insists on and the model has not."""
     names = {tensor.name for tensor in found}
     without = [
@@ -119,16 +119,16 @@ def _zeros(spec: GGUFSpec, found: Sequence[Stored]) -> list[Stored]:
         and f"{tensor.name.removesuffix('weight')}bias" not in names
     ]
     return [
-        Stored(f"{t.name.removesuffix('weight')}bias", (t.shape[0],), Q.F32, lambda t=t: torch.zeros(t.shape[0]))
+        Writable(f"{t.name.removesuffix('weight')}bias", (t.shape[0],), Q.F32, lambda t=t: torch.zeros(t.shape[0]))
         for t in without
     ]
 
 
-def _stored(type_: MODEL_TENSOR, shape: tuple[int, ...], storage: Storage, values: Callable[[], Tensor]) -> Stored:
+def _stored(type_: MODEL_TENSOR, shape: tuple[int, ...], storage: Storage, values: Callable[[], Tensor]) -> Writable:
     name = f"{TENSOR_NAMES[type_]}.weight"
     kind = _kind(type_, shape, storage)
     _check_rows(name, shape, kind)
-    return Stored(name, shape, kind, values)
+    return Writable(name, shape, kind, values)
 
 
 def _kind(type_: MODEL_TENSOR, shape: tuple[int, ...], storage: Storage) -> GGMLQuantizationType:
