@@ -14,7 +14,8 @@ from tiny_models import LAYERS, NAMES, WIDTH, tiny_model, tokens
 from torch import nn
 
 from lmprune.errors import UserError
-from lmprune.scores.statistics import FORWARD, GRADIENT, collect, loss_gradient
+from lmprune.scores.passes import loss_gradient
+from lmprune.scores.statistics import FORWARD, GRADIENT, collect
 from lmprune.sites.find import find_sites
 from lmprune.sites.masks import masked
 

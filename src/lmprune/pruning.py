@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from . import data as text
-from .budget.choosing import alike, choose
+from .budget.choosing import NEURONS, alike, choose
 from .budget.selection import SCOPES, Scope, check_keep, check_multiple_of
 from .checkpoints.shrinking import check_plan, record_shapes
 from .data import TextData
@@ -144,7 +144,7 @@ def _checked_sites(
         check_ffns(model, seams(sites, "--ffn"))
     if plan is not None:
         check_plan(plan, sites)
-    if neurons := [site.count for site in sites if site.address.kind == "neurons"]:
+    if neurons := [site.count // site.parts for site in sites if site.address.kind in NEURONS]:
         check_multiple_of(multiple_of, 1 if plan else keep, neurons)
     if plan is None:  # whatever the scores will be
         choose(sites, alike(sites), keep, scope=scope or row.scope, multiple_of=multiple_of)

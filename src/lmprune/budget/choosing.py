@@ -7,9 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..sites.address import Kind
+from ..sites.address import Kind, check_apart
 from ..sites.place import Place
 from .selection import Scope, select
+
+#: kinds that are rows of matrices
+NEURONS: tuple[Kind, ...] = ("neurons", "expert_neurons")
 
 
 def alike(sites: Sequence[Place]) -> list[Tensor]:
@@ -22,11 +25,12 @@ def choose(
 ) -> list[Tensor]:
     """The kept units of each site, sorted, int64: of each kind the ratio `keep`, see `selection.select`.
 
-    multiple_of: of neurons, for the matrices' sake.
+    multiple_of: of neurons of a layer, or of an expert, for the matrices' sake.
     Raises: UserError where a site can't do with what would be left.
     """
     kept: list[Tensor] = [torch.empty(0)] * len(sites)
     kinds: dict[Kind, None] = dict.fromkeys(site.address.kind for site in sites)
+    check_apart(kinds)
     for kind in kinds:
         places = [place for place, site in enumerate(sites) if site.address.kind == kind]
         of_kind = [sites[place] for place in places]
@@ -34,7 +38,7 @@ def choose(
             [scores[place] for place in places],
             keep,
             scope=scope,
-            multiple_of=multiple_of if kind == "neurons" else 1,
+            multiple_of=multiple_of if kind in NEURONS else 1,
             min_keep=max(site.least for site in of_kind),
             seed=seed,
             parts=[site.parts for site in of_kind],

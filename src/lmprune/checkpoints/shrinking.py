@@ -13,7 +13,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..plan import PrunePlan
-from ..sites.address import Address
+from ..sites.address import Address, check_apart
 from ..sites.branches import CACHE_INDICES, MADE_OF_INDEX
 from ..sites.families import ATTENTION, AttentionSpec, FFNSpec, family_of
 from ..sites.find import blocks_of, find_sites
@@ -52,6 +52,7 @@ def check_plan(plan: PrunePlan, sites: Sequence[Place]) -> None:
             f"the plan is for {_describe(plan.counts_before)}, but the model has {_describe(counts)}; "
             "apply it to the model it was made from"
         )
+    check_apart(plan.kinds)
     for site, kept in zip(sites, plan.indices(site.address for site in sites), strict=True):
         site.check(kept)
 
@@ -69,12 +70,13 @@ def record_shapes(model: Any, spec: FFNSpec | None = None) -> None:
     config, stock = model.config, shim.stock_class(type(model))
     if spec is None and config.model_type not in MIXTURES:
         spec = family_of(config)
-    key, counts = _told_of_layers(model, spec)
-    count, *others = set(counts.values()) - {0}
+    told = _told_of_layers(model, spec)
     native = stock.__module__.startswith("transformers.")
     plain = _plain(config, native)
-    if key and not others:
-        setattr(plain, key, count)
+    for key, counts in told.items():
+        count, *others = set(counts.values()) - {0}
+        if not others:
+            setattr(plain, key, count)
     if spec is not None:
         _record_heads(model, plain, spec)
     as_stock = _on_meta(stock, plain)
@@ -87,14 +89,18 @@ def record_shapes(model: Any, spec: FFNSpec | None = None) -> None:
             "prune with --scope local, and name the config field that holds the width with --ffn …,width_key=…"
         )
     pruned = _plain(config, native)
-    if key and not others and count == getattr(pruned, key):  # nothing would differ from the global number, and the
-        setattr(pruned, key, count + 1)  # stock class would load the rest without what it has no place for
+    telling = {key: counts for key, counts in told.items() if set(counts.values()) != {getattr(pruned, key)}}
+    if told and not telling:  # nothing would differ from the global number, and the stock class would load the rest
+        key, counts = next(iter(told.items()))  # without what it has no place for
+        setattr(pruned, key, getattr(pruned, key) + 1)
+        telling = {key: counts}
     pruned.lmprune = _record(model, _on_meta(stock, pruned), spec)
     if spec is not None:
         # not for the shim: whoever prunes it again needs to know where its FFN is, where no table knows the type
         pruned.lmprune["spec"] = dataclasses.asdict(dataclasses.replace(spec, blocks=_path_of_blocks(model, spec)))
-    if key:
-        pruned.per_layer_config = {layer: {key: count} for layer, count in counts.items()}
+    if telling:
+        layers = next(iter(telling.values()))
+        pruned.per_layer_config = {n: {key: counts[n] for key, counts in telling.items()} for n in layers}
     _adopt(model, shim.pruned_class(stock), pruned)
 
 
@@ -103,13 +109,18 @@ def is_stock(model: Any) -> bool:
     return type(model).__module__.startswith("transformers.")
 
 
-def _told_of_layers(model: Any, spec: FFNSpec | None) -> tuple[str | None, dict[int, int]]:
-    """The config field that says how many units a layer has, and how many each has: neurons, or a mixture's experts."""
+def _told_of_layers(model: Any, spec: FFNSpec | None) -> dict[str, dict[int, int]]:
+    """Config fields that number units, and how many each layer has: neurons, or experts and the neurons in them."""
     if spec is None:
-        found = find_sites(model, ("experts",))
-        return mixture_of(model.config).count_key, {place.address.layer: place.count for place in found}
+        mixture = mixture_of(model.config)
+        experts, inside = find_sites(model, ("experts",)), find_sites(model, ("expert_neurons",))
+        return {
+            mixture.count_key: {place.address.layer: place.count for place in experts},
+            mixture.width_key: {place.address.layer: place.count // place.parts for place in inside},
+        }
     widths = {site.layer: site.count for site in find_sites(model, spec=spec)}
-    return spec.width_key, {layer: widths.get(layer, 0) for layer in range(len(blocks_of(model, spec)))}
+    by_layer = {layer: widths.get(layer, 0) for layer in range(len(blocks_of(model, spec)))}
+    return {spec.width_key: by_layer} if spec.width_key else {}
 
 
 def _record_heads(model: Any, plain: Any, spec: FFNSpec) -> None:
@@ -165,7 +176,7 @@ def _placed(model: Any, stock: nn.Module, spec: FFNSpec | None) -> dict[str, dic
 def _counted(model: Any, spec: FFNSpec | None) -> Sequence[Place]:
     """Where attributes of modules count units."""
     if spec is None:
-        return find_sites(model, ("experts",))
+        return find_sites(model, ("experts", "expert_neurons"))
     attention = ATTENTION.get(model.config.model_type)
     if attention is None:
         return []

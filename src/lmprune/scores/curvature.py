@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..progress import Progress
 from ..sites.site import Site
-from .statistics import backward, gradients_from_embeddings, undisturbed
+from .passes import backward, gradients_from_embeddings, undisturbed
 
 
 def output_curvature(

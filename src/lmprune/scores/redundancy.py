@@ -19,7 +19,8 @@ from ..errors import UserError
 from ..progress import Progress, Stages, silent
 from ..sites.site import Site
 from ..sites.walk import Blocks, list_of
-from .statistics import collect, undisturbed
+from .passes import undisturbed
+from .statistics import collect
 
 #: two neurons are alike from this cosine on
 ALIKE = 0.8

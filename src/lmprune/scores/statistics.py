@@ -6,8 +6,8 @@ Everything is observed from outside, through hooks that are gone afterwards; the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..progress import Progress
 from ..sites.address import Kind
+from ..sites.expert_neurons import ExpertNeurons
 from ..sites.place import Place
 from ..sites.site import Site, Writer
+from .passes import backward, gradients_from_embeddings, precise, undisturbed
 from .routing import ROUTING, RoutingObserver
 
 #: statistics that a forward pass gives, and those that need the loss's gradient too
@@ -106,6 +108,8 @@ def collect(
         if gradients:
             stack.enter_context(gradients_from_embeddings(model))
         done = 0
+        if any(site.address.kind == "expert_neurons" for site in sites):
+            batch_size = 1  # which of an expert's tokens are of one sequence is seen no other way
         for batch in input_ids.split(batch_size or (1 if gradients else 4)):
             batch_BT = batch.to(next(model.parameters()).device)
             if gradients:
@@ -120,28 +124,13 @@ def collect(
     return [observer.result(num_sequences) for observer in observers]
 
 
-def backward(model: nn.Module, batch_BT: Tensor) -> None:
-    """One forward and backward pass of Σ_b L_b, L_b the mean next-token cross-entropy of sequence b."""
-    logits_BTV = model(batch_BT, use_cache=False).logits
-    logits_BTV.backward(loss_gradient(logits_BTV.detach(), batch_BT))
-
-
-def loss_gradient(logits_BTV: Tensor, input_ids_BT: Tensor) -> Tensor:
-    """∂(Σ_b L_b)/∂logits, (B, T, V), L_b the mean next-token cross-entropy of sequence b.
-
-    Written out, (softmax - one-hot) / (T - 1), because autograd's way holds four copies of the logits.
-    """
-    grad_BTV = logits_BTV.softmax(-1, dtype=_precise(logits_BTV))
-    targets = input_ids_BT[:, 1:, None]
-    grad_BTV[:, :-1].scatter_add_(2, targets, grad_BTV.new_full((1,), -1.0).expand(targets.shape))
-    grad_BTV[:, -1] = 0
-    return grad_BTV.div_(input_ids_BT.shape[1] - 1).to(logits_BTV.dtype)
-
-
 class _Observer:
-    """Adds up one layer's statistics as batches pass forward, then backward, through its linears."""
+    """Adds up one layer's statistics as batches pass forward, then backward, through its linears.
 
-    def __init__(self, site: Site, needs: frozenset[str], seq_len: int):
+    seq_len: tokens of a sequence; None where a batch is one sequence, of which any tokens pass, or none.
+    """
+
+    def __init__(self, site: Site, needs: frozenset[str], seq_len: int | None):
         self.site = site
         self.needs = needs
         self.seq_len = seq_len
@@ -211,7 +200,10 @@ class _Observer:
 
     def _by_sequence(self, values: Tensor) -> Tensor:
         """(B, T, …), also in families that flatten (B, T, …) to (B·T, …) before the FFN."""
-        return values.to(_precise(values)).reshape(-1, self.seq_len, values.shape[-1])
+        values = values.to(precise(values))
+        return (
+            values.flatten(0, -2)[None] if self.seq_len is None else values.reshape(-1, self.seq_len, values.shape[-1])
+        )
 
     def end_batch(self) -> None:
         if self.theta_grad_BU is not None:
@@ -219,7 +211,10 @@ class _Observer:
         self.theta_grad_BU = None
 
     def result(self, num_sequences: int) -> SeamStatistics:
-        if self.num_tokens != num_sequences * self.seq_len:
+        if self.seq_len is None and not self.num_tokens:
+            nothing = torch.zeros(self.site.width, dtype=torch.float64)
+            return SeamStatistics(1, num_sequences, **dict.fromkeys(self.needs, nothing))
+        if self.seq_len is not None and self.num_tokens != num_sequences * self.seq_len:
             raise UserError(f"layer {self.site.layer}: {self.site.what!r} did not see every token; is it the reader?")
         if "weight_taylor" in self.needs:
             site = self.site
@@ -238,47 +233,34 @@ class _Observer:
         return SeamStatistics(self.num_tokens, num_sequences, **self.sums)
 
 
+class _OfEachExpert:
+    """Adds up the statistics of each expert's neurons, over the tokens that go to it; a batch is one sequence."""
+
+    def __init__(self, site: ExpertNeurons, needs: frozenset[str], _seq_len: int):
+        self.site, self.seams = site, site.seams()
+        self.observers = [_Observer(seam, needs, None) for seam in self.seams]
+
+    def attach(self, stack: ExitStack) -> None:
+        stack.enter_context(self.site.opened(self.seams))
+        for observer in self.observers:
+            observer.attach(stack)
+
+    def end_batch(self) -> None:
+        for observer in self.observers:
+            observer.end_batch()
+
+    def result(self, num_sequences: int) -> list[SeamStatistics]:
+        return [observer.result(num_sequences) for observer in self.observers]
+
+
 #: what watches the units of a kind
-OBSERVERS: Mapping[Kind, Callable[[Any, frozenset[str], int], _Observer | RoutingObserver]] = {
+OBSERVERS: Mapping[Kind, Callable[[Any, frozenset[str], int], _Observer | RoutingObserver | _OfEachExpert]] = {
+    "expert_neurons": _OfEachExpert,
     "neurons": _Observer,
     "heads": _Observer,
     "experts": RoutingObserver,
 }
 
 
-def _precise(values: Tensor) -> torch.dtype:
-    """fp32, or fp64 where the values already are."""
-    return torch.promote_types(values.dtype, torch.float32)
-
-
 def _rows(values: Tensor) -> Tensor:  # (N, …) from (B, T, …) or (B·T, …)
-    return values.to(_precise(values)).flatten(0, -2)
-
-
-@contextmanager
-def gradients_from_embeddings(model: nn.Module) -> Iterator[None]:
-    """Gradients flow from the embeddings on, so that hooks see them though every parameter is frozen."""
-    embeddings = model.get_input_embeddings()  # type: ignore[operator]
-    # a clone, because some models go on to change their embeddings in place, which a leaf does not allow
-    handle = embeddings.register_forward_hook(lambda _module, _args, output: output.requires_grad_().clone())
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and frozen parameters (no weight gradients), for the length of a `with` block."""
-    modes = [(module, module.training) for module in model.modules()]
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        model.eval()
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter in trained:
-            parameter.requires_grad_(True)
+    return values.to(precise(values)).flatten(0, -2)

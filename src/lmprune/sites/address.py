@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple, get_args
 
 from ..errors import UserError, unknown
@@ -12,10 +13,12 @@ SEAM_KINDS: tuple[SeamKind, ...] = get_args(SeamKind)
 #: kinds of which a model has one site, whose units are its blocks: their attentions, their feed-forward layers, or all
 LayerKind = Literal["attentions", "ffns", "layers"]
 LAYER_KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
-Kind = Literal[SeamKind, "experts", LayerKind]
+Kind = Literal[SeamKind, "experts", "expert_neurons", LayerKind]
+#: kinds whose sites are scored seam by seam: those of each expert, too
+SCORED_BY_SEAMS: tuple[Kind, ...] = (*SEAM_KINDS, "expert_neurons")
 #: the default first
 KINDS: tuple[Kind, ...] = get_args(Kind)
-_IN_A_BLOCK: tuple[Kind, ...] = ("heads", "experts", "neurons")
+_IN_A_BLOCK: tuple[Kind, ...] = ("heads", "experts", "expert_neurons", "neurons")
 
 
 class Address(NamedTuple):
@@ -44,6 +47,12 @@ class Address(NamedTuple):
         if not layer.isdecimal():
             raise UserError(f"{text!r} is not the address of a layer; expected one like neurons.3")
         return cls(check_kind(kind), int(layer))
+
+
+def check_apart(kinds: Iterable[Kind]) -> None:
+    """Raises: UserError for kinds that can't be removed together: the units of the second are counted in the first."""
+    if {"experts", "expert_neurons"} <= set(kinds):
+        raise UserError("experts and the neurons inside them go one after the other: prune, then prune what is left")
 
 
 def check_kind(kind: str) -> Kind:

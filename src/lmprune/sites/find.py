@@ -11,11 +11,12 @@ from torch import nn
 from ..checkpoints.shim import is_gone
 from ..errors import UserError
 from .address import LAYER_KINDS, Kind, LayerKind, SeamKind, check_kind
-from .experts import Experts, experts
+from .expert_neurons import expert_neurons
+from .experts import experts
 from .families import FFNSpec, attention_of, family_of
 from .heads import heads
 from .layers import Layers, layers
-from .mixtures import mixture_of
+from .mixtures import MixtureSpec, mixture_of
 from .neurons import neurons
 from .place import Place
 from .site import Site
@@ -65,10 +66,12 @@ def _layers(kind: LayerKind, model: nn.Module, config: Any, spec: FFNSpec | None
     return [layers(blocks_of(model, spec or family_of(config)), config, kind)]
 
 
-def _experts(model: nn.Module, config: Any, _spec: FFNSpec | None) -> list[Experts]:
+def _in_mixture(
+    make: Callable[[nn.Module, MixtureSpec, int], Place | None], model: nn.Module, config: Any, _spec: FFNSpec | None
+) -> list[Place]:
     mixture = mixture_of(config)
     blocks = cast(Sequence[nn.Module], model.get_submodule(mixture.blocks))
-    found = [experts(block, mixture, layer) for layer, block in enumerate(blocks)]
+    found = [make(block, mixture, layer) for layer, block in enumerate(blocks)]
     return [place for place in found if place is not None]
 
 
@@ -77,7 +80,8 @@ def _experts(model: nn.Module, config: Any, _spec: FFNSpec | None) -> list[Exper
 FINDERS: Mapping[Kind, Callable[[nn.Module, Any, FFNSpec | None], Sequence[Place]]] = {
     "neurons": _neurons,
     "heads": _heads,
-    "experts": _experts,
+    "experts": partial(_in_mixture, experts),
+    "expert_neurons": partial(_in_mixture, expert_neurons),
     **{kind: partial(_layers, kind) for kind in LAYER_KINDS},
 }
 

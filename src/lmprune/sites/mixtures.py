@@ -23,6 +23,8 @@ class MixtureSpec:
     groups: the router's attribute with the number of groups, runs of equally many experts, of which some are chosen
     first; "" = there are none. in_group: how many of its experts say how good a group is. grouped: what the router's
     attributes must be for it to look at groups at all.
+    width_key: the config field that holds the number of neurons of an expert. up, down: the stacked tensors, gate and
+    up in one. widths: attributes of `experts` that count neurons, where it has them.
     """
 
     count_key: str
@@ -35,41 +37,44 @@ class MixtureSpec:
     groups: str = ""
     in_group: int = 1
     grouped: tuple[tuple[str, str], ...] = ()
+    width_key: str = "intermediate_size"
+    up: str = "gate_up_proj"
+    down: str = "down_proj"
+    widths: tuple[str, ...] = ("intermediate_dim", "intermediate_size")
+
+
+#: the width of experts has a field of its own where dense layers or shared experts have another
+_OWN_WIDTH: dict[str, Any] = {"width_key": "moe_intermediate_size"}
+_ROUTER: dict[str, Any] = {"router": "router", "logits": "router"}
 
 
 def _deepseek(count_key: str = "n_routed_experts") -> MixtureSpec:
     """Sigmoids, chosen by groups and with a bias."""
-    return MixtureSpec(count_key, choice="gate.e_score_correction_bias", groups="num_group", in_group=2)
+    bias = "gate.e_score_correction_bias"
+    return MixtureSpec(count_key, choice=bias, groups="num_group", in_group=2, **_OWN_WIDTH)
 
-
-def _granite() -> MixtureSpec:
-    return MixtureSpec("num_local_experts", home="block_sparse_moe", router="router", logits="router")
-
-
-_PLAIN = "qwen2_moe qwen3_next olmoe flex_olmo cohere2_moe".split()
 
 MIXTURES: dict[str, MixtureSpec] = {
-    **{name: MixtureSpec("num_local_experts") for name in ("mixtral", "minimax", "qwen3_moe", "mellum")},
+    **{name: MixtureSpec("num_local_experts") for name in ("mixtral", "minimax")},
+    **{name: MixtureSpec("num_local_experts", **_OWN_WIDTH) for name in ("qwen3_moe", "mellum")},
+    **{name: MixtureSpec("num_experts") for name in ("olmoe", "flex_olmo", "cohere2_moe")},
+    **{name: MixtureSpec("num_experts", **_OWN_WIDTH) for name in ("qwen2_moe", "qwen3_next")},
+    **{name: MixtureSpec("num_local_experts", **_ROUTER) for name in ("phimoe", "gpt_oss")},
     **{
-        name: MixtureSpec("num_experts")
-        for name in "qwen2_moe qwen3_moe qwen3_next olmoe flex_olmo cohere2_moe".split()
+        name: MixtureSpec("num_local_experts", home="block_sparse_moe", **_ROUTER)
+        for name in ("granitemoe", "granitemoeshared")
     },
-    "mellum": MixtureSpec("num_experts"),
-    "phimoe": MixtureSpec("num_local_experts", router="router", logits="router"),
-    "gpt_oss": MixtureSpec("num_local_experts", router="router", logits="router"),
-    "granitemoe": _granite(),
-    "granitemoeshared": _granite(),
     "deepseek_v2": MixtureSpec(
-        "n_routed_experts", groups="num_group", grouped=(("topk_method", "group_limited_greedy"),)
+        "n_routed_experts", groups="num_group", grouped=(("topk_method", "group_limited_greedy"),), **_OWN_WIDTH
     ),
     **{name: _deepseek() for name in "deepseek_v3 glm4_moe glm4_moe_lite dots1 solar_open mimo_v2_flash".split()},
     "exaone_moe": _deepseek("num_experts"),
-    "ernie4_5_moe": MixtureSpec("moe_num_experts", choice="gate.moe_statics.e_score_correction_bias"),
+    "ernie4_5_moe": MixtureSpec("moe_num_experts", choice="gate.moe_statics.e_score_correction_bias", **_OWN_WIDTH),
     "minimax_m2": MixtureSpec("num_local_experts", choice="e_score_correction_bias"),
     "hunyuan_v1_moe": MixtureSpec("num_experts", logits="gate.wg"),
-    "afmoe": MixtureSpec("num_experts", router="router", logits="router.gate", choice="expert_bias"),
-    "jamba": MixtureSpec("num_experts", home="feed_forward", router="router", logits="router"),
-    "lfm2_moe": MixtureSpec("num_experts", home="feed_forward", choice="expert_bias"),
+    "afmoe": MixtureSpec("num_experts", router="router", logits="router.gate", choice="expert_bias", **_OWN_WIDTH),
+    "jamba": MixtureSpec("num_experts", home="feed_forward", **_ROUTER),
+    "lfm2_moe": MixtureSpec("num_experts", home="feed_forward", choice="expert_bias", **_OWN_WIDTH),
 }
 
 #: Config fields that only mixtures of experts have.

@@ -12,7 +12,7 @@ from ..budget.choosing import choose
 from ..progress import Stages
 from ..scores.criteria import Criterion, score_from
 from ..scores.statistics import GRADIENT, collect
-from ..sites.address import Kind
+from ..sites.address import SEAM_KINDS, Kind
 from ..sites.place import Place
 from ..sites.site import seams
 from .bias import MEAN, bias_compensation
@@ -36,7 +36,7 @@ class Scored(Solver):
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        return self.criterion.kinds
+        return SEAM_KINDS if self.adds_bias else self.criterion.kinds
 
     def reads_text(self, *, chosen: bool = False) -> bool:
         return bool(self._needs(chosen))

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ...errors import UserError, unknown
 from ...progress import Progress
-from ...sites.address import SEAM_KINDS, Kind
+from ...sites.address import SCORED_BY_SEAMS, Kind
+from ...sites.expert_neurons import ExpertNeurons
 from ...sites.place import Place
 from ...sites.site import Site
 from ..statistics import GRADIENT, STATISTICS, SeamStatistics, collect
@@ -28,7 +29,7 @@ class Criterion:
     name: str
     needs: frozenset[str]
     function: ScoreFunction
-    kinds: tuple[Kind, ...] = SEAM_KINDS
+    kinds: tuple[Kind, ...] = SCORED_BY_SEAMS
 
     @property
     def needs_data(self) -> bool:
@@ -44,7 +45,7 @@ CRITERIA: dict[str, Criterion] = {}
 
 
 def criterion(
-    name: str, *, needs: Iterable[str] = (), kinds: Sequence[Kind] = SEAM_KINDS
+    name: str, *, needs: Iterable[str] = (), kinds: Sequence[Kind] = SCORED_BY_SEAMS
 ) -> Callable[[ScoreFunction], ScoreFunction]:
     """Register the decorated function as the criterion `name`.
 
@@ -110,10 +111,19 @@ def score_from(
     """Like `score`, from statistics that are there already: one `collect` can serve many criteria."""
     rule = _for_kinds(get_criterion(name), sites)
     generator = torch.Generator().manual_seed(seed)
-    layers = zip(sites, statistics or [SeamStatistics()] * len(sites), strict=True)
+    layers = zip(sites, statistics or [None] * len(sites), strict=True)
     with torch.no_grad():
-        scores = [rule.function(site, stats, generator) for site, stats in layers]
+        scores = [_scored(rule, site, stats, generator) for site, stats in layers]
     return [s.float() for s in checked_scores(scores, sites, f"criterion {rule.name!r}")]
+
+
+def _scored(rule: Criterion, site: Place, statistics: Any, generator: torch.Generator) -> Any:
+    """The criterion's score of a site; of one that is made of sites, theirs, one after the other."""
+    if isinstance(site, ExpertNeurons):
+        seams = site.seams()
+        pairs = zip(seams, statistics or [None] * len(seams), strict=True)
+        return torch.cat([_scored(rule, seam, stats, generator) for seam, stats in pairs])
+    return rule.function(site, statistics or SeamStatistics(), generator)
 
 
 def _for_kinds(rule: Criterion, sites: Sequence[Place]) -> Criterion:
