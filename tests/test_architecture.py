@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 import lmprune
+from lmprune.methods import METHODS
+from lmprune.scores.criteria import CRITERIA
+from lmprune.scores.penalties import PENALTIES
 from lmprune.sites.families import FAMILIES, FFNSpec
 from lmprune.sites.mixtures import MIXTURES
 
@@ -176,6 +179,21 @@ def test_functions_and_modules_fit_a_screen_or_three():
     assert not {module for module, length in lengths.items() if length > 300}
     code = ast.parse("@decorated\ndef f():\n    x\n    def g():\n        y\n    return g")
     assert longer(code, 4) == {"f"} and longer(code, 1) == {"f", "g"} and not longer(code, 5)
+
+
+def names_compared(tree: ast.Module, names: set[str]) -> set[str]:
+    """Names that a comparison has on one of its sides, by themselves or in a tuple."""
+    compared = (node for node in ast.walk(tree) if isinstance(node, ast.Compare))
+    sides = (side for node in compared for side in (node.left, *node.comparators))
+    constants = (n for side in sides for n in (side.elts if isinstance(side, ast.Tuple) else [side]))
+    return {n.value for n in constants if isinstance(n, ast.Constant) and n.value in names}
+
+
+def test_a_method_is_asked_and_not_compared_by_name():
+    names = {*METHODS, "movement", *PENALTIES} - {*CRITERIA, "none"}  # some criteria are statistics too
+    found = {module for module in MODULES if names_compared(parsed(module), names)}
+    assert found == {"commands.views"}  # it has a record's text alone
+    assert names_compared(ast.parse("row.penalty == 'l1' or x in ('soft', 'hard')"), names) == {"l1", "soft", "hard"}
 
 
 #: what each of two jobs was asked for

@@ -30,7 +30,8 @@ REFITS: tuple[Refit, ...] = get_args(Refit)
 @dataclass(frozen=True)
 class Method:
     """criterion: a name in `criteria.CRITERIA`, or a Criterion; `obs`, whose solver selects and refits in one
-    (`lmprune.solve.obs`); or `movement`: scores that are trained with the model.
+    (`lmprune.solve.obs`); or `movement`: scores that are trained with the model. The last two also as values, with
+    settings of one's own: `solve.obs.Obs(ObsSettings(…))`, `solve.learned.Learned(threshold=True)`.
 
     scope: the default; every method also takes the other one, but one that has a threshold for all layers.
     refit: `none`; `bias`: removed neurons' mean output goes into `down`'s bias; `obs`: least squares on what stays.
