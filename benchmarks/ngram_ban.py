@@ -38,7 +38,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     for source in ("wikisql", "samsum", "e2e"):
         found = pairs.load(source, args.split, data_dir=args.data / source)
-        encoded = [each for each in pairs.encode(found.pairs, tokenizer, max_len=10**9) if each is not None]
+        encoded = [each for each in pairs.encode_pairs(found.pairs, tokenizer, max_len=10**9) if each is not None]
         share = sum(map(banned, encoded)) / len(encoded)
         print(f"{source} {args.split}: {share:.1%} of {len(encoded):,} references can't be written")
 
