@@ -37,9 +37,10 @@ SETTINGS: dict[str, dict[str, str]] = {
 }
 #: whose results are numbers that a tolerance, or bits, are asked of
 TESTS = """
-    blockwise criteria data decoding distillation families sites golden_distillation golden_obs golden_training gradual
-    intervals lora masks methods obs penalties perplexity plan pruning redundancy resume schedules elimination
-    selection statistics tasks teachers training_cli
+    analyze beginning blockwise criteria data decoding distillation elimination experts families generation
+    gguf_reading golden_distillation golden_obs golden_training gradual heads intervals layer_scores layers
+    library_face lora masks methods obs penalties perplexity plan pruning redundancy resume schedules selection
+    sites statistics tasks teachers training_cli verify
 """.split()
 
 

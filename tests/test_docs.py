@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -281,6 +282,19 @@ def test_numbers_of_the_methods_page_are_the_defaults():
 def test_six_lines_of_python():
     (code,) = blocks((ROOT / "README.md").read_text(encoding="utf-8"), "python")
     assert len([line for line in code.splitlines() if line.strip()]) <= 6
+
+
+def test_what_make_does_is_told_where_people_look():
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {
+        page: set(re.findall(r"`make (\w+)`", (ROOT / page).read_text())) for page in ("README.md", "CONTRIBUTING.md")
+    }
+    assert named["README.md"] == {"demo", "test"} and named["CONTRIBUTING.md"] >= {"test", "fast", "check", "numerics"}
+    assert set.union(*named.values()) <= targets
+    sys.path.append(str(ROOT / "benchmarks"))
+    import numerics
+
+    assert all((ROOT / "tests" / f"test_{name}.py").is_file() for name in numerics.TESTS)
 
 
 def test_contributing_is_short():
