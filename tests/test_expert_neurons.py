@@ -218,3 +218,65 @@ def test_what_cant_be_is_refused() -> None:
     with pytest.raises(UserError, match="each must keep equally many neurons, not 48, 2, 0"):
         lmprune.shrink(model, uneven)
     assert torch.equal(logits(model), before)
+
+
+# obs
+
+
+def routed_inner(model: Any, layer: int, expert: int, ids: torch.Tensor) -> torch.Tensor:
+    """What enters the reader of an expert, (its tokens, I)."""
+    loop = Loop(model, layer)
+    return torch.stack([h for x in entering(model, layer, ids).flatten(0, 1) for e, _, h in loop.of(x) if e == expert])
+
+
+@torch.no_grad()
+def test_obs_refits_each_expert_on_its_own_tokens() -> None:
+    """The first layer's readers against least squares by torch.linalg.lstsq, with plain_obs's small ridge."""
+    model, ids = tiny_mixture("mixtral"), tokens(40, 24)
+    dense = tiny_mixture("mixtral")
+    plan = lmprune.prune(model, units=("expert_neurons",), method="plain_obs", keep=1 / 3, data=ids, multiple_of=8)
+    site = places(dense)[0]
+    kept = site.split(plan.indices([site.address])[0])
+    checked = 0
+    for expert in range(EXPERTS):
+        x_NF, reader_FD = routed_inner(dense, 0, expert, ids), site.seams()[expert].reader()
+        if len(x_NF) < 2 * site.width:
+            continue
+        ridge = (1e-3 * x_NF.square().mean()).sqrt() * len(x_NF) ** 0.5
+        rows = torch.cat([x_NF[:, kept[expert]], ridge * torch.eye(16)])
+        wanted = torch.cat([x_NF @ reader_FD, ridge * reader_FD[kept[expert]]])
+        solved = torch.linalg.lstsq(rows.double(), wanted.double()).solution
+        found = places(model)[0].seams()[expert].reader()
+        assert torch.allclose(found.double(), solved, atol=2e-3 * float(solved.std()))
+        assert not torch.allclose(found, reader_FD[kept[expert]], atol=1e-2 * float(solved.std()))
+        checked += 1
+    assert checked >= 4
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "deepseek_v3"])
+def test_obs_is_nearer_to_the_dense_model_than_a_choice_without_refit(family: str) -> None:
+    ids, away = tokens(24, 24), {}
+    dense = logits(tiny_mixture(family), ids)
+    for method in ("obs", "plain_obs", "activation"):
+        model = tiny_mixture(family)
+        plan = lmprune.prune(model, units=("expert_neurons",), method=method, keep=2 / 3, data=ids, multiple_of=8)
+        away[method] = float((logits(model, ids) - dense).square().mean())
+        assert all(len(kept) == site.count for kept, site in zip(plan.kept.values(), places(model), strict=True))
+        assert (
+            all(bool(s.isinf().sum() == len(plan.kept[a])) for a, s in (plan.scores or {}).items()) or method[0] == "a"
+        )
+    assert max(away["obs"], away["plain_obs"]) < away["activation"]
+
+
+def test_obs_repairs_for_a_plan_and_takes_experts_without_tokens() -> None:
+    ids = tokens(8, 12)
+    model = tiny_mixture("mixtral")
+    plan = lmprune.prune(model, units=("expert_neurons",), method="plain_obs", keep=1 / 3, data=ids, multiple_of=8)
+    again = tiny_mixture("mixtral")
+    lmprune.prune(again, plan=plan, data=ids)
+    assert torch.allclose(logits(again), logits(model), atol=1e-4)
+    few = tiny_mixture("mixtral")
+    lmprune.prune(few, units=("expert_neurons",), method="obs", keep=1 / 3, data=tokens(1, 2), multiple_of=8)
+    assert bool(logits(few).isfinite().all())
+    with pytest.raises(UserError, match="use scope local for expert_neurons"):
+        lmprune.prune(few, units=("expert_neurons",), method="obs", keep=0.5, scope="global", data=ids, multiple_of=8)

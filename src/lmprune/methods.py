@@ -17,6 +17,7 @@ from .scores.criteria import Criterion, ScoreFunction, criterion_of, get_criteri
 from .scores.layers import LAYER_RULES
 from .scores.penalties import PENALTIES, Penalty
 from .sites.address import KINDS, LAYER_KINDS, Kind
+from .solve.in_experts import InExperts
 from .solve.layers import Dropped
 from .solve.learned import Learned
 from .solve.obs import PLAIN, Obs, ObsSettings
@@ -63,9 +64,12 @@ class Method:
 
     @property
     def _solvers(self) -> list[Solver]:
-        """The one for neurons and heads, and the one for whole layers, or either."""
+        """The one for neurons and heads, and those for neurons inside experts and for layers, if there are any."""
         refit = ObsSettings() if self.solver.rewrites else None
-        return [self.solver] if self.layers == "none" else [self.solver, Dropped(self.layers, refit)]
+        found = [self.solver]
+        if isinstance(self.solver, Obs):
+            found.append(InExperts(self.solver.settings))
+        return found if self.layers == "none" else [*found, Dropped(self.layers, refit)]
 
     def solver_of(self, kinds: Iterable[Kind]) -> Solver:
         """The solver for these kinds of units. Raises: UserError where the method has no score for one of them, or one
