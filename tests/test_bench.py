@@ -80,7 +80,12 @@ def test_bench(engine: str, pair: tuple[Path, Path]) -> None:
     dense, third = record["results"]
     keys = documented("bench")
     assert set(record) | set(third) == keys and set(dense) < keys
-    assert third["ideal_decode"] == pytest.approx(dense["weight_megabytes"] / third["weight_megabytes"])
+    cached = record["prompt_tokens"] + record["new_tokens"] / 2
+    dense_bytes, third_bytes = (
+        r["weight_megabytes"] * 1e6 + cached * r["cache_bytes_per_token"] for r in (dense, third)
+    )
+    assert third["ideal_decode"] == pytest.approx(dense_bytes / third_bytes)
+    assert dense["cache_bytes_per_token"] == third["cache_bytes_per_token"] > 0
     assert third["share_decode"] == pytest.approx(third["speedup_decode"] / third["ideal_decode"])
     assert 1 < third["ideal_prefill"] < 2 and third["first_token_ms"] > 0 and third["peak_memory_mb"] > 20
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .console import table
-from .numbers import megabytes, with_error
+from .numbers import counted, megabytes, with_error
 from .views import Views
 
 
@@ -150,7 +150,7 @@ def benchmark(record: Mapping[str, Any]) -> Views:
     sizes = [
         [
             result["name"], megabytes(result["weight_megabytes"]), f"{result['peak_memory_mb']:,.0f}",
-            f"{result['first_token_ms']:,.0f}",
+            f"{result['first_token_ms']:,.0f}", counted(result["cache_bytes_per_token"]),
         ]
         for result in results
     ]  # fmt: skip
@@ -169,14 +169,14 @@ def benchmark(record: Mapping[str, Any]) -> Views:
         f"{record['engine']}, {record['threads']} threads, batch {record['batch']}: {record['prompt_tokens']} prompt "
         f"tokens, {record['new_tokens']} new ones; medians of {record['repeats']} turns",
         "",
-        table(["model", "weights, MB", "peak memory, MB", "first token, ms"], sizes),
+        table(["model", "weights, MB", "peak memory, MB", "first token, ms", "cache, bytes a token"], sizes),
         "",
         table(["model", "", "tokens/s", "least–most"], rates),
     ]
     return views if not speedups else [
         *views, "",
         f"How many times as fast as {results[0]['name']}, turn by turn. Ideal: the ratio of operations (prefill), of "
-        "weight bytes (decode).",
+        "weight and cache bytes (decode).",
         table(["model", "", "measured", "least–most", "ideal", "reached"], speedups),
     ]  # fmt: skip
 

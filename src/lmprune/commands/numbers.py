@@ -14,3 +14,7 @@ def megabytes(value: float) -> str:
 def span(widths: list[int]) -> str:
     low, high = min(widths), max(widths)
     return f"{low}" if low == high else f"{low}–{high}"
+
+
+def counted(value: int | None) -> str:
+    return "unknown" if value is None else f"{value:,}"

@@ -51,7 +51,8 @@ def inspect(
     """What a model is made of, how it was pruned, and what each keep ratio would save; weights are not read.
 
     JSON: `model`, `family`, `layers`, `hidden_size`, `widths`, `gated`, `params`, `megabytes`, `dtype`, `parts`,
-    `tied_embedding`, `multiple_of`, `keep` (a list), `plan` (how it was pruned, or null).
+    `tied_embedding`, `units` (a list), `cache_bytes_per_token`, `multiple_of`, `keep` (a list),
+    `plan` (how it was pruned, or null).
     """
     with talking(as_json) as terminal:
         from ..checkpoints import models

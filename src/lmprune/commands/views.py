@@ -9,7 +9,7 @@ from rich.console import RenderableType
 
 from ..checkpoints.card import width_summary
 from .console import table
-from .numbers import megabytes, span, with_error
+from .numbers import counted, megabytes, span, with_error
 
 Views = list[RenderableType | str]
 
@@ -45,10 +45,26 @@ def inspection(record: Mapping[str, Any]) -> Views:
         "",
         table(["part", "parameters", "share"], parts),
         "the output head is tied to the embedding" if record["tied_embedding"] else "",
+        *_units(record),
         "",
         f"What pruning would leave and save (widths rounded to multiples of {record['multiple_of']}):",
         table(["keep", "widths", "parameters", "saved", "MB", "saved MB"], savings),
     ]
+
+
+def _units(record: Mapping[str, Any]) -> Views:
+    """What can be removed, kind by kind; why a kind can't is told below, but for what the model simply lacks."""
+    there = [unit for unit in record["units"] if unit["why_not"] is None]
+    rows = [
+        [
+            unit["kind"], f"{unit['count']:,}", f"{unit['params']:,}", f"{unit['share']:.1%}",
+            f"{unit['params'] // unit['count']:,}", counted(unit["cache_bytes_per_token"]),
+        ]
+        for unit in there
+    ]  # fmt: skip
+    header = ["--units", "there are", "parameters", "share", "of one", "cache bytes a token"]
+    reasons = [f"no {unit['kind']}: {unit['why_not']}" for unit in record["units"] if unit["why_not"] is not None]
+    return ["", f"What can be removed (cache in {record['dtype']}):", table(header, rows), *reasons]
 
 
 def _made(plan: Mapping[str, Any] | None) -> Views:

@@ -121,17 +121,21 @@ class LlamaCpp:
 
 @dataclass(frozen=True)
 class EngineKind:
-    """open: an Engine's class. export_to: what a checkpoint has to be exported to first, and in which dtype."""
+    """open: an Engine's class. export_to: what a checkpoint has to be exported to first, and in which dtype.
+
+    cache_itemsize: bytes of a number in its key/value cache; None = as the checkpoint's own.
+    """
 
     open: Callable[..., Engine]
     export_to: str | None = None
     dtype: str | None = None
+    cache_itemsize: int | None = None
 
 
 ENGINES = {
     "torch": EngineKind(Torch),
-    "onnxruntime": EngineKind(OnnxRuntime, "onnx", "f32"),
-    "llamacpp": EngineKind(LlamaCpp, "gguf", "f16"),
+    "onnxruntime": EngineKind(OnnxRuntime, "onnx", "f32", 4),
+    "llamacpp": EngineKind(LlamaCpp, "gguf", "f16", 2),
 }
 
 

@@ -23,6 +23,7 @@ from ..sites.find import find_sites
 from ..sites.limits import max_context
 from . import deploy
 from .inspection import parameters_by_part
+from .unit_kinds import cached_numbers
 
 _ANY_VOCABULARY = 256  # ids that every model has; which tokens they are does not matter to the time
 
@@ -39,7 +40,7 @@ def bench(
     """
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
-    shapes = [None if _is_exported(source, engine) else _shape(terminal, source) for source in models]
+    shapes = [None if _is_exported(source, engine) else _shape(terminal, source, engine) for source in models]
     known = [shape for shape in shapes if shape is not None]
     context = prompt_tokens + new_tokens + 1
     for source, shape in zip(models, shapes, strict=True):
@@ -68,14 +69,16 @@ def bench(
             "decode": asdict(rate(batch * new_tokens, [decode for _, decode in times])),
             "first_token_ms": statistics.median(prefill for prefill, _ in times) * 1e3,
             "weight_megabytes": size / 1e6,
+            "cache_bytes_per_token": shape and shape["cache_bytes"],
             "peak_memory_mb": peak,
         }
-        for source, times, size, peak in zip(models, seconds, sizes, memory, strict=True)
+        for source, times, size, peak, shape in zip(models, seconds, sizes, memory, shapes, strict=True)
     ]
+    cached = batch * (prompt_tokens + new_tokens / 2)  # tokens that lie in the cache while a token is written
     for number in range(1, len(results)):
         results[number] |= compared(seconds[0], seconds[number]) | {
             "ideal_prefill": ideal_prefill(shapes[0], shapes[number], prompt_tokens),
-            "ideal_decode": sizes[0] / sizes[number],
+            "ideal_decode": bytes_read(sizes[0], shapes[0], cached) / bytes_read(sizes[number], shapes[number], cached),
         }
         for phase in ("prefill", "decode"):
             ideal = results[number][f"ideal_{phase}"]
@@ -122,6 +125,11 @@ def operations(shape: Mapping[str, Any], tokens: int) -> float:
     return 2 * tokens * shape["blocks"] + attention + 2 * shape["head"]
 
 
+def bytes_read(weights: int, shape: Mapping[str, Any] | None, cached_tokens: float) -> float:
+    """For one token that is written: all weights, and the cache where its size is known."""
+    return weights + cached_tokens * ((shape and shape["cache_bytes"]) or 0)
+
+
 def _is_exported(source: str, engine: str) -> bool:
     """Whether the engine opens it as it is, though it is no checkpoint."""
     return {
@@ -141,11 +149,13 @@ def _exported(terminal: Teller, source: str, engine: str, place: Path) -> str:
     return deploy.export(terminal, model=source, out=out, to=kind.export_to, **options)["out"]
 
 
-def _shape(terminal: Teller, source: str) -> dict[str, Any]:
+def _shape(terminal: Teller, source: str, engine: str) -> dict[str, Any]:
     """What the ideal is counted from, read off the config alone."""
     model = models.skeleton(source, note=terminal.note)
-    parts = parameters_by_part(model, find_sites(model))
+    parts, cached = parameters_by_part(model, find_sites(model)), cached_numbers(model)
+    itemsize = ENGINES[engine].cache_itemsize or model.dtype.itemsize
     return {
+        "cache_bytes": None if cached is None else sum(cached) * itemsize,
         "blocks": parts["attention"] + parts["ffn"],
         "head": model.get_output_embeddings().weight.numel(),
         "layers": model.config.num_hidden_layers,

@@ -21,6 +21,7 @@ from ..runtimes.gguf_file import read_gguf
 from ..runtimes.gguf_keys import PLAN_KEY
 from ..sites.site import Site
 from ..sites.walk import list_of
+from .unit_kinds import cached_numbers, unit_kinds
 
 #: the keep ratios that `inspect` tells about
 KEEPS = (0.9, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.25)
@@ -92,7 +93,7 @@ def inspect(
     plan: how the model was pruned, if it was.
     """
     parts = parameters_by_part(model, ffns)
-    params = sum(parts.values())
+    params, cached = sum(parts.values()), cached_numbers(model)
     options: dict[str, Any] = {"multiple_of": multiple_of, "bytes_per_param": bytes_per_param}
     return {
         "family": model.config.model_type,
@@ -105,6 +106,8 @@ def inspect(
         "parts": parts,
         "tied_embedding": parts["output_head"] == 0,
         "multiple_of": multiple_of,
+        "units": unit_kinds(model, params=params, cache_itemsize=bytes_per_param),
+        "cache_bytes_per_token": None if cached is None else sum(cached) * bytes_per_param,
         "keep": [saving(ffns, params, keep, **options) for keep in KEEPS],
         "plan": None if plan is None else plan_summary(plan),
     }

@@ -1,0 +1,86 @@
+"""The learning rate and GUM's weights on SmolLM2-135M, chosen on a held-out part of the training text.
+
+    OMP_NUM_THREADS=1 python benchmarks/paper_settings.py [--shared ../shared]  [--only NAME …]
+    python benchmarks/paper_settings.py --table
+
+Each run is `lmprune prune` on WikiText-2's train file with 200 steps of 4 × 256 tokens, all parameters trained, and
+`lmprune eval` on the 3% of that file that no step reads. The studies of the paper on this model take what is best here.
+Resumable: a run that was stopped goes on from its last saved state; records are written as they come.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from lmprune.training.run_folder import unfinished
+
+RECORDS = Path(__file__).parent / "records" / "paper_settings.jsonl"
+KEEP, STEPS, HOLDOUT = 0.25, 200, 0.03
+#: name -> options of `lmprune prune`; the learning rate is chosen by top_v first, GUM's weights at the best of them
+SETTINGS: dict[str, dict[str, Any]] = {
+    **{f"top_v, lr {lr:g}": {"method": "top_v", "lr": lr} for lr in (2e-4, 5e-4, 1e-4)},
+    **{
+        f"gum, λ_f {f:g}, λ_u {u:g}, lr {lr:g}": {
+            "method": "gum", "penalty-weight": f, "similarity-weight": u, "lr": lr
+        }
+        for lr in (2e-4,)
+        for f, u in ((0.67, 5), (0.67, 1), (0.2, 5), (0.67, 20))
+    },
+}  # fmt: skip
+
+
+def lmprune(*words: object) -> dict[str, Any]:
+    line = [sys.executable, "-m", "lmprune", *map(str, words), "--json"]
+    return json.loads(subprocess.run(line, stdout=subprocess.PIPE, check=True).stdout)
+
+
+def measured(name: str, options: dict[str, Any], text: Path, out: Path, steps: int) -> dict[str, Any]:
+    place = out / name.replace(", ", "_").replace(" ", "")
+    spelt = [word for option, value in options.items() for word in (f"--{option}", value)]
+    data = ("--data", text, "--holdout", HOLDOUT)
+    training = ("--steps", steps, "--batch-size", 4, "--seq-len", 256, "--save-every", 20)
+    again = ("--resume",) if unfinished(place) else ("--force",)
+    pruned = lmprune(
+        "prune", "smollm2-135m", "--out", place, "--keep", KEEP, "--multiple-of", 1, *data, *training, *spelt, *again
+    )
+    found = lmprune("eval", place, *data, "--max-tokens", 32768, "--context", 256)
+    return {
+        "name": name, "steps": steps, "keep": KEEP, "date": date.today().isoformat(), "options": options,
+        **{key: found[key] for key in ("perplexity", "perplexity_se", "tokens")},
+        **{key: pruned[key] for key in ("widths", "seconds", "peak_memory_mb", "training", "command")},
+    }  # fmt: skip
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    rows = [f"| {r['name']} | {r['perplexity']:.2f} ± {r['perplexity_se']:.2f} | {r['seconds']:.0f} |" for r in records]
+    return "\n".join(["| settings | perplexity, held-out training text | seconds |", "| --- | --- | --- |", *rows])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--out", type=Path, default=Path("out/paper_settings"))
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--only", nargs="*", default=list(SETTINGS))
+    parser.add_argument("--table", action="store_true")
+    asked = parser.parse_args()
+    lines = RECORDS.read_text(encoding="utf-8").splitlines() if RECORDS.is_file() else []
+    records = [json.loads(line) for line in lines]
+    if not asked.table:
+        text = next((asked.shared / "data" / "wikitext").glob("wiki.train*"))
+        for name in asked.only:
+            if not any((r["name"], r["steps"]) == (name, asked.steps) for r in records):
+                records.append(measured(name, SETTINGS[name], text.resolve(), asked.out, asked.steps))
+                with RECORDS.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(records[-1]) + "\n")
+    print(table(records))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""What could be removed from a model, kind by kind: how many units, what they weigh, what they cache a token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..checkpoints.shim import is_gone
+from ..errors import UserError
+from ..sites.address import KINDS, Kind
+from ..sites.families import attention_of, family_of
+from ..sites.find import blocks_of, find_sites
+from ..sites.heads import has_one_group, head_counts
+from ..sites.place import Place
+
+
+def unit_kinds(model: Any, *, params: int, cache_itemsize: int) -> list[dict[str, Any]]:
+    """A record a kind of unit (docs/json.md): those that the model has, and for the others the reason.
+
+    params: of the whole model. cache_itemsize: bytes of a number in the key/value cache.
+    """
+    cached = cached_numbers(model)
+    return [_kind(model, kind, params, cached, cache_itemsize) for kind in KINDS]
+
+
+def cached_numbers(model: Any) -> list[int] | None:
+    """How many numbers each block's attention caches a token; None where the model's heads are not known."""
+    config = model.config
+    try:
+        spec, blocks = attention_of(config), blocks_of(model, family_of(config))
+        counts = [None if is_gone(block, spec.o) else head_counts(block, spec) for block in blocks]
+    except (UserError, AttributeError):
+        return None
+    return [0 if each is None else 2 * each.groups * each.dim for each in counts]
+
+
+def _kind(model: Any, kind: Kind, params: int, cached: Sequence[int] | None, cache_itemsize: int) -> dict[str, Any]:
+    nothing = dict.fromkeys(("count", "params", "share", "cache_bytes_per_token"))
+    try:
+        places = find_sites(model, [kind])
+    except UserError as error:
+        return {"kind": kind, **nothing, "why_not": str(error)}
+    weight = sum(place.params * place.count for place in places)
+    return {
+        "kind": kind,
+        "count": sum(place.count for place in places),
+        "params": weight,
+        "share": weight / params,
+        "cache_bytes_per_token": None if cached is None else cache_itemsize * _saved(model, kind, places, cached),
+        "why_not": None,
+    }
+
+
+def _saved(model: Any, kind: Kind, places: Sequence[Place], cached: Sequence[int]) -> int:
+    """Numbers a token that would not be cached without the units of a kind."""
+    if kind in ("layers", "attentions"):
+        return sum(cached)
+    if kind == "heads" and not has_one_group(model.config):  # with one group the key and the value stay
+        return sum(cached[place.address.layer] for place in places)
+    return 0
