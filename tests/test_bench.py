@@ -81,9 +81,7 @@ def test_bench(engine: str, pair: tuple[Path, Path]) -> None:
     keys = documented("bench")
     assert set(record) | set(third) == keys and set(dense) < keys
     cached = record["prompt_tokens"] + record["new_tokens"] / 2
-    dense_bytes, third_bytes = (
-        r["weight_megabytes"] * 1e6 + cached * r["cache_bytes_per_token"] for r in (dense, third)
-    )
+    read = [r["weight_megabytes"] * 1e6 + cached * r["cache_bytes_per_token"] for r in (dense, third)]
     assert third["ideal_decode"] == pytest.approx(read[0] / read[1])
     assert dense["cache_bytes_per_token"] == third["cache_bytes_per_token"] > 0
     assert third["share_decode"] == pytest.approx(third["speedup_decode"] / third["ideal_decode"])
