@@ -4,7 +4,8 @@
 
 Both commits are checked out beside each other and run by this environment: `lmprune prune` of SmolLM2-135M (obs, the
 default, on 16,384 tokens, as the demo does it) and `lmprune --help`. The medians of the ratios of neighbours are
-written to benchmarks/records/before_after.json. User CPU seconds are told beside wall-clock ones, as machines are shared.
+written to benchmarks/records/before_after.json.
+CPU seconds are told beside wall-clock ones, as machines are shared.
 """
 
 from __future__ import annotations
