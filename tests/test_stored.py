@@ -366,11 +366,12 @@ def test_only_what_is_needed_is_downloaded(hub: list[str], cached: Path) -> None
 
 def test_the_plan_of_a_model_on_the_hub(hub: list[str], cached: Path) -> None:
     from lmprune.jobs.inspection import find_plan
-    from lmprune.plan import PLAN_FILE, whole
+    from lmprune.plan import PLAN_FILE, PrunePlan
 
     assert find_plan("owner/name") is None and not hub
-    (cached / PLAN_FILE).write_text(whole([4, 4]).to_json())
-    assert find_plan("owner/name") == whole([4, 4]) and hub == [PLAN_FILE]
+    plan = PrunePlan.of_neurons([range(4)] * 2, [4, 4])
+    (cached / PLAN_FILE).write_text(plan.to_json())
+    assert find_plan("owner/name") == plan and hub == [PLAN_FILE]
 
 
 def test_nothing_that_is_refused_is_downloaded(hub: list[str], cached: Path) -> None:

@@ -102,17 +102,27 @@ class PrunePlan:
     @property
     def widths(self) -> list[int]:
         """Neurons left in each layer."""
-        return [len(self.kept[address]) for address in self.addresses if address.kind == "neurons"]
+        return self.counts("neurons")[1]
 
     @property
     def widths_before(self) -> list[int]:
         """Neurons of each layer before the cut."""
-        return [self.counts_before[address] for address in self.addresses if address.kind == "neurons"]
+        return self.counts("neurons")[0]
 
     @property
     def keep(self) -> float:
         """The ratio of units that stay, as it came out."""
         return sum(map(len, self.kept.values())) / sum(self.counts_before.values())
+
+    def counts(self, kind: Kind) -> tuple[list[int], list[int]]:
+        """How many units of a kind each site had, and has."""
+        own = [address for address in self.addresses if address.kind == kind]
+        return [self.counts_before[address] for address in own], [len(self.kept[address]) for address in own]
+
+    def shares(self) -> dict[Kind, float]:
+        """The ratio of units of each kind that stay, as it came out."""
+        counted: dict[Kind, tuple[list[int], list[int]]] = {kind: self.counts(kind) for kind in self.kinds}
+        return {kind: sum(after) / sum(before) for kind, (before, after) in counted.items()}
 
     def indices(self, addresses: Iterable[Address] | None = None) -> list[Tensor]:
         """One int64 tensor (K,) a site: of these addresses, or of all `addresses`."""
@@ -206,9 +216,9 @@ class PrunePlan:
         return cls.from_json(text, name=str(path))
 
 
-def whole(widths: Sequence[int]) -> PrunePlan:
-    """The plan of a model that nothing was cut out of."""
-    return PrunePlan.of_neurons([range(width) for width in widths], widths)
+def whole(counts: Mapping[Address, int]) -> PrunePlan:
+    """The plan of a model that nothing was cut out of. counts: units of each site."""
+    return PrunePlan({address: tuple(range(count)) for address, count in counts.items()}, dict(counts))
 
 
 def in_order(

@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from . import data as text
-from .budget.choosing import NEURONS, alike, choose
-from .budget.selection import SCOPES, Scope, check_keep, check_multiple_of
+from .budget.choosing import alike, check_counts, check_widths, choose
+from .budget.keeps import Keep, check_keeps
+from .budget.selection import SCOPES, Scope
 from .checkpoints.shrinking import check_plan, record_shapes
 from .data import TextData
 from .data.beginning import Beginning
@@ -43,7 +44,7 @@ def prune(
     *,
     units: Sequence[Kind] = ("neurons",),
     method: MethodLike | None = None,
-    keep: float = 0.75,
+    keep: Keep = 0.75,
     scope: Scope | None = None,
     data: str | TextData | Sequence[str] | Tensor = "wikitext",
     data_dir: Path | None = None,
@@ -63,8 +64,9 @@ def prune(
     model: a transformers causal-LM model. tokenizer: needed where the method reads text.
     units: kinds of what is removed, of `sites.address.KINDS`; a plan names its own.
     method: a name, a Method, or a function as a criterion is: (layer, statistics, random numbers) -> scores (F,),
-        larger = keep (docs/add_a_criterion.md). None = `obs`. keep: the ratio of neurons that stay, in (0, 1].
-    scope: `local` or `global`; by default the method's own. multiple_of: every layer's width becomes a multiple of it.
+        larger = keep (docs/add_a_criterion.md). None = `obs`. keep: the ratio of units that stay, in (0, 1],
+        or one for each kind; of several kinds under global scope `obs` takes one ratio as that of their parameters.
+    scope: `local` or `global`; by default the method's own. multiple_of: of every layer's number of neurons.
     data: a source name (see `lmprune.data.load`; its train split is read), a list of texts, a TextData, or token
         ids (sequences, T).
         A text is cut into sequences of `seq_len`, `calibration_tokens` in all, documents in an order drawn from `seed`.
@@ -122,7 +124,7 @@ def _checked_sites(
     model: Any,
     units: Sequence[Kind],
     row: Method,
-    keep: float,
+    keep: Keep,
     scope: Scope | None,
     multiple_of: int,
     *,
@@ -133,10 +135,11 @@ def _checked_sites(
     """Where the model can be pruned as it was asked. Raises: UserError where it can't."""
     if row.learned and plan is None and scores is None:
         raise must_train(row)
-    check_keep(keep)
+    kinds = plan.kinds if plan else units
+    if plan is None:
+        check_keeps(keep, kinds)
     if scope not in (None, *SCOPES):
         raise unknown("scope", scope, SCOPES)
-    kinds = plan.kinds if plan else units
     row.solver_of(kinds)
     sites = find_sites(model, kinds, spec)
     check_in_memory(model)
@@ -144,9 +147,9 @@ def _checked_sites(
         check_ffns(model, seams(sites, "--ffn"))
     if plan is not None:
         check_plan(plan, sites)
-    if neurons := [site.count // site.parts for site in sites if site.address.kind in NEURONS]:
-        check_multiple_of(multiple_of, 1 if plan else keep, neurons)
+    check_widths(sites, 1 if plan else keep, multiple_of)
     if plan is None:  # whatever the scores will be
+        check_counts(sites, keep, scope or row.scope)
         choose(sites, alike(sites), keep, scope=scope or row.scope, multiple_of=multiple_of)
     return sites
 

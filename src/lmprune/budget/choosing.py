@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ..sites.address import Kind, check_apart
 from ..sites.place import Place
-from .selection import Scope, select
+from .by_cost import counts_by_cost
+from .keeps import Keep, check_reachable, keep_of
+from .selection import Scope, check_multiple_of, select
 
 #: kinds that are rows of matrices
 NEURONS: tuple[Kind, ...] = ("neurons", "expert_neurons")
@@ -21,24 +23,23 @@ def alike(sites: Sequence[Place]) -> list[Tensor]:
 
 
 def choose(
-    sites: Sequence[Place], scores: Sequence[Tensor], keep: float, *, scope: Scope, multiple_of: int = 1, seed: int = 0
+    sites: Sequence[Place], scores: Sequence[Tensor], keep: Keep, *, scope: Scope, multiple_of: int = 1, seed: int = 0
 ) -> list[Tensor]:
-    """The kept units of each site, sorted, int64: of each kind the ratio `keep`, see `selection.select`.
+    """The kept units of each site, sorted, int64: of each kind its ratio, see `selection.select`.
 
     multiple_of: of neurons of a layer, or of an expert, for the matrices' sake.
     Raises: UserError where a site can't do with what would be left.
     """
     kept: list[Tensor] = [torch.empty(0)] * len(sites)
-    kinds: dict[Kind, None] = dict.fromkeys(site.address.kind for site in sites)
-    check_apart(kinds)
-    for kind in kinds:
+    check_apart(kinds_of(sites))
+    for kind in kinds_of(sites):
         places = [place for place, site in enumerate(sites) if site.address.kind == kind]
         of_kind = [sites[place] for place in places]
         found = select(
             [scores[place] for place in places],
-            keep,
+            keep_of(keep, kind),
             scope=scope,
-            multiple_of=multiple_of if kind in NEURONS else 1,
+            multiple_of=multiple_for(kind, multiple_of),
             min_keep=max(site.least for site in of_kind),
             seed=seed,
             parts=[site.parts for site in of_kind],
@@ -47,3 +48,51 @@ def choose(
             sites[place].check(units)
             kept[place] = units
     return kept
+
+
+def counts_of(
+    sites: Sequence[Place], errors: Sequence[Tensor], keep: Keep, *, multiple_of: int = 1, seed: int = 0
+) -> list[int]:
+    """How many units stay of each site where what its loss costs the model is known, in one measure for all kinds.
+
+    With one ratio for several kinds, `keep` is the share of all their parameters, and all units are ranked by error
+    per parameter; otherwise each kind is ranked by itself.
+    """
+    kinds = kinds_of(sites)
+    if len(kinds) == 1 or isinstance(keep, Mapping):
+        return [len(k) for k in choose(sites, errors, keep, scope="global", multiple_of=multiple_of, seed=seed)]
+    return counts_by_cost(
+        errors,
+        [site.params for site in sites],
+        keep,
+        least=[site.least for site in sites],
+        multiples=[multiple_for(site.address.kind, multiple_of) for site in sites],
+        seed=seed,
+    )
+
+
+def check_counts(sites: Sequence[Place], keep: Keep, scope: Scope) -> None:
+    """Raises: UserError where units are so few that no number of them, the same in every layer, is near the ratio."""
+    for kind in kinds_of(sites):
+        places = [site for site in sites if site.address.kind == kind]
+        if kind not in NEURONS and (scope == "local" or len(places) == 1):
+            check_reachable(keep_of(keep, kind), [site.count for site in places], kind, one_site=len(places) == 1)
+
+
+def check_widths(sites: Sequence[Place], keep: Keep, multiple_of: int) -> None:
+    """Raises: UserError where no layer could lose a neuron by such a multiple."""
+    check_multiple_of(multiple_of, 1, ())
+    for kind in kinds_of(sites):
+        if kind in NEURONS:
+            widths = [site.count // site.parts for site in sites if site.address.kind == kind]
+            check_multiple_of(multiple_of, keep_of(keep, kind), widths)
+
+
+def multiple_for(kind: Kind, multiple_of: int) -> int:
+    """What the counts of a kind are rounded to."""
+    return multiple_of if kind in NEURONS else 1
+
+
+def kinds_of(sites: Sequence[Place]) -> list[Kind]:
+    """In the order in which they are met."""
+    return list(dict.fromkeys(site.address.kind for site in sites))

@@ -77,13 +77,14 @@ def spelt_keep(keep: Keep) -> str:
     return ",".join(f"{k}={v:g}" for k, v in keep.items()) if isinstance(keep, Mapping) else f"{keep:g}"
 
 
-def check_reachable(keep: float, counts: Sequence[int], what: str) -> None:
-    """Raises: UserError where each of these sites has so few units that no number of them is near the ratio."""
+def check_reachable(keep: float, counts: Sequence[int], what: str, *, one_site: bool = False) -> None:
+    """Raises: UserError where each of these sites has so few units that no number of them is near the ratio.
+
+    one_site: there are no other layers to make up for it.
+    """
     for count in counts:
         if abs(num_kept(count, keep) / count - keep) > _NEAR:
             lower = max(int(keep * count), 1)
             near = " or ".join(f"{k / count:.3g}" for k in dict.fromkeys((lower, min(lower + 1, count))))
-            raise UserError(
-                f"{keep:g} of {count} {what} can't be kept; keep {near}, "
-                "or rank them over all layers with --scope global"
-            )
+            cure = "" if one_site else ", or rank them over all layers with --scope global"
+            raise UserError(f"{keep:g} of {count} {what} can't be kept; keep {near}{cure}")

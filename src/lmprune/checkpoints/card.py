@@ -14,16 +14,19 @@ from typing import Any
 import yaml
 
 from ..plan import PLAN_FILE, PrunePlan
-from ..sites.address import LAYER_KINDS, Kind
+from ..sites.address import Kind
 from .shrinking import is_stock
 
 OURS = {"library_name": "transformers", "tags": ["lmprune", "pruned", "structured-pruning"]}
 _HERE = "path/to/this/folder"  # where it lies on the maker's disk is nobody's business
-_CALLED: Mapping[Kind, str] = {
-    "neurons": "feed-forward neurons",
-    "heads": "attention heads",
-    "attentions": "attention layers",
-    "ffns": "feed-forward layers",
+#: a kind of unit -> what it is called, and what a model without some of them is one with
+_KINDS: Mapping[Kind, tuple[str, str]] = {
+    "neurons": ("feed-forward neurons", "whole neurons cut out of its feed-forward layers"),
+    "heads": ("attention heads", "whole heads cut out of its attention layers"),
+    "experts": ("experts", "whole experts cut out of its mixtures"),
+    "layers": ("layers", "whole layers taken out"),
+    "attentions": ("attention layers", "the attention of whole layers taken out"),
+    "ffns": ("feed-forward layers", "the feed-forward part of whole layers taken out"),
 }
 
 
@@ -47,13 +50,13 @@ def card_of(model: Any, plan: PrunePlan) -> str:
 
 
 def title(plan: PrunePlan, source: str) -> str:
-    shares = [f"{_share(plan, kind):.0%} of its {_CALLED.get(kind, kind)}" for kind in plan.kinds]
+    shares = [f"{share:.0%} of its {_KINDS[kind][0]}" for kind, share in plan.shares().items()]
     return f"# {public(source)}, {' and '.join(shares)}"
 
 
-def _share(plan: PrunePlan, kind: Kind) -> float:
-    mine = [address for address in plan.addresses if address.kind == kind]
-    return sum(len(plan.kept[address]) for address in mine) / sum(plan.counts_before[address] for address in mine)
+def what_went(plan: PrunePlan) -> str:
+    """In a clause: with …"""
+    return " and ".join(_KINDS[kind][1] for kind in plan.kinds)
 
 
 def front_matter(origin: Mapping[str, Any], about: Mapping[str, Any]) -> str:
@@ -84,6 +87,8 @@ def width_summary(widths: Sequence[int]) -> str:
     >>> width_summary([64, 64, 64]), width_summary([64, 32, 32])
     ('64 in each of 3 layers', '64, 32 ×2')
     """
+    if len(widths) == 1:
+        return str(widths[0])
     if len(set(widths)) == 1:
         return f"{widths[0]} in each of {len(widths)} layers"
     runs = [(width, len(list(run))) for width, run in groupby(widths)]
@@ -92,12 +97,11 @@ def width_summary(widths: Sequence[int]) -> str:
 
 def units(plan: PrunePlan) -> str:
     """How many there were, and are."""
-    lines = []
-    for kind in plan.kinds:
-        mine = [address for address in plan.addresses if address.kind == kind]
-        before, now = [plan.counts_before[address] for address in mine], [len(plan.kept[address]) for address in mine]
-        said = (lambda counts: f"{sum(counts)}") if kind in LAYER_KINDS else width_summary
-        lines += [f"{kind.capitalize()} before: {said(before)}; now: {said(now)}."]
+    lines = [
+        f"{kind.capitalize()} before: {width_summary(before)}; now: {width_summary(now)}."
+        for kind in plan.kinds
+        for before, now in [plan.counts(kind)]
+    ]
     return f"{' '.join(lines)} `{PLAN_FILE}` lists which ones stayed."
 
 

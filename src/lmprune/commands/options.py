@@ -34,7 +34,16 @@ SOURCES = (
 )
 Checkpoint = Annotated[Path, typer.Option(metavar="DIR", help="Folder for the checkpoint.", show_default=False)]
 MethodName = Annotated[str, typer.Option(metavar="NAME", help="One of those that `lmprune methods` lists.")]
-Keep = Annotated[float, typer.Option(metavar="RATIO", help="Share of the feed-forward neurons that stay, in (0, 1].")]
+Units = Annotated[
+    str,
+    typer.Option(
+        metavar="KINDS", help="What goes: neurons, heads (key/value groups), experts, layers, attentions, ffns; or a,b."
+    ),
+]
+Keep = Annotated[
+    str, typer.Option(metavar="RATIO", help="Share of the units that stay, in (0, 1]; or neurons=0.5,heads=0.75.")
+]
+Ratio = Annotated[float, typer.Option(metavar="RATIO", help="Share of the feed-forward neurons that stay, in (0, 1].")]
 ScopeName = Annotated[
     str | None,
     typer.Option(

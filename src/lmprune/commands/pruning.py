@@ -28,6 +28,7 @@ from .options import (
     PlanFile,
     Plugin,
     PushToHub,
+    Ratio,
     RunFile,
     SaveDtype,
     ScopeName,
@@ -35,6 +36,7 @@ from .options import (
     Seed,
     SeqLen,
     Trust,
+    Units,
 )
 from .parameters import given, pushed, refuse_options, trains
 from .running import savable
@@ -58,7 +60,6 @@ def inspect(
         from ..checkpoints import models
         from ..jobs import inspection
         from ..sites.families import parse_spec
-        from ..sites.find import find_sites
         from . import views
 
         kind = models.check_dtype(dtype)
@@ -71,7 +72,7 @@ def inspect(
         for sentence in plan.remarks() if plan else ():
             terminal.note(sentence)
         record |= inspection.inspect(
-            skeleton, find_sites(skeleton, spec=spec), bytes_per_param=kind.itemsize, plan=plan
+            skeleton, inspection.feed_forward(skeleton, spec), bytes_per_param=kind.itemsize, plan=plan
         )  # fmt: skip
         terminal.result(record, *views.inspection(record))
 
@@ -83,7 +84,8 @@ def prune(
     model: Model,
     out: Checkpoint,
     method: MethodName = "obs",
-    keep: Keep = 0.75,
+    units: Units = "neurons",
+    keep: Keep = "0.75",
     scope: ScopeName = None,
     data: CalibrationText = "wikitext",
     data_dir: DataDir = None,
@@ -111,9 +113,9 @@ def prune(
 
     At once by default; with --steps or --epochs while it is fine-tuned on the same text (docs/training.md).
 
-    JSON: `model`, `method`, `keep` (asked), `kept`, `scope`, `plan`, `widths`, `params_before`, `params_after`,
-    `ffn_params_before`, `ffn_params_after`, `dtype`, `stock`, `data`, `seconds`, `peak_memory_mb`, `out`,
-    `scores_out`, `command`, `pushed`;
+    JSON: `model`, `method`, `units`, `keep` (asked), `kept`, `scope`, `plan`, `widths`, `params_before`,
+    `params_after`, `ffn_params_before`, `ffn_params_after`, `dtype`, `stock`, `data`, `seconds`, `peak_memory_mb`,
+    `out`, `scores_out`, `command`, `pushed`;
     with training also `training` (its settings, `schedule`, `seconds`, `first_loss`, `last_loss`, `first_perplexity`,
     `perplexity`).
     """
@@ -132,7 +134,8 @@ def prune(
 def check_usage(ctx: typer.Context) -> None:
     """Raises: UserError for options of `prune` that say the same twice."""
     if ctx.params["plan"] is not None:
-        refuse_options(ctx, ", or --plan: the plan says which neurons stay", "method", "keep", "scope", "multiple_of")
+        why = ", or --plan: the plan says which neurons stay"
+        refuse_options(ctx, why, "method", "units", "keep", "scope", "multiple_of")
 
 
 def methods(plugin: Plugin = None, as_json: Json = False) -> None:
@@ -150,7 +153,7 @@ def methods(plugin: Plugin = None, as_json: Json = False) -> None:
 
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the checkpoint.")] = Path("lmprune-demo"),
-    keep: Keep = 0.75,
+    keep: Ratio = 0.75,
     force: Force = False,
     as_json: Json = False,
 ) -> None:

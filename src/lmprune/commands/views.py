@@ -40,7 +40,7 @@ def inspection(record: Mapping[str, Any]) -> Views:
     return [
         f"{record['model']}: {record['family']}, {record['layers']} layers, hidden size {record['hidden_size']}, "
         f"{params:,} parameters, {megabytes(record['megabytes'])} MB in {record['dtype']}",
-        f"FFN: {gated}; neurons: {width_summary(record['widths'])}",
+        f"FFN: {gated}; neurons: {width_summary(record['widths'])}" if record["widths"] else "a mixture of experts",
         *_made(record["plan"]),
         "",
         table(["part", "parameters", "share"], parts),
@@ -75,7 +75,8 @@ def _made(plan: Mapping[str, Any] | None) -> Views:
     pruned = (
         f"pruned from {plan['chosen_from'] or 'another model'} by {plan.get('method', 'an unknown method')}, "
         f"scope {plan.get('scope', 'unknown')}: "
-        f"{plan['kept']:.1%} of the neurons kept, of {width_summary(plan['widths_before'])}"
+        + " and ".join(f"{share:.1%} of the {kind} kept" for kind, share in plan["shares"].items())
+        + (f", of {width_summary(plan['widths_before'])}" if plan["widths_before"] else "")
         + (f"; calibrated on {plan.get('calibration_tokens', 0):,} tokens of {text}" if text else "")
     )
     return [
@@ -92,7 +93,7 @@ def pruning(record: Mapping[str, Any]) -> Views:
     how = "opens in stock transformers" if record["stock"] else "opens with trust_remote_code=True or lmprune.load"
     return [
         table(["", "before", "after", "left"], rows),
-        f"widths: {width_summary(record['widths'])}",
+        *(f"{kind}: {width_summary(counts['after'])}" for kind, counts in record["units"].items()),
         *_off(record),
         *([_trained(record["training"])] if "training" in record else []),
         f"{record['seconds']:.1f} s, at most {record['peak_memory_mb']:,.0f} MB of memory",
@@ -103,11 +104,17 @@ def pruning(record: Mapping[str, Any]) -> Views:
 
 def _off(record: Mapping[str, Any]) -> Views:
     """Where it did not come out as asked."""
-    if record["keep"] is None or abs(record["kept"] - record["keep"]) <= 0.01:
+    asked, units = record["keep"], record["units"]
+    if asked is None or (isinstance(asked, float) and len(units) > 1):  # a share of the parameters of several kinds
         return []
     soft = record["method"] == "soft" and "training" in record
     why = "soft gets nearer with more --steps or a larger --score-lr" if soft else "see --multiple-of"
-    return [f"{record['kept']:.1%} of the neurons are left, {record['keep']:.1%} were asked for: {why}"]
+    ratios = asked if isinstance(asked, Mapping) else dict.fromkeys(units, asked)
+    return [
+        f"{counts['kept']:.1%} of the {kind} are left, {ratios[kind]:.1%} were asked for: {why}"
+        for kind, counts in units.items()
+        if abs(counts["kept"] - ratios[kind]) > 0.01
+    ]
 
 
 def finetuning(record: Mapping[str, Any]) -> Views:

@@ -3,35 +3,61 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from torch import Tensor
 
-from ..budget.selection import Scope, select
+from ..budget.choosing import check_counts, choose
+from ..budget.keeps import Keep, keep_of
+from ..budget.selection import Scope, check_multiple_of
+from ..sites.site import Site
 from .optimizing import SCORE_LR
 from .schedules import Schedule, cubic
 
 
 @dataclass(frozen=True)
 class Goal:
-    """keep: the ratio of neurons in the end. num_steps: optimizer steps of the whole run. The rest as in `select`."""
+    """keep: the ratio of units in the end, or one for each kind. num_steps: optimizer steps of the whole run. The rest
+    as in `choosing.choose`."""
 
-    keep: float
+    keep: Keep
     num_steps: int
     scope: Scope = "local"
     multiple_of: int = 1
     seed: int = 0
 
+    @property
+    def lowest(self) -> float:
+        """The ratio of the kind that loses most, which the schedule goes down to."""
+        return min(self.keep.values()) if isinstance(self.keep, Mapping) else self.keep
+
     @cached_property
     def schedule(self) -> Schedule:
         """The way there."""
-        return cubic(self.keep, self.num_steps)
+        return cubic(self.lowest, self.num_steps)
 
-    def best(self, scores: Sequence[Tensor], keep: float, *, scope: Scope | None = None) -> list[Tensor]:
-        """The neurons of each layer that stay by these scores at the ratio `keep`. scope: None = the goal's."""
-        return select(scores, keep, scope=scope or self.scope, multiple_of=self.multiple_of, seed=self.seed)
+    def check(self, sites: Sequence[Site]) -> None:
+        """Raises: UserError where these sites can't come down to it."""
+        check_counts(sites, self.keep, self.scope)
+        if neurons := [site.count for site in sites if site.address.kind == "neurons"]:
+            check_multiple_of(self.multiple_of, keep_of(self.keep, "neurons"), neurons)
+
+    def at(self, keep: float) -> Keep:
+        """What stays where the schedule asks for `keep`: each kind has come as far down its own way."""
+        if not isinstance(self.keep, Mapping):
+            return keep
+        if keep == self.lowest:
+            return self.keep
+        done = (1 - keep) / (1 - self.lowest)
+        return {kind: 1 - (1 - ratio) * done for kind, ratio in self.keep.items()}
+
+    def best(
+        self, sites: Sequence[Site], scores: Sequence[Tensor], keep: Keep, *, scope: Scope | None = None
+    ) -> list[Tensor]:
+        """The units of each site that stay by these scores at this ratio. scope: None = the goal's."""
+        return choose(sites, scores, keep, scope=scope or self.scope, multiple_of=self.multiple_of, seed=self.seed)
 
 
 class Chooser(ABC):
@@ -55,7 +81,7 @@ class Chooser(ABC):
 
     def penalty_weight(self, step: int, final: float) -> float:
         """λ(t), after `step` steps: falls to `final`, λ_f, with the keep ratio, λ_f · v(t) / v_f."""
-        return final * self.goal.schedule(step) / self.goal.keep
+        return final * self.goal.schedule(step) / self.goal.lowest
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run needs of it, as named tensors."""

@@ -11,13 +11,16 @@ from accelerate import PartialState
 from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor
 
+from ..budget.choosing import kinds_of, multiple_for
+from ..budget.keeps import keep_of
 from ..budget.selection import num_kept
 from ..methods import Method
 from ..pruning import prune
+from ..sites.address import Kind
 from ..sites.families import FFNSpec
 from ..sites.find import find_sites
 from ..sites.masks import UnitMasks
-from ..sites.site import Site
+from ..sites.site import Site, seams
 from .goal import Chooser, Goal
 from .schedules import milestone_steps
 
@@ -53,7 +56,8 @@ class Milestones(Chooser):
             return None
         small, sites = cut_copy(self.model, self.masks, self.masks.kept, self.spec)
         plan = prune(
-            small, method=self.method, keep=self._share(keep), scope=self.goal.scope, data=self.calibration,
+            small, units=self.kinds, method=self.method, keep=self._shares(keep), scope=self.goal.scope,
+            data=self.calibration,
             multiple_of=self.goal.multiple_of, seed=self.goal.seed, spec=self.spec,
         )  # fmt: skip
         for mine, before, site in zip(self._scores, self.masks.kept, sites, strict=True):
@@ -63,15 +67,25 @@ class Milestones(Chooser):
             write_back(self.masks.sites, sites, kept)
         return agreed(kept)
 
-    def _share(self, keep: float) -> float:
-        """The asked share of all neurons, as a share of those that are still there."""
-        multiple_of = self.goal.multiple_of
-        if max(map(len, self.masks.kept)) <= multiple_of:
+    @property
+    def kinds(self) -> list[Kind]:
+        """Of the units that are masked."""
+        return kinds_of(self.masks.sites)
+
+    def _shares(self, keep: float) -> dict[Kind, float]:
+        """The asked share of all units of each kind, as a share of those that are still there."""
+        return {kind: self._share(kind, keep_of(self.goal.at(keep), kind)) for kind in self.kinds}
+
+    def _share(self, kind: Kind, keep: float) -> float:
+        multiple_of = multiple_for(kind, self.goal.multiple_of)
+        masks = [mask for mask in self.masks if mask.kind == kind]
+        left = [len(mask.kept) for mask in masks]
+        if max(left) <= multiple_of:
             return 1.0  # nothing more can go
-        asked = sum(num_kept(mask.count, keep, multiple_of=multiple_of) for mask in self.masks)
+        asked = sum(num_kept(mask.count, keep, multiple_of=multiple_of) for mask in masks)
         if self.goal.scope == "global":
-            asked = num_kept(sum(mask.count for mask in self.masks), keep)
-        return min(asked / sum(map(len, self.masks.kept)), 1.0)
+            asked = num_kept(sum(mask.count for mask in masks), keep)
+        return min(asked / sum(left), 1.0)
 
 
 def agreed(kept: list[Tensor]) -> list[Tensor]:
@@ -84,7 +98,7 @@ def cut_copy(model: Any, masks: UnitMasks, kept: Sequence[Tensor], spec: FFNSpec
     """A copy of the masked model, cut to the neurons `kept`, and its layers."""
     with masks.off():
         small = copy.deepcopy(model)
-    sites = find_sites(small, spec=spec)
+    sites = seams(find_sites(small, kinds_of(masks.sites), spec), "pruning while a model trains")
     for site, indices in zip(sites, kept, strict=True):
         site.keep(indices)
     return small.eval(), sites

@@ -17,7 +17,7 @@ A state machine (docs/methods.md, "Schedule"), without any trainer. In a loop of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
@@ -25,15 +25,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..budget.selection import Scope, check_keep, check_multiple_of
+from ..budget.keeps import Keep, check_keeps
+from ..budget.selection import Scope
 from ..errors import UserError
 from ..methods import MethodLike, check_kinds, get_method
 from ..plan import PrunePlan
 from ..pruning import check_tokens, versions
+from ..sites.address import Kind
 from ..sites.families import FFNSpec
 from ..sites.find import find_sites
 from ..sites.limits import check_in_memory
 from ..sites.masks import ATTRIBUTE, UnitMasks
+from ..sites.site import seams
 from ..solve.learned import Learned
 from ..solve.scored import Scored
 from .checks import check_loss, check_trainable
@@ -51,7 +54,8 @@ from .warm_start import WarmStart
 class GradualPruner:
     """Attaches masks to a model, and moves them along the schedule; `finish` takes them off and gives the plan.
 
-    model: a transformers causal-LM model. method: as `lmprune.prune` takes it. keep: the ratio of neurons in the end.
+    model: a transformers causal-LM model. units: neurons, heads, or both. method: as `lmprune.prune` takes it.
+    keep: the ratio of units in the end, or one for each kind.
     num_steps: optimizer steps of the whole run. scope: None = the method's own.
     calibration: token ids (sequences, T), for methods whose criterion reads text.
     Raises: UserError, the model untouched.
@@ -61,8 +65,9 @@ class GradualPruner:
         self,
         model: Any,
         *,
+        units: Sequence[Kind] = ("neurons",),
         method: MethodLike,
-        keep: float,
+        keep: Keep,
         num_steps: int,
         scope: Scope | None = None,
         multiple_of: int = 1,
@@ -73,8 +78,8 @@ class GradualPruner:
     ):
         self.method, self.settings, self.model = get_method(method), settings, model
         check_kinds(self.method, ("neurons",))
-        self.goal = Goal(check_keep(keep), num_steps, scope or self.method.scope, multiple_of, seed)
-        self.schedule, self.num_steps, self.keep = self.goal.schedule, num_steps, keep
+        self.goal = Goal(check_keeps(keep, units), num_steps, scope or self.method.scope, multiple_of, seed)
+        self.schedule, self.num_steps, self.keep = self.goal.schedule, num_steps, self.goal.lowest
         self.done = self._ended = 0
         self._one_rate = False
         check_trainable(self.method, scope, settings, calibration)
@@ -82,9 +87,9 @@ class GradualPruner:
             check_tokens(calibration, model)
         if hasattr(model, ATTRIBUTE):
             raise UserError("the model is being pruned already; finish() the GradualPruner that it has first")
-        sites = find_sites(model, spec=spec)
+        sites = seams(find_sites(model, units, spec), "pruning while a model trains")
         check_in_memory(model)
-        check_multiple_of(multiple_of, keep, [site.count for site in sites])
+        self.goal.check(sites)
         self.masks = UnitMasks(model, sites, learned=self.method.learned, compute=settings.compute)
         self.chooser = self._chooser(calibration, spec)
         self.pressing: Pressing | None = None
@@ -228,7 +233,7 @@ class GradualPruner:
         if self.estimate is not None:
             self.estimate.forget()
         settings = {
-            "method": self.method.name, "keep": self.keep, "scope": self.goal.scope,
+            "method": self.method.name, "keep": self.goal.keep, "scope": self.goal.scope,
             "multiple_of": self.goal.multiple_of, "seed": self.goal.seed, "schedule": "cubic",
             "gradual": asdict(self.settings),
         }  # fmt: skip

@@ -20,7 +20,7 @@ class Ranking(Chooser):
         self.masks, self.criterion = masks, criterion
 
     def choose(self, step: int, keep: float) -> list[Tensor] | None:
-        return None if keep == 1 else self.goal.best(self.scores(), keep)
+        return None if keep == 1 else self.goal.best(self.masks.sites, self.scores(), self.goal.at(keep))
 
     def scores(self) -> list[Tensor]:
         if self.criterion is None:

@@ -112,16 +112,15 @@ class SimilarityEstimate:
     def refresh(self) -> None:
         """Make u anew from the buffer, over the neurons that are kept now; 0 for the others.
 
-        u_j = Σ_{k≠j} |cos_jk| / (F·v), v the kept share of all layers together.
+        u_j = Σ_{k≠j} |cos_jk| / (F·v), v the kept share of all layers (of that kind of unit) together.
         Where several processes train, their rows count together.
         """
-        keep = self.masks.keep
         for layer, (mask, rows) in enumerate(zip(self.masks, self._rows, strict=True)):
             assert rows is not None, "nothing was seen yet"
             kept, seen_NF = mask.kept, rows.seen
             gram_KK = _gram(seen_NF if len(kept) == mask.count else seen_NF[:, kept.to(seen_NF.device)])
             u_F = gram_KK.new_zeros(mask.count)
-            u_F[kept.to(u_F.device)] = mean_similarity(gram_KK, mask.count * keep)
+            u_F[kept.to(u_F.device)] = mean_similarity(gram_KK, mask.count * self.masks.keep_of(mask.kind))
             self.similarities[layer] = u_F
 
     def mean(self) -> float:

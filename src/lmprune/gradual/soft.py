@@ -44,12 +44,13 @@ class SoftThreshold(Chooser):
         border = math.log(threshold / (1 - threshold))
         scores = [s.float().cpu() for s in self.masks.whole_scores()]
         self._steer(torch.cat(scores), keep, border)
-        floors = self.goal.best(scores, self.goal.keep, scope="local")
+        sites = self.masks.sites
+        floors = self.goal.best(sites, scores, self.goal.keep, scope="local")
         kept = []
-        for scores_F, floor in zip(scores, floors, strict=True):
+        for site, scores_F, floor in zip(sites, scores, floors, strict=True):
             above = int((scores_F > border).sum())
             share = max(above, len(floor)) / len(scores_F)
-            kept += self.goal.best([scores_F], share, scope="local")
+            kept += self.goal.best([site], [scores_F], share, scope="local")
         return kept
 
     def scores(self) -> list[Tensor]:

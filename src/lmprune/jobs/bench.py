@@ -127,7 +127,7 @@ def operations(shape: Mapping[str, Any], tokens: int) -> float:
 
 def bytes_read(weights: int, shape: Mapping[str, Any] | None, cached_tokens: float) -> float:
     """For one token that is written: all weights, and the cache where its size is known."""
-    return weights + cached_tokens * ((shape and shape["cache_bytes"]) or 0)
+    return weights + cached_tokens * ((shape or {}).get("cache_bytes") or 0)
 
 
 def _is_exported(source: str, engine: str) -> bool:

@@ -76,8 +76,7 @@ def _what(plan: PrunePlan, report: Mapping[str, Any], name: str) -> str:
     revision = (plan.provenance.get("model") or {}).get("revision")
     origin = f"`{name}`" + (f" (revision `{revision}`)" if revision else "")
     text = (
-        f"This is {origin} with whole neurons cut out of its feed-forward layers by "
-        f"lmprune, {_trained(plan)}.\n\n"
+        f"This is {origin} with {card.what_went(plan)} by lmprune, {_trained(plan)}.\n\n"
         "| | before | after | |\n| --- | ---: | ---: | ---: |\n"
         f"| parameters | {before:,} | {after:,} | {after / before:.1%} |\n"
         f"| of them feed-forward | {report['ffn_params_before']:,} | {report['ffn_params_after']:,} "

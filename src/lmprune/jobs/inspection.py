@@ -19,6 +19,10 @@ from ..checkpoints.sources import resolve
 from ..plan import PLAN_FILE, PrunePlan
 from ..runtimes.gguf_file import read_gguf
 from ..runtimes.gguf_keys import PLAN_KEY
+from ..sites.families import FFNSpec
+from ..sites.find import find_sites
+from ..sites.mixtures import is_mixture
+from ..sites.place import Place
 from ..sites.site import Site
 from ..sites.walk import list_of
 from .unit_kinds import cached_numbers, unit_kinds
@@ -29,18 +33,25 @@ KEEPS = (0.9, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.25)
 PARTS = ("embeddings", "attention", "ffn", "norms_and_other", "output_head")
 
 
-def sizes(model: nn.Module, ffns: Sequence[Site]) -> dict[str, int]:
+def feed_forward(model: nn.Module, spec: FFNSpec | None = None) -> Sequence[Place]:
+    """The model's feed-forward layers: sites of neurons or, in a mixture, of experts. Raises: UserError."""
+    if not is_mixture(model.config):
+        return find_sites(model, spec=spec)
+    return find_sites(model, ["experts"])
+
+
+def sizes(model: nn.Module, ffns: Sequence[Place]) -> dict[str, int]:
     """`params` and `ffn_params` of the model, parameters shared by two modules counted once."""
     parts = parameters_by_part(model, ffns)
     return {"params": sum(parts.values()), "ffn_params": parts["ffn"]}
 
 
-def parameters_by_part(model: nn.Module, ffns: Sequence[Site]) -> dict[str, int]:
+def parameters_by_part(model: nn.Module, ffns: Sequence[Place]) -> dict[str, int]:
     """Parameters of each of PARTS; a head that is tied to the embedding counts as embedding.
 
     No part is found by name: within a block, and outside its FFN, modules with a matrix are attention.
     """
-    in_ffn = {id(p) for ffn in ffns for linear in ffn.linears for p in linear.parameters()}
+    in_ffn = {id(p) for ffn in ffns for module in ffn.modules for p in module.parameters()}
     in_block = {id(p) for p in list_of(model, ffns[0].block).parameters()}
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
     parts: dict[str, int] = dict.fromkeys(PARTS, 0)
@@ -85,7 +96,7 @@ def saving(ffns: Sequence[Site], params: int, keep: float, *, multiple_of: int, 
 
 
 def inspect(
-    model: Any, ffns: Sequence[Site], *, bytes_per_param: int, multiple_of: int = 32, plan: PrunePlan | None = None
+    model: Any, ffns: Sequence[Place], *, bytes_per_param: int, multiple_of: int = 32, plan: PrunePlan | None = None
 ) -> dict[str, Any]:
     """The record that `lmprune inspect` shows; its keys are documented in docs/json.md.
 
@@ -94,13 +105,14 @@ def inspect(
     """
     parts = parameters_by_part(model, ffns)
     params, cached = sum(parts.values()), cached_numbers(model)
+    neurons = [ffn for ffn in ffns if isinstance(ffn, Site)]  # a mixture has none
     options: dict[str, Any] = {"multiple_of": multiple_of, "bytes_per_param": bytes_per_param}
     return {
         "family": model.config.model_type,
         "layers": len(list_of(model, ffns[0].block)),
-        "hidden_size": ffns[0].reader().shape[1],
-        "widths": [ffn.width for ffn in ffns],
-        "gated": len(ffns[0].writers()) > 1,
+        "hidden_size": model.get_input_embeddings().weight.shape[1] if not neurons else neurons[0].reader().shape[1],
+        "widths": [ffn.width for ffn in neurons],
+        "gated": len(neurons[0].writers()) > 1 if neurons else None,
         "params": params,
         "megabytes": params * bytes_per_param / 1e6,
         "parts": parts,
@@ -108,13 +120,13 @@ def inspect(
         "multiple_of": multiple_of,
         "units": unit_kinds(model, params=params, cache_itemsize=bytes_per_param),
         "cache_bytes_per_token": None if cached is None else sum(cached) * bytes_per_param,
-        "keep": [saving(ffns, params, keep, **options) for keep in KEEPS],
+        "keep": [saving(neurons, params, keep, **options) for keep in KEEPS] if neurons else [],
         "plan": None if plan is None else plan_summary(plan),
     }
 
 
 def pruning(
-    model: Any, ffns: Sequence[Site], before: Mapping[str, int], plan: PrunePlan, dtype: torch.dtype | None = None
+    model: Any, ffns: Sequence[Place], before: Mapping[str, int], plan: PrunePlan, dtype: torch.dtype | None = None
 ) -> dict[str, Any]:
     """What `plan` did to the model, which was of the sizes `before` (see `sizes`) and is now as it is.
 
@@ -123,8 +135,13 @@ def pruning(
     """
     after = sizes(model, ffns)
     return {
+        "units": {
+            kind: {"before": before_after[0], "after": before_after[1], "kept": plan.shares()[kind]}
+            for kind in plan.kinds
+            if (before_after := plan.counts(kind))
+        },
         "kept": plan.keep,
-        "widths": plan.widths,
+        "widths": [ffn.width for ffn in ffns if isinstance(ffn, Site)],
         "params_before": before["params"],
         "params_after": after["params"],
         "ffn_params_before": before["ffn_params"],
@@ -154,6 +171,7 @@ def plan_summary(plan: PrunePlan) -> dict[str, Any]:
     calibration, trained_on = plan.provenance.get("calibration") or {}, plan.provenance.get("training") or {}
     return {
         **plan.settings,
+        "shares": plan.shares(),
         "widths_before": list(plan.widths_before),
         "widths": plan.widths,
         "kept": plan.keep,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,18 +14,19 @@ import torch
 from accelerate import PartialState
 
 from .. import pruning
-from ..budget.selection import SCOPES, check_keep
+from ..budget.keeps import check_keeps, parse_keep, parse_units
+from ..budget.selection import SCOPES
 from ..checkpoints import checkpoint, models
 from ..checkpoints.licences import Licence, find_licence
 from ..checkpoints.writing import check_not_read
 from ..data import TextData
 from ..errors import unknown
 from ..evaluation.memory import peak_memory_mb
-from ..methods import Method, get_method, needs_text
+from ..methods import Method, get_method
 from ..plan import PrunePlan
 from ..progress import Teller
+from ..sites.address import Kind
 from ..sites.families import FFNSpec, parse_spec
-from ..sites.find import find_sites
 from ..training.examples import Corpus
 from ..training.run_folder import RunFolder
 from . import inspection
@@ -58,12 +59,14 @@ class Asked:
     """What was asked for, checked as far as it can be before a weight is read.
 
     options: as the command line has them. row: the method, the plan's own where there is a plan.
+    kinds: of units that go.
     how: dtype, device, … that models are loaded with. kind: what is saved, None = as the original.
     run: where a training keeps its states; None = without training.
     """
 
     options: Mapping[str, Any]
     row: Method
+    kinds: Sequence[Kind]
     plan: PrunePlan | None
     training: Training | None
     calibration_tokens: int
@@ -82,7 +85,7 @@ class Asked:
 
     @property
     def calibrates(self) -> bool:
-        return needs_text(self.row, chosen=self.plan is not None)
+        return self.row.solver_of(self.kinds).reads_text(chosen=self.plan is not None)
 
     @property
     def writes(self) -> bool:
@@ -119,7 +122,7 @@ class Made:
 
 
 def check(
-    *, model: str, out: Path, method: str, keep: float, scope: Any, data: str, data_dir: Path | None,
+    *, model: str, out: Path, units: str, method: str, keep: str, scope: Any, data: str, data_dir: Path | None,
     holdout: float | None, calibration_tokens: int | None, seq_len: int, multiple_of: int, plan: Path | None,
     dtype: str, save_dtype: str | None, device: str, seed: int, scores_out: Path | None, force: bool,
     ffn: str | None, chat_template: bool, trust_remote_code: bool,
@@ -129,12 +132,13 @@ def check(
     options = flat(locals())
     training = training_of(training_options)
     chosen = PrunePlan.load(plan) if plan else None
+    kinds = chosen.kinds if chosen else parse_units(units)
+    options["keep"] = ratio = check_keeps(parse_keep(keep), kinds) if chosen is None else parse_keep(keep)
     if calibration_tokens is None:
         calibration_tokens = MILESTONE_TOKENS if goes_on_schedule(training, chosen) else CALIBRATION_TOKENS
     options["calibration_tokens"] = calibration_tokens
     row = get_method(chosen.settings.get("method", method) if chosen else method)
-    check_keep(keep)
-    check_method(row, training, keep=keep, planned=chosen is not None, scope=scope)
+    check_method(row, training, keep=ratio, kinds=kinds, planned=chosen is not None, scope=scope)
     if scope not in (None, *SCOPES):
         raise unknown("scope", scope, SCOPES)
     kind = checkpoint.check_save_dtype(save_dtype)
@@ -152,7 +156,7 @@ def check(
         check_source(data, training.train_tokens, training)
         run = RunFolder(out, result_settings(options), resume=training.resume, force=force)
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-    return Asked(options, row, chosen, training, calibration_tokens, corpus, how, kind, spec, run)
+    return Asked(options, row, kinds, chosen, training, calibration_tokens, corpus, how, kind, spec, run)
 
 
 def goes_on_schedule(training: Training | None, plan: PrunePlan | None) -> bool:
@@ -173,7 +177,7 @@ def open_asked(terminal: Teller, asked: Asked) -> Opened:
     if asked.plan is not None:
         _tell_of_plan(terminal, asked.plan, model, text if asked.calibrates else None)
     tell_dtype(terminal, dense, asked.kind)
-    before = inspection.sizes(dense, find_sites(dense, spec=asked.spec))
+    before = inspection.sizes(dense, inspection.feed_forward(dense, asked.spec))
     licence = find_licence(model)
     provenance = {"model": _history(model, licence), **made_by("prune", asked.options)}
     return Opened(dense, tokenizer, text, before, licence, provenance)
@@ -200,7 +204,8 @@ def train_and_prune(terminal: Teller, asked: Asked, opened: Opened) -> Made:
         return Made(*recover(job, opened.dense, partial(_cut, terminal, asked, opened)))
     made = Made(
         *prune_gradually(
-            job, opened.dense, asked.row, calibration_tokens=asked.calibration_tokens, provenance=opened.provenance,
+            job, opened.dense, asked.row, units=asked.kinds,
+            calibration_tokens=asked.calibration_tokens, provenance=opened.provenance,
             **asked.named("keep", "scope", "multiple_of"),
         )
     )  # fmt: skip
@@ -212,7 +217,7 @@ def write(terminal: Teller, asked: Asked, opened: Opened, made: Made, *, seconds
     """The checkpoint, with its plan, card and papers, and the record of all of it."""
     plan, out = asked["plan"], asked["out"]
     done = replace(made.plan, provenance={**made.plan.provenance, "dtype": dtype_record(made.model, asked.kind)})
-    sites = find_sites(made.model, spec=asked.spec)
+    sites = inspection.feed_forward(made.model, asked.spec)
     record = {
         "model": asked["model"],
         "method": asked.row.name,
@@ -243,7 +248,8 @@ def _cut(terminal: Teller, asked: Asked, opened: Opened, dense: Any) -> PrunePla
     """Prune the model in place, at once."""
     with terminal.stages() as stages:
         plan = pruning.prune(
-            dense, opened.tokenizer, method=asked.row.name, data=opened.text or asked["data"], plan=asked.plan,
+            dense, opened.tokenizer, units=asked.kinds, method=asked.row.name,
+            data=opened.text or asked["data"], plan=asked.plan,
             spec=asked.spec, calibration_tokens=asked.calibration_tokens, stages=stages, provenance=opened.provenance,
             **asked.named("keep", "scope", "seq_len", "multiple_of", "seed"),
         )  # fmt: skip

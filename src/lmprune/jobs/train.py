@@ -6,7 +6,7 @@ Under torchrun or accelerate every process runs the same code; the first one alo
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -16,6 +16,7 @@ import torch
 from accelerate import PartialState
 
 from .. import pruning
+from ..budget.keeps import Keep
 from ..budget.selection import Scope
 from ..checkpoints import checkpoint, dtypes, models
 from ..checkpoints.shrinking import shrink
@@ -28,6 +29,7 @@ from ..methods import Method, needs_text
 from ..plan import PLAN_FILE, PrunePlan
 from ..progress import Teller
 from ..scores.redundancy import uniqueness
+from ..sites.address import Kind
 from ..sites.families import FFNSpec
 from ..sites.find import find_sites
 from ..sites.proof import check_ffns
@@ -148,7 +150,7 @@ Pruned = tuple[Any, PrunePlan, dict[str, Any], list[dict[str, Any]]]
 
 
 def prune_gradually(
-    job: Job, model: Any, row: Method, *, keep: float, scope: Scope | None, multiple_of: int,
+    job: Job, model: Any, row: Method, *, units: Sequence[Kind], keep: Keep, scope: Scope | None, multiple_of: int,
     calibration_tokens: int, provenance: Mapping[str, Any],
 ) -> Pruned:  # fmt: skip
     """Train with masks that close along the cubic schedule, then cut. (model, plan, record, log).
@@ -164,15 +166,15 @@ def prune_gradually(
 
     def attach(settings: TrainSettings) -> GradualPruner:
         pruner = GradualPruner(
-            model, method=row.name, keep=keep, num_steps=settings.steps, scope=scope, multiple_of=multiple_of,
+            model, units=units, method=row.name, keep=keep, num_steps=settings.steps, scope=scope,
+            multiple_of=multiple_of,
             seed=job.seed, calibration=calibration, settings=job.training.gradual(), spec=job.spec,
         )  # fmt: skip
         attached.append(pruner)
         return pruner
 
-    ffns = find_sites(model, spec=job.spec)
     if job.spec is not None:
-        check_ffns(model, ffns)
+        check_ffns(model, find_sites(model, spec=job.spec))
     model, settings, result = job.run(model, job.prepare(model), attach)
     (pruner,) = attached
     plan = pruner.finish()

@@ -41,8 +41,8 @@ def finetune(terminal: Teller, **options: Any) -> dict[str, Any]:
     read = partial(asked.corpus.text, "train", training.train_tokens)
     net, tokenizer, text = open_model(terminal, model, options["data"], read, **asked.how)
     assert text is not None
-    widths = [site.count for site in find_sites(net)]  # what can't be saved in the end is told of before the work
-    before, licence = _own_plan(terminal, model, widths), find_licence(model)
+    whole_plan = whole({site.address: site.count for site in inspection.feed_forward(net)})  # of what can be saved
+    before, licence = _own_plan(terminal, model, net), find_licence(model)
     tell_dtype(terminal, net, kind)
     terminal.note(f"training on {text.name}")
     start = time.perf_counter()
@@ -64,7 +64,7 @@ def finetune(terminal: Teller, **options: Any) -> dict[str, Any]:
         }
         if PartialState().is_main_process:
             provenance = {"model": origin(model, licence, before), **made_by("finetune", options)}
-            plan = trained_plan(job, before or whole(widths), settings, provenance | {"dtype": dtype_record(net, kind)})
+            plan = trained_plan(job, before or whole_plan, settings, provenance | {"dtype": dtype_record(net, kind)})
             checkpoint.save(
                 net, out, tokenizer=tokenizer, plan=plan, card=tuned_card(plan, record), force=options["force"],
                 files={**log_file(result.log), **licence.files}, dtype=kind,
@@ -104,15 +104,20 @@ def check_finetune(
     return Asked(training, corpus, how, kind, run)
 
 
-def _own_plan(terminal: Teller, model: str, widths: list[int]) -> PrunePlan | None:
+def _own_plan(terminal: Teller, model: str, net: Any) -> PrunePlan | None:
     """The plan that a checkpoint of lmprune's was made with."""
     plan = inspection.find_plan(model)
     for sentence in plan.remarks() if plan else ():
         terminal.note(sentence)
-    if plan is not None and plan.widths != widths:
+    if plan is not None and not _is_of(plan, net):
         terminal.note(f"the {PLAN_FILE} in {model} is of a model with other widths, and left aside")
         return None
     return plan
+
+
+def _is_of(plan: PrunePlan, net: Any) -> bool:
+    """Whether what the plan left is what the model has."""
+    return all([site.count for site in find_sites(net, [kind])] == plan.counts(kind)[1] for kind in plan.kinds)
 
 
 def teach(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from ..budget.keeps import Keep
 from ..data.pairs import check_loss_on, is_source
 from ..errors import UserError, unknown
 from ..gradual.schedules import cubic
 from ..methods import Method, check_scope, must_train
+from ..sites.address import SEAM_KINDS, Kind
 from ..sites.masks import COMPUTES
 from ..training.distillation import check_temperature
 from ..training.lora import check_peft
@@ -75,12 +77,19 @@ def check_source(data: str, train_tokens: int | None, training: Training | None 
 
 
 def check_method(
-    row: Method, training: Training | None, *, keep: float, planned: bool, scope: str | None = None
+    row: Method,
+    training: Training | None,
+    *,
+    keep: Keep,
+    kinds: Sequence[Kind],
+    planned: bool,
+    scope: str | None = None,
 ) -> None:
-    """planned: a plan says which neurons stay. scope: as it was given.
+    """kinds: of the units that go. planned: a plan says which stay. scope: as it was given.
 
     Raises: UserError where a method must train and nobody said how long, or can't train as it was asked to.
     """
+    row.solver_of(kinds)
     if training is None:
         if row.learned and not planned:
             raise must_train(row)
@@ -89,6 +98,11 @@ def check_method(
     if planned and training.schedule == "cubic":
         raise UserError("drop --schedule cubic, or --plan: a plan prunes at once, and the rest is trained")
     gradual = not planned and training.schedule != "oneshot"
+    if gradual and (others := [kind for kind in kinds if kind not in SEAM_KINDS]):
+        raise UserError(
+            f"{' and '.join(others)} can't go little by little while the model trains, only "
+            f"{' and '.join(SEAM_KINDS)} can; prune them at once: --schedule oneshot"
+        )
     if row.learned and not (gradual or planned):
         raise UserError(f"method {row.name!r} learns its scores on the way; --schedule oneshot leaves it no time")
     pressed = row.pressure
@@ -106,7 +120,7 @@ def check_method(
         if getattr(training, name) not in (None, False) and not used:
             raise UserError(f"--{name.replace('_', '-')} is about {what}, which this run does not have; leave it out")
     if gradual and training.steps is not None:
-        cubic(keep, training.steps)
+        cubic(min(keep.values()) if isinstance(keep, Mapping) else keep, training.steps)
     weighs = not row.learned and row.criterion != "random"
     if gradual and training.lora_rank is not None and (weighs or training.warm_start):
         what = "--warm-start" if training.warm_start else f"method {row.name!r}"

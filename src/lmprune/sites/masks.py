@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from .address import Kind
 from .limits import is_offloaded
 from .place import Place
 from .site import Site
@@ -79,6 +80,11 @@ class UnitMasks(nn.ModuleList):
         """The share of all units that is kept now."""
         return sum(map(len, self.kept)) / sum(mask.count for mask in self)
 
+    def keep_of(self, kind: Kind) -> float:
+        """The same, of one kind."""
+        own = [mask for mask in self if mask.kind == kind]
+        return sum(len(mask.kept) for mask in own) / sum(mask.count for mask in own)
+
     def set(self, kept: Sequence[Tensor]) -> None:
         """From now on only the units `kept`, one sorted (K,) a site, take part."""
         for mask, indices in zip(self, kept, strict=True):
@@ -118,6 +124,7 @@ class UnitMask(nn.Module):
         super().__init__()
         self._site = site
         self.count, self.size, self.compute = site.count, site.size, compute
+        self.kind: Kind = site.address.kind
         if compute == "gathered":
             site.check_gathers()  # now, and not when the first unit goes
         self.scores = nn.Parameter(torch.zeros(site.count, device=self.device)) if learned else None

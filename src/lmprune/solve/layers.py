@@ -11,6 +11,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
+from ..budget.keeps import Keep, keep_of
 from ..budget.selection import num_kept, select
 from ..checkpoints.shim import is_gone
 from ..progress import Stages, silent
@@ -50,15 +51,16 @@ class Dropped(Solver):
         model: Any,
         sites: Sequence[Any],
         input_ids: Tensor | None,
-        keep: float,
+        keep: Keep,
         stages: Stages,
         **how: Unpack[Selection],
     ) -> Solution:
         scores, kept = [], []
         for place in sites:
-            until, progress = num_kept(place.count, keep), stages(f"scoring {place.address.kind}")
+            ratio = keep_of(keep, place.address.kind)
+            until, progress = num_kept(place.count, ratio), stages(f"scoring {place.address.kind}")
             scores.append(score_layers(self.rule, model, place, input_ids, until, seed=how["seed"], progress=progress))
-            kept += select(scores[-1:], keep, scope="local", seed=how["seed"])
+            kept += select(scores[-1:], ratio, scope="local", seed=how["seed"])
         self.carry_out(model, sites, input_ids, kept, stages)
         return Solution(kept, scores)
 

@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor
 
-from ..budget.choosing import alike, choose
+from ..budget.choosing import alike, choose, counts_of
+from ..budget.keeps import Keep
 from ..budget.selection import Scope
 from ..progress import Progress, Stages, silent
 from ..scores.curvature import output_curvature
@@ -70,7 +71,7 @@ class Obs(Solver):
         model: Any,
         sites: Sequence[Place],
         input_ids: Tensor | None,
-        keep: float,
+        keep: Keep,
         stages: Stages,
         **how: Unpack[Selection],
     ) -> Solution:
@@ -86,7 +87,7 @@ class Obs(Solver):
         obs_refit(model, seams(sites, self.name), input_ids, kept, settings=self.settings, stages=stages)
 
 
-def obs(model: Any, sites: Sequence[Site], input_ids: Tensor, keep: float, **how: Any) -> list[Tensor]:
+def obs(model: Any, sites: Sequence[Site], input_ids: Tensor, keep: Keep, **how: Any) -> list[Tensor]:
     """What `eliminations` does, and the kept units of each site (K,), sorted."""
     return [found.kept for found in eliminations(model, sites, input_ids, keep, **how)]
 
@@ -96,7 +97,7 @@ def eliminations(
     model: Any,
     sites: Sequence[Site],
     input_ids: Tensor,
-    keep: float,
+    keep: Keep,
     *,
     scope: Scope = "local",
     multiple_of: int = 1,
@@ -108,12 +109,17 @@ def eliminations(
 
     input_ids: calibration text (sequences, T). keep, scope, multiple_of, seed: see `selection.select`.
     Under global scope a first, dense pass gives each layer's error curve, and the cheapest removals of all layers
-    decide how many each keeps; the units themselves are chosen in the second pass.
+    decide how many each keeps, of several kinds the cheapest for their parameters (`choosing.counts_of`); the units
+    themselves are chosen in the second pass.
     """
     metrics = end_loss_metrics(model, sites, input_ids, settings, stages)
     how: dict[str, Any] = {"metrics": metrics, "seed": seed, "settings": settings, "stages": stages}
-    scores = alike(sites) if scope == "local" else error_curves(model, sites, input_ids, **how)
-    counts = [len(kept) for kept in choose(sites, scores, keep, scope=scope, multiple_of=multiple_of, seed=seed)]
+    if scope == "local":
+        kept = choose(sites, alike(sites), keep, scope=scope, multiple_of=multiple_of, seed=seed)
+        counts = [len(units) for units in kept]
+    else:
+        errors = error_curves(model, sites, input_ids, **how)
+        counts = counts_of(sites, errors, keep, multiple_of=multiple_of, seed=seed)
     return obs_to_counts(model, sites, input_ids, counts, **how)
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Unpack
 from torch import Tensor
 
 from ..budget.choosing import choose
+from ..budget.keeps import Keep
 from ..progress import Stages
 from ..scores.criteria import Criterion, score_from
 from ..scores.statistics import GRADIENT, collect
@@ -46,7 +47,7 @@ class Scored(Solver):
         model: Any,
         sites: Sequence[Place],
         input_ids: Tensor | None,
-        keep: float,
+        keep: Keep,
         stages: Stages,
         **how: Unpack[Selection],
     ) -> Solution:

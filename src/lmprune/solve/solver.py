@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypedDict, Unpack
 
 from torch import Tensor
 
+from ..budget.keeps import Keep
 from ..budget.selection import Scope
 from ..progress import Stages
 from ..sites.address import SEAM_KINDS, Kind
@@ -61,7 +62,7 @@ class Solver(ABC):
         model: Any,
         sites: Sequence[Place],
         input_ids: Tensor | None,
-        keep: float,
+        keep: Keep,
         stages: Stages,
         **how: Unpack[Selection],
     ) -> Solution:

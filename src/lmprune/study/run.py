@@ -187,6 +187,8 @@ def spelt(options: Mapping[str, Any]) -> list[str]:
     given once an element."""
     words: list[str] = []
     for name, values in options.items():
+        if isinstance(values, Mapping):
+            values = ",".join(f"{key}={value:g}" for key, value in values.items())
         for value in values if isinstance(values, list) else [values]:
             if value is not None and value is not False:
                 words += ["--" + name.replace("_", "-"), *([] if value is True else [str(value)])]
