@@ -66,7 +66,7 @@ def compared(trees: list[Path], line: str, repeats: int, room: Path) -> dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--before", required=True, help="a commit")
     parser.add_argument("--after", default="HEAD", help="a commit")
     parser.add_argument("--repeats", type=int, default=5)

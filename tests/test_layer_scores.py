@@ -246,7 +246,9 @@ def test_training_by_a_score_of_layers_is_refused() -> None:
 def test_something_stays() -> None:
     """Of every kind the best unit stays, however little is kept; an empty plan is none, and one of what can't be."""
     model = llama()
-    prune(model, units=("layers",), method="shortgpt", keep=0.01, data=IDS)
+    with pytest.raises(UserError, match=r"0\.01 of 4 layers can't be kept; keep 0\.25 or 0\.5"):
+        prune(model, units=("layers",), method="shortgpt", keep=0.01, data=IDS)
+    prune(model, units=("layers",), method="shortgpt", keep=0.25, data=IDS)
     assert model.config.num_hidden_layers == 1 and logits(model).isfinite().all()
     with pytest.raises(UserError, match="plan: no layers would stay; keep at least one"):
         PrunePlan({Address("layers", 0): ()}, {Address("layers", 0): 4})
