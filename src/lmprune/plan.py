@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .errors import UserError
-from .sites.address import Address, Kind
+from .sites.address import LAYER_KINDS, Address, Kind
 
 PLAN_FILE = "prune_plan.json"
 #: format 1 had neurons alone: `kept` a list a layer, `widths_before`
@@ -45,7 +45,8 @@ class PrunePlan:
         for address, kept in self.kept.items():
             count = self.counts_before[address]
             if not kept:
-                raise UserError(f"plan: no {address.kind} would stay; keep at least one in every layer")
+                where = "" if address.kind in LAYER_KINDS else f", layer {address.layer}"
+                raise UserError(f"plan{where}: no {address.kind} would stay; keep at least one")
             whole = all(type(index) is int for index in kept)
             if not whole or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= count:
                 raise UserError(

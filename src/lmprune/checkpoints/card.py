@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from ..plan import PLAN_FILE, PrunePlan
-from ..sites.address import Kind
+from ..sites.address import LAYER_KINDS, Kind
 from .shrinking import is_stock
 
 OURS = {"library_name": "transformers", "tags": ["lmprune", "pruned", "structured-pruning"]}
@@ -87,18 +87,21 @@ def width_summary(widths: Sequence[int]) -> str:
     >>> width_summary([64, 64, 64]), width_summary([64, 32, 32])
     ('64 in each of 3 layers', '64, 32 ×2')
     """
-    if len(widths) == 1:
-        return str(widths[0])
     if len(set(widths)) == 1:
         return f"{widths[0]} in each of {len(widths)} layers"
     runs = [(width, len(list(run))) for width, run in groupby(widths)]
     return ", ".join(f"{width} ×{number}" if number > 1 else f"{width}" for width, number in runs)
 
 
+def counted(kind: Kind, counts: Sequence[int]) -> str:
+    """How many units of a kind there are, site by site; of layers there is one site."""
+    return str(sum(counts)) if kind in LAYER_KINDS else width_summary(counts)
+
+
 def units(plan: PrunePlan) -> str:
     """How many there were, and are."""
     lines = [
-        f"{kind.capitalize()} before: {width_summary(before)}; now: {width_summary(now)}."
+        f"{kind.capitalize()} before: {counted(kind, before)}; now: {counted(kind, now)}."
         for kind in plan.kinds
         for before, now in [plan.counts(kind)]
     ]

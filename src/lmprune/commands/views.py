@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
+from ..checkpoints.card import counted as counted_units
 from ..checkpoints.card import width_summary
 from .console import table
 from .numbers import counted, megabytes, span, with_error
@@ -93,7 +94,7 @@ def pruning(record: Mapping[str, Any]) -> Views:
     how = "opens in stock transformers" if record["stock"] else "opens with trust_remote_code=True or lmprune.load"
     return [
         table(["", "before", "after", "left"], rows),
-        *(f"{kind}: {width_summary(counts['after'])}" for kind, counts in record["units"].items()),
+        *(f"{kind}: {counted_units(kind, counts['after'])}" for kind, counts in record["units"].items()),
         *_off(record),
         *([_trained(record["training"])] if "training" in record else []),
         f"{record['seconds']:.1f} s, at most {record['peak_memory_mb']:,.0f} MB of memory",
