@@ -24,6 +24,7 @@ _KINDS: Mapping[Kind, tuple[str, str]] = {
     "neurons": ("feed-forward neurons", "whole neurons cut out of its feed-forward layers"),
     "heads": ("attention heads", "whole heads cut out of its attention layers"),
     "experts": ("experts", "whole experts cut out of its mixtures"),
+    "expert_neurons": ("experts' neurons", "whole neurons cut out of its experts"),
     "layers": ("layers", "whole layers taken out"),
     "attentions": ("attention layers", "the attention of whole layers taken out"),
     "ffns": ("feed-forward layers", "the feed-forward part of whole layers taken out"),

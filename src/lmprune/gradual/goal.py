@@ -9,9 +9,9 @@ from functools import cached_property
 
 from torch import Tensor
 
-from ..budget.choosing import check_counts, choose
-from ..budget.keeps import Keep, keep_of
-from ..budget.selection import Scope, check_multiple_of
+from ..budget.choosing import check_counts, check_widths, choose
+from ..budget.keeps import Keep
+from ..budget.selection import Scope
 from ..sites.site import Site
 from .optimizing import SCORE_LR
 from .schedules import Schedule, cubic
@@ -41,8 +41,7 @@ class Goal:
     def check(self, sites: Sequence[Site]) -> None:
         """Raises: UserError where these sites can't come down to it."""
         check_counts(sites, self.keep, self.scope)
-        if neurons := [site.count for site in sites if site.address.kind == "neurons"]:
-            check_multiple_of(self.multiple_of, keep_of(self.keep, "neurons"), neurons)
+        check_widths(sites, self.keep, self.multiple_of)
 
     def at(self, keep: float) -> Keep:
         """What stays where the schedule asks for `keep`: each kind has come as far down its own way."""
