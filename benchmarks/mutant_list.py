@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 MUTANTS: dict[str, tuple[str, list[Any]]] = {
-    "budget": (
+    "budget/selection.py": (
         "selection",
         [
             ("count = int(keep * number + 0.5)", "count = int(keep * number)"),
@@ -139,8 +139,8 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
     "gradual/goal.py": (
         "golden_training gradual",
         [
-            ("self.goal.schedule(step) / self.goal.keep", "1.0"),
-            ("self.goal.schedule(step) / self.goal.keep", "self.goal.schedule(step)"),
+            ("self.goal.schedule(step) / self.goal.lowest", "1.0"),
+            ("self.goal.schedule(step) / self.goal.lowest", "self.goal.schedule(step)"),
             ("scope=scope or self.scope", "scope=self.scope"),
             ("multiple_of=self.multiple_of", "multiple_of=1"),
         ],
@@ -165,7 +165,7 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
     "gradual/similarity.py": (
         "golden_training gradual",
         [
-            ("mask.count * keep)", "len(kept))"),
+            ("mask.count * self.masks.keep_of(mask.kind))", "len(kept))"),
             ("cos_KK.abs_().fill_diagonal_(0)", "cos_KK.abs_()"),
             ("cos_KK.abs_().fill_diagonal_(0)", "cos_KK.fill_diagonal_(0)"),
             ("offset = self.step % self.stride", "offset = 0"),

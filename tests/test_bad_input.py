@@ -88,7 +88,7 @@ def test_keep_as_a_percentage(prune_fails: Any) -> None:
 
 
 def test_keep_that_is_no_number(prune_fails: Any) -> None:
-    assert "--keep" in prune_fails("--keep", "half")
+    assert "keep is a ratio in (0, 1]" in prune_fails("--keep", "half")
 
 
 def test_keep_of_the_demo(tmp_path: Path) -> None:
@@ -240,17 +240,24 @@ def test_pickled_weights(prune_fails: Any, own: Path) -> None:
     ("kind", "config", "reason"),
     [
         (BertForMaskedLM, BertConfig(**SMALL), "is an encoder (bert)"),
-        (MixtralForCausalLM, MixtralConfig(**SMALL, num_local_experts=2), "is a mixture of experts"),
         (BitNetForCausalLM, BitNetConfig(**SMALL), "a norm over all neurons"),
         (RwkvForCausalLM, RwkvConfig(**SMALL), "model type 'rwkv' is not in lmprune's table"),
     ],
-    ids=["encoder", "experts", "coupled", "not in the table"],
+    ids=["encoder", "coupled", "not in the table"],
 )
 def test_models_that_can_not_be_pruned(kind: Any, config: Any, reason: str, prune_fails: Any, tmp_path: Path) -> None:
     kind(config).save_pretrained(tmp_path / "other")
     byte_tokenizer().save_pretrained(tmp_path / "other")
     assert reason in prune_fails(source=tmp_path / "other")
     assert reason in refused("inspect", tmp_path / "other")
+
+
+def test_neurons_of_a_mixture(prune_fails: Any, tmp_path: Path) -> None:
+    MixtralForCausalLM(MixtralConfig(**SMALL, num_local_experts=2)).save_pretrained(tmp_path / "other")
+    byte_tokenizer().save_pretrained(tmp_path / "other")
+    assert "is a mixture of experts" in prune_fails(source=tmp_path / "other")
+    shown = lmprune("inspect", tmp_path / "other").out
+    assert "a mixture of experts" in shown and "experts" in shown and "What pruning would leave" not in shown
 
 
 def test_a_hub_that_is_not_there(prune_fails: Any, monkeypatch: pytest.MonkeyPatch) -> None:

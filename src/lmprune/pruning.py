@@ -67,12 +67,10 @@ def prune(
         larger = keep (docs/add_a_criterion.md). None = `obs`. keep: the ratio of units that stay, in (0, 1],
         or one for each kind; of several kinds under global scope `obs` takes one ratio as that of their parameters.
     scope: `local` or `global`; by default the method's own. multiple_of: of every layer's number of neurons.
-    data: a source name (see `lmprune.data.load`; its train split is read), a list of texts, a TextData, or token
-        ids (sequences, T).
-        A text is cut into sequences of `seq_len`, `calibration_tokens` in all, documents in an order drawn from `seed`.
+    data: a source name (see `lmprune.data.load`; its train split is read), a list of texts, a TextData, or token ids
+        (sequences, T). A text is cut into sequences of `seq_len`, `calibration_tokens` in all, in an order from `seed`.
     plan: neurons chosen before: they stay, and the layers are repaired as the plan's method does it.
-    scores: what to choose by, one (F_l,) a layer, or as `--scores-out` writes them; larger = keep. The layers are then
-        repaired as `method` does it, and not at all without one.
+    scores: what to choose by, one (U,) a site, or as `--scores-out` writes them; layers are repaired as by `method`.
     spec: where the FFN is, for models that lmprune's table does not know; it is proved on the model first.
     Raises: UserError; where the arguments or the data were wrong, the model is untouched.
     """

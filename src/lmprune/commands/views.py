@@ -47,10 +47,12 @@ def inspection(record: Mapping[str, Any]) -> Views:
         table(["part", "parameters", "share"], parts),
         "the output head is tied to the embedding" if record["tied_embedding"] else "",
         *_units(record),
-        "",
-        f"What pruning would leave and save (widths rounded to multiples of {record['multiple_of']}):",
-        table(["keep", "widths", "parameters", "saved", "MB", "saved MB"], savings),
-    ]
+        *([] if not savings else [
+            "",
+            f"What pruning would leave and save (widths rounded to multiples of {record['multiple_of']}):",
+            table(["keep", "widths", "parameters", "saved", "MB", "saved MB"], savings),
+        ]),
+    ]  # fmt: skip
 
 
 def _units(record: Mapping[str, Any]) -> Views:

@@ -32,4 +32,7 @@ def save(file: Path, verb: str, options: Mapping[str, Any]) -> None:
 def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
+    if isinstance(value, str):  # a number that the command line takes as a text, such as keep
+        number = yaml.safe_load(value) if value else value
+        return number if isinstance(number, int | float) and str(number) == value else value
     return str(value) if isinstance(value, Path) else value
