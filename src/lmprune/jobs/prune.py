@@ -31,8 +31,9 @@ from ..training.examples import Corpus
 from ..training.run_folder import RunFolder
 from . import inspection
 from .card import model_card
+from .earlier_plan import history, tell_of_plan
 from .opening import open_model
-from .reproduce import command, data_record, dtype_record, flat, log_file, made_by, origin, result_settings, tell_dtype
+from .reproduce import command, data_record, dtype_record, flat, log_file, made_by, result_settings, tell_dtype
 from .scores_file import check_scores_file, write_scores
 from .training_checks import check_method, check_source, training_of
 from .training_options import Training
@@ -175,11 +176,11 @@ def open_asked(terminal: Teller, asked: Asked) -> Opened:
     if text is not None:
         terminal.note(f"{'training' if training else 'calibrating'} on {text.name}")
     if asked.plan is not None:
-        _tell_of_plan(terminal, asked.plan, model, text if asked.calibrates else None)
+        tell_of_plan(terminal, asked.plan, model, text if asked.calibrates else None)
     tell_dtype(terminal, dense, asked.kind)
     before = inspection.sizes(dense, inspection.feed_forward(dense, asked.spec))
     licence = find_licence(model)
-    provenance = {"model": _history(model, licence), **made_by("prune", asked.options)}
+    provenance = {"model": history(model, licence), **made_by("prune", asked.options)}
     return Opened(dense, tokenizer, text, before, licence, provenance)
 
 
@@ -260,30 +261,6 @@ def _cut(terminal: Teller, asked: Asked, opened: Opened, dense: Any) -> PrunePla
 def _keep_scores(asked: Asked, plan: PrunePlan) -> None:
     if asked["scores_out"] is not None and asked.writes:
         write_scores(plan, asked["scores_out"])
-
-
-def _tell_of_plan(terminal: Teller, plan: PrunePlan, model: str, text: TextData | None) -> None:
-    """Where an earlier plan is carried out on something else. text: what readers are refitted on, if they are."""
-    if text is not None and not _calibrated_on(plan, text):
-        terminal.note("that is not the text the plan was made on, so the refit will differ from the plan's own")
-    if others := _made_from(plan, model):
-        terminal.note(f"the plan was made from {others}; in other weights its neurons are other neurons")
-
-
-def _history(model: str, licence: Licence) -> dict[str, Any]:
-    """Where the model comes from, with the record of its own pruning if it was pruned before."""
-    earlier = inspection.find_plan(model)
-    return origin(model, licence, earlier) | ({"record": earlier.record()} if earlier else {})
-
-
-def _calibrated_on(plan: PrunePlan, text: TextData) -> bool:
-    return plan.provenance.get("calibration", {}).get("sha256") == text.provenance["sha256"]
-
-
-def _made_from(plan: PrunePlan, model: str) -> str | None:
-    """The model of the plan, where it has another name."""
-    source = plan.first_source() or model
-    return None if Path(source).name == Path(model).name else source
 
 
 def after_prune(record: Mapping[str, Any], options: Mapping[str, Any]) -> list[list[str]]:
