@@ -18,11 +18,13 @@ from lmprune.errors import UserError
 from lmprune.plan import PrunePlan
 from lmprune.progress import silent
 from lmprune.scores.layers import LAYER_RULES, block_influence, loss_without, output_error, score_layers
+from lmprune.scores.redundancy import similarities
 from lmprune.sites.address import LAYER_KINDS, Address
 from lmprune.sites.find import find_sites
 from lmprune.sites.layers import Layers
 from lmprune.solve.layers import Dropped
 from lmprune.solve.obs import ObsSettings
+from lmprune.solve.targets import layer_problems
 
 IDS = tokens(6, 20, seed=5)
 LAYERS = 4
@@ -254,3 +256,32 @@ def test_something_stays() -> None:
         PrunePlan({Address("layers", 0): ()}, {Address("layers", 0): 4})
     with pytest.raises(UserError, match="no ffn would be left"):
         shrink(llama(), plan_of(llama(), {"ffns": torch.tensor([0]), "layers": torch.tensor([1, 2])}))
+
+
+def test_the_walk_goes_through_blocks_without_a_site() -> None:
+    """What later layers see is the model's, also where a block has no feed-forward layer, or no seam at all."""
+    model = llama()
+    shrink(model, plan_of(model, {"ffns": torch.tensor([0, 2, 3])}))
+    site = find_sites(model)[1]
+    assert site.layer == 2
+    seen: list[Tensor] = []
+    handle = site.reader_linear.register_forward_pre_hook(lambda _m, args: seen.append(args[0].flatten(0, 1).double()))
+    logits(model, IDS)
+    handle.remove()
+    expected = seen[0].T @ seen[0] / len(seen[0])
+    for sequential in (True, False):
+        problems = layer_problems(model, find_sites(model), IDS, sequential=sequential, rel_damp=0.0)
+        (gram,) = (problem.gram_FF for place, problem in problems if place.layer == 2)
+        assert torch.allclose(gram[:-1, :-1] if len(gram) > len(expected) else gram, expected, rtol=1e-4)
+    cosines = expected / expected.diagonal().sqrt().outer(expected.diagonal().sqrt())
+    found = list(similarities(model, find_sites(model), IDS))
+    assert len(found) == 3
+    assert torch.allclose(found[1].nearest_F, cosines.fill_diagonal_(-1).max(1).values, atol=1e-5)
+
+
+def test_given_scores_choose_layers_too() -> None:
+    model = llama()
+    plan = prune(model, units=("layers",), scores={"layers.0": torch.tensor([0.3, 0.1, 0.2, 0.4])}, keep=0.5)
+    assert plan.kept == {Address("layers", 0): (0, 3)} and model.config.num_hidden_layers == 2
+    frame = plan.to_frame()
+    assert frame[frame.kept].unit.tolist() == [0, 3] and set(frame.kind) == {"layers"}
