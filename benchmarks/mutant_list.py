@@ -372,6 +372,34 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
             ('"row": row}', '"row": 0}'),
         ],
     ),
+    "sites/layers.py": (
+        "layers layer_scores",
+        [
+            ("place = next(free[kinds[i]])", "place = i"),
+            ("kind if i in there else kinds[there[0]]", "kind"),
+            ("[entries[i] for i in stay]", "entries[: len(stay)]"),
+            ("return last.register_forward_hook(_times(value))", "return block.register_forward_hook(_times(1.0))"),
+            ("before if value == 0", "after if value == 0"),
+            ('home | dict.fromkeys(passed, "passed")', "home"),
+            ("if not stays.get(kind, set(there)) &", "if not set(there) &"),
+        ],
+    ),
+    "scores/layers.py": (
+        "layer_scores",
+        [
+            ("(1 - cosine_BT)", "(1 - cosine_BT.abs())"),
+            ("site.members[unit] + 1, len", "site.members[unit], len"),
+            ("weights_N = 1 / with_BTD", "weights_N = 1 / without_BTD"),
+            ("now_U[gone] = torch.inf", "pass"),
+        ],
+    ),
+    "solve/layers.py": (
+        "layer_scores layers",
+        [
+            ("[place.members.index(layer)]", "[layer]"),
+            ("layer in _gone(place, units)", "True"),
+        ],
+    ),
     "training/distillation.py": (
         "golden_distillation distillation teachers",
         [

@@ -17,9 +17,9 @@ from lmprune.checkpoints.shrinking import shrink
 from lmprune.errors import UserError
 from lmprune.plan import PrunePlan
 from lmprune.progress import silent
-from lmprune.scores.layers import LAYER_RULES, block_influence, loss_without, output_error, score_layers
+from lmprune.scores.layers import LAYER_RULES, LayerRule, block_influence, loss_without, output_error, score_layers
 from lmprune.scores.redundancy import similarities
-from lmprune.sites.address import LAYER_KINDS, Address
+from lmprune.sites.address import LAYER_KINDS, Address, Kind
 from lmprune.sites.find import find_sites
 from lmprune.sites.layers import Layers
 from lmprune.solve.layers import Dropped
@@ -132,6 +132,12 @@ def test_one_by_one_scores_what_is_left_again() -> None:
     assert logits(model, IDS).isfinite().all() and not site.blocks[0]._forward_hooks
 
 
+def test_what_went_one_by_one_is_not_asked_for_again() -> None:
+    rule = LayerRule(lambda *_what: torch.tensor([1.0, 2.0, 3.0, 4.0]), 8192, one_by_one=True)
+    scores = score_layers(rule, llama(), site_of(llama(), "layers"), IDS, until=2)
+    assert scores.tolist() == [1.0, 2.0, torch.inf, torch.inf]
+
+
 def test_output_error_is_the_quadratic_form_of_the_end_loss() -> None:
     model = llama()
     site = site_of(model, "layers")
@@ -177,14 +183,32 @@ def test_readers_that_stay_bring_the_stream_back(case: str, kind: Any) -> None:
     assert site_of(refitted, kind).count == 4
 
 
-def test_several_kinds_at_once_and_norms_after_the_reader() -> None:
-    model, plain = model_of("gemma2"), model_of("gemma2")
-    kept = {"attentions": torch.tensor([0, 2, 3, 4]), "layers": torch.tensor([0, 1, 2, 4])}
-    places: list[Layers] = [site for site in find_sites(model, ("attentions", "layers")) if isinstance(site, Layers)]
-    solver = Dropped("random", ObsSettings())
-    solver.carry_out(model, places, IDS, [kept[place.address.kind] for place in places], silent)
-    shrink(plain, plan_of(plain, kept))  # type: ignore[arg-type]
-    assert torch.equal(logits(model), logits(plain))
+def test_a_model_with_gaps_loses_more_and_is_refitted() -> None:
+    """Units are numbered among those that are there."""
+    ids = torch.randint(1, 128, (12, 32), generator=torch.Generator().manual_seed(3))
+    model = shrink(llama(), plan_of(llama(), {"attentions": torch.tensor([1, 2, 3])}))
+    target, plain = (
+        logits(model, ids),
+        shrink(copy.deepcopy(model), plan_of(model, {"attentions": torch.tensor([1, 2])})),
+    )
+    site = site_of(model, "attentions")
+    Dropped("random", ObsSettings(compensation=1)).carry_out(model, [site], ids, [torch.tensor([1, 2])], silent)
+    assert site.members == [2, 3] and find_sites(model, ("attentions",))[0].count == 2
+    assert (logits(model, ids) - target).norm() < 0.9 * (logits(plain, ids) - target).norm()
+
+
+@pytest.mark.parametrize("case", ["llama", "gemma2"])
+def test_several_kinds_at_once_and_norms_after_the_reader(case: str) -> None:
+    """Refitted without what goes of either kind; where a norm follows the reader, nothing is."""
+    ids = torch.randint(1, 128, (12, 32), generator=torch.Generator().manual_seed(3))
+    model, target = model_of(case), logits(model_of(case), ids)
+    kept: dict[Kind, Tensor] = {"attentions": torch.tensor([0, 2, 3, 4]), "layers": torch.tensor([0, 1, 2, 4])}
+    plain = shrink(model_of(case), plan_of(model, kept))
+    places = [site for site in find_sites(model, ("attentions", "layers")) if isinstance(site, Layers)]
+    solver = Dropped("random", ObsSettings(compensation=1))
+    solver.carry_out(model, places, ids, [kept[place.address.kind] for place in places], silent)
+    left = float((logits(model, ids) - target).norm() / (logits(plain, ids) - target).norm())
+    assert left < 0.5 if case == "llama" else torch.equal(logits(model), logits(plain))
 
 
 #: a method for layers -> its scores, taken apart
