@@ -389,7 +389,6 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
         [
             ("(1 - cosine_BT)", "(1 - cosine_BT.abs())"),
             ("site.members[unit] + 1, len", "site.members[unit], len"),
-            ("weights_N = 1 / with_BTD", "weights_N = 1 / without_BTD"),
             ("now_U[gone] = torch.inf", "pass"),
         ],
     ),

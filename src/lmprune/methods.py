@@ -125,7 +125,7 @@ def _movement(
 _ROWS = (
     replace(
         _row("obs", "obs", "layer error and end loss; least-squares refit on the pruned prefix", "ours", refit="obs"),
-        layers="obs",
+        layers="shortgpt",
     ),
     _row("plain_obs", Obs(PLAIN), "layer error; least-squares refit, one dense pass", "ZipLM, OSSCAR", refit="obs"),
     _row("activation", "activation", "rms(h)·‖down‖", "Wanda-sp"),

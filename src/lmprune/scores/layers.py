@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from ..progress import Progress
 from ..sites.layers import Layers
 from ..sites.walk import Blocks
-from .curvature import curvature_after
 
 _BATCH = 4
 
@@ -32,23 +31,6 @@ def block_influence(model: Any, site: Layers, input_ids: Tensor, progress: Progr
         cosine_BT = F.cosine_similarity(with_BTD.double(), without_BTD.double(), dim=-1)
         sums_U[unit] += (1 - cosine_BT).sum().cpu()
     return sums_U / input_ids.numel()
-
-
-@torch.no_grad()
-def output_error(model: Any, site: Layers, input_ids: Tensor, progress: Progress | None = None) -> Tensor:
-    """½ Σ w Δᵀ M Δ / Σ w over tokens, (U,): what the end loss grows by, to second order, when a block puts out Δ less.
-
-    M: `curvature.curvature_after` of the block. w: 1 / mean square of the stream, as whoever reads it normalises it;
-    unweighted, the few tokens with massive activations would be all that counts.
-    """
-    metrics = curvature_after(model, [site.blocks[member] for member in site.members], input_ids)
-    sums_U, weights_U = torch.zeros(2, site.count, dtype=torch.float64)
-    for unit, _, with_BTD, without_BTD in _both(model, site, input_ids, progress):
-        change_ND = (with_BTD - without_BTD).flatten(0, 1).double().cpu()
-        weights_N = 1 / with_BTD.flatten(0, 1).double().square().mean(1).clamp_min(1e-12).cpu()
-        sums_U[unit] += 0.5 * (weights_N * ((change_ND @ metrics[unit]) * change_ND).sum(1)).sum()
-        weights_U[unit] += weights_N.sum()
-    return sums_U / weights_U
 
 
 @torch.no_grad()
@@ -112,7 +94,6 @@ LAYER_RULES: Mapping[str, LayerRule] = {
     "shortgpt": LayerRule(block_influence, 65536),
     "ppl_without": LayerRule(loss_without, 4096),
     "sleb": LayerRule(loss_without, 4096, one_by_one=True),
-    "obs": LayerRule(output_error, 8192),
     "random": LayerRule(None),
 }
 
