@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from test_bad_input import refused
+from tiny_checkpoints import byte_tokenizer
 from tiny_mixtures import EXPERTS, NAMES, TOP_K, tiny_mixture
 from tiny_models import is_pruned_class, logits, tiny_model, tokens
 from torch.nn import functional
@@ -17,6 +19,7 @@ from lmprune.budget.selection import select
 from lmprune.errors import UserError
 from lmprune.methods import METHODS
 from lmprune.plan import PLAN_FILE, PrunePlan
+from lmprune.runtimes.architectures import GGUF
 from lmprune.scores.criteria import CRITERIA, score
 from lmprune.scores.statistics import collect
 from lmprune.sites.experts import Experts
@@ -281,6 +284,18 @@ def test_plans_that_leave_too_few_or_groups_uneven_are_refused() -> None:
         with pytest.raises(UserError, match=match):
             lmprune.shrink(model, plan)
         assert [site.count for site in experts_of(model)] == [EXPERTS] * len(addresses)
+
+
+@pytest.mark.parametrize("to", ["gguf", "onnx", "vllm", "hf-uniform"])
+def test_export_of_a_mixture_is_refused_and_nothing_written(to: str, tmp_path: Path) -> None:
+    """There is no row for mixtures among the architectures of other runtimes."""
+    assert not set(MIXTURES) & set(GGUF)
+    model = tiny_mixture("mixtral")
+    lmprune.save(model, tmp_path / "in", tokenizer=byte_tokenizer())
+    out = tmp_path / ("out.gguf" if to == "gguf" else "out")
+    sentence = refused("export", tmp_path / "in", "--to", to, "--out", out)
+    assert "mixtral is a mixture of experts, and this takes a model with dense feed-forward layers" in sentence
+    assert [entry.name for entry in tmp_path.iterdir()] == ["in"]
 
 
 def test_every_criterion_says_what_it_scores() -> None:

@@ -241,8 +241,8 @@ def family_of(config: Any) -> FFNSpec:
         raise UserError(f"{model_type} models can't be pruned by neurons: {COUPLED[model_type]}")
     if is_mixture(config):
         raise UserError(
-            f"{model_type} is a mixture of experts; lmprune removes neurons of dense feed-forward layers only "
-            "(and, in Python, whole experts: units=('experts',))"
+            f"{model_type} is a mixture of experts, and this takes a model with dense feed-forward layers; in Python, "
+            "its experts or their neurons can be removed: lmprune.prune(…, units=('experts',))"
         )
     plugins.check_new(plugins.FAMILIES, _BUILT_IN, model_type)
     if model_type not in FAMILIES and model_type in plugins.offered(plugins.FAMILIES):
