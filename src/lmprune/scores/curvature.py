@@ -1,4 +1,4 @@
-"""How much the end loss cares about each direction of a reader's output: the metric of `obs`."""
+"""How much the end loss cares about each direction of a module's output: the metric of `obs`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..progress import Progress
 from ..sites.site import Site
@@ -17,7 +17,20 @@ from .passes import backward, gradients_from_embeddings, undisturbed
 def output_curvature(
     model: Any, sites: Sequence[Site], input_ids: Tensor, *, rel_damp: float = 1e-3, progress: Progress | None = None
 ) -> list[Tensor]:
-    """s · E[ĝ ĝᵀ] (D, D) of each site, float64: which directions of its reader's output the end loss cares about.
+    """`curvature_after` each site's reader."""
+    readers = [site.reader_linear for site in sites]
+    return curvature_after(model, readers, input_ids, rel_damp=rel_damp, progress=progress)
+
+
+def curvature_after(
+    model: Any,
+    modules: Sequence[nn.Module],
+    input_ids: Tensor,
+    *,
+    rel_damp: float = 1e-3,
+    progress: Progress | None = None,
+) -> list[Tensor]:
+    """s · E[ĝ ĝᵀ] (D, D) of each module, float64: which directions of its output the end loss cares about.
 
     g is the gradient of a sequence's summed token losses there, ĝ = g / ‖g‖ and s the median of ‖g‖² (a mean over
     sequences of it). With the second moments of a reader's input it makes a Kronecker-factored empirical Fisher of the
@@ -38,12 +51,12 @@ def output_curvature(
             gram_DD = (unit_ND.T @ unit_ND).double().cpu() * norm_N.square().median().item()
             sums[place] = sums[place] + gram_DD if place in sums else gram_DD
 
-        return lambda _reader, _args, out: out.register_hook(on_gradient) and None
+        return lambda _module, _args, out: out.register_hook(on_gradient) and None
 
     with undisturbed(model), ExitStack() as stack, torch.enable_grad():
         stack.enter_context(gradients_from_embeddings(model))
-        for place, site in enumerate(sites):
-            stack.callback(site.reader_linear.register_forward_hook(watch(place)).remove)
+        for place, module in enumerate(modules):
+            stack.callback(module.register_forward_hook(watch(place)).remove)
         for done, batch_BT in enumerate(input_ids.to(next(model.parameters()).device).split(1), start=1):
             backward(model, batch_BT)
             if progress:
