@@ -11,12 +11,13 @@ from test_statistics import ids_of, tiny
 from tiny_models import WIDTH
 
 import lmprune
+from lmprune.budget.selection import select
 from lmprune.errors import UserError
 from lmprune.gradual.optimizing import SCORE_LR
 from lmprune.gradual.ranking import Ranking
 from lmprune.gradual.soft import SoftThreshold
 from lmprune.methods import METHODS, Method, get_method, methods_table, needs_text
-from lmprune.scores.criteria import CRITERIA
+from lmprune.scores.criteria import CRITERIA, score
 from lmprune.scores.layers import LAYER_RULES
 from lmprune.scores.penalties import PENALTIES
 from lmprune.sites.find import find_sites
@@ -82,6 +83,27 @@ def test_a_bias_goes_with_any_criterion():
     plan = lmprune.prune(model, method=scored, keep=0.5, multiple_of=8, data=ids_of())
     assert plan.kept == lmprune.prune(tiny("llama"), method="magnitude", keep=0.5, multiple_of=8).kept
     assert all(site.reader_bias() is not None for site in find_sites(model))
+
+
+@pytest.mark.parametrize(("name", "rows"), [("taylor", 3), ("activation", 8)])
+def test_a_few_tokens_are_read_backwards_and_all_of_them_forwards(name: str, rows: int, monkeypatch):
+    ids = ids_of(8)
+    monkeypatch.setattr("lmprune.solve.scored.GRADIENT_TOKENS", 3 * ids.shape[1])
+    plan = lmprune.prune(tiny("llama"), method=name, keep=0.5, multiple_of=8, data=ids)
+    expected = score(model := tiny("llama"), find_sites(model), name, ids[:rows])
+    assert plan.scores is not None
+    for found, wanted in zip(plan.scores.values(), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("how", [{"seed": 1}, {"scope": "global"}, {"multiple_of": 24}, {}])
+def test_what_stays_is_what_the_scores_say_as_it_was_asked(how: Any):
+    asked: dict[str, Any] = {"scope": "local", "multiple_of": 8, "seed": 0} | how
+    plan = lmprune.prune(tiny("llama"), method="random", keep=0.4, **asked)
+    scores = score(model := tiny("llama"), find_sites(model), "random", seed=asked["seed"])
+    assert [k.tolist() for k in plan.indices()] == [k.tolist() for k in select(scores, 0.4, **asked)]
+    usual = lmprune.prune(tiny("llama"), method="random", keep=0.4, scope="local", multiple_of=8)
+    assert (plan.kept == usual.kept) == (not how), "control: what was asked makes the difference"
 
 
 @pytest.mark.parametrize(
