@@ -248,8 +248,8 @@ def test_scores_of_ones_own() -> None:
 @pytest.mark.parametrize(
     ("name", "how", "match"),
     [
-        ("mixtral", {"keep": 0.1}, "1 of 8 experts would stay, and 2 are needed .*keep at least 0.25"),
-        ("deepseek_v3-groups", {"keep": 0.3}, "2 of 8 experts would stay, and 4 are needed"),
+        ("mixtral", {"keep": 0.125}, "1 of 8 experts would stay, and 2 are needed .*keep at least 0.25"),
+        ("deepseek_v3-groups", {"keep": 0.25}, "2 of 8 experts would stay, and 4 are needed"),
         ("mixtral", {"method": "activation"}, "'activation' has no score for experts; these have: random, reap"),
         ("mixtral", {"method": "flap"}, "'flap' has no score for experts"),
         ("mixtral", {"method": None}, "'obs' has no score for experts"),
