@@ -298,7 +298,8 @@ def test_a_tied_config_with_a_head_in_the_file(tmp_path: Path) -> None:
     assert note.startswith("config.json says that the output head is the embedding, but the weights have a head of ")
     model = models.load(folder, note=print)
     assert torch.equal(model.lm_head.weight, head)
-    assert parameters_by_part(models.skeleton(folder), find_sites(model))["output_head"] == VOCABULARY * 32
+    skeleton = models.skeleton(folder)
+    assert parameters_by_part(skeleton, find_sites(skeleton))["output_head"] == VOCABULARY * 32
     record = lmprune("inspect", folder, "--json").record
     assert record["parts"]["output_head"] == VOCABULARY * 32 and not record["tied_embedding"]
     saved = checkpoint.save(model, tmp_path / "again")
