@@ -190,7 +190,7 @@ def names_compared(tree: ast.Module, names: set[str]) -> set[str]:
 
 
 def test_a_method_is_asked_and_not_compared_by_name():
-    names = {*METHODS} | {"movement", *PENALTIES} - {*CRITERIA, "none"}  # some criteria are statistics too
+    names = ({*METHODS} | {"movement", *PENALTIES}) - {*CRITERIA, "none"}  # some criteria are statistics too
     found = {module for module in MODULES if names_compared(parsed(module), names)}
     assert found == {"commands.views"}  # it has a record's text alone
     assert names_compared(ast.parse("row.penalty == 'l1' or x in ('soft', 'hard')"), names) == {"l1", "soft", "hard"}
