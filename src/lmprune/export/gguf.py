@@ -76,12 +76,7 @@ def _arch(model: Any, ffns: Sequence[Site], spec: GGUFSpec) -> str:
     """The architecture that runs it. Raises: UserError where llama.cpp has none."""
     if spec.per_layer is None:
         refuse_gaps(model, f"llama.cpp's {spec.arch}")
-    attentions, heads = gaps(model, "attention"), len({*heads_by_layer(model).values()}) > 1
-    if ignored := sorted(gaps(model, "ffn") - attentions):
-        raise UserError(
-            f"llama.cpp's {spec.per_layer} leaves out the attention too where there is no feed-forward layer, as in "
-            f"layer {ignored[0]}; use --to onnx"
-        )
+    gone, heads = gaps(model, "attention") | gaps(model, "ffn"), len({*heads_by_layer(model).values()}) > 1
     widths = len({ffn.width for ffn in ffns}) > 1
     if spec.per_layer is None and (widths or heads):
         raise UserError(
@@ -89,7 +84,7 @@ def _arch(model: Any, ffns: Sequence[Site], spec: GGUFSpec) -> str:
             "export with --to hf-uniform first, and that with --to gguf"
         )
     check_square(model, spec)
-    return spec.per_layer if spec.per_layer and (widths or heads or attentions) else spec.arch
+    return spec.per_layer if spec.per_layer and (widths or heads or gone) else spec.arch
 
 
 def _shorter(config: Any, settings: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,8 @@ from ..runtimes.architectures import GGUF, KEYS, NOT_IN_LLAMA_CPP
 from ..runtimes.gguf_spec import GGUFSpec
 from ..sites.limits import max_context
 from ..sites.site import Site
+from .gaps import attention_alone
+from .gguf_tensors import STUB
 from .head_counts import heads_by_layer
 
 _CONTEXT = 2048  # for families whose position encoding has no limit
@@ -123,10 +125,10 @@ def hyperparameters(model: Any, ffns: Sequence[Site], spec: GGUFSpec, *, per_lay
 
 def _counts(model: Any, ffns: Sequence[Site], *, per_layer: bool) -> dict[str, Any]:
     """Heads and neurons: the first layer's, or a list of each layer's, 0 where there are none."""
-    heads = heads_by_layer(model)
+    heads, stubs = heads_by_layer(model), dict.fromkeys(attention_alone(model), STUB)
     size = next(iter(heads.values())).dim
     by_layer = {
-        "feed_forward_length": {ffn.layer: ffn.width for ffn in ffns},
+        "feed_forward_length": {ffn.layer: ffn.width for ffn in ffns} | stubs,
         "attention.head_count": {layer: counts.queries for layer, counts in heads.items()},
         "attention.head_count_kv": {layer: counts.groups for layer, counts in heads.items()},
     }

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import UserError, unknown
 from ..runtimes.gguf_layout import places
 from ..runtimes.gguf_spec import GGUFSpec
+from .gaps import attention_alone
 
 Q = GGMLQuantizationType
 
@@ -54,6 +55,10 @@ def check_dtype(dtype: str) -> Storage:
     return DTYPES[dtype]
 
 
+#: neurons of a feed-forward layer that adds nothing, as many as a block of the quantised types holds
+STUB = 32
+
+
 @dataclass(frozen=True)
 class Writable:
     """A tensor to be: its values are only made when they are written. shape: before quantisation."""
@@ -91,7 +96,7 @@ def stored_tensors(model: Any, spec: GGUFSpec, arch: str, storage: Storage, fact
         _check_rows(place.name, place.shape, kind)
         value = model.get_parameter(place.name).detach()
         found.append(Writable(place.theirs, place.shape, kind, lambda value=value, place=place: place.stored(value)))
-    return [*found, *_head(model, spec, storage, found), *_zeros(spec, found)]
+    return [*found, *_head(model, spec, storage, found), *_zeros(spec, found), *_stubs(model, storage)]
 
 
 def _head(model: Any, spec: GGUFSpec, storage: Storage, found: Sequence[Writable]) -> list[Writable]:
@@ -121,6 +126,28 @@ def _zeros(spec: GGUFSpec, found: Sequence[Writable]) -> list[Writable]:
     return [
         Writable(f"{t.name.removesuffix('weight')}bias", (t.shape[0],), Q.F32, lambda t=t: torch.zeros(t.shape[0]))
         for t in without
+    ]
+
+
+def _stubs(model: Any, storage: Storage) -> list[Writable]:
+    """A feed-forward layer that adds zero, where the model has an attention only: without one llama.cpp's `deci` leaves
+    out the attention too."""
+    wide = model.config.hidden_size
+    parts = {
+        MODEL_TENSOR.FFN_NORM: (wide,),
+        MODEL_TENSOR.FFN_GATE: (STUB, wide),
+        MODEL_TENSOR.FFN_UP: (STUB, wide),
+        MODEL_TENSOR.FFN_DOWN: (wide, STUB),
+    }
+    return [
+        Writable(
+            f"{TENSOR_NAMES[type_].format(bid=layer)}.weight",
+            shape,
+            _kind(type_, shape, storage),
+            lambda shape=shape: torch.zeros(shape),
+        )
+        for layer in sorted(attention_alone(model))
+        for type_, shape in parts.items()
     ]
 
 
