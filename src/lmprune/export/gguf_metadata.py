@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import UserError
 from ..runtimes.architectures import GGUF, KEYS, NOT_IN_LLAMA_CPP
 from ..runtimes.gguf_spec import GGUFSpec
+from ..sites.heads import HeadCounts
 from ..sites.limits import max_context
 from ..sites.site import Site
 from .gaps import attention_alone
@@ -127,6 +128,8 @@ def _counts(model: Any, ffns: Sequence[Site], *, per_layer: bool) -> dict[str, A
     """Heads and neurons: the first layer's, or a list of each layer's, 0 where there are none."""
     heads, stubs = heads_by_layer(model), dict.fromkeys(attention_alone(model), STUB)
     size = next(iter(heads.values())).dim
+    if 0 not in heads:
+        heads = {0: HeadCounts(1, 1, size), **heads}
     by_layer = {
         "feed_forward_length": {ffn.layer: ffn.width for ffn in ffns} | stubs,
         "attention.head_count": {layer: counts.queries for layer, counts in heads.items()},

@@ -16,8 +16,9 @@ from ..errors import UserError, unknown
 from ..runtimes.gguf_layout import places
 from ..runtimes.gguf_spec import GGUFSpec
 from .gaps import attention_alone
+from .head_counts import heads_by_layer
 
-Q = GGMLQuantizationType
+Q, T = GGMLQuantizationType, MODEL_TENSOR
 
 
 @dataclass(frozen=True)
@@ -130,25 +131,22 @@ def _zeros(spec: GGUFSpec, found: Sequence[Writable]) -> list[Writable]:
 
 
 def _stubs(model: Any, storage: Storage) -> list[Writable]:
-    """A feed-forward layer that adds zero, where the model has an attention only: without one llama.cpp's `deci` leaves
-    out the attention too."""
-    wide = model.config.hidden_size
-    parts = {
-        MODEL_TENSOR.FFN_NORM: (wide,),
-        MODEL_TENSOR.FFN_GATE: (STUB, wide),
-        MODEL_TENSOR.FFN_UP: (STUB, wide),
-        MODEL_TENSOR.FFN_DOWN: (wide, STUB),
-    }
-    return [
-        Writable(
-            f"{TENSOR_NAMES[type_].format(bid=layer)}.weight",
-            shape,
-            _kind(type_, shape, storage),
-            lambda shape=shape: torch.zeros(shape),
-        )
-        for layer in sorted(attention_alone(model))
-        for type_, shape in parts.items()
-    ]
+    """Branches of zeros, where the model has none and llama.cpp's `deci` wants one: a feed-forward layer beside every
+    attention, which it leaves out too without, and an attention in the first layer, which tells the size of a head."""
+    wide, heads = model.config.hidden_size, heads_by_layer(model)
+    size = next(iter(heads.values())).dim
+    ffn = {T.FFN_NORM: (wide,), T.FFN_GATE: (STUB, wide), T.FFN_UP: (STUB, wide), T.FFN_DOWN: (wide, STUB)}
+    attention = {T.ATTN_NORM: (wide,), **dict.fromkeys((T.ATTN_Q, T.ATTN_K, T.ATTN_V), (size, wide))}
+    attention[T.ATTN_OUT] = (wide, size)
+    parts = [(layer, part) for layer in sorted(attention_alone(model)) for part in ffn.items()]
+    parts += [(0, part) for part in attention.items() if 0 not in heads]
+    return [_zero(layer, type_, shape, storage) for layer, (type_, shape) in parts]
+
+
+def _zero(layer: int, type_: MODEL_TENSOR, shape: tuple[int, ...], storage: Storage) -> Writable:
+    name, kind = f"{TENSOR_NAMES[type_].format(bid=layer)}.weight", _kind(type_, shape, storage)
+    _check_rows(name, shape, kind)
+    return Writable(name, shape, kind, lambda: torch.zeros(shape))
 
 
 def _stored(type_: MODEL_TENSOR, shape: tuple[int, ...], storage: Storage, values: Callable[[], Tensor]) -> Writable:
