@@ -190,7 +190,8 @@ def test_vllm_leaves_out_what_is_gone(kept: dict[Kind, list[int]], tmp_path: Pat
     done = export(order_of(model), tmp_path / "m", "vllm")
     assert done["layout"] == "nemotron-nas" and done["verification"]["verified"]
     blocks = json.loads((tmp_path / "m" / "config.json").read_text())["block_configs"]
-    for part, kind in (("attention", "attentions"), ("ffn", "ffns")):
+    parts: dict[str, Kind] = {"attention": "attentions", "ffn": "ffns"}
+    for part, kind in parts.items():
         assert [i for i, block in enumerate(blocks) if not block[part]["no_op"]] == kept.get(kind, [0, 1, 2, 3])
 
 
@@ -225,7 +226,9 @@ def test_heads_for_vllm(tmp_path: Path) -> None:
 # -- ONNX
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2"])
+@pytest.mark.parametrize(
+    "name", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma3_text", "gpt2"))]
+)
 def test_onnx_has_a_cache_of_each_layers_heads(name: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not here: pip install 'lmprune[onnx]'")
     groups = {} if name == "gpt2" else _GROUPED
