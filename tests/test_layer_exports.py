@@ -45,6 +45,16 @@ def test_a_missing_attention_runs_as_deci(name: str, tmp_path: Path) -> None:
     assert field(tmp_path / "m.gguf", "deci.attention.head_count")[1] == 0
 
 
+@pytest.mark.parametrize("kept", [{"ffns": [0, 2]}, {"ffns": [1, 2], "attentions": [0, 1, 3]}], ids=str)
+def test_a_missing_ffn_is_one_that_adds_nothing(kept: dict[Kind, list[int]], tmp_path: Path) -> None:
+    """Of 32 neurons, all zero: without one `deci` leaves out the attention of that layer too."""
+    model = without("llama", {kind: torch.tensor(units) for kind, units in kept.items()})
+    with in_llama_cpp(model, tmp_path / "m.gguf") as llama:
+        assert difference(model, llama) < 2e-3
+    widths = [48 if layer in kept["ffns"] else 32 for layer in range(4)]
+    assert field(tmp_path / "m.gguf", "deci.feed_forward_length") == widths
+
+
 def job_of(model: Any, dtype: str | None = None) -> Order:
     return Order(model, find_sites(model), bpe(), dtype, "tiny")
 
@@ -77,9 +87,13 @@ def test_fewer_layers_of_different_widths_are_padded(to: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("name", "to", "kept", "sentence"),
     [
-        ("llama", "gguf", {"ffns": [0, 2]}, "deci leaves out the attention too where there is no feed-forward layer"),
         ("qwen2", "gguf", {"attentions": [0, 2]}, "llama.cpp's qwen2 has no layer without an attention or a feed-forw"),
-        ("llama", "vllm", {"attentions": [0, 2]}, "what lmprune writes for vLLM has no layer without an attention or"),
+        (
+            "llama",
+            "vllm",
+            {"attentions": [1, 2]},
+            "can't begin with a feed-forward layer, and layer 0 of this model ha",
+        ),
         ("llama", "hf-uniform", {"ffns": [0, 2]}, "a stock transformers class has no layer without an attention or a"),
     ],
 )

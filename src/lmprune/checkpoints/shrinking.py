@@ -22,6 +22,7 @@ from ..sites.layers import check_left
 from ..sites.limits import check_in_memory
 from ..sites.mixtures import MIXTURES, mixture_of
 from ..sites.place import Place
+from ..sites.site import Site
 from . import shim
 
 
@@ -175,8 +176,11 @@ def _placed(model: Any, stock: nn.Module, spec: FFNSpec | None) -> dict[str, dic
 
 def _counted(model: Any, spec: FFNSpec | None) -> Sequence[Place]:
     """Where attributes of modules count units."""
-    if spec is None:
-        return find_sites(model, ("experts", "expert_neurons"))
+    return find_sites(model, ("experts", "expert_neurons")) if spec is None else head_sites(model, spec)
+
+
+def head_sites(model: Any, spec: FFNSpec) -> list[Site]:
+    """The heads of each layer that has an attention; [] where the model's are not known."""
     attention = ATTENTION.get(model.config.model_type)
     if attention is None:
         return []
@@ -204,13 +208,10 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or hasattr(module, "nf")
 
 
-def stock_width(model: Any, spec: FFNSpec) -> int | None:
-    """F where the model's stock class hard-codes it, else None."""
-    if spec.width_key:
-        return None
+def stock_model(model: Any) -> Any:
+    """What the model's stock class builds of its config, without values."""
     stock = shim.stock_class(type(model))
-    native = stock.__module__.startswith("transformers.")
-    return find_sites(_on_meta(stock, _plain(model.config, native)), spec=spec)[0].count
+    return _on_meta(stock, _plain(model.config, stock.__module__.startswith("transformers.")))
 
 
 def _plain(config: Any, native: bool) -> Any:

@@ -17,6 +17,11 @@ def gaps(model: Any, what: str) -> set[int]:
     return {int(place[1]) for place in places if place}
 
 
+def attention_alone(model: Any) -> set[int]:
+    """The layers that have an attention and no feed-forward layer."""
+    return gaps(model, "ffn") - gaps(model, "attention")
+
+
 def refuse_gaps(model: Any, who: str) -> None:
     """Raises: UserError where a layer lacks one. who: has no such layers."""
     if gone := gone_in(model):

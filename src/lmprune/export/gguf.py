@@ -6,7 +6,7 @@ is its architecture `deci` (arrays `deci.feed_forward_length`, `deci.attention.h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,17 @@ import numpy as np
 from torch import nn
 
 from ..errors import UserError
+from ..runtimes.gguf_spec import GGUFSpec
 from ..sites.limits import max_context
+from ..sites.site import Site
 from . import Order
 from .gaps import gaps, refuse_gaps
 from .gguf_facts import facts
-from .gguf_metadata import hyperparameters, scalars, spec_of
+from .gguf_metadata import check_square, hyperparameters, scalars, spec_of
 from .gguf_rotary import rotary
 from .gguf_tensors import check_dtype, stored_tensors
 from .gguf_tokenizer import lost, tokenizer_metadata
+from .head_counts import heads_by_layer
 
 
 def write(order: Order, out: Path) -> dict[str, Any]:
@@ -34,21 +37,8 @@ def write(order: Order, out: Path) -> dict[str, Any]:
     storage, spec = check_dtype(order.dtype or "f16"), spec_of(model.config)
     if order.tokenizer is None:
         raise UserError("a GGUF file holds its tokenizer, and this model comes with none; put it beside config.json")
-    attentions, without_ffn = gaps(model, "attention"), gaps(model, "ffn")
-    if spec.per_layer is None:
-        refuse_gaps(model, f"llama.cpp's {spec.arch}")
-    if ignored := sorted(without_ffn - attentions):
-        raise UserError(
-            f"llama.cpp's {spec.per_layer} leaves out the attention too where there is no feed-forward layer, as in "
-            f"layer {ignored[0]}; use --to onnx"
-        )
-    per_layer = len({ffn.width for ffn in ffns}) > 1 or bool(attentions)
-    if per_layer and spec.per_layer is None:
-        raise UserError(
-            f"llama.cpp has no {spec.arch} with a width for each layer; "
-            "export with --to hf-uniform first, and that with --to gguf"
-        )
-    arch = spec.per_layer if per_layer and spec.per_layer else spec.arch
+    arch = _arch(model, ffns, spec)
+    per_layer = arch != spec.arch
     vocab_size = model.get_input_embeddings().weight.shape[0]
     rotary_settings, factors = rotary(model, spec)
     settings = hyperparameters(model, ffns, spec, per_layer=per_layer) | rotary_settings
@@ -80,6 +70,21 @@ def write(order: Order, out: Path) -> dict[str, Any]:
         f"llama.cpp runs it as {arch}", *_shorter(model.config, settings), *_approximated(model), *lost(order.tokenizer)
     ]  # fmt: skip
     return {"arch": arch, "notes": notes}
+
+
+def _arch(model: Any, ffns: Sequence[Site], spec: GGUFSpec) -> str:
+    """The architecture that runs it. Raises: UserError where llama.cpp has none."""
+    if spec.per_layer is None:
+        refuse_gaps(model, f"llama.cpp's {spec.arch}")
+    gone, heads = gaps(model, "attention") | gaps(model, "ffn"), len({*heads_by_layer(model).values()}) > 1
+    widths = len({ffn.width for ffn in ffns}) > 1
+    if spec.per_layer is None and (widths or heads):
+        raise UserError(
+            f"llama.cpp has no {spec.arch} with a {'number of heads' if heads else 'width'} for each layer; "
+            "export with --to hf-uniform first, and that with --to gguf"
+        )
+    check_square(model, spec)
+    return spec.per_layer if spec.per_layer and (widths or heads or gone) else spec.arch
 
 
 def _shorter(config: Any, settings: Mapping[str, Any]) -> list[str]:

@@ -8,11 +8,13 @@ from typing import Any
 
 from ..errors import UserError
 from ..runtimes.architectures import GGUF, KEYS, NOT_IN_LLAMA_CPP
-from ..runtimes.gguf_layout import num_kv_heads
 from ..runtimes.gguf_spec import GGUFSpec
+from ..sites.heads import HeadCounts
 from ..sites.limits import max_context
 from ..sites.site import Site
-from .gaps import gaps
+from .gaps import attention_alone
+from .gguf_tensors import STUB
+from .head_counts import heads_by_layer
 
 _CONTEXT = 2048  # for families whose position encoding has no limit
 
@@ -68,13 +70,19 @@ def spec_of(config: Any) -> GGUFSpec:
             f"lmprune doesn't know what {name} {getattr(config, name)} of this model is to llama.cpp's {spec.arch}; "
             "use --to onnx"
         )
-    heads = config.num_attention_heads
-    if spec.square and head_size(config) * heads != config.hidden_size:
-        raise UserError(
-            f"llama.cpp runs {spec.arch} with heads as wide as the model together, {config.hidden_size}, "
-            f"but this model has {heads} of head_dim {head_size(config)}; use --to onnx"
-        )
     return spec
+
+
+def check_square(model: Any, spec: GGUFSpec) -> None:
+    """Raises: UserError where llama.cpp takes for granted that all heads together are as wide as the model, and they
+    are not."""
+    width = model.config.hidden_size
+    for layer, heads in heads_by_layer(model).items():
+        if spec.square and heads.queries * heads.dim != width:
+            raise UserError(
+                f"llama.cpp runs {spec.arch} with heads as wide as the model together, {width}, "
+                f"but this model has {heads.queries} of head_dim {heads.dim} in layer {layer}; use --to onnx"
+            )
 
 
 def unaccounted(config: Any, spec: GGUFSpec) -> list[str]:
@@ -91,10 +99,6 @@ def _is_default(config: Any, name: str) -> bool:
     return getattr(config, name, field.default) == field.default
 
 
-def head_size(config: Any) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-
-
 def _field(config: Any, name: str) -> tuple[Any, bool]:
     """(the value of a field `a`, or of `a.b`, whether there is one)."""
     for part in name.split("."):
@@ -107,23 +111,36 @@ def _field(config: Any, name: str) -> tuple[Any, bool]:
 def hyperparameters(model: Any, ffns: Sequence[Site], spec: GGUFSpec, *, per_layer: bool) -> dict[str, Any]:
     """Metadata keys after `{arch}.`, without the rotary ones."""
     config = model.config
-    found: dict[str, Any] = {"attention.head_count_kv": num_kv_heads(config), **_windows(config, spec)}
+    found: dict[str, Any] = _windows(config, spec)
     for key, names in KEYS.items():
         value = next((v for name in names if (v := getattr(config, name, None)) is not None), None)
         if value is not None:
             found[key] = value
-    found["feed_forward_length"] = ffns[0].width
-    if per_layer:
-        layers, without = range(config.num_hidden_layers), gaps(model, "attention")
-        widths = {ffn.layer: ffn.width for ffn in ffns}
-        found["feed_forward_length"] = [widths.get(layer, 0) for layer in layers]
-        for key in ("attention.head_count", "attention.head_count_kv"):
-            found[key] = [0 if layer in without else found[key] for layer in layers]
+    found |= _counts(model, ffns, per_layer=per_layer)
     for key, value in spec.keys.items():
         value = _field(config, value)[0] if isinstance(value, str) else value
         if value is not None:
             found[key] = value if isinstance(value, bool) else float(value)
     return found
+
+
+def _counts(model: Any, ffns: Sequence[Site], *, per_layer: bool) -> dict[str, Any]:
+    """Heads and neurons: the first layer's, or a list of each layer's, 0 where there are none."""
+    heads, stubs = heads_by_layer(model), dict.fromkeys(attention_alone(model), STUB)
+    size = next(iter(heads.values())).dim
+    if 0 not in heads:
+        heads = {0: HeadCounts(1, 1, size), **heads}
+    by_layer = {
+        "feed_forward_length": {ffn.layer: ffn.width for ffn in ffns} | stubs,
+        "attention.head_count": {layer: counts.queries for layer, counts in heads.items()},
+        "attention.head_count_kv": {layer: counts.groups for layer, counts in heads.items()},
+    }
+    layers = range(model.config.num_hidden_layers) if per_layer else ()
+    found = {
+        key: [counts.get(layer, 0) for layer in layers] or next(iter(counts.values()))
+        for key, counts in by_layer.items()
+    }
+    return {**found, "attention.key_length": size, "attention.value_length": size}
 
 
 def windows(config: Any) -> list[int | None]:

@@ -15,8 +15,10 @@ from torch import Tensor
 from ..errors import UserError, unknown
 from ..runtimes.gguf_layout import places
 from ..runtimes.gguf_spec import GGUFSpec
+from .gaps import attention_alone
+from .head_counts import heads_by_layer
 
-Q = GGMLQuantizationType
+Q, T = GGMLQuantizationType, MODEL_TENSOR
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,10 @@ def check_dtype(dtype: str) -> Storage:
     if dtype not in DTYPES:
         raise unknown("GGUF dtype", dtype, DTYPES)
     return DTYPES[dtype]
+
+
+#: neurons of a feed-forward layer that adds nothing, as many as a block of the quantised types holds
+STUB = 32
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ def stored_tensors(model: Any, spec: GGUFSpec, arch: str, storage: Storage, fact
         _check_rows(place.name, place.shape, kind)
         value = model.get_parameter(place.name).detach()
         found.append(Writable(place.theirs, place.shape, kind, lambda value=value, place=place: place.stored(value)))
-    return [*found, *_head(model, spec, storage, found), *_zeros(spec, found)]
+    return [*found, *_head(model, spec, storage, found), *_zeros(spec, found), *_stubs(model, storage)]
 
 
 def _head(model: Any, spec: GGUFSpec, storage: Storage, found: Sequence[Writable]) -> list[Writable]:
@@ -122,6 +128,25 @@ def _zeros(spec: GGUFSpec, found: Sequence[Writable]) -> list[Writable]:
         Writable(f"{t.name.removesuffix('weight')}bias", (t.shape[0],), Q.F32, lambda t=t: torch.zeros(t.shape[0]))
         for t in without
     ]
+
+
+def _stubs(model: Any, storage: Storage) -> list[Writable]:
+    """Branches of zeros, where the model has none and llama.cpp's `deci` wants one: a feed-forward layer beside every
+    attention, which it leaves out too without, and an attention in the first layer, which tells the size of a head."""
+    wide, heads = model.config.hidden_size, heads_by_layer(model)
+    size = next(iter(heads.values())).dim
+    ffn = {T.FFN_NORM: (wide,), T.FFN_GATE: (STUB, wide), T.FFN_UP: (STUB, wide), T.FFN_DOWN: (wide, STUB)}
+    attention = {T.ATTN_NORM: (wide,), **dict.fromkeys((T.ATTN_Q, T.ATTN_K, T.ATTN_V), (size, wide))}
+    attention[T.ATTN_OUT] = (wide, size)
+    parts = [(layer, part) for layer in sorted(attention_alone(model)) for part in ffn.items()]
+    parts += [(0, part) for part in attention.items() if 0 not in heads]
+    return [_zero(layer, type_, shape, storage) for layer, (type_, shape) in parts]
+
+
+def _zero(layer: int, type_: MODEL_TENSOR, shape: tuple[int, ...], storage: Storage) -> Writable:
+    name, kind = f"{TENSOR_NAMES[type_].format(bid=layer)}.weight", _kind(type_, shape, storage)
+    _check_rows(name, shape, kind)
+    return Writable(name, shape, kind, lambda: torch.zeros(shape))
 
 
 def _stored(type_: MODEL_TENSOR, shape: tuple[int, ...], storage: Storage, values: Callable[[], Tensor]) -> Writable:

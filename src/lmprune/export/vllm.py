@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..checkpoints import models, shim
 from ..errors import UserError
 from ..runtimes.architectures import NEMOTRON_NAS
+from ..sites.branches import BLOCKS
 from ..sites.families import FAMILIES
+from ..sites.heads import HeadCounts
 from ..sites.site import Site
 from . import Order
 from .decilm import DeciLMConfig
 from .folder import save_model
-from .gaps import refuse_gaps
+from .gaps import gaps
+from .head_counts import heads_by_layer
 
 _CONFIG_CODE = "decilm.py"
 #: config fields from which Nemotron-NAS builds what is not of a single block
@@ -41,8 +43,7 @@ def write(order: Order, folder: Path) -> dict[str, Any]:
     if not hasattr(order.model.config, "lmprune"):
         save_model(order, folder)
         return {"layout": "stock", "notes": ["an ordinary checkpoint: vLLM opens it as it is"]}
-    refuse_gaps(order.model, "what lmprune writes for vLLM")
-    config = nemotron_nas_config(order.model.config, order.ffns)
+    config = nemotron_nas_config(order.model, order.ffns)
     save_model(order, folder)
     written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["dtype"] = written["dtype"]  # vLLM loads the weights in it
@@ -55,8 +56,9 @@ def write(order: Order, folder: Path) -> dict[str, Any]:
     }
 
 
-def nemotron_nas_config(config: Any, ffns: Sequence[Site]) -> dict[str, Any]:
+def nemotron_nas_config(model: Any, ffns: Sequence[Site]) -> dict[str, Any]:
     """`config.json` of the layout. Raises: UserError."""
+    config = model.config
     if config.model_type not in NEMOTRON_NAS:
         raise UserError(
             f"vLLM has no {config.model_type} with a width for each layer, only {' and '.join(NEMOTRON_NAS)}; "
@@ -76,7 +78,8 @@ def nemotron_nas_config(config: Any, ffns: Sequence[Site]) -> dict[str, Any]:
     if (kind := rope["rope_type"]) not in _ROPES or "attention_factor" in rope:
         how = f"type {kind}" + (" with an attention factor" if kind in _ROPES else "")
         raise UserError(f"vLLM scales rotary positions of {how} otherwise than transformers; use --to hf-uniform")
-    group = config.num_attention_heads // config.num_key_value_heads
+    heads, widths = heads_by_layer(model), {ffn.layer: ffn.width for ffn in ffns}
+    _check_heads(config, heads, gaps(model, "ffn"))
     plain = {k: v for k, v in config.to_dict().items() if k not in ("lmprune", "per_layer_config", "sliding_window")}
     return plain | {
         "architectures": ["DeciLMForCausalLM"],
@@ -84,16 +87,34 @@ def nemotron_nas_config(config: Any, ffns: Sequence[Site]) -> dict[str, Any]:
         "model_type": "nemotron-nas",
         "rope_parameters": rope,
         "mlp_bias": biases == {(True, True)},
-        "intermediate_size": max(ffn.width for ffn in ffns),
-        "block_configs": [
-            {
-                "attention": {"no_op": False, "replace_with_linear": False, "n_heads_in_group": group},
-                # no `ffn_mult`: where that is, the width is computed from it
-                "ffn": {"no_op": False, "replace_with_linear": False, "intermediate_size": ffn.width},
-            }
-            for ffn in ffns
-        ],
+        "intermediate_size": max(widths.values()),
+        "block_configs": [_block(heads.get(layer), widths.get(layer)) for layer in range(config.num_hidden_layers)],
     }
+
+
+def _block(heads: HeadCounts | None, width: int | None) -> dict[str, Any]:
+    """A layer; None where it has no attention, or no FFN."""
+    group = None if heads is None else heads.queries // heads.groups
+    return {
+        "attention": {"no_op": heads is None, "replace_with_linear": False, "n_heads_in_group": group},
+        # no `ffn_mult`: where that is, the width is computed from it
+        "ffn": {"no_op": width is None, "replace_with_linear": False, "intermediate_size": width},
+    }
+
+
+def _check_heads(config: Any, heads: Mapping[int, HeadCounts], without_ffn: set[int]) -> None:
+    """Raises: UserError where vLLM would build other heads, or its forward fails."""
+    if other := next((each.queries for each in heads.values() if each.queries != config.num_attention_heads), None):
+        raise UserError(
+            f"vLLM's Nemotron-NAS has {config.num_attention_heads} query heads in every layer here, and one has "
+            f"{other}; use --to hf-uniform, which pads them"
+        )
+    first = min({*range(config.num_hidden_layers)} - (without_ffn - heads.keys()))
+    if first not in heads:  # nothing is in the stream yet that its norm could add to
+        raise UserError(
+            f"vLLM's Nemotron-NAS can't begin with a feed-forward layer, and layer {first} of this model has no "
+            "attention; use --to onnx"
+        )
 
 
 def as_vllm_reads_it(folder: Path) -> Any:
@@ -107,16 +128,33 @@ def as_vllm_reads_it(folder: Path) -> Any:
     if "block_configs" not in raw:
         return models.load(folder, dtype="auto")
     blocks = raw["block_configs"]
-    widths = [block["ffn"]["intermediate_size"] for block in blocks]
+    widths = [block["ffn"]["intermediate_size"] for block in blocks if not block["ffn"]["no_op"]]
+    heads = [block["attention"] for block in blocks if not block["attention"]["no_op"]]
     fields = {name: raw[name] for name in _READ if name in raw}
-    fields["num_key_value_heads"] = raw["num_attention_heads"] // blocks[0]["attention"]["n_heads_in_group"]
+    fields["num_key_value_heads"] = raw["num_attention_heads"] // heads[0]["n_heads_in_group"]
     fields["attention_bias"] = raw.get("attention_bias", False) or raw.get("bias", False)
     config = DeciLMConfig.__bases__[0](**fields, intermediate_size=max(widths))
-    spec = asdict(FAMILIES[NEMOTRON_NAS[0]])
-    config.lmprune = {"spec": spec, "widths": widths, "down_bias": [raw.get("mlp_bias", False)] * len(widths)}
+    config.lmprune = _record(config, blocks, raw.get("mlp_bias", False))
     cls = shim.pruned_class(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
     with models.quiet():
         model, info = cls.from_pretrained(folder, config=config, dtype="auto", output_loading_info=True)
     if odd := sorted({*info["missing_keys"], *info["unexpected_keys"]}):
         raise UserError(f"vLLM would not build this model: {odd[0]} is where the other has none")
     return model.eval()
+
+
+def _record(config: Any, blocks: Sequence[Any], bias: bool) -> dict[str, Any]:
+    """What `shim.resize` makes of Llama's blocks so that they are those of the layout."""
+    row, branches, wide = FAMILIES[NEMOTRON_NAS[0]], BLOCKS[NEMOTRON_NAS[0]], config.hidden_size
+    linears: dict[str, list[Any]] = {}
+    gone: dict[str, str] = {}
+    for layer, block in enumerate(blocks):
+        path = f"{row.blocks}.{layer}."
+        for part, branch in (("attention", branches.attention), ("ffn", branches.ffn)):
+            if block[part]["no_op"]:
+                gone |= {path + branch.home: part, **{path + norm: "passed" for norm in branch.norms}}
+        if not block["ffn"]["no_op"]:
+            width = block["ffn"]["intermediate_size"]
+            linears |= {path + name: [width, wide, bias] for name in (row.up, row.gate) if name}
+            linears[path + row.down] = [wide, width, bias]
+    return {"format": 3, "linears": linears, "gone": gone}

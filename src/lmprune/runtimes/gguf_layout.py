@@ -69,13 +69,14 @@ def _change(
     type_: MODEL_TENSOR, name: str, shape: tuple[int, ...], spec: GGUFSpec, config: Any
 ) -> Callable[[Tensor], Tensor]:
     """What has to be done to a parameter's values; rows change places, or all values grow by the same."""
-    heads, kv_heads = config.num_attention_heads, num_kv_heads(config)
-    rotary = {MODEL_TENSOR.ATTN_Q: heads, MODEL_TENSOR.ATTN_K: kv_heads}
-    if spec.interleaved_rope and type_ in rotary:
+    size = head_size(config)  # and not the config's numbers of heads: a layer may have fewer
+    if spec.interleaved_rope and type_ in (MODEL_TENSOR.ATTN_Q, MODEL_TENSOR.ATTN_K):
         # within a head: from all first halves of the rotary pairs, then all second ones, to pair by pair
-        return lambda x: x.unflatten(0, (rotary[type_], 2, -1)).transpose(1, 2).flatten(0, 2)
+        return lambda x: x.unflatten(0, (-1, 2, size // 2)).transpose(1, 2).flatten(0, 2)
     if spec.qkv_by_group and type_ == MODEL_TENSOR.ATTN_QKV:
-        return lambda x: _ungrouped(x.unflatten(0, (kv_heads, heads // kv_heads + 2, -1)))
+        kv_heads = num_kv_heads(config)
+        group = (1, -1) if kv_heads == 1 else (-1, config.num_attention_heads // kv_heads + 2)
+        return lambda x: _ungrouped(x.unflatten(0, (*group, size)))
     if spec.norm_offset and len(shape) == 1 and name.endswith(".weight"):
         return lambda x: x + spec.norm_offset
     return lambda x: x
@@ -84,6 +85,10 @@ def _change(
 def _ungrouped(qkv: Tensor) -> Tensor:
     """From (groups, queries + key + value, head size, …) to all queries, all keys, all values."""
     return torch.cat([part.flatten(0, 2) for part in (qkv[:, :-2], qkv[:, -2:-1], qkv[:, -1:])])
+
+
+def head_size(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def num_kv_heads(config: Any) -> int:
