@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..budget.choosing import alike, choose
+from ..budget.keeps import Keep
 from ..errors import UserError
 from ..progress import Progress, Stages
 from ..scores.curvature import curvature_after
@@ -51,7 +52,7 @@ class InExperts(Solver):
         model: Any,
         sites: Sequence[Any],
         input_ids: Tensor | None,
-        keep: float,
+        keep: Keep,
         stages: Stages,
         **how: Unpack[Selection],
     ) -> Solution:
@@ -99,7 +100,7 @@ class InExperts(Solver):
         """Each place by its number, its experts as sites, and what enters their readers; the caller may cut it before
         it asks for the next. An expert that no token goes to has the moments of noise: no neuron is better."""
         found = list_of(model, sites[0].block)
-        blocks, device = Blocks(model, found), next(model.parameters()).device
+        blocks, device = Blocks(model, list(found)), next(model.parameters()).device
         hidden = [blocks.inputs(batch_BT.to(device)) for batch_BT in input_ids.split(_BATCH)]
         place_of = {site.address.layer: place for place, site in enumerate(sites)}
         for layer in range(len(found)):
