@@ -14,6 +14,7 @@ from accelerate import PartialState
 
 from ..checkpoints import checkpoint
 from ..checkpoints.licences import find_licence
+from ..checkpoints.shrinking import is_stock
 from ..checkpoints.writing import check_not_read
 from ..errors import UserError
 from ..evaluation.memory import peak_memory_mb
@@ -54,7 +55,7 @@ def finetune(terminal: Teller, **options: Any) -> dict[str, Any]:
             "model": model,
             "params": sum(p.numel() for p in net.parameters()),
             "dtype": dtype_record(net, kind)["saved"],
-            "stock": inspection.is_stock(net),
+            "stock": is_stock(net),
             "data": data_record(text, tokenizer),
             "training": record_of(settings, result, None),
             "seconds": time.perf_counter() - start,

@@ -12,7 +12,8 @@ import torch
 from ..checkpoints import models
 from ..data.pairs import is_source
 from ..methods import get_method, needs_text
-from .grid import Options, Run
+from .grid import Run
+from .yaml_file import Options
 
 #: the share of a large matrix product's rate that a small model's training reaches, measured on gpt-neo-mini
 _EFFICIENCY = 0.35
