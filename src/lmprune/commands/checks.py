@@ -9,12 +9,11 @@ import typer
 
 from .. import data as texts
 from ..data import pairs
-from ..errors import unknown
-from ..evaluation.decoding import DECODINGS
-from ..evaluation.engines import ENGINES
 from ..export import check_target, get_target
 from ..jobs import prune, training
 from ..jobs.analyze import check_out
+from ..jobs.bench import check_engine
+from ..jobs.evaluate import check_decoding
 from . import measuring, pruning
 from .parameters import given
 
@@ -36,8 +35,7 @@ def _finetune(ctx: Any) -> None:
 
 def _evaluate(ctx: Any) -> None:
     measuring.check_usage(ctx)
-    if ctx.params["decode"] not in DECODINGS:
-        raise unknown("decoding", ctx.params["decode"], DECODINGS)
+    check_decoding(ctx.params["decode"])
     _readable(ctx.params, ctx.params["split"])
 
 
@@ -52,8 +50,7 @@ def _export(ctx: Any) -> None:
 
 
 def _bench(ctx: Any) -> None:
-    if ctx.params["engine"] not in ENGINES:
-        raise unknown("engine", ctx.params["engine"], ENGINES)
+    check_engine(ctx.params["engine"])
 
 
 def _readable(asked: Mapping[str, Any], split: str) -> None:

@@ -20,11 +20,11 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from ..errors import Interrupted, UserError
+from ..progress import Stages
 
 INTERRUPTED = 130  # the exit code that typer gives to Ctrl-C
 #: what a training run tells, and how
 _KNOWN = {"loss": ".3f", "keep": ".3f", "perplexity": ",.2f"}
-Stages = Callable[[str], Callable[[int, int], None]]
 
 
 class Terminal:

@@ -71,6 +71,15 @@ def pushed(terminal: Terminal, repo_id: str | None) -> Iterator[Callable[[dict[s
     yield push
 
 
+def known_options(ctx: Any) -> dict[str, dict[str, bool]]:
+    """What every command takes, for files that name commands: command -> its options -> whether it is a flag."""
+    commands = getattr(ctx.find_root().command, "commands", {})
+    return {
+        name: {p.name: getattr(p, "is_flag", False) for p in command.params if p.name}
+        for name, command in commands.items()
+    }
+
+
 def as_given(ctx: Any) -> dict[str, Any]:
     """The parameters that were given, by name, without what only concerns how the command talks and overwrites."""
     ours = {"save_config", "as_json", "force", "resume"}

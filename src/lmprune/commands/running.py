@@ -12,7 +12,7 @@ import typer
 
 from .console import talking
 from .options import Json, SaveConfig
-from .parameters import as_given
+from .parameters import as_given, known_options
 
 
 def run(
@@ -31,10 +31,6 @@ def run(
     JSON: `file`, `out`, `steps` (a list of `name`, `command` and its `record`), `seconds`; with --dry-run `steps`
     (those that are done) and `todo` (commands).
     """
-    known = {
-        name: {p.name: getattr(p, "is_flag", False) for p in command.params if p.name}
-        for name, command in _commands(ctx).items()
-    }
     with talking(as_json) as terminal:
         from ..jobs.run import run as carry_out
         from . import run_views as views
@@ -45,13 +41,9 @@ def run(
 
         record = carry_out(
             terminal, file=file, dry_run=dry_run, force=force, check=functools.partial(_check, ctx), shown=shown,
-            commands=known,
+            commands=known_options(ctx),
         )  # fmt: skip
         terminal.result(record, *views.run(record))
-
-
-def _commands(ctx: typer.Context) -> Mapping[str, Any]:
-    return getattr(ctx.find_root().command, "commands", {})
 
 
 def _check(ctx: typer.Context, words: Sequence[str]) -> None:
@@ -62,7 +54,8 @@ def _check(ctx: typer.Context, words: Sequence[str]) -> None:
 
     verb, *rest = words
     try:
-        with _commands(ctx)[verb].make_context(verb, list(rest), parent=ctx.find_root()) as asked:
+        root: Any = ctx.find_root().command
+        with root.commands[verb].make_context(verb, list(rest), parent=ctx.find_root()) as asked:
             CHECKS[verb](asked)
     except UserError:
         raise

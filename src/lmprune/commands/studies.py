@@ -9,6 +9,7 @@ import typer
 
 from .console import talking
 from .options import Json
+from .parameters import known_options
 
 
 def study(
@@ -32,18 +33,13 @@ def study(
     JSON: `study`, `runs`, `finished`, `failed` (a list of `id` and `error`), `results`, `seconds`; with --dry-run
     `study`, `runs`, `finished`, `todo` (a list of ids), `estimated_seconds`.
     """
-    parent = ctx.find_root().command
     with talking(as_json) as terminal:
         from ..jobs.study import study as carry_out
         from . import measured_views as views
 
-        known = {
-            name: {p.name: getattr(p, "is_flag", False) for p in command.params if p.name}
-            for name, command in getattr(parent, "commands", {}).items()
-        }
         record = carry_out(
             terminal, file=file, out=out, jobs=jobs, ray=ray, keep_checkpoints=keep_checkpoints, dry_run=dry_run,
-            commands=known,
+            commands=known_options(ctx),
         )  # fmt: skip
         terminal.result(record, *views.study(record))
 

@@ -77,7 +77,7 @@ class GradualPruner:
         spec: FFNSpec | None = None,
     ):
         self.method, self.settings, self.model = get_method(method), settings, model
-        check_kinds(self.method, ("neurons",))
+        check_kinds(self.method, units)
         self.goal = Goal(check_keeps(keep, units), num_steps, scope or self.method.scope, multiple_of, seed)
         self.schedule, self.num_steps, self.keep = self.goal.schedule, num_steps, self.goal.lowest
         self.done = self._ended = 0

@@ -38,8 +38,7 @@ def bench(
 
     Raises: UserError.
     """
-    if engine not in ENGINES:
-        raise unknown("engine", engine, ENGINES)
+    check_engine(engine)
     shapes = [None if _is_exported(source, engine) else _shape(terminal, source, engine) for source in models]
     known = [shape for shape in shapes if shape is not None]
     context = prompt_tokens + new_tokens + 1
@@ -87,6 +86,12 @@ def bench(
         "engine": engine, "threads": threads, "batch": batch, "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens, "repeats": repeats, "results": results,
     }  # fmt: skip
+
+
+def check_engine(name: str) -> None:
+    """Raises: UserError for an engine that there is not."""
+    if name not in ENGINES:
+        raise unknown("engine", name, ENGINES)
 
 
 def interleaved(

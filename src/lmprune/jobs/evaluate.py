@@ -73,8 +73,7 @@ def evaluate_task(
     device: str, trust_remote_code: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """`lmprune eval` on pairs, whose options these are. Raises: UserError."""
-    if decode not in DECODINGS:
-        raise unknown("decoding", decode, DECODINGS)
+    check_decoding(decode)
     if out is not None:
         predictions.check_predictions_folder(out)
     read = partial(_read_pairs, data, split, data_dir, holdout)
@@ -110,6 +109,12 @@ def evaluate_task(
     if out is not None:
         (out / predictions.SCORES).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return record
+
+
+def check_decoding(name: str) -> None:
+    """Raises: UserError for a way to decode that there is not."""
+    if name not in DECODINGS:
+        raise unknown("decoding", name, DECODINGS)
 
 
 def told_if_read_before(terminal: Teller, model: str, text: TextData | PairData) -> str | None:

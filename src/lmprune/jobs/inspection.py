@@ -133,12 +133,12 @@ def pruning(
     dtype: as for `checkpoint.save`. stock: whether transformers' own class opens the checkpoint, without the code that
     is written with it.
     """
-    after = sizes(model, ffns)
+    after, shares = sizes(model, ffns), plan.shares()
     return {
         "units": {
-            kind: {"before": before_after[0], "after": before_after[1], "kept": plan.shares()[kind]}
+            kind: {"before": before, "after": left, "kept": shares[kind]}
             for kind in plan.kinds
-            if (before_after := plan.counts(kind))
+            for before, left in [plan.counts(kind)]
         },
         "kept": plan.keep,
         "widths": [ffn.width for ffn in ffns if isinstance(ffn, Site)],

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from ..checkpoints.shim import count_of, set_count
 from ..errors import UserError
 from .address import Address
-from .linears import replace
+from .linears import replace, replace_forward
 from .mixtures import MixtureSpec
 from .site import Site, Writer
 
@@ -156,14 +156,11 @@ class ExpertNeurons:
             with by_expert:
                 return forward(self.stacked, *args, **kwargs)
 
-        before = self.stacked.__dict__.get("forward")
-        self.stacked.__dict__["forward"] = through_linears
+        put_back = replace_forward(self.stacked, through_linears)
         try:
             yield
         finally:
-            del self.stacked.__dict__["forward"]
-            if before is not None:
-                self.stacked.__dict__["forward"] = before
+            put_back()
 
 
 class _ByExpert(TorchFunctionMode):

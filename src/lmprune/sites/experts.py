@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import UserError
 from .address import Address
-from .linears import index_out, outputs_of, replace
+from .linears import index_out, outputs_of, replace, replace_forward
 from .mixtures import MixtureSpec
 
 #: the attribute that counts experts, wherever modules have one
@@ -125,19 +125,13 @@ class Experts:
         return _together(self._mask_logits(gone_E), self._mask_choice(gone_E))
 
     def _mask_logits(self, gone_E: Tensor) -> Callable[[], None]:
-        before, choose = self.router.__dict__.get("forward"), self.router.forward
+        choose = self.router.forward
 
         def masked(*args: Any, **kwargs: Any) -> Any:
             with _AddedToLogits(gone_E):
                 return choose(*args, **kwargs)
 
-        def put_back() -> None:
-            del self.router.__dict__["forward"]
-            if before is not None:
-                self.router.__dict__["forward"] = before
-
-        self.router.__dict__["forward"] = masked
-        return put_back
+        return replace_forward(self.router, masked)
 
     def _mask_choice(self, gone_E: Tensor) -> Callable[[], None]:
         """The bias comes after the sigmoid or softmax, where -∞ is 0: that alone would leave the expert in the race."""

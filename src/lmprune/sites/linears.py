@@ -85,6 +85,19 @@ def computes_as_its_class(linear: nn.Module) -> bool:
     return _is_class_method(linear, getattr(linear, _product(linear)))
 
 
+def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> Callable[[], None]:
+    """Let `forward` be the forward of this very module; what comes back undoes that."""
+    before = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
+
+    def put_back() -> None:
+        del module.__dict__["forward"]
+        if before is not None:
+            module.__dict__["forward"] = before
+
+    return put_back
+
+
 def replace_product(linear: nn.Module, product: Callable[[Tensor], Tensor]) -> Callable[[], None]:
     """Let `product` compute what the layer computes; what comes back undoes that, and leaves any hook where it is."""
     found = getattr(linear, _product(linear))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..budget.keeps import spelt_keep
 from ..data.pairs import is_source
 from ..plan import PLAN_FILE, PrunePlan
 from ..pruning import versions
@@ -188,7 +189,7 @@ def spelt(options: Mapping[str, Any]) -> list[str]:
     words: list[str] = []
     for name, values in options.items():
         if isinstance(values, Mapping):
-            values = ",".join(f"{key}={value:g}" for key, value in values.items())
+            values = spelt_keep(values)
         for value in values if isinstance(values, list) else [values]:
             if value is not None and value is not False:
                 words += ["--" + name.replace("_", "-"), *([] if value is True else [str(value)])]
