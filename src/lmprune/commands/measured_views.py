@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,17 @@ _METRIC_NAMES = {
 
 
 def analysis(record: Mapping[str, Any]) -> Views:
+    units = [line for kind, found in record["units"].items() for line in ("", *_of_units(kind, found))]
+    return [
+        f"{record['model']}, {record['tokens']:,} tokens of {record['data']['name']}",
+        *(_of_neurons(record) if "advice" in record else []),
+        *units,
+        "",
+        f"{record['seconds']:.1f} s, at most {record['peak_memory_mb']:,.0f} MB of memory; written to {record['out']}",
+    ]
+
+
+def _of_neurons(record: Mapping[str, Any]) -> Views:
     against = "baseline" in record
     rows = [
         [
@@ -84,7 +95,6 @@ def analysis(record: Mapping[str, Any]) -> Views:
     advice = record["advice"]
     method = f"{advice['method']}, scope {advice['scope']}, keep {advice['keep']:g}"
     return [
-        f"{record['model']}, {record['tokens']:,} tokens of {record['data']['name']}",
         table([header[i] for i in shown], [[row[i] for i in shown] for row in rows]),
         "",
         _measure("uniqueness", record),
@@ -93,8 +103,38 @@ def analysis(record: Mapping[str, Any]) -> Views:
         "",
         f"Advice: {method}{', and train on' if advice['train'] else ''}: {advice['why']}.",
         "It is a first-order estimate: compare with `lmprune eval --baseline` afterwards.",
-        f"{record['seconds']:.1f} s, at most {record['peak_memory_mb']:,.0f} MB of memory; written to {record['out']}",
     ]
+
+
+def _of_units(kind: str, found: Mapping[str, Any]) -> Views:
+    """A line a layer: of many units the extremes."""
+    sites = found["sites"]
+    if kind == "heads":
+        header = ["layer", "heads", "least sensitive", "sensitivity", "most replaceable", "by the others"]
+        rows = [
+            [str(s["layer"]), str(len(s["sensitivity"])), *_extreme(min, s["sensitivity"], ".4g"),
+             *_extreme(max, s["replaceable"], ".0%")]
+            for s in sites
+        ]  # fmt: skip
+    elif kind == "experts":
+        header = ["layer", "experts", "rarest", "tokens", "weakest", "gate x norm", "most alike", "cos"]
+        rows = [
+            [str(s["layer"]), str(len(s["reap"])), *_extreme(min, s["frequency"], ".1%"),
+             *_extreme(min, s["reap"], ".3g"), *_extreme(max, s["nearest_cos"], ".2f")]
+            for s in sites
+        ]  # fmt: skip
+    else:
+        header = ["layer", "influence", "perplexity without it"]
+        (site,) = sites
+        columns = (site["layers"], site["influence"], site["perplexity_ratio_without"])
+        rows = [[str(layer), f"{x:.4f}", f"x {ratio:.3f}"] for layer, x, ratio in zip(*columns, strict=True)]
+    return [f"{kind}:", table(header, rows)]
+
+
+def _extreme(which: Callable[..., int], values: list[float], how: str) -> tuple[str, str]:
+    """(its number, its value) of the least or the greatest."""
+    at = which(range(len(values)), key=values.__getitem__)
+    return str(at), format(values[at], how)
 
 
 def _measure(name: str, record: Mapping[str, Any]) -> str:

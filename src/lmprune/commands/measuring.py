@@ -108,6 +108,12 @@ def analysis(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for `analysis.json` and the figures.", show_default=False)
     ],
+    units: Annotated[
+        str,
+        typer.Option(
+            metavar="KINDS", help="What is read: neurons, heads, experts, layers, attentions, ffns; or several: a,b."
+        ),
+    ] = "neurons",
     baseline: Annotated[
         str | None, typer.Option(metavar="DENSE", help="The model before pruning: ratios to it, on the same tokens.")
     ] = None,
@@ -129,8 +135,11 @@ def analysis(
 ) -> None:
     """Why a model can be pruned: sensitivity and uniqueness of its neurons, look-alikes, dead ones, and advice.
 
+    Of other units: how much each matters (sensitivity, influence, how often it is chosen), and how far others could
+    stand in for it.
+
     JSON: `model`, `uniqueness`, `sensitivity`, `layers` (a list), `clusters`, `advice`, `dead`, `uniqueness_ratio`,
-    `sensitivity_ratio`, `tokens`, `seq_len`, `data`, `dtype`, `seconds`, `peak_memory_mb`, `out`.
+    `sensitivity_ratio`, `units`, `tokens`, `seq_len`, `data`, `dtype`, `seconds`, `peak_memory_mb`, `out`.
     """
     options = given(locals())
     with talking(as_json) as terminal:

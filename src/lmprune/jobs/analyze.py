@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from .. import data as texts
 from .. import pruning
+from ..budget.keeps import parse_units
 from ..checkpoints import models
 from ..checkpoints.writing import check_folder, written_aside
 from ..data.tokens import sequences
+from ..errors import UserError
 from ..evaluation.memory import peak_memory_mb
+from ..plan import PrunePlan
 from ..progress import Teller
 from ..report import raster, svg
 from ..scores import redundancy
-from ..sites.families import parse_spec
+from ..scores.redundancy import Redundancy
+from ..sites.address import Kind
+from ..sites.families import FFNSpec, parse_spec
 from ..sites.find import find_sites
 from ..sites.limits import max_context
-from . import analysis, inspection
+from ..sites.place import Place
+from ..sites.site import seams
+from . import analysis, inspection, unit_readings
 from .evaluate import told_if_read_before
 from .opening import check_tokenizer, open_model
 from .reproduce import data_record
@@ -29,13 +39,17 @@ ANALYSIS_FILE = "analysis.json"
 
 
 def analyze(
-    terminal: Teller, *, model: str, data: str, out: Path, baseline: str | None, data_dir: Path | None, split: str,
-    seq_len: int | None, max_tokens: int, dtype: str, device: str, force: bool, ffn: str | None, chat_template: bool,
-    trust_remote_code: bool,
+    terminal: Teller, *, model: str, data: str, out: Path, units: str, baseline: str | None, data_dir: Path | None,
+    split: str, seq_len: int | None, max_tokens: int, dtype: str, device: str, force: bool, ffn: str | None,
+    chat_template: bool, trust_remote_code: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """`lmprune analyze`, whose options these are. Raises: UserError; nothing is written then."""
     out = out.expanduser().resolve()
     check_out(out, force=force)
+    kinds = parse_units(units)
+    unit_readings.check_readable(kinds)
+    if baseline is not None and "neurons" not in kinds:
+        raise UserError("with a baseline the neurons of both are compared; name neurons among --units, or no baseline")
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     spec = parse_spec(ffn) if ffn else None
     dense_ffns = None
@@ -44,7 +58,8 @@ def analyze(
     read = partial(texts.load, data, split, data_dir=data_dir, chat_template=chat_template, num_tokens=max_tokens)
     loaded, tokenizer, text = open_model(terminal, model, data, read, **how)
     assert text is not None
-    ffns = find_sites(loaded, spec=spec)
+    sites: dict[Kind, Sequence[Place]] = {kind: find_sites(loaded, [kind], spec) for kind in kinds}
+    ffns = seams(sites.get("neurons", ()), "analyze")
     if dense_ffns is not None:
         analysis.check_baseline(ffns, dense_ffns)
     seq_len = seq_len or min(512, max_context(loaded.config) or 512)
@@ -56,43 +71,67 @@ def analyze(
     terminal.note(f"analysing {ids.numel():,} tokens of {text.name}")
 
     start = time.perf_counter()
+    found = dense = None
     with terminal.stages() as stages:
-        found = redundancy.measure(loaded, ffns, ids, num_peaks=analysis.NUM_EXAMPLES, stages=stages)
+        if ffns:
+            found = redundancy.measure(loaded, ffns, ids, num_peaks=analysis.NUM_EXAMPLES, stages=stages)
+        readings = unit_readings.read_units(loaded, kinds, sites, ids, stages)
     seconds = time.perf_counter() - start
-    dense = None
+    kept_as = loaded.dtype
     if baseline is not None:
-        del loaded, ffns  # one model at a time
-        with terminal.busy(f"loading {baseline}"):
-            loaded = models.load(baseline, note=terminal.note, **how)
-        pruning.check_tokens(ids, loaded)
-        with terminal.stages() as stages:
-            dense = redundancy.measure(loaded, find_sites(loaded, spec=spec), ids, stages=stages)
-    plan = inspection.find_plan(model)
+        del loaded, ffns, sites  # one model at a time
+        dense = _of_baseline(terminal, baseline, spec, ids, how)
     record = {
         "model": model,
         **({"baseline": baseline} if baseline else {}),
-        **analysis.summary(found, dense=dense, widths_before=plan and plan.widths_before),
-        "advice": analysis.advice(found),
-        "clusters": analysis.clusters(found, ids, tokenizer),
+        **(_of_neurons(found, dense, inspection.find_plan(model), ids, tokenizer) if found else {}),
+        "units": readings,
         "tokens": ids.numel(),
         "seq_len": seq_len,
         "data": data_record(text, tokenizer),
         "read_before": seen,
-        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "dtype": str(kept_as).removeprefix("torch."),
         "seconds": seconds,
         "peak_memory_mb": peak_memory_mb(),
         "out": str(out),
     }
     with terminal.busy(f"writing {out}"):
-        _write(out, record, analysis.neurons(found))
+        _write(out, record, analysis.neurons(found) if found else None)
     return record
+
+
+def _of_baseline(
+    terminal: Teller, baseline: str, spec: FFNSpec | None, ids: Tensor, how: Mapping[str, Any]
+) -> Redundancy:
+    with terminal.busy(f"loading {baseline}"):
+        dense = models.load(baseline, note=terminal.note, **how)
+    pruning.check_tokens(ids, dense)
+    with terminal.stages() as stages:
+        return redundancy.measure(dense, find_sites(dense, spec=spec), ids, stages=stages)
+
+
+def _of_neurons(
+    found: redundancy.Redundancy,
+    dense: redundancy.Redundancy | None,
+    plan: PrunePlan | None,
+    ids: Tensor,
+    tokenizer: Any,
+) -> dict[str, Any]:
+    return {
+        **analysis.summary(found, dense=dense, widths_before=plan and plan.widths_before),
+        "advice": analysis.advice(found),
+        "clusters": analysis.clusters(found, ids, tokenizer),
+    }
 
 
 def _write(out: Path, record: dict[str, Any], neurons: Any) -> None:
     with written_aside(out) as folder:
-        whole = json.dumps({**record, "neurons": neurons}, allow_nan=False)
+        whole = json.dumps({**record, **({"neurons": neurons} if neurons is not None else {})}, allow_nan=False)
         (folder / ANALYSIS_FILE).write_text(whole, encoding="utf-8")
-        for chart in analysis.charts(record):
+        figures = analysis.charts(record) if neurons is not None else []
+        for kind, found in record["units"].items():
+            figures += unit_readings.unit_charts(kind, found)
+        for chart in figures:
             (folder / f"{chart.id}.svg").write_text(svg.standalone(chart), encoding="utf-8")
             raster.write_png(chart, folder / f"{chart.id}.png")
 

@@ -40,9 +40,36 @@ def loss_without(model: Any, site: Layers, input_ids: Tensor, progress: Progress
     for unit, batch_BT, _, states_BTD in _both(model, site, input_ids, progress, blocks):
         for later in range(site.members[unit] + 1, len(site.blocks)):
             states_BTD = blocks.run(later, states_BTD)
-        logits_BTV = blocks.logits(states_BTD, batch_BT)[:, :-1].float()
-        sums_U[unit] += F.cross_entropy(logits_BTV.flatten(0, 1), batch_BT[:, 1:].flatten(), reduction="sum").cpu()
+        sums_U[unit] += _loss(blocks, states_BTD, batch_BT)
     return sums_U / (input_ids.numel() - len(input_ids))
+
+
+def _loss(blocks: Blocks, states_BTD: Tensor, batch_BT: Tensor) -> Tensor:
+    """The next-token loss of what comes out of the last block, the sum over the batch's tokens, ()."""
+    logits_BTV = blocks.logits(states_BTD, batch_BT)[:, :-1].float()
+    return F.cross_entropy(logits_BTV.flatten(0, 1), batch_BT[:, 1:].flatten(), reduction="sum").cpu()
+
+
+@torch.no_grad()
+def along(model: Any, site: Layers, input_ids: Tensor, progress: Progress | None = None) -> tuple[Tensor, float]:
+    """How the stream changes along the model: (cosines (L + 1, L + 1), the model's mean next-token loss).
+
+    Entry (a, b) is the mean over tokens of the cosine between the stream before block a and before block b, the last
+    being what leaves the last block: what blocks a … b - 1 together do to its direction (arXiv 2403.17887).
+    """
+    blocks, depth = Blocks(model, [*site.blocks]), len(site.blocks)
+    cosines, loss = torch.zeros(depth + 1, depth + 1, dtype=torch.float64), 0.0
+    for done, sequence_T in enumerate(input_ids):  # one at a time: the stream is held at every depth
+        batch_BT = sequence_T[None].to(next(model.parameters()).device)
+        states = [blocks.inputs(batch_BT)]
+        for layer in range(depth):
+            states.append(blocks.run(layer, states[-1]))
+        loss += _loss(blocks, states[-1], batch_BT).item()
+        directions_LTD = F.normalize(torch.cat(states).float(), dim=-1)
+        cosines += torch.einsum("atd,btd->ab", directions_LTD, directions_LTD).double().cpu()
+        if progress:
+            progress(done + 1, len(input_ids))
+    return cosines / input_ids.numel(), loss / (input_ids.numel() - len(input_ids))
 
 
 def _both(

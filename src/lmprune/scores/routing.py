@@ -5,8 +5,10 @@ Axes: N tokens, D model width, E experts, k experts of a token.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..sites.experts import Experts
+from .passes import undisturbed
 
 #: statistics of experts; a forward pass gives them
 ROUTING = frozenset({"routed", "gated_norm"})
@@ -79,3 +82,31 @@ class RoutingObserver:
                 )
         found: dict[str, Any] = self.sums
         return RoutingStatistics(self.num_tokens, **found)
+
+
+#: tokens of a sequence that every expert is shown, to see which of them do the same
+_SHOWN = 128
+
+
+@torch.no_grad()
+def expert_cosines(model: nn.Module, sites: Sequence[Experts], input_ids: Tensor) -> list[Tensor]:
+    """How alike the outputs of a layer's experts are, (E, E) fp64 a site: the mean cosine over tokens.
+
+    Every expert is shown the same tokens, the first of the text, whether they would go to it or not.
+    """
+    seen: dict[int, Tensor] = {}
+
+    def show(site: Experts, _stacked: nn.Module, args: tuple[Tensor, ...]) -> None:
+        x_ND, chosen_Nk, gates_Nk = args
+        ones = gates_Nk.new_ones(len(x_ND), 1)
+        experts = range(site.count)
+        out = [site.stacked.forward(x_ND, chosen_Nk.new_full((len(x_ND), 1), expert), ones) for expert in experts]
+        directions_END = nn.functional.normalize(torch.stack(out).float(), dim=-1)
+        cosines = torch.einsum("and,bnd->ab", directions_END, directions_END) / len(x_ND)
+        seen[site.layer] = cosines.double().cpu()
+
+    with undisturbed(model), ExitStack() as stack:
+        for site in sites:
+            stack.callback(site.stacked.register_forward_pre_hook(partial(show, site)).remove)
+        model(input_ids[:1, :_SHOWN].to(next(model.parameters()).device), use_cache=False)
+    return [seen[site.layer] for site in sites]

@@ -139,6 +139,21 @@ def _costs(problem: LeastSquares, alive: Tensor, reader_FD: Tensor, inverse_FF: 
     return 0.5 * (readers_ASD * torch.linalg.solve(inverse_ASS, readers_ASD)).sum((1, 2))
 
 
+def replaceable(problem: LeastSquares) -> Tensor:
+    """How far the other units could stand in for each one that goes alone, (U,) in [0, 1].
+
+    1 - the error that is left when the rest is refitted, over the error where nothing makes up for it: 1 = nothing is
+    lost, 0 = no other unit helps.
+    """
+    inverse_FF = torch.cholesky_inverse(torch.linalg.cholesky(problem.gram_FF))
+    reader_FD = inverse_FF @ problem.cross_FD
+    refitted_U = _costs(problem, torch.arange(problem.count), reader_FD, inverse_FF)
+    rows_US = problem.rows(torch.arange(problem.count)).view(problem.count, problem.size)
+    gram_USS = problem.gram_FF[rows_US[:, :, None], rows_US[:, None, :]]
+    alone_U = 0.5 * (reader_FD[rows_US] * (gram_USS @ reader_FD[rows_US])).sum((1, 2))
+    return (1 - refitted_U / alone_U.clamp_min(1e-300)).clamp(0, 1)
+
+
 def _cheapest(readers_PP: Tensor, inverse_PP: Tensor, *, size: int, number: int) -> tuple[Tensor, Tensor]:
     """One-at-a-time elimination among a pool of candidates: positions in the pool, and what each removal cost.
 
