@@ -127,6 +127,14 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
             ("2 * tiny(step) - 1", "tiny(step)"),
         ],
     ),
+    "solve/elimination.py": (
+        "unit_readings",
+        [("(1 - refitted_U / alone_U.clamp_min(1e-300))", "(1 - (refitted_U / alone_U.clamp_min(1e-300)).sqrt())")],
+    ),
+    "scores/routing.py": (
+        "unit_readings",
+        [("chosen_Nk.new_full((len(x_ND), 1), expert), ones)", "chosen_Nk.new_full((len(x_ND), 1), 0), ones)")],
+    ),
     "scores/penalties.py": (
         "penalties golden_training",
         [
@@ -277,7 +285,11 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
     ),
     "sites/limits.py": (
         "pruning perplexity",
-        [("return int(value)", "return int(value) + 1")],
+        [
+            ("return int(value)", "return int(value) + 1"),
+            ("input_ids.max() >= vocabulary", "input_ids.max() > vocabulary"),
+            ("seq_len > limit", "seq_len > limit + 1"),
+        ],
     ),
     "pruning.py": (
         "pruning golden_obs plan methods",
@@ -287,8 +299,6 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
                 'choose(sites, given or [], keep, **{**how, "multiple_of": 1})',
             ),
             ('name = plan.settings.get("method")', "name = None"),
-            ("input_ids.max() >= vocabulary", "input_ids.max() > vocabulary"),
-            ("seq_len > limit", "seq_len > limit + 1"),
             ("    record_shapes(model, spec)\n", "    pass\n"),
         ],
     ),

@@ -28,7 +28,7 @@ from .sites.address import Address, Kind
 from .sites.families import FFNSpec
 from .sites.find import find_sites
 from .sites.layers import check_left
-from .sites.limits import check_in_memory, max_context
+from .sites.limits import check_in_memory, check_tokens
 from .sites.place import Place
 from .sites.proof import check_ffns
 from .sites.site import seams
@@ -196,25 +196,3 @@ class _Reading:
 def _size(input_ids: Tensor | None) -> dict[str, int]:
     """What was read, for a plan's settings."""
     return {} if input_ids is None else {"calibration_tokens": input_ids.numel(), "seq_len": input_ids.shape[1]}
-
-
-def check_seq_len(model: Any, seq_len: int, whose: str = "the model") -> int:
-    """`seq_len` as given, if the model has so many positions. whose: what a message calls the model."""
-    limit = max_context(model.config)
-    if limit is not None and seq_len > limit:
-        raise UserError(f"seq_len {seq_len} is more than {whose}'s {limit} positions; use {limit} or less")
-    return seq_len
-
-
-def check_tokens(input_ids: Tensor, model: Any) -> Tensor:
-    """The calibration tokens (sequences, T), if the model can read them."""
-    if input_ids.ndim != 2:
-        raise UserError(f"calibration tokens must be of shape (sequences, T), got {tuple(input_ids.shape)}")
-    check_seq_len(model, input_ids.shape[1])
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    if input_ids.min() < 0 or input_ids.max() >= vocabulary:
-        raise UserError(
-            f"the text has token id {int(input_ids.max())}, but the model knows {vocabulary} tokens; "
-            "is this the model's own tokenizer?"
-        )
-    return input_ids

@@ -30,11 +30,11 @@ from ..budget.selection import Scope
 from ..errors import UserError
 from ..methods import MethodLike, check_kinds, get_method
 from ..plan import PrunePlan
-from ..pruning import check_tokens, versions
+from ..pruning import versions
 from ..sites.address import Kind
 from ..sites.families import FFNSpec
 from ..sites.find import find_sites
-from ..sites.limits import check_in_memory
+from ..sites.limits import check_in_memory, check_tokens
 from ..sites.masks import ATTRIBUTE, UnitMasks
 from ..sites.site import seams
 from ..solve.learned import Learned

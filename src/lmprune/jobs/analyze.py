@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor
 
 from .. import data as texts
-from .. import pruning
 from ..budget.keeps import parse_units
 from ..checkpoints import models
 from ..checkpoints.writing import check_folder, written_aside
@@ -27,7 +26,7 @@ from ..scores.redundancy import Redundancy
 from ..sites.address import Kind
 from ..sites.families import FFNSpec, parse_spec
 from ..sites.find import find_sites
-from ..sites.limits import max_context
+from ..sites.limits import check_tokens, max_context
 from ..sites.place import Place
 from ..sites.site import seams
 from . import analysis, inspection, unit_readings
@@ -64,7 +63,7 @@ def analyze(
         analysis.check_baseline(ffns, dense_ffns)
     seq_len = seq_len or min(512, max_context(loaded.config) or 512)
     ids = sequences(tokenizer, text, seq_len=seq_len, num_tokens=max(max_tokens, seq_len), seed=None)
-    pruning.check_tokens(ids, loaded)
+    check_tokens(ids, loaded)
     seen = told_if_read_before(terminal, model, text)
     if baseline is not None:
         check_tokenizer(terminal, tokenizer, baseline, text, "the baseline", trust_remote_code)
@@ -105,7 +104,7 @@ def _of_baseline(
 ) -> Redundancy:
     with terminal.busy(f"loading {baseline}"):
         dense = models.load(baseline, note=terminal.note, **how)
-    pruning.check_tokens(ids, dense)
+    check_tokens(ids, dense)
     with terminal.stages() as stages:
         return redundancy.measure(dense, find_sites(dense, spec=spec), ids, stages=stages)
 

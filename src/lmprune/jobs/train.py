@@ -32,6 +32,7 @@ from ..scores.redundancy import uniqueness
 from ..sites.address import Kind
 from ..sites.families import FFNSpec
 from ..sites.find import find_sites
+from ..sites.limits import check_seq_len
 from ..sites.proof import check_ffns
 from ..training.examples import Corpus, check_examples
 from ..training.lora import add_lora, merged
@@ -114,7 +115,7 @@ class Job:
         return merged(trained), settings, result
 
     def examples(self, model: Any) -> list[dict[str, Any]]:
-        seq_len = pruning.check_seq_len(model, self.seq_len)
+        seq_len = check_seq_len(model, self.seq_len)
         with self.terminal.busy(f"tokenising {self.text.name}"):
             return self.corpus.examples(
                 "train", self.tokenizer, seq_len=seq_len, num_tokens=self.training.train_tokens, text=self.text,
@@ -141,7 +142,7 @@ class Job:
             model = models.load(name, note=self.terminal.note, **self.how)
         trust = self.how["trust_remote_code"]
         check_tokenizer(self.terminal, self.tokenizer, name, self.text, "the teacher", trust)
-        pruning.check_seq_len(model, self.seq_len, "the teacher")
+        check_seq_len(model, self.seq_len, "the teacher")
         return OnlineTeacher(model, student, temperature)
 
 

@@ -20,8 +20,8 @@ from ..errors import UserError
 from ..evaluation.memory import peak_memory_mb
 from ..plan import PLAN_FILE, PrunePlan, whole
 from ..progress import Teller
-from ..pruning import check_seq_len
 from ..sites.find import find_sites
+from ..sites.limits import check_seq_len
 from ..training.distillation import check_temperature
 from ..training.examples import Corpus, check_examples
 from ..training.run_folder import RunFolder

@@ -1,8 +1,10 @@
-"""What can't be done with a model: sequences that are too long, weights that are elsewhere."""
+"""What can't be done with a model: sequences that are too long, tokens it does not know, weights that are elsewhere."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from torch import Tensor
 
 from ..errors import UserError
 
@@ -29,3 +31,25 @@ def check_in_memory(model: Any) -> None:
             f"the weights of {absent} are offloaded, and can't be changed there; "
             "load the whole model, without a device_map that offloads"
         )
+
+
+def check_seq_len(model: Any, seq_len: int, whose: str = "the model") -> int:
+    """`seq_len` as given, if the model has so many positions. whose: what a message calls the model."""
+    limit = max_context(model.config)
+    if limit is not None and seq_len > limit:
+        raise UserError(f"seq_len {seq_len} is more than {whose}'s {limit} positions; use {limit} or less")
+    return seq_len
+
+
+def check_tokens(input_ids: Tensor, model: Any) -> Tensor:
+    """The calibration tokens (sequences, T), if the model can read them."""
+    if input_ids.ndim != 2:
+        raise UserError(f"calibration tokens must be of shape (sequences, T), got {tuple(input_ids.shape)}")
+    check_seq_len(model, input_ids.shape[1])
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    if input_ids.min() < 0 or input_ids.max() >= vocabulary:
+        raise UserError(
+            f"the text has token id {int(input_ids.max())}, but the model knows {vocabulary} tokens; "
+            "is this the model's own tokenizer?"
+        )
+    return input_ids

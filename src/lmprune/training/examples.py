@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import data
 from ..data import TextData, pairs
 from ..data.tokens import sequences
-from ..pruning import check_tokens
+from ..sites.limits import check_tokens
 
 _EVERYTHING = 2**62
 
