@@ -407,13 +407,20 @@ print(repr(text))
 """
 
 
+@pytest.fixture(scope="module")
+def story(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of text that the model knows best: its own."""
+    dense, file = shared / "models" / "stories260k", tmp_path_factory.mktemp("story") / "story.txt"
+    text = load_text("self", model=models.load(dense), tokenizer=models.load_tokenizer(dense), num_tokens=4096)
+    file.write_text("\n".join(text.documents))
+    return file
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("scope", ["local", "global"])
-def test_end_to_end(shared: Path, tmp_path: Path, scope: str) -> None:
+def test_end_to_end(shared: Path, story: Path, tmp_path: Path, scope: str) -> None:
     """Prune, open in a fresh process without lmprune, evaluate: pruned must be worse, but still a model of its text."""
     dense, out = shared / "models" / "stories260k", tmp_path / "out"
-    story = tmp_path / "story.txt"
-    story.write_text(_story(dense))
     printed = shell(
         "-m", "lmprune", "prune", dense, "--data", story, "--keep", 0.75, "--scope", scope, "--multiple-of", 4,
         "--calibration-tokens", 4096, "--seq-len", 128, "--out", out, "--json",
@@ -426,13 +433,5 @@ def test_end_to_end(shared: Path, tmp_path: Path, scope: str) -> None:
     loaded = models.load(out)
     ids = models.load_tokenizer(out)("Once upon a time", return_tensors="pt").input_ids
     assert torch.isfinite(loaded(ids).logits).all()
-    evaluated = json.loads(
-        shell("-m", "lmprune", "eval", out, "--data", story, "--context", 128, "--baseline", dense, "--json")
-    )
+    evaluated = lmprune("eval", out, "--data", story, "--context", 128, "--baseline", dense, "--json").record
     assert 1 < evaluated["perplexity_ratio"] < 1.5 and evaluated["top1_agreement"] > 0.7
-
-
-def _story(dense: Path) -> str:
-    """Text that the model knows best: its own."""
-    text = load_text("self", model=models.load(dense), tokenizer=models.load_tokenizer(dense), num_tokens=4096)
-    return "\n".join(text.documents)

@@ -501,10 +501,10 @@ def test_smollm2(smollm2: tuple[Any, Any], options: dict[str, Any] | None, arch:
     if options:
         lmprune.prune(model, keep=0.8, data=torch.tensor([ids[:512]]), **options)
     with in_llama_cpp(model, tmp_path / "m.gguf", tokenizer=tokenizer) as llama:
-        assert field(tmp_path / "m.gguf", "general.architecture") == arch
+        assert arch.encode() in (tmp_path / "m.gguf").open("rb").read(100)  # GGUFReader takes seconds for the tokens
         assert llama.tokenize(text) == ids
         assert llama.greedy(ids[-64:], 24) == continuation(model, ids[-64:], 24)
-        here, there = nll(model, llama, ids[-48:])
+        here, there = nll(model, llama, ids[-12:])  # a second each
         assert there == pytest.approx(here, abs=1e-3)
         if options is None:
             question = [{"role": "user", "content": "What is the capital of France?"}]

@@ -54,7 +54,7 @@ def test_gemma_3_that_was_trained_with_bos(shared: Path):
     pytest.importorskip("xllamacpp", reason="llama.cpp is not here: pip install 'lmprune[gguf-test]'")
     model, tokenizer = lmprune.load(GEMMA), lmprune.load_tokenizer(GEMMA)
     text = data.load("wikitext", "validation", data_dir=shared / "data" / "wikitext")
-    ours = stream(tokenizer, text, 96)[0][:96]
+    ours = stream(tokenizer, text, 32)[0][:32]
     begin = Beginning.of(tokenizer).ids
     ids = [*begin, *ours.tolist()]
     with serving(GEMMA, context=256) as llama:
@@ -63,7 +63,7 @@ def test_gemma_3_that_was_trained_with_bos(shared: Path):
         there = -sum(llama.log_prob(ids[:t], ids[t], vocabulary) for t in range(1, len(ids))) / len(ours)
     here = perplexity(model, ours, begin=begin, context=256)
     assert begin == (2,) and here.tokens == len(ours)
-    assert here.nll == pytest.approx(there, abs=0.02)
+    assert here.nll == pytest.approx(there, abs=0.06)  # of 32 tokens
     assert perplexity(model, ours, context=256).nll > there + 0.3
 
 
