@@ -84,9 +84,16 @@ def main() -> None:
         finally:
             for tree in trees:
                 subprocess.run(["git", "-C", ROOT, "worktree", "remove", "--force", tree], check=True)
-    head = {"date": date.today().isoformat(), "before": ids[0], "after": ids[1], "repeats": asked.repeats}
-    machine = {"cpus": os.cpu_count(), "platform": platform.platform()}
-    RECORD.write_text(json.dumps({**head, "machine": machine, **found}, indent=1) + "\n", encoding="utf-8")
+    head: dict[str, object] = {
+        "date": date.today().isoformat(),
+        "before": ids[0],
+        "after": ids[1],
+        "repeats": asked.repeats,
+    }
+    head["machine"] = f"{os.cpu_count()} cpus, {platform.platform()}"
+    there = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
+    record = there | {name: {**head, **ratios} for name, ratios in found.items()}
+    RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(RECORD.read_text(encoding="utf-8"))
 
 

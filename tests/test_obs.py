@@ -157,10 +157,10 @@ def test_the_ladder_of_methods_on_a_trained_model(shared):
     )
     held_out = tokenizer(story, return_tensors="pt").input_ids
     losses: dict[str, float] = {}
+    data = lmprune_text(lmprune.load(folder), tokenizer)
     for method in ("obs", "plain_obs", "activation", "random"):
         model = lmprune.load(folder)
         dense = loss(model, held_out)
-        data = lmprune_text(model, tokenizer)
         lmprune.prune(model, tokenizer, method=method, keep=0.5, data=data, multiple_of=2)
         losses[method] = loss(model, held_out) - dense
     assert losses["obs"] < losses["activation"] < losses["random"]
