@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lmprune.solve.elimination import LeastSquares, eliminate
+from lmprune.solve.elimination import Elimination, LeastSquares, eliminate
 
 
 def data(num_tokens: int = 60, width: int = 7, out: int = 4, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -154,3 +154,9 @@ def test_a_ridge_that_is_too_small_grows_until_the_system_can_be_solved():
     assert problem.refit(torch.arange(4)).isfinite().all()
     sound = LeastSquares.of(moment + torch.eye(4), moment @ reader, reader, rel_damp=1e-9)
     torch.testing.assert_close(sound.gram_FF, moment + torch.eye(4), rtol=0, atol=1e-8)  # and no more than needed
+
+
+def test_scores_never_fall_along_the_order_in_which_units_went() -> None:
+    """A unit that became cheap because another had gone must not go before it."""
+    found = Elimination(torch.tensor([2, 0, 3]), torch.tensor([3.0, 1.0, 4.0]).double(), torch.tensor([1]))
+    assert found.scores().tolist() == [3.0, torch.inf, 3.0, 4.0]
