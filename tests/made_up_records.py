@@ -48,6 +48,8 @@ def made_up(
     if error is not None:
         return record
     record["eval"] = {"perplexity": 2.718281828459045**nll, "nll": nll, "tokens": 1000}
+    if not dense:
+        record["eval"]["answers"] = made_up_answers(method, keep)
     record["redundancy"] = {
         "uniqueness": uniqueness,
         "sensitivity": 2.0 * keep,
@@ -70,6 +72,18 @@ def made_up(
             for step in range(0, 301, 10)
         ]
     return record
+
+
+def made_up_answers(method: str, keep: float) -> dict[str, Any]:
+    items = [
+        {"prompt": f"Prompt {i}?", "before": f"dense says {i}", "after": f"{method} at {keep:g} says {i}",
+         "agreement": keep, "repetition": {"before": 0.0, "after": 1 - keep}}
+        for i in range(2)
+    ]  # fmt: skip
+    return {
+        "prompts": "built in", "chat_template": False, "max_new_tokens": 48, "agreement": keep, "tokens": 96,
+        "repetitive": {"before": 0, "after": 2 if keep < 0.5 else 0}, "items": items, "seconds": 3.0,
+    }  # fmt: skip
 
 
 def grid(*, keeps: tuple[float, ...] = (0.5, 0.25), seeds: int = 3, **how: Any) -> list[dict[str, Any]]:

@@ -89,6 +89,19 @@ def test_the_papers_numbers_stand_beside_ours_and_are_marked():
     assert "paper" not in tables.of_section(section(grid(keeps=(0.4,))))[0].header
 
 
+def test_answers_stand_side_by_side():
+    """A row for each method and keep, of one seed; the dense model's first."""
+    found = section(grid(seeds=2))
+    (table,) = [each for each in tables.of_section(found) if each.title.startswith("answers")]
+    assert table.header == ("method", "keep", "same choices", "repeat themselves", "Prompt 0?", "Prompt 1?")
+    assert table.rows[0] == ("dense", "", "", "", "dense says 0", "dense says 1")
+    assert ("gum", "0.25", "25%", "2 of 2", "gum at 0.25 says 0", "gum at 0.25 says 1") in table.rows
+    assert ("gum", "0.5", "50%", "0 of 2", "gum at 0.5 says 0", "gum at 0.5 says 1") in table.rows
+    assert len(table.rows) == len(table.groups) == 1 + 2 * 2 * len(METHODS)
+    without = [{**record, "eval": {**record["eval"], "answers": None}} for record in grid(seeds=1)]
+    assert not [each for each in tables.of_section(section(without)) if each.title.startswith("answers")]
+
+
 def test_one_seed_has_no_spread():
     table = tables.of_section(section(grid(seeds=1)))[0]
     assert "One seed" in table.note and "±" not in "".join(sum(table.rows, ()))

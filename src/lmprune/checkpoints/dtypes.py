@@ -106,9 +106,9 @@ def cast(model: Any, wanted: Mapping[str, torch.dtype]) -> dict[str, Any]:
     return state
 
 
-def round_to_saved(model: Any) -> None:
-    """Give the weights, in place, the values that they will have in the file."""
-    wanted = to_save(model)
+def round_to_saved(model: Any, dtype: torch.dtype | None = None) -> None:
+    """Give the weights, in place, the values that they will have in the file; `dtype` as for `to_save`."""
+    wanted = to_save(model, dtype)
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(wanted[name]).to(parameter.dtype)
 

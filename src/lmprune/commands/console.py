@@ -22,6 +22,9 @@ from typer.core import TyperGroup
 from ..errors import Interrupted, UserError
 from ..progress import Stages
 
+#: what a command shows: tables, and texts that are printed as they are
+Views = list[RenderableType | str]
+
 INTERRUPTED = 130  # the exit code that typer gives to Ctrl-C
 #: what a training run tells, and how
 _KNOWN = {"loss": ".3f", "keep": ".3f", "perplexity": ",.2f"}
@@ -71,6 +74,12 @@ class Terminal:
                 bars.update(task, completed=done, total=total, known=", ".join(told))
 
             yield report
+
+    def write(self, text: str) -> None:
+        """What is said on stdout as it comes, to people only."""
+        if not (self._as_json or self._silent):
+            self._stdout.write(text)
+            self._stdout.flush()
 
     def result(self, record: dict[str, Any], *views: RenderableType | str) -> None:
         """What the command found out. views: the same for people; a text is printed as it is, whatever the width."""

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .console import table
+from .answer_views import answers
+from .console import Views, table
 from .numbers import counted, megabytes, with_error
-from .views import Views
 
 
 def evaluation(record: Mapping[str, Any]) -> Views:
@@ -32,6 +32,7 @@ def evaluation(record: Mapping[str, Any]) -> Views:
         f"{record['tokens']:,} tokens in {windows}, {record['seconds']:.1f} s",
         *(["one window only: no standard error"] if record["perplexity_se"] is None else []),
         *_read_before(record),
+        *answers(record.get("answers")),
     ]
 
 

@@ -9,6 +9,8 @@ import typer
 
 from .console import talking
 from .options import (
+    ANSWER_TOKENS,
+    AnswerTokens,
     ChatTemplate,
     DataDir,
     Device,
@@ -20,13 +22,14 @@ from .options import (
     Model,
     Plugin,
     Predictions,
+    PromptsFile,
     Split,
     Trust,
 )
 from .parameters import given, refuse_options
 from .running import savable
 
-_ONLY_TEXTS = ("context", "stride", "max_tokens", "baseline", "chat_template")
+_ONLY_TEXTS = ("context", "stride", "max_tokens", "baseline", "chat_template", "prompts", "answer_tokens")
 _ONLY_TASKS = ("limit", "decode", "max_new_tokens", "batch_size", "out")
 
 
@@ -62,6 +65,8 @@ def evaluate(
     dtype: Dtype = "float32",
     device: Device = "cpu",
     chat_template: ChatTemplate = False,
+    prompts: PromptsFile = None,
+    answer_tokens: AnswerTokens = ANSWER_TOKENS,
     trust_remote_code: Trust = False,
     plugin: Plugin = None,
     as_json: Json = False,
@@ -70,7 +75,8 @@ def evaluate(
 
     JSON: `model`, `perplexity`, `perplexity_se`, `nll`, `nll_se`, `bits_per_byte`, `word_perplexity`, `tokens`,
     `context`, `stride`, `data`, `read_before`, `dtype`, `seconds`; with a baseline also `baseline`,
-    `baseline_perplexity`, `perplexity_ratio`, `nll_difference`, `nll_difference_se`, `kl`, `top1_agreement`.
+    `baseline_perplexity`, `perplexity_ratio`, `nll_difference`, `nll_difference_se`, `kl`, `top1_agreement`,
+    `answers`.
 
     JSON of a task (`wikisql`, `samsum`, `e2e`, pairs): its metrics, each with `…_ci`, its 95% interval; `items`,
     `decoded`, `contexts_cut`, `unfinished`, `sequences_per_second`, `decode`, `max_new_tokens`, `batch_size`, `out`.
@@ -99,6 +105,8 @@ def check_usage(ctx: typer.Context) -> None:
         refuse_options(ctx, f": it goes with texts, and {data} is a task", *_ONLY_TEXTS)
     else:
         refuse_options(ctx, f": it goes with tasks, and {data} is a text", *_ONLY_TASKS)
+        if ctx.params["baseline"] is None:
+            refuse_options(ctx, ", or name a --baseline: answers are compared with its", "prompts", "answer_tokens")
 
 
 @savable

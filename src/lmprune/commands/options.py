@@ -20,7 +20,11 @@ def _load_plugins(files: list[Path] | None) -> list[Path] | None:
 
 
 #: the panels of `--help` below the first
-TEXT, CHOICE, FILES, MODELS = "Text", "What is chosen", "What is written", "Unusual models"
+TEXT, CHOICE, ANSWERS, FILES, MODELS = (
+    "Text", "What is chosen", "Answers before and after", "What is written", "Unusual models"
+)  # fmt: skip
+#: tokens an answer, unless asked for otherwise
+ANSWER_TOKENS = 48
 
 Model = Annotated[
     str,
@@ -101,6 +105,20 @@ ScoresOut = Annotated[
 Predictions = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Tasks: folder for predictions and scores; resumes what it holds."),
+]
+PromptsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts",
+        metavar="FILE",
+        help="What is answered before and after: a prompt a line, or `.jsonl` with `prompt`.",
+        show_default="four built in",
+        rich_help_panel=ANSWERS,
+    ),
+]
+AnswerTokens = Annotated[
+    int,
+    typer.Option(metavar="N", min=0, help="Tokens an answer, at most; 0: no answers.", rich_help_panel=ANSWERS),
 ]
 Dtype = Annotated[
     str,

@@ -10,6 +10,8 @@ import typer
 from ..jobs.training_options import DISTILLATION, ON_THE_WAY, TRAINING
 from .console import next_commands, talking
 from .options import (
+    ANSWER_TOKENS,
+    AnswerTokens,
     CalibrationText,
     CalibrationTokens,
     ChatTemplate,
@@ -27,6 +29,7 @@ from .options import (
     MultipleOf,
     PlanFile,
     Plugin,
+    PromptsFile,
     PushToHub,
     Ratio,
     RunFile,
@@ -100,6 +103,8 @@ def prune(
     chat_template: ChatTemplate = False,
     multiple_of: MultipleOf = 32,
     plan: PlanFile = None,
+    prompts: PromptsFile = None,
+    answer_tokens: AnswerTokens = ANSWER_TOKENS,
     scores_out: ScoresOut = None,
     save_dtype: SaveDtype = None,
     push_to_hub: PushToHub = None,
@@ -115,7 +120,7 @@ def prune(
 
     JSON: `model`, `method`, `units`, `keep` (asked), `kept`, `scope`, `plan`, `widths`, `params_before`,
     `params_after`, `ffn_params_before`, `ffn_params_after`, `dtype`, `stock`, `data`, `seconds`, `peak_memory_mb`,
-    `out`, `scores_out`, `command`, `pushed`;
+    `answers`, `out`, `scores_out`, `command`, `pushed`;
     with training also `training` (its settings, `schedule`, `seconds`, `first_loss`, `last_loss`, `first_perplexity`,
     `perplexity`).
     """
@@ -159,9 +164,9 @@ def demo(
 ) -> None:
     """Prune a real model, SmolLM2-135M-Instruct, in a few minutes and without a network, and compare before and after.
 
-    JSON: `model`, `dequantised_from`, `method`, `keep`, `calibration`, `evaluation`, `prompt`, `before` and `after`
+    JSON: `model`, `dequantised_from`, `method`, `keep`, `calibration`, `evaluation`, `answers`, `before` and `after`
     (each: `params`, `megabytes`, `perplexity`, `perplexity_se`, `prefill_tokens_per_second`,
-    `decode_tokens_per_second`, `continuation`), `seconds`, `out`, `commands`.
+    `decode_tokens_per_second`), `seconds`, `out`, `commands`.
     """
     with talking(as_json) as terminal:
         from ..jobs.demo import run_demo

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import measured_views, views
-from .views import Views
+from .console import Views
 
 _OF: Mapping[str, Callable[[Mapping[str, Any]], Views]] = {
     "prune": views.pruning,

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import RenderableType
-
 from ..checkpoints.card import counted as counted_units
 from ..checkpoints.card import width_summary
-from .console import table
+from .answer_views import answers
+from .console import Views, table
 from .numbers import counted, megabytes, span, with_error
-
-Views = list[RenderableType | str]
 
 _PART_NAMES = {
     "embeddings": "embeddings",
@@ -99,6 +96,8 @@ def pruning(record: Mapping[str, Any]) -> Views:
         *(f"{kind}: {counted_units(kind, counts['after'])}" for kind, counts in record["units"].items()),
         *_off(record),
         *([_trained(record["training"])] if "training" in record else []),
+        *answers(record["answers"]),
+        "",
         f"{record['seconds']:.1f} s, at most {record['peak_memory_mb']:,.0f} MB of memory",
         f"written to {record['out']}: {how}",
         *_pushed(record),
@@ -153,6 +152,19 @@ def exporting(record: Mapping[str, Any]) -> Views:
     ]
 
 
+def serving(record: Mapping[str, Any]) -> Views:
+    asked = '{"messages": [{"role": "user", "content": "Hello"}]}'
+    path = "chat/completions" if record["chat_template"] else "completions"
+    if not record["chat_template"]:
+        asked = '{"prompt": "Hello"}'
+    return [
+        f"{record['name']} answers at {record['address']}/v1 (OpenAI's protocol; the field `model` says who answered)",
+        f"a chat page for the browser: {record['address']}",
+        f"  curl {record['address']}/v1/{path} -H 'Content-Type: application/json' -d '{asked}'",
+        f"{record['threads']} threads, {record['context']:,} tokens a conversation; Ctrl-C ends it",
+    ]
+
+
 def _pushed(record: Mapping[str, Any]) -> Views:
     return [f"pushed to {record['pushed']}"] if record["pushed"] else []
 
@@ -185,12 +197,7 @@ def demo(record: Mapping[str, Any]) -> Views:
         f"calibrated on {record['calibration']['tokens']:,} tokens of {record['calibration']['name']}, "
         f"SHA-256 {record['calibration']['sha256'][:12]}….",
         *_dequantised(record),
-        "",
-        f"The prompt: {record['prompt']}",
-        "",
-        f"Before: …{before['continuation']}",
-        "",
-        f"After: …{after['continuation']}",
+        *answers(record["answers"]),
         "",
         f"{record['seconds']:.0f} s. The pruned model is in {record['out']}",
     ]

@@ -54,22 +54,23 @@ def _is_conversation(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in value)
 
 
-def render(records: Sequence[Record], tokenizer: Any) -> list[str]:
+def render(records: Sequence[Record], tokenizer: Any, *, ask: bool = False) -> list[str]:
     """Each record as the model's chat template writes it; a plain text becomes one user message.
 
+    ask: up to where the model's answer begins.
     Raises: UserError where the tokenizer has no template, or the template refuses a conversation.
     """
     if getattr(tokenizer, "chat_template", None) is None:
         raise UserError("--chat-template needs a tokenizer with a chat template; this model's has none")
-    return [_render(record, tokenizer, number) for number, record in enumerate(records, 1)]
+    return [_render(record, tokenizer, number, ask) for number, record in enumerate(records, 1)]
 
 
-def _render(record: Record, tokenizer: Any, number: int) -> str:
+def _render(record: Record, tokenizer: Any, number: int, ask: bool) -> str:
     from jinja2 import TemplateError
 
     messages = [{"role": "user", "content": record}] if isinstance(record, str) else record
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False)
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
     except TemplateError as error:
         raise UserError(f"the model's chat template can't render record {number}: {error}") from None
 

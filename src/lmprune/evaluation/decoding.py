@@ -31,10 +31,14 @@ DECODINGS = {"greedy": Decoding(), "beam": Decoding(num_beams=10, length_penalty
 
 @dataclass(frozen=True)
 class Output:
-    """text: without the end-of-text token, stripped. finished: whether it ended before the limit."""
+    """text: without the token that ended it, stripped. finished: whether it ended before the limit.
+
+    ids: what was written, the token that ended it included.
+    """
 
     text: str
     finished: bool
+    ids: tuple[int, ...] = ()
 
 
 def decode(
@@ -45,38 +49,43 @@ def decode(
     *,
     max_new_tokens: int,
     batch_size: int,
+    ends: Sequence[int] | None = None,
 ) -> Iterator[dict[int, Output]]:
     """What the model writes after each context (token ids), batch by batch, by the contexts' positions in the list.
+
+    ends: the tokens that end it, if any; None = the tokenizer's own.
 
     Contexts of like length share a batch, the longest first, so that little is padding and memory runs out at once
     or never.
     """
+    ends = (eos_id(tokenizer),) if ends is None else ends
     order = sorted(range(len(contexts)), key=lambda i: -len(contexts[i]))
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        outputs = _generate(model, tokenizer, [contexts[i] for i in batch], decoding, max_new_tokens)
+        outputs = _generate(model, tokenizer, [contexts[i] for i in batch], decoding, max_new_tokens, ends)
         yield dict(zip(batch, outputs, strict=True))
 
 
 def _generate(
-    model: Any, tokenizer: Any, contexts: Sequence[Sequence[int]], decoding: Decoding, max_new_tokens: int
-) -> list[Output]:
-    eos = eos_id(tokenizer)
+    model: Any, tokenizer: Any, contexts: Sequence[Sequence[int]], decoding: Decoding, max_new_tokens: int,
+    ends: Sequence[int],
+) -> list[Output]:  # fmt: skip
+    padding = ends[0] if ends else 0
     longest = max(map(len, contexts))
     # any token serves as padding, for it is masked
-    ids_BT = torch.tensor([[eos] * (longest - len(context)) + list(context) for context in contexts])
+    ids_BT = torch.tensor([[padding] * (longest - len(context)) + list(context) for context in contexts])
     mask_BT = torch.tensor([[0] * (longest - len(context)) + [1] * len(context) for context in contexts])
     with inference(model):
         output_BT = generate(
             model, ids_BT.to(model.device), mask_BT.to(model.device), do_sample=False, num_beams=decoding.num_beams,
             length_penalty=decoding.length_penalty, no_repeat_ngram_size=decoding.no_repeat_ngram, early_stopping=False,
-            max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=eos,
+            max_new_tokens=max_new_tokens, eos_token_id=[*ends] or None, pad_token_id=padding,
         )  # fmt: skip
     outputs = []
     for row in output_BT[:, longest:].tolist():
-        finished = eos in row
-        written = row[: row.index(eos)] if finished else row
-        outputs.append(Output(tokenizer.decode(written, skip_special_tokens=True).strip(), finished))
+        end = next((place for place, token in enumerate(row) if token in ends), None)
+        text = tokenizer.decode(row[:end], skip_special_tokens=True).strip()
+        outputs.append(Output(text, end is not None, tuple(row if end is None else row[: end + 1])))
     return outputs
 
 

@@ -9,13 +9,15 @@ from typing import Any
 from ..checkpoints import card
 from ..methods import METHODS
 from ..plan import PrunePlan
+from ..report.answers import block, how, summary
 
 
 def model_card(plan: PrunePlan, report: Mapping[str, Any]) -> str:
     """The card of a checkpoint, with the front matter that the Hugging Face hub reads.
 
     report: the record of `lmprune prune` (docs/json.md): params_before, params_after, ffn_params_before,
-        ffn_params_after, stock; where something was measured, `evaluation`: the text, and results before and after.
+        ffn_params_after, stock; where something was measured, `evaluation`: the text, and results before and
+        after; `answers`.
     """
     origin = plan.provenance.get("model") or {}
     source = origin.get("source", "a model")
@@ -27,6 +29,7 @@ def model_card(plan: PrunePlan, report: Mapping[str, Any]) -> str:
         card.how_made(plan, _methods()),
         card.how_to_load(stock=report["stock"]),
         _measured(report, source),
+        *_answers(report),
         card.licence(origin),
     ]
     return "\n\n".join(sections) + "\n"
@@ -110,6 +113,13 @@ def _measured(report: Mapping[str, Any], source: str) -> str:
         f"{text['context']}: {_with_error(before)} before, {_with_error(after)} after "
         f"(± one standard error). Nothing else was measured."
     )
+
+
+def _answers(report: Mapping[str, Any]) -> list[str]:
+    found = report.get("answers")
+    if not found:
+        return []
+    return [f"## What it answers\n\nBefore pruning and after it; {how(found)}.\n\n{block(found)}\n\n{summary(found)}"]
 
 
 def _with_error(result: Mapping[str, Any]) -> str:

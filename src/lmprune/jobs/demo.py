@@ -9,27 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .. import data as texts
 from .. import pruning
 from ..budget.selection import check_keep
 from ..checkpoints import checkpoint, dtypes, models
-from ..checkpoints.generation import generate
 from ..checkpoints.licences import find_licence
 from ..data.beginning import Beginning
 from ..data.tokens import stream
 from ..errors import UserError
-from ..evaluation.perplexity import PerplexityResult, inference, perplexity
+from ..evaluation.perplexity import PerplexityResult, perplexity
 from ..evaluation.speed import measure_speed
 from ..plan import PLAN_FILE, PrunePlan
 from ..progress import Teller
 from ..sites.find import find_sites
 from . import inspection, reproduce
+from .answers import answers, compared
 from .card import model_card
-
-#: How the topic `pass` begins, which is not among those calibrated on.
-PROMPT = 'The "pass" statement\n********************\n\n   pass_stmt ::= "pass"\n\n"pass" is a null operation —'
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,7 @@ class Sizes:
     prompt_tokens: int = 512
     new_tokens: int = 24
     repeats: int = 7  # the median of fewer is noise on a shared machine
-    continuation_tokens: int = 48
+    answer_tokens: int = 48
 
 
 def run_demo(
@@ -98,10 +93,11 @@ def run_demo(
             "name": held_out.name, **held_out.provenance, "tokens": quality[0].tokens, "context": sizes.context,
             "bos": begin.text or None,
         },
-        "prompt": PROMPT,
+        "answers": compared(terminal, answers(terminal, dense, tokenizer, None, sizes.answer_tokens), pruned),
         **_sides(terminal, {"before": dense, "after": pruned}, quality, report, tokenizer, sizes),
     }  # fmt: skip
-    card = model_card(plan, report | {"evaluation": {key: record[key] for key in ("evaluation", "before", "after")}})
+    measured = {"evaluation": {key: record[key] for key in ("evaluation", "before", "after")}}
+    card = model_card(plan, report | measured | {"answers": record["answers"]})
     folder = checkpoint.save(pruned, out, tokenizer=tokenizer, plan=plan, card=card, files=licence.files, force=force)
     seconds = time.perf_counter() - start
     return record | {"seconds": seconds, "out": str(folder), "commands": _next(model, out, sizes)}
@@ -126,9 +122,8 @@ def _sides(
             "bits_per_byte": result.bits_per_byte,
             "prefill_tokens_per_second": speed[side].prefill.median,
             "decode_tokens_per_second": speed[side].decode.median,
-            "continuation": _continuation(model, tokenizer, sizes.continuation_tokens),
         }
-        for (side, model), result in zip(pair.items(), quality, strict=True)
+        for side, result in zip(pair, quality, strict=True)
     }
 
 
@@ -151,14 +146,3 @@ def _is_own(out: Path) -> bool:
         return bool(PrunePlan.load(out / PLAN_FILE).provenance.get("demo"))
     except UserError:
         return False
-
-
-def _continuation(model: Any, tokenizer: Any, num_tokens: int) -> str:
-    """What the model writes after PROMPT, always its first choice."""
-    prompt = [*Beginning.of(tokenizer).ids, *tokenizer(PROMPT, add_special_tokens=False).input_ids]
-    with inference(model), models.quiet():
-        output = generate(
-            model, torch.tensor([prompt]), do_sample=False, max_new_tokens=num_tokens,
-            pad_token_id=tokenizer.eos_token_id,
-        )  # fmt: skip
-    return tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True)

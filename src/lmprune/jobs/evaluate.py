@@ -20,6 +20,7 @@ from ..evaluation import predictions, tasks
 from ..evaluation.decoding import DECODINGS
 from ..evaluation.perplexity import perplexity
 from ..progress import Teller
+from .answers import answers, check_prompts, compared
 from .inspection import find_plan
 from .opening import check_tokenizer, open_model
 from .reproduce import data_record
@@ -28,10 +29,11 @@ from .reproduce import data_record
 def evaluate(
     terminal: Teller, *, model: str, data: str, data_dir: Path | None, split: str, holdout: float | None,
     context: int | None, stride: int | None, max_tokens: int | None, baseline: str | None, dtype: str, device: str,
-    chat_template: bool, trust_remote_code: bool,
+    chat_template: bool, trust_remote_code: bool, prompts: Path | None, answer_tokens: int,
 ) -> dict[str, Any]:  # fmt: skip
     """`lmprune eval` on a text, whose options these are. Raises: UserError."""
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    questions = check_prompts(prompts, answer_tokens)
     if baseline is not None:
         sources.resolve(baseline)
     read = partial(
@@ -56,6 +58,9 @@ def evaluate(
             num_bytes=len(covered.encode()), num_words=len(covered.split()), baseline=dense,
             progress=stages("windows"),
         )  # fmt: skip
+    seconds = time.perf_counter() - start
+    before = answers(terminal, dense, tokenizer, questions, answer_tokens) if dense else None
+    answered = compared(terminal, before, pruned)
     return {
         "model": model,
         **({"baseline": baseline} if baseline else {}),
@@ -63,7 +68,8 @@ def evaluate(
         "data": data_record(text, tokenizer),
         "read_before": seen,
         "dtype": str(pruned.dtype).removeprefix("torch."),
-        "seconds": time.perf_counter() - start,
+        "seconds": seconds,
+        **({"answers": answered} if baseline else {}),
     }
 
 

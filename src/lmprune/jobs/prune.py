@@ -16,10 +16,11 @@ from accelerate import PartialState
 from .. import pruning
 from ..budget.keeps import check_keeps, parse_keep, parse_units
 from ..budget.selection import SCOPES
-from ..checkpoints import checkpoint, models
+from ..checkpoints import checkpoint, dtypes, models
 from ..checkpoints.licences import Licence, find_licence
 from ..checkpoints.writing import check_not_read
 from ..data import TextData
+from ..data.prompts import Prompts
 from ..errors import unknown
 from ..evaluation.memory import peak_memory_mb
 from ..methods import Method, get_method
@@ -30,6 +31,7 @@ from ..sites.families import FFNSpec, parse_spec
 from ..training.examples import Corpus
 from ..training.run_folder import RunFolder
 from . import inspection
+from .answers import answers, check_prompts, compared
 from .card import model_card
 from .earlier_plan import history, tell_of_plan
 from .opening import open_model
@@ -46,10 +48,13 @@ def prune(terminal: Teller, **options: Any) -> dict[str, Any]:
     """`lmprune prune`; the options are those of `check`. Raises: UserError; nothing is written then."""
     asked = check(**options)
     opened = open_asked(terminal, asked)
-    start = time.perf_counter()
     with asked.begun():
+        before = answers(terminal, opened.dense, opened.tokenizer, asked.prompts, asked["answer_tokens"])
+        start = time.perf_counter()
         made = train_and_prune(terminal, asked, opened) if asked.run else prune_at_once(terminal, asked, opened)
-        record = write(terminal, asked, opened, made, seconds=time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        dtypes.round_to_saved(made.model, asked.kind)  # so that what answers is what is written
+        record = write(terminal, asked, opened, made, seconds, compared(terminal, before, made.model))
     if asked.run is not None:
         asked.run.finish()
     return record
@@ -62,7 +67,7 @@ class Asked:
     options: as the command line has them. row: the method, the plan's own where there is a plan.
     kinds: of units that go.
     how: dtype, device, … that models are loaded with. kind: what is saved, None = as the original.
-    run: where a training keeps its states; None = without training.
+    prompts: of the user's. run: where a training keeps its states; None = without training.
     """
 
     options: Mapping[str, Any]
@@ -75,6 +80,7 @@ class Asked:
     how: Mapping[str, Any]
     kind: torch.dtype | None
     spec: FFNSpec | None
+    prompts: Prompts | None
     run: RunFolder | None
 
     def __getitem__(self, name: str) -> Any:
@@ -126,12 +132,12 @@ def check(
     *, model: str, out: Path, units: str, method: str, keep: str, scope: Any, data: str, data_dir: Path | None,
     holdout: float | None, calibration_tokens: int | None, seq_len: int, multiple_of: int, plan: Path | None,
     dtype: str, save_dtype: str | None, device: str, seed: int, scores_out: Path | None, force: bool,
-    ffn: str | None, chat_template: bool, trust_remote_code: bool,
+    ffn: str | None, chat_template: bool, trust_remote_code: bool, prompts: Path | None, answer_tokens: int,
     run_file: Path | None = None, **training_options: Any,
 ) -> Asked:  # fmt: skip
     """Everything that can be found wrong before a weight or a text is read. Raises: UserError."""
     options = flat(locals())
-    training = training_of(training_options)
+    training, questions = training_of(training_options), check_prompts(prompts, answer_tokens)
     chosen = PrunePlan.load(plan) if plan else None
     kinds = chosen.kinds if chosen else parse_units(units)
     options["keep"] = ratio = check_keeps(parse_keep(keep), kinds) if chosen is None else parse_keep(keep)
@@ -157,7 +163,7 @@ def check(
         check_source(data, training.train_tokens, training)
         run = RunFolder(out, result_settings(options), resume=training.resume, force=force)
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-    return Asked(options, row, kinds, chosen, training, calibration_tokens, corpus, how, kind, spec, run)
+    return Asked(options, row, kinds, chosen, training, calibration_tokens, corpus, how, kind, spec, questions, run)
 
 
 def goes_on_schedule(training: Training | None, plan: PrunePlan | None) -> bool:
@@ -214,7 +220,9 @@ def train_and_prune(terminal: Teller, asked: Asked, opened: Opened) -> Made:
     return made
 
 
-def write(terminal: Teller, asked: Asked, opened: Opened, made: Made, *, seconds: float) -> dict[str, Any]:
+def write(
+    terminal: Teller, asked: Asked, opened: Opened, made: Made, seconds: float, answered: dict[str, Any] | None
+) -> dict[str, Any]:
     """The checkpoint, with its plan, card and papers, and the record of all of it."""
     plan, out = asked["plan"], asked["out"]
     done = replace(made.plan, provenance={**made.plan.provenance, "dtype": dtype_record(made.model, asked.kind)})
@@ -228,6 +236,7 @@ def write(terminal: Teller, asked: Asked, opened: Opened, made: Made, *, seconds
         **inspection.pruning(made.model, sites, opened.before, done, asked.kind),
         "data": opened.text and data_record(opened.text, opened.tokenizer),
         **({"training": made.training} if made.training else {}),
+        "answers": answered,
     }
     if asked.writes:
         with terminal.busy(f"writing {out}"):

@@ -21,7 +21,7 @@ from ..study.run import spelt
 from ..training.run_folder import TRAINING_LOG
 
 #: options that a training's result does not depend on
-_WITHOUT_EFFECT = frozenset("out scores_out force resume save_every report_to run_file".split())
+_WITHOUT_EFFECT = frozenset("out scores_out force resume save_every report_to run_file prompts answer_tokens".split())
 
 
 def log_file(log: Iterable[Mapping[str, Any]]) -> dict[str, str]:
@@ -51,8 +51,7 @@ def result_settings(options: Mapping[str, Any]) -> dict[str, Any]:
     given = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in options.items()
-        if name not in {"out", "scores_out", "force", "resume", "save_every", "report_to", "run_file"}
-        and value is not None
+        if name not in _WITHOUT_EFFECT and value is not None
     }
     if files := plugins.loaded_files():
         given["plugin"] = files

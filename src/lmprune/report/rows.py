@@ -58,6 +58,12 @@ class Row:
     def dense(self) -> bool:
         return self.method == DENSE
 
+    @property
+    def answers(self) -> Mapping[str, Any] | None:
+        """Its answers beside the dense model's: as it was measured, else as it was pruned."""
+        told = (self.record.get(command) or {} for command in ("eval", "prune"))
+        return next((found for each in told if (found := each.get("answers"))), None)
+
     def value(self, key: str) -> float | None:
         """A metric, or one of the numbers above, by its name."""
         return self.metrics[key] if key in self.metrics else getattr(self, key, None)

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from . import paper
+from .answers import how, one_line
 from .rows import METRICS, Row, Section
 
 MISSING = "–"
+_LONGEST = 160  # characters of an answer in a cell
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ def of_section(found: Section) -> list[Table]:
     ):
         if any(row.value(key) is not None for row in found.rows if not row.dense):
             tables.append(_by_keep(found, key, name, theirs))
-    return tables
+    return [*tables, *_answers(found)]
 
 
 def _by_keep(found: Section, key: str, name: str, theirs: Mapping[str, Mapping[float, float]] | None = None) -> Table:
@@ -79,6 +81,30 @@ def spread(rows: list[Row], key: str) -> str:
     digits = 3 if max(map(abs, values)) < 10 else 2
     text = f"{statistics.fmean(values):.{digits}f}"
     return text + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def _answers(found: Section) -> list[Table]:
+    """What each method's models say, one seed of each; a column a prompt."""
+    said = {(row.method, row.distil, row.keep): (row, row.answers) for row in reversed(found.rows) if row.answers}
+    if not said:
+        return []
+    _, first = next(iter(said.values()))
+    prompts = [one_line(item["prompt"]) for item in first["items"]]
+    rows, groups = [("dense", "", "", "", *(_cut(item["before"]) for item in first["items"]))], ["dense"]
+    for row, answers in sorted(said.values(), key=lambda each: found.rows.index(each[0])):
+        loops = f"{answers['repetitive']['after']} of {len(answers['items'])}"
+        texts = {one_line(item["prompt"]): _cut(item["after"]) for item in answers["items"]}
+        told = (texts.get(prompt, MISSING) for prompt in prompts)
+        rows += [(row.name, f"{row.keep:g}", f"{answers['agreement']:.0%}", loops, *told)]
+        groups += [row.method]
+    header = ("method", "keep", "same choices", "repeat themselves", *prompts)
+    note = f"Of one seed; {how(first)}. Same choices: the share of the dense answers' tokens that are its first choice."
+    return [Table(f"answers: {found.title}", header, tuple(rows), tuple(groups), note)]
+
+
+def _cut(text: str) -> str:
+    text = one_line(text)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST].rstrip()}…"
 
 
 def of_runs(found: list[Section]) -> Table:

@@ -72,21 +72,22 @@ def commands(errand: Errand) -> dict[str, list[str]]:
     run, sections = errand.run, errand.run.sections
     checkpoint = str(errand.folder / CHECKPOINT)
     found: dict[str, list[str]] = {}
+    baseline = ["--baseline", errand.dense] if errand.dense else []
+    paired = [] if is_source(str(sections["eval"].get("data"))) else baseline  # a task's scores are of one model
     at = run.model
     if "prune" in sections:
         start = errand.dense if run.start == "dense" and errand.dense else run.model
         teacher = ["--teacher", errand.dense] if run.distil and errand.dense else []
         pruned = checkpoint if "finetune" not in sections else str(errand.folder / "pruned")
+        once = {"answer_tokens": 0} if paired else {}  # `eval` asks the model as it will be measured
         settings = ["--method", run.criterion, "--keep", f"{run.keep:g}", "--seed", str(run.seed), *teacher]
-        found["prune"] = ["prune", start, "--out", pruned, *settings, *spelt(sections["prune"])]
+        found["prune"] = ["prune", start, "--out", pruned, *settings, *spelt({**once, **sections["prune"]})]
         at = pruned
     if "finetune" in sections:
         teacher = ["--teacher", errand.dense] if run.distil and errand.dense else []
         rest = ["--seed", str(run.seed), *teacher, *spelt(sections["finetune"])]
         found["finetune"] = ["finetune", at, "--out", checkpoint, *rest]
         at = checkpoint
-    baseline = ["--baseline", errand.dense] if errand.dense else []
-    paired = [] if is_source(str(sections["eval"].get("data"))) else baseline  # a task's scores are of one model
     found["eval"] = ["eval", at, *paired, *spelt(sections["eval"])]
     found["analyze"] = ["analyze", at, *baseline, "--out", str(errand.folder / "analysis"), *spelt(sections["analyze"])]
     if "bench" in sections and errand.dense:

@@ -1,0 +1,46 @@
+"""Answers before and after, as text: for terminals, cards and pages. found: `answers` of a record (docs/json.md)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+
+def summary(found: Mapping[str, Any]) -> str:
+    """How alike they are, and whether they repeat themselves, in two sentences."""
+    number, loops = len(found["items"]), found["repetitive"]
+    told = "No answer repeats itself"
+    if any(loops.values()):
+        told = f"Of {number} answers {loops['before']} before and {loops['after']} after repeat themselves"
+    return (
+        f"After the same words, both choose the same next token {found['agreement']:.0%} of the time "
+        f"({found['tokens']} tokens of the answers before). {told}."
+    )
+
+
+def block(found: Mapping[str, Any]) -> str:
+    """Every prompt and what was said, as a fenced block of Markdown that nothing in it can end."""
+    lines = [
+        line
+        for item in found["items"]
+        for line in (
+            "",
+            one_line(item["prompt"]),
+            f"  before: {one_line(item['before'])}",
+            f"  after:  {one_line(item['after'])}",
+        )
+    ]
+    text = "\n".join(lines[1:])
+    fence = "`" * (1 + max([2, *map(len, re.findall("`+", text))]))
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def how(found: Mapping[str, Any]) -> str:
+    """How they came about, in a clause."""
+    template = "by the model's chat template" if found["chat_template"] else "continued as text"
+    return f"greedy, {template}, at most {found['max_new_tokens']} tokens"
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
