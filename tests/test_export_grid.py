@@ -61,7 +61,7 @@ ONCE_WRONG_IN_GGUF = (
 
 @pytest.mark.parametrize("name", ONCE_WRONG_IN_GGUF)
 def test_gguf_cells_that_were_wrong(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("xllamacpp", reason="llama.cpp is not here: pip install 'lmprune[gguf-test]'")
+    pytest.importorskip("xllamacpp", reason="llama.cpp is not here: pip install 'lmprune[serve]'")
     found = cell(BY_NAME[name], "gguf", tmp_path)
     assert found["outcome"] in ("exact", "refused"), found["why"]
 

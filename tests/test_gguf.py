@@ -77,7 +77,7 @@ def written(
 
 @contextmanager
 def in_llama_cpp(model: Any, out: Path, **options: Any) -> Iterator[LlamaCpp]:
-    pytest.importorskip("xllamacpp", reason="llama.cpp is not here: pip install 'lmprune[gguf-test]'")
+    pytest.importorskip("xllamacpp", reason="llama.cpp is not here: pip install 'lmprune[serve]'")
     written(model, out, **options)
     with serving(out) as llama:
         yield llama
@@ -476,7 +476,7 @@ def test_real_text(shared: Path, tmp_path: Path, name: str, pruned: bool) -> Non
 
 @pytest.fixture(scope="module")
 def smollm2() -> tuple[Any, Any]:
-    pytest.importorskip("xllamacpp", reason="llama.cpp is not here: pip install 'lmprune[gguf-test]'")
+    pytest.importorskip("xllamacpp", reason="llama.cpp is not here: pip install 'lmprune[serve]'")
     try:
         return lmprune.load("smollm2-135m"), lmprune.load_tokenizer("smollm2-135m")
     except UserError as error:

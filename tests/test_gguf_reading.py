@@ -154,7 +154,7 @@ def test_any_factors_of_rotary_frequencies(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scaling", ["yarn", "linear"])
 def test_scaling_by_keys_is_what_llama_cpp_computes(scaling: str, tmp_path: Path) -> None:
-    pytest.importorskip("xllamacpp", reason="llama.cpp is not here: pip install 'lmprune[gguf-test]'")
+    pytest.importorskip("xllamacpp", reason="llama.cpp is not here: pip install 'lmprune[serve]'")
     written(model := model_of("llama-tied"), tmp_path / "m.gguf")
     more = {"type": scaling, "factor": 4.0, "original_context_length": 64}
     rewritten(
@@ -341,7 +341,7 @@ def test_sentence_piece(shared: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_alias_against_llama_cpp() -> None:
     """A file that others wrote: its ids, and what it computes."""
-    pytest.importorskip("xllamacpp", reason="llama.cpp is not here: pip install 'lmprune[gguf-test]'")
+    pytest.importorskip("xllamacpp", reason="llama.cpp is not here: pip install 'lmprune[serve]'")
     from lmprune.checkpoints import sources
 
     model, tokenizer = lmprune.load("smollm2-135m"), lmprune.load_tokenizer("smollm2-135m")

@@ -27,7 +27,7 @@ WORDS = "On day 1234 the king's men saw 56 birds, didn't they? The cat asked: wh
 
 @pytest.mark.parametrize("bos", [True, False])
 def test_perplexity_is_that_of_llama_cpp(bos: bool, tmp_path):
-    pytest.importorskip("xllamacpp", reason="llama.cpp is not here: make gguf-test installs it")
+    pytest.importorskip("xllamacpp", reason="llama.cpp is not here: pip install 'lmprune[serve]'")
     tokenizer, model = bpe(), model_of("llama-untied")
     if bos:
         before = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
@@ -51,7 +51,7 @@ def test_gemma_3_that_was_trained_with_bos(shared: Path):
     what that makes; without BOS the number is another one altogether."""
     if not GEMMA.is_file():
         pytest.skip(f"no {GEMMA}: benchmarks/gemma_round_trip.py says which packages ship it in parts")
-    pytest.importorskip("xllamacpp", reason="llama.cpp is not here: pip install 'lmprune[gguf-test]'")
+    pytest.importorskip("xllamacpp", reason="llama.cpp is not here: pip install 'lmprune[serve]'")
     model, tokenizer = lmprune.load(GEMMA), lmprune.load_tokenizer(GEMMA)
     text = data.load("wikitext", "validation", data_dir=shared / "data" / "wikitext")
     ours = stream(tokenizer, text, 32)[0][:32]

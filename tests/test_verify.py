@@ -40,7 +40,7 @@ def test_a_wrong_gguf_file_is_caught_in_every_dtype(
     dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its own rounding is not in the way: what is wrong is one layer's reader, half as large again."""
-    pytest.importorskip("xllamacpp", reason="llama.cpp is not here: pip install 'lmprune[gguf-test]'")
+    pytest.importorskip("xllamacpp", reason="llama.cpp is not here: pip install 'lmprune[serve]'")
     right = export(job_of(model_of("llama-tied", intermediate_size=64), dtype), tmp_path / "m.gguf", "gguf")
     verdict = right["verification"]
     assert verdict["verified"] and verdict["engine"] == "llama.cpp" and verdict["lengths"] == [24, 48]
@@ -62,7 +62,7 @@ def test_a_wrong_gguf_file_is_caught_in_every_dtype(
 
 
 def test_a_tokenizer_that_llama_cpp_runs_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("xllamacpp", reason="llama.cpp is not here: pip install 'lmprune[gguf-test]'")
+    pytest.importorskip("xllamacpp", reason="llama.cpp is not here: pip install 'lmprune[serve]'")
     metadata = gguf.tokenizer_metadata
     monkeypatch.setattr(
         gguf, "tokenizer_metadata", lambda *args: metadata(*args) | {"tokenizer.ggml.pre": "smollm"}
@@ -73,7 +73,7 @@ def test_a_tokenizer_that_llama_cpp_runs_otherwise(tmp_path: Path, monkeypatch: 
 
 
 def test_a_file_that_llama_cpp_does_not_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("xllamacpp", reason="llama.cpp is not here: pip install 'lmprune[gguf-test]'")
+    pytest.importorskip("xllamacpp", reason="llama.cpp is not here: pip install 'lmprune[serve]'")
     (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(60))
     with pytest.raises(UserError, match=r"llama\.cpp can't run the file: "):
         llamacpp.ask(tmp_path / "m.gguf", [[1, 2]], last=1, top=4, neutral=70, threads=1)
@@ -86,9 +86,7 @@ def test_a_file_that_llama_cpp_does_not_open(tmp_path: Path, monkeypatch: pytest
 def test_an_engine_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "find_spec", lambda _: None)
     details = export(job_of(model_of("llama-tied"), "f32"), tmp_path / "m.gguf", "gguf")
-    assert details["verification"] == verify.not_verified(
-        "xllamacpp is not installed (pip install 'lmprune[gguf-test]')"
-    )
+    assert details["verification"] == verify.not_verified("xllamacpp is not installed (pip install 'lmprune[serve]')")
     assert details["notes"][-1].startswith("not verified: xllamacpp is not installed")
 
 

@@ -98,7 +98,7 @@ class LlamaCpp:
     """A GGUF file, in llama.cpp's own server; one sequence at a time."""
 
     def __init__(self, source: str, *, threads: int, context: int):
-        xllamacpp = _needed("xllamacpp", "gguf-test")
+        xllamacpp = _needed("xllamacpp", "serve")
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # its log; this process is the engine's own
         params = xllamacpp.CommonParams()
         params.model.path = source

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import urllib.request
@@ -57,16 +58,18 @@ def ask(
         [sys.executable, "-m", __name__], input=json.dumps(question), capture_output=True, text=True, errors="replace"
     )
     if done.returncode:
-        raise UserError(f"llama.cpp can't run the file: {_reason(done.stderr, done.returncode)}")
+        raise UserError(f"llama.cpp can't run the file: {reason(done.stderr, done.returncode)}")
     answer = json.loads(done.stdout)
     found = [each and [{int(key): p for key, p in row.items()} for row in each] for each in answer["log_probs"]]
     return Answer(found, answer["ids"])
 
 
-def _reason(log: str, code: int) -> str:
-    """The most telling line of its log."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    telling = [line for line in lines if "error" in line.lower() or "assert" in line.lower()]
+def reason(log: str, code: int) -> str:
+    """The most telling line of its log, without the time and the level that may stand before it."""
+    told = [re.match(r"(?:[\d.]+ ([A-Z]) )?(.*)", line.strip()) for line in log.splitlines() if line.strip()]
+    lines = [each[2] for each in told if each]
+    telling = [each[2] for each in told if each and each[1] == "E"]
+    telling += [line for line in lines if "error" in line.lower() or "assert" in line.lower()]
     return next(iter(telling or lines[-1:]), f"its process ended with code {code}")
 
 
