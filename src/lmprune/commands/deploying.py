@@ -24,11 +24,15 @@ def export(
         str | None,
         typer.Option(
             metavar="TYPE",
-            help="gguf: f32, f16, bf16, q8_0, q5_0, q4_0; onnx: f32; vllm, hf-uniform: f32, f16, bf16.",
+            help="gguf: f32, f16, bf16, q8_0, q6_k, q5_k_m, q5_0, q4_k_m, q4_0; onnx: f32; others: f32, f16, bf16.",
             show_default="gguf f16, onnx f32, the others as it is",
         ),
     ] = None,
     force: Force = False,
+    modelfile: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="gguf: also write an Ollama Modelfile, with the chat template in its words."),
+    ] = None,
     no_verify: Annotated[
         bool, typer.Option("--no-verify", help="Do not run what was written in its engine, to compare it with MODEL.")
     ] = False,
@@ -40,7 +44,7 @@ def export(
     """Write a model, pruned or not, for llama.cpp, ONNX Runtime, vLLM, or as a stock checkpoint of one width.
 
     JSON: `model`, `to`, `dtype`, `widths`, `params`, `megabytes`, `details`, `verification`, `notes`, `seconds`,
-    `peak_memory_mb`, `out`, `command`, `pushed`.
+    `peak_memory_mb`, `out`, `modelfile`, `command`, `pushed`.
     """
     options = given(locals())
     with talking(as_json) as terminal:

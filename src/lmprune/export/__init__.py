@@ -54,10 +54,11 @@ class Target:
         return import_module(f".{self.module}", __name__).write
 
 
+_GGUF = ("f16", "f32", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_0", "q4_k_m", "q4_0")
 _AS_IS = ("as it is", "f32", "f16", "bf16")
 
 TARGETS = {
-    "gguf": Target("gguf", "a GGUF file for llama.cpp", ("f16", "f32", "bf16", "q8_0", "q5_0", "q4_0"), suffix=".gguf"),
+    "gguf": Target("gguf", "a GGUF file for llama.cpp", _GGUF, suffix=".gguf"),
     "onnx": Target("onnx", "an ONNX model with KV cache, for ONNX Runtime", ("f32",), load_as="float32"),
     "vllm": Target("vllm", "a folder that vLLM opens, Llama's block with a width for each layer", _AS_IS),
     "hf-uniform": Target("uniform", "a stock transformers checkpoint, padded to one width", _AS_IS),
@@ -72,11 +73,11 @@ def get_target(name: str) -> Target:
 
 def check_target(target: Target, out: Path, dtype: str | None, *, force: bool = False) -> None:
     """Refuse what `export` would refuse, before the model is loaded. Raises: UserError."""
-    if dtype is not None and dtype not in target.dtypes:
-        if target.module == "gguf":
-            from .gguf_tensors import check_dtype
+    if dtype is not None and target.module == "gguf":
+        from .gguf_quants import check_dtype
 
-            check_dtype(dtype)
+        check_dtype(dtype)
+    if dtype is not None and dtype not in target.dtypes:
         raise unknown("dtype", dtype, target.dtypes)
     if target.suffix is None:
         check_out(out, force=force)

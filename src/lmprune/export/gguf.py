@@ -22,8 +22,9 @@ from . import Order
 from .gaps import gaps, refuse_gaps
 from .gguf_facts import facts
 from .gguf_metadata import check_square, hyperparameters, scalars, spec_of
+from .gguf_quants import check_dtype, fallbacks
 from .gguf_rotary import rotary
-from .gguf_tensors import check_dtype, stored_tensors
+from .gguf_tensors import stored_tensors
 from .gguf_tokenizer import lost, tokenizer_metadata
 from .head_counts import heads_by_layer
 
@@ -67,7 +68,8 @@ def write(order: Order, out: Path) -> dict[str, Any]:
     finally:
         writer.close()
     notes = [
-        f"llama.cpp runs it as {arch}", *_shorter(model.config, settings), *_approximated(model), *lost(order.tokenizer)
+        f"llama.cpp runs it as {arch}", *fallbacks(storage, [tensor.slot for tensor in tensors if tensor.slot]),
+        *_shorter(model.config, settings), *_approximated(model), *lost(order.tokenizer)
     ]  # fmt: skip
     return {"arch": arch, "notes": notes}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,52 +10,17 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from gguf import MODEL_TENSOR, TENSOR_NAMES, GGMLQuantizationType, LlamaFileType
+from gguf import MODEL_TENSOR, TENSOR_NAMES, GGMLQuantizationType
 from torch import Tensor
 
-from ..errors import UserError, unknown
-from ..runtimes.gguf_layout import places
+from ..errors import UserError
+from ..runtimes.gguf_layout import TensorPlace, places
 from ..runtimes.gguf_spec import GGUFSpec
 from .gaps import attention_alone
+from .gguf_quants import Slot, Storage, quantize
 from .head_counts import heads_by_layer
 
 Q, T = GGMLQuantizationType, MODEL_TENSOR
-
-
-@dataclass(frozen=True)
-class Storage:
-    """How matrices, and the embedding and the output head, are stored; vectors are always f32."""
-
-    matrices: GGMLQuantizationType
-    embeddings: GGMLQuantizationType
-    file_type: LlamaFileType
-
-
-#: k-quants are not here: the package `gguf` only reads them
-DTYPES = {
-    "f32": Storage(Q.F32, Q.F32, LlamaFileType.ALL_F32),
-    "f16": Storage(Q.F16, Q.F16, LlamaFileType.MOSTLY_F16),
-    "bf16": Storage(Q.BF16, Q.BF16, LlamaFileType.MOSTLY_BF16),
-    "q8_0": Storage(Q.Q8_0, Q.Q8_0, LlamaFileType.MOSTLY_Q8_0),
-    "q5_0": Storage(Q.Q5_0, Q.Q8_0, LlamaFileType.MOSTLY_Q5_0),
-    "q4_0": Storage(Q.Q4_0, Q.Q8_0, LlamaFileType.MOSTLY_Q4_0),
-}
-
-_EMBEDDINGS = (MODEL_TENSOR.TOKEN_EMBD, MODEL_TENSOR.OUTPUT)
-_ALWAYS_F32 = (MODEL_TENSOR.POS_EMBD,)  # llama.cpp adds it to f32 without a conversion
-
-
-def check_dtype(dtype: str) -> Storage:
-    """Raises: UserError, which tells how to come by the quantisations that can't be made here."""
-    if dtype.startswith(("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq")):
-        raise UserError(
-            f"{dtype} can only be made by llama.cpp's own llama-quantize: export f16 and run that, "
-            f"or choose one of {', '.join(DTYPES)}"
-        )
-    if dtype not in DTYPES:
-        raise unknown("GGUF dtype", dtype, DTYPES)
-    return DTYPES[dtype]
-
 
 #: neurons of a feed-forward layer that adds nothing, as many as a block of the quantised types holds
 STUB = 32
@@ -62,12 +28,14 @@ STUB = 32
 
 @dataclass(frozen=True)
 class Writable:
-    """A tensor to be: its values are only made when they are written. shape: before quantisation."""
+    """A tensor to be: its values are only made when they are written. shape: before quantisation. slot: of a
+    parameter, what its kind was chosen by."""
 
     name: str
     shape: tuple[int, ...]
     kind: GGMLQuantizationType
     values: Callable[[], Tensor]
+    slot: Slot | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -77,7 +45,7 @@ class Writable:
     def data(self) -> np.ndarray:
         """Raises: UserError where the values do not fit the type."""
         with np.errstate(over="ignore"):  # it is looked for
-            data = gguf.quantize(self.values().float().contiguous().numpy(), self.kind)
+            data = quantize(self.values().float().contiguous().numpy(), self.kind)
         if self.kind == Q.F16 and not np.isfinite(data).all():
             raise UserError(f"{self.name} has values beyond f16's 65,504; choose --dtype bf16 or f32")
         return data
@@ -91,13 +59,30 @@ def stored_tensors(model: Any, spec: GGUFSpec, arch: str, storage: Storage, fact
     """
     found: list[Writable] = []
     if factors is not None:
-        found.append(_stored(MODEL_TENSOR.ROPE_FREQS, tuple(factors.shape), storage, lambda: factors))
-    for place in places(model, spec, arch):
-        kind = _kind(place.type_, place.shape, storage)
+        found.append(_stored(Slot(MODEL_TENSOR.ROPE_FREQS, tuple(factors.shape)), storage, lambda: factors))
+    for place, slot in slots(model, spec, arch):
+        kind = storage.kind(slot)
         _check_rows(place.name, place.shape, kind)
         value = model.get_parameter(place.name).detach()
-        found.append(Writable(place.theirs, place.shape, kind, lambda value=value, place=place: place.stored(value)))
+        found.append(
+            Writable(place.theirs, place.shape, kind, lambda value=value, place=place: place.stored(value), slot)
+        )
     return [*found, *_head(model, spec, storage, found), *_zeros(spec, found), *_stubs(model, storage)]
+
+
+def slots(model: Any, spec: GGUFSpec, arch: str) -> list[tuple[TensorPlace, Slot]]:
+    """Every parameter's place, and what its type is chosen by. Raises: UserError as `places` does."""
+    found, layers = [*places(model, spec, arch)], model.config.num_hidden_layers
+    tied = spec.head != "own" and not any(place.type_ == T.OUTPUT for place in found)
+    heads = (T.TOKEN_EMBD,) if tied else (T.OUTPUT,)
+    return [
+        (place, Slot(place.type_, place.shape, _layer(place.theirs), layers, place.type_ in heads)) for place in found
+    ]
+
+
+def _layer(name: str) -> int | None:
+    block = re.match(r"blk\.(\d+)\.", name)
+    return int(block[1]) if block else None
 
 
 def _head(model: Any, spec: GGUFSpec, storage: Storage, found: Sequence[Writable]) -> list[Writable]:
@@ -111,7 +96,7 @@ def _head(model: Any, spec: GGUFSpec, storage: Storage, found: Sequence[Writable
     if has or spec.head != "own":
         return []
     head = model.get_output_embeddings().weight.detach()
-    return [_stored(MODEL_TENSOR.OUTPUT, tuple(head.shape), storage, lambda: head)]
+    return [_stored(Slot(MODEL_TENSOR.OUTPUT, tuple(head.shape), head=True), storage, lambda: head)]
 
 
 def _zeros(spec: GGUFSpec, found: Sequence[Writable]) -> list[Writable]:
@@ -144,22 +129,15 @@ def _stubs(model: Any, storage: Storage) -> list[Writable]:
 
 
 def _zero(layer: int, type_: MODEL_TENSOR, shape: tuple[int, ...], storage: Storage) -> Writable:
-    name, kind = f"{TENSOR_NAMES[type_].format(bid=layer)}.weight", _kind(type_, shape, storage)
+    name, kind = f"{TENSOR_NAMES[type_].format(bid=layer)}.weight", storage.kind(Slot(type_, shape))
     _check_rows(name, shape, kind)
     return Writable(name, shape, kind, lambda: torch.zeros(shape))
 
 
-def _stored(type_: MODEL_TENSOR, shape: tuple[int, ...], storage: Storage, values: Callable[[], Tensor]) -> Writable:
-    name = f"{TENSOR_NAMES[type_]}.weight"
-    kind = _kind(type_, shape, storage)
-    _check_rows(name, shape, kind)
-    return Writable(name, shape, kind, values)
-
-
-def _kind(type_: MODEL_TENSOR, shape: tuple[int, ...], storage: Storage) -> GGMLQuantizationType:
-    if len(shape) == 1 or type_ in _ALWAYS_F32:
-        return Q.F32
-    return storage.embeddings if type_ in _EMBEDDINGS else storage.matrices
+def _stored(slot: Slot, storage: Storage, values: Callable[[], Tensor]) -> Writable:
+    name, kind = f"{TENSOR_NAMES[slot.type_]}.weight", storage.kind(slot)
+    _check_rows(name, slot.shape, kind)
+    return Writable(name, slot.shape, kind, values, slot)
 
 
 def _check_rows(name: str, shape: tuple[int, ...], kind: GGMLQuantizationType) -> None:

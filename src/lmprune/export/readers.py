@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from ..sites.linears import rows_are_inputs
 from . import Order
 from .arithmetic import Rounding, log_probs, through
 from .folder import DTYPES
+
+if TYPE_CHECKING:
+    from .gguf_quants import Storage
 
 Texts = Sequence[Sequence[int]]
 #: log probabilities (last, top) of the likeliest tokens, and their ids; None for a text too long for what was written
@@ -140,28 +143,38 @@ def _as_gguf(order: Order) -> Rounding:
     import gguf
     from gguf import GGMLQuantizationType as Q
 
-    from .gguf_tensors import check_dtype
+    from .gguf_quants import check_dtype, quantize
 
     storage = check_dtype(order.dtype or "f16")
-    ends = [order.model.get_input_embeddings(), order.model.get_output_embeddings()]
+    kinds = _kinds(order, storage)
 
     def through_kind(value: Tensor, kind: Q) -> Tensor:
         if value.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:  # which the writer refuses, and says why
             return value
-        return torch.from_numpy(gguf.dequantize(gguf.quantize(value.float().contiguous().numpy(), kind), kind))
+        return torch.from_numpy(gguf.dequantize(quantize(value.float().contiguous().numpy(), kind), kind))
 
     def weights(module: nn.Module, value: Tensor) -> Tensor:
-        if value.ndim != 2 or (isinstance(module, nn.Embedding) and module not in ends):
+        kind = kinds.get(id(getattr(module, "weight", None)))
+        if value.ndim != 2 or kind is None:
             return value
-        kind = storage.embeddings if module in ends else storage.matrices
         return through_kind(value.T, kind).T if rows_are_inputs(module) else through_kind(value, kind)
 
     inputs = {Q.F32: Q.F16, Q.F16: Q.F16, Q.BF16: Q.BF16}.get(storage.matrices, Q.Q8_0)
     return Rounding(weights, lambda x: through_kind(x, inputs).view_as(x))
 
 
+def _kinds(order: Order, storage: Storage) -> dict[int, Any]:
+    """The type that each parameter is stored in, by its identity."""
+    from .gguf_metadata import spec_of
+    from .gguf_tensors import slots
+
+    spec = spec_of(order.model.config)
+    placed = slots(order.model, spec, spec.arch)
+    return {id(order.model.get_parameter(place.name)): storage.kind(slot) for place, slot in placed}
+
+
 READERS = {
-    "gguf": Reader("llama.cpp", _in_llama_cpp, _as_gguf, "xllamacpp", "gguf-test"),
+    "gguf": Reader("llama.cpp", _in_llama_cpp, _as_gguf, "xllamacpp", "serve"),
     "onnx": Reader("ONNX Runtime", _in_onnx_runtime, _cast, "onnxruntime", "onnx"),
     "vllm": Reader("transformers, by the fields that vLLM reads", _for_vllm, _cast),
     "hf-uniform": Reader("stock transformers", _in_transformers, _cast),

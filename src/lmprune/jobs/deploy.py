@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -16,9 +17,11 @@ from ..checkpoints.sources import resolve
 from ..checkpoints.writing import check_not_read
 from ..errors import UserError
 from ..evaluation.memory import peak_memory_mb
+from ..export import modelfile as ollama
 from ..plan import PLAN_FILE
 from ..progress import Teller
 from ..sites.find import find_sites
+from ..sites.limits import max_context
 from . import inspection
 from .card import card_of_copy, exported
 from .reproduce import command, origin
@@ -26,7 +29,7 @@ from .reproduce import command, origin
 
 def export(
     terminal: Teller, *, model: str, out: Path, to: str, dtype: str | None, force: bool, trust_remote_code: bool,
-    no_verify: bool = False,
+    no_verify: bool = False, modelfile: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """`lmprune export`, whose options these are. Raises: UserError; nothing is written then."""
     options = {name: value for name, value in locals().items() if name != "terminal"}
@@ -34,6 +37,7 @@ def export(
     target = exporting.get_target(to)
     check_not_read(out, model)
     exporting.check_target(target, out, dtype, force=force)
+    _check_modelfile(modelfile, to, force=force)
     with terminal.busy(f"loading {model}"):
         loaded = models.load(model, dtype=target.load_as, trust_remote_code=trust_remote_code, note=terminal.note)
         tokenizer = _tokenizer(terminal, model, trust_remote_code)
@@ -57,6 +61,8 @@ def export(
     notes, verification = details.pop("notes"), details.pop("verification")
     if kind := source.get("dequantised_from"):
         notes = [*notes, f"the weights it started from were dequantised from {kind}"]
+    if modelfile is not None:
+        notes = [*notes, *_write_modelfile(modelfile, written, tokenizer, max_context(loaded.config))]
     return {
         "model": model,
         "to": to,
@@ -70,8 +76,29 @@ def export(
         "seconds": time.perf_counter() - start,
         "peak_memory_mb": peak_memory_mb(),
         "out": str(written),
+        "modelfile": modelfile and str(modelfile.expanduser().resolve()),
         "command": command("export", options),
     }
+
+
+def _check_modelfile(modelfile: Path | None, to: str, *, force: bool) -> None:
+    if modelfile is None:
+        return
+    if to != "gguf":
+        raise UserError("drop --modelfile, which is for Ollama and goes with --to gguf")
+    if modelfile.is_dir() or (modelfile.exists() and not force):
+        raise UserError(f"{modelfile} exists; choose another --modelfile, or replace the file there with --force")
+    if not modelfile.expanduser().resolve().parent.is_dir():
+        raise UserError(f"there is no folder for {modelfile}; make it first")
+
+
+def _write_modelfile(modelfile: Path, gguf: Path, tokenizer: Any, context: int | None) -> list[str]:
+    """What there is to say of it."""
+    place = modelfile.expanduser().resolve()
+    relative = os.path.relpath(gguf, place.parent)
+    text, notes = ollama.modelfile(f"./{relative}", tokenizer, context)
+    place.write_text(text, encoding="utf-8")
+    return [*notes, f"for Ollama: ollama create {gguf.stem} -f {modelfile}"]
 
 
 def papers_of_copy(source: str, to: str, notes: Sequence[str]) -> dict[str, str | bytes]:
