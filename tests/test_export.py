@@ -210,7 +210,7 @@ def test_what_can_not_be_asked_for(pruned: Path, tmp_path: Path) -> None:
     out = tmp_path / "m.gguf"
     assert "did you mean gguf" in export_fails(tmp_path, pruned, "--to", "ggf", "--out", out)
     assert "did you mean" in export_fails(tmp_path, pruned, "--to", "gguf", "--out", out, "--dtype", "f17")
-    assert "llama-quantize" in export_fails(tmp_path, pruned, "--to", "gguf", "--out", out, "--dtype", "q4_k_m")
+    assert "llama-quantize" in export_fails(tmp_path, pruned, "--to", "gguf", "--out", out, "--dtype", "q3_k_m")
     assert "known: as it is, f32" in export_fails(tmp_path, pruned, "--to", "vllm", "--out", out, "--dtype", "q8_0")
     assert "should end in .gguf" in export_fails(tmp_path, pruned, "--to", "gguf", "--out", tmp_path / "m")
 

@@ -44,7 +44,7 @@ def serve(
 
     JSON, when it answers: `model`, `name`, `file`, `address`, `context`, `threads`, `chat_template`.
     """
-    options = given(locals()) | {"threads": threads or os.cpu_count() or 1}
+    options: dict[str, Any] = {**given(locals()), "threads": threads or os.cpu_count() or 1}
     with talking(as_json) as terminal:
         from ..jobs.serve import serve as work
         from . import views
@@ -72,7 +72,7 @@ def chat(
     JSON, at the end: `models`, `turns` (a list of `prompt` and `answers`, each `model`, `text`, `tokens`,
     `tokens_per_second`), `seconds`.
     """
-    options = given(locals()) | {"threads": threads or os.cpu_count() or 1}
+    options: dict[str, Any] = {**given(locals()), "threads": threads or os.cpu_count() or 1}
     with talking(as_json) as terminal:
         from ..jobs.serve import chat as work
 

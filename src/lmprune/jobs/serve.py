@@ -39,17 +39,15 @@ def serve(
     check_ready(host, port)
     how = {"dtype": dtype, "threads": threads, "context": context, "trust_remote_code": trust_remote_code}
     with _served(terminal, [model], **how, host=host, port=port) as ((server, chats),):
-        ready({
-            "model": model, "name": server.serving.name, "file": server.serving.file, "address": server.address,
-            "context": server.serving.context, "threads": threads, "chat_template": chats,
-        })  # fmt: skip
         try:
+            ready({
+                "model": model, "name": server.serving.name, "file": server.serving.file, "address": server.address,
+                "context": server.serving.context, "threads": threads, "chat_template": chats,
+            })  # fmt: skip
             code = server.wait()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # how it is ended
             return
-    raise UserError(
-        f"llama.cpp's server ended by itself (code {code}); there may be too little memory: a smaller --context"
-    )
+    raise UserError(f"llama.cpp's server ended by itself (code {code}); was there memory? try a smaller --context")
 
 
 def chat(
