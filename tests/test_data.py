@@ -201,7 +201,7 @@ def test_unreadable_files(tmp_path):
         ("wikitex", {}, "unknown data source 'wikitex'; did you mean wikitext"),
         ("wikitext:tokns", {}, "did you mean tokens"),
         ("wikitext", {"split": "valid"}, "unknown split 'valid'; did you mean validation"),
-        ("python-docs", {"data_dir": Path()}, "--data-dir goes with wikitext, wikisql, samsum and e2e"),
+        ("python-docs", {"data_dir": Path()}, "--data-dir goes with mix, wikitext, wikisql, samsum and e2e"),
         ("self", {}, "needs a model"),
         ("self", {"chat_template": True}, "nothing to render"),
     ],

@@ -214,6 +214,7 @@ def test_json_keys(ids):
     ]
     with_baseline = [
         "baseline_perplexity", "perplexity_ratio", "nll_difference", "nll_difference_se", "kl", "top1_agreement",
+        "kl_se", "top1_agreement_se",
     ]  # fmt: skip
     model = tiny_model()
     assert list(perplexity(model, ids, context=16).to_dict()) == always

@@ -8,12 +8,13 @@ from typing import Any
 import typer
 
 from .. import data as texts
-from ..data import pairs
+from ..data import mix, pairs
 from ..export import check_target, get_target
 from ..jobs import prune, training
 from ..jobs.analyze import check_out
 from ..jobs.bench import check_engine
 from ..jobs.evaluate import check_decoding
+from ..jobs.zero_shot import check_zero_shot
 from . import measuring, pruning
 from .parameters import given
 
@@ -34,9 +35,14 @@ def _finetune(ctx: Any) -> None:
 
 
 def _evaluate(ctx: Any) -> None:
-    measuring.check_usage(ctx)
-    check_decoding(ctx.params["decode"])
-    _readable(ctx.params, ctx.params["split"])
+    way, asked = measuring.check_usage(ctx), ctx.params
+    check_decoding(asked["decode"])
+    if way == "zero_shot":
+        check_zero_shot(asked["tasks"], asked["data_dir"])
+    elif way == "texts":
+        mix.names_of_kinds(asked["split"], asked["data_dir"])
+    else:
+        _readable(asked, asked["split"])
 
 
 def _analyze(ctx: Any) -> None:
@@ -57,7 +63,7 @@ def _readable(asked: Mapping[str, Any], split: str) -> None:
     """Raises: UserError where the text is not there. What needs a model to be read is left for later."""
     data: str = asked["data"]
     where: dict[str, Any] = {"data_dir": asked["data_dir"], "held_out": asked.get("holdout")}
-    if data == "self" or asked["chat_template"]:
+    if texts.needs_model(data, asked["data_dir"]) or mix.is_mix(data) or asked["chat_template"]:
         return
     if pairs.is_source(data):
         pairs.load(data, split, **where)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +17,7 @@ from .options import (
     DataDir,
     Device,
     Dtype,
+    EvaluatedText,
     EvaluationText,
     Ffn,
     Holdout,
@@ -24,43 +27,70 @@ from .options import (
     Predictions,
     PromptsFile,
     Split,
+    TextsByKind,
     Trust,
+    ZeroShotTasks,
 )
 from .parameters import given, refuse_options
 from .running import savable
 
-_ONLY_TEXTS = ("context", "stride", "max_tokens", "baseline", "chat_template", "prompts", "answer_tokens")
-_ONLY_TASKS = ("limit", "decode", "max_new_tokens", "batch_size", "out")
+
+@dataclass(frozen=True)
+class Way:
+    """One of what `eval` can measure. name: for messages. options: those that not all of them have."""
+
+    name: str
+    options: tuple[str, ...]
+
+
+_WAYS = {
+    "text": Way(
+        "texts", ("data", "split", "holdout", "context", "stride", "max_tokens", "baseline", "chat_template",
+         "prompts", "answer_tokens"),
+    ),
+    "task": Way(
+        "tasks", ("data", "split", "holdout", "limit", "decode", "max_new_tokens", "batch_size", "out")
+    ),
+    "zero_shot": Way("--tasks", ("tasks", "limit", "batch_size", "baseline")),
+    "texts": Way("--texts", ("texts", "split", "context", "max_tokens", "baseline")),
+}  # fmt: skip
+
+
+Context = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Tokens a window.", show_default="1024, or the model's maximum if less"),
+]
+Stride = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Tokens from one window to the next.", show_default="disjoint windows"),
+]
+Limit = Annotated[int | None, typer.Option(metavar="N", min=1, help="Tasks: only the first N items of each.")]
+Decode = Annotated[str, typer.Option(metavar="greedy|beam", help="Tasks: beam is the paper's search with 10 beams.")]
+MaxNewTokens = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="Tasks: where to stop.", show_default="as the task")
+]
 
 
 @savable
 def evaluate(
     ctx: typer.Context,
     model: Model,
-    data: EvaluationText,
+    data: EvaluatedText = None,
+    tasks: ZeroShotTasks = None,
+    texts: TextsByKind = False,
     data_dir: DataDir = None,
     split: Split = "validation",
     holdout: Holdout = None,
-    context: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Tokens a window.", show_default="1024, or the model's maximum if less"),
-    ] = None,
-    stride: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Tokens from one window to the next.", show_default="disjoint windows"),
-    ] = None,
+    context: Context = None,
+    stride: Stride = None,
     max_tokens: Annotated[int | None, typer.Option(metavar="N", min=2, help="Read only the first so many.")] = None,
     baseline: Annotated[
         str | None, typer.Option(metavar="DENSE", help="The model before pruning, to compare on the same tokens.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Tasks: only the first N items.")] = None,
-    decode: Annotated[
-        str, typer.Option(metavar="greedy|beam", help="Tasks: beam is the paper's search with 10 beams.")
-    ] = "greedy",
-    max_new_tokens: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Tasks: where to stop.", show_default="as the task")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Tasks: how many are decoded at once.")] = 16,
+    limit: Limit = None,
+    decode: Decode = "greedy",
+    max_new_tokens: MaxNewTokens = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Tasks: how many sequences at once.")] = 16,
     out: Predictions = None,
     dtype: Dtype = "float32",
     device: Device = "cpu",
@@ -71,7 +101,8 @@ def evaluate(
     plugin: Plugin = None,
     as_json: Json = False,
 ) -> None:
-    """Perplexity on a text, with its standard error; with a baseline, the paired difference. Or the scores of a task.
+    """Perplexity on a text, with its standard error; the scores of a task; accuracy of zero-shot tasks; perplexity by
+    kind of text. With a baseline, the paired difference.
 
     JSON: `model`, `perplexity`, `perplexity_se`, `nll`, `nll_se`, `bits_per_byte`, `word_perplexity`, `tokens`,
     `context`, `stride`, `data`, `read_before`, `dtype`, `seconds`; with a baseline also `baseline`,
@@ -80,33 +111,53 @@ def evaluate(
 
     JSON of a task (`wikisql`, `samsum`, `e2e`, pairs): its metrics, each with `…_ci`, its 95% interval; `items`,
     `decoded`, `contexts_cut`, `unfinished`, `sequences_per_second`, `decode`, `max_new_tokens`, `batch_size`, `out`.
+
+    JSON of --tasks: `tasks` (an object), `mean_accuracy`; of --texts: `texts` (an object), `mean_log_ratio`.
     """
     options = given(locals())
     with talking(as_json) as terminal:
-        from ..data.pairs import is_source
-        from ..jobs import evaluate as jobs
-        from . import measured_views as views
+        from .quality_views import EVALUATED
 
-        check_usage(ctx)
-        if is_source(data):
-            record = jobs.evaluate_task(terminal, **{k: v for k, v in options.items() if k not in _ONLY_TEXTS})
-            terminal.result(record, *views.task(record))
-        else:
-            record = jobs.evaluate(terminal, **{k: v for k, v in options.items() if k not in _ONLY_TASKS})
-            terminal.result(record, *views.evaluation(record))
+        way = check_usage(ctx)
+        wanted = {name: value for name, value in options.items() if name not in _others(way) | {"texts"}}
+        record = _job(way)(terminal, **wanted)
+        terminal.result(record, *EVALUATED[way](record))
 
 
-def check_usage(ctx: typer.Context) -> None:
-    """Raises: UserError for options of `eval` that its text does not have."""
+def check_usage(ctx: typer.Context) -> str:
+    """What is measured, a key of `_WAYS`. Raises: UserError where nothing is, or for options that it does not have."""
     from ..data.pairs import is_source
+    from ..errors import UserError
 
-    data = ctx.params["data"]
-    if is_source(data):
-        refuse_options(ctx, f": it goes with texts, and {data} is a task", *_ONLY_TEXTS)
-    else:
-        refuse_options(ctx, f": it goes with tasks, and {data} is a text", *_ONLY_TASKS)
-        if ctx.params["baseline"] is None:
-            refuse_options(ctx, ", or name a --baseline: answers are compared with its", "prompts", "answer_tokens")
+    data, tasks, texts = (ctx.params[name] for name in ("data", "tasks", "texts"))
+    if [data is not None, tasks is not None, texts].count(True) != 1:
+        raise UserError(
+            "say what to evaluate on, one of --data SRC (perplexity, or the scores of pairs), --tasks NAMES (zero-shot "
+            "accuracy) and --texts (perplexity by kind of text)"
+        )
+    way = "zero_shot" if tasks else "texts" if texts else "task" if is_source(data) else "text"
+    what = {"text": f"{data} is a text", "task": f"{data} is a task"}.get(way, f"this is {_WAYS[way].name}")
+    for option in sorted(_others(way) - {"data", "tasks", "texts"}):
+        takers = " and ".join(row.name for row in _WAYS.values() if option in row.options)
+        refuse_options(ctx, f": it goes with {takers}, and {what}", option)
+    if ctx.params["baseline"] is None:
+        refuse_options(ctx, ", or name a --baseline: answers are compared with its", "prompts", "answer_tokens")
+    return way
+
+
+def _others(way: str) -> set[str]:
+    """The options that only others of `_WAYS` have."""
+    return {option for row in _WAYS.values() for option in row.options} - set(_WAYS[way].options)
+
+
+def _job(way: str) -> Callable[..., dict[str, Any]]:
+    from ..jobs import evaluate, texts_by_kind, zero_shot
+
+    jobs: dict[str, Callable[..., dict[str, Any]]] = {
+        "text": evaluate.evaluate, "task": evaluate.evaluate_task, "zero_shot": zero_shot.evaluate_zero_shot,
+        "texts": texts_by_kind.evaluate_texts,
+    }  # fmt: skip
+    return jobs[way]
 
 
 @savable

@@ -33,8 +33,8 @@ Model = Annotated[
     ),
 ]
 SOURCES = (
-    "`wikitext` (`:raw`, `:tokens`), `wikisql`, `samsum`, `e2e`, `python-docs`, a `.txt`, `.raw`, `.tokens`, `.md` or "
-    "`.jsonl` file, a hub data set id, or `self`: written by the model."
+    "`mix` (`:c4=0.4,…`), `wikitext` (`:raw`, `:tokens`), `wikisql`, `samsum`, `e2e`, `python-docs`, `python-code`, "
+    "a `.txt`, `.raw`, `.tokens`, `.md` or `.jsonl` file, a hub data set id, or `self`: written by the model."
 )
 Checkpoint = Annotated[Path, typer.Option(metavar="DIR", help="Folder for the checkpoint.", show_default=False)]
 MethodName = Annotated[str, typer.Option(metavar="NAME", help="One of those that `lmprune methods` lists.")]
@@ -60,6 +60,22 @@ CalibrationText = Annotated[str, typer.Option(metavar="SRC", help=f"Text to cali
 TrainingText = Annotated[str, typer.Option(metavar="SRC", help=f"Text to train on (train): {SOURCES}")]
 StudentsText = Annotated[str, typer.Option(metavar="SRC", help=f"Text (train) that students train on: {SOURCES}")]
 EvaluationText = Annotated[str, typer.Option(metavar="SRC", help=f"Text: {SOURCES}", show_default=False)]
+EvaluatedText = Annotated[
+    str | None, typer.Option(metavar="SRC", help=f"Text, or pairs to decode: {SOURCES}", show_default=False)
+]
+ZeroShotTasks = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES",
+        help="Zero-shot accuracy by lm-eval, of a,b,…: arc_easy, arc_challenge, hellaswag, piqa, winogrande, boolq, "
+        "openbookqa, sciq, lambada.",
+        show_default=False,
+    ),
+]
+TextsByKind = Annotated[
+    bool,
+    typer.Option("--texts", metavar="", help="Perplexity by kind of text: of --data-dir, or as `mix` has them."),
+]
 DataDir = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Folder with the data set's own files; else from the hub.")
 ]

@@ -9,20 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, unknown
-from . import files, holdout, hub, pairs, python_docs, self_generated, wikitext
+from . import files, holdout, hub, mix, pairs, python_code, python_docs, self_generated, wikitext
 from .records import PairData, Records, render
 
 #: What `load` takes, as a message shows it.
 SOURCES = (
+    "mix",
     "wikitext",
     "wikisql",
     "samsum",
     "e2e",
     "python-docs",
+    "python-code",
     "self",
     f"FILE ({' '.join(files.SUFFIXES)})",
     "ORG/NAME on the hub",
 )
+
+
+_PYTHON = {"python-docs": python_docs.load, "python-code": python_code.load}
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class TextData:
 
     name: str
     documents: list[str]
-    provenance: Mapping[str, str | int | float]
+    provenance: Mapping[str, Any]
     notes: tuple[str, ...] = ()
 
 
@@ -53,12 +58,13 @@ def load(
 ) -> TextData:
     """Load the text of `source`.
 
-    source: `wikitext[:raw|:tokens]`, `python-docs`, `self`, a file (`.txt .raw .tokens .md .jsonl`, and
-        `file.jsonl:FIELD` for another field than `text`), or a hub data set id `org/name[:config]`; of a source of
-        pairs (`wikisql`, `samsum`, `e2e`, see `pairs`) each context with its completion is a text.
+    source: `mix` (see `mix`), `wikitext[:raw|:tokens]`, `python-docs`, `python-code`, `self`, a file (`.txt .raw
+        .tokens .md .jsonl`, and `file.jsonl:FIELD` for another field than `text`), or a hub data set id
+        `org/name[:config]`; of a source of pairs (`wikisql`, `samsum`, `e2e`, see `pairs`) each context with its
+        completion is a text.
     split: train, validation or test; a single file is the same for every split.
-    data_dir: for wikitext, a folder with wiki.{train,valid,test}.{raw,tokens}, for pairs as `pairs.load` says; None =
-        the hub.
+    data_dir: for a mix, a folder as `kinds` has it, for wikitext, one with wiki.{train,valid,test}.{raw,tokens}, for
+        pairs as `pairs.load` says; None = the hub.
     model, tokenizer, seed: what writes the text of `self`; the tokenizer also has the chat template.
     chat_template: render every record with the tokenizer's template, a plain text as one user message.
     held_out: a share of a file, which has no splits: validation and test read it, train the rest (`holdout`).
@@ -66,13 +72,19 @@ def load(
     Raises: UserError for an unknown source or split, an unreadable file, a broken line, a hub that can't be reached.
     """
     _check_options(source, data_dir, chat_template, held_out)
+    if mix.is_mix(source):
+        found = mix.load(
+            source, split, data_dir=data_dir, tokenizer=tokenizer, seed=seed, num_tokens=num_tokens,
+            other=_reader(split, model, tokenizer, seed),
+        )  # fmt: skip
+        return _rendered(found, source, split, chat_template=False, tokenizer=tokenizer)
     base, _, variant = source.partition(":")
     if pairs.is_source(source):
         found = _as_texts(pairs.load(source, split, data_dir=data_dir, held_out=held_out), tokenizer)
     elif base == "wikitext":
         found = wikitext.load(variant or None, split, data_dir, num_tokens)
-    elif source == "python-docs":
-        found = python_docs.load(split)
+    elif source in _PYTHON:
+        found = _PYTHON[source](split)
     elif source == "self":
         found = self_generated.load(model, tokenizer, num_tokens, seed)
     elif (file := files.parse(source)) is not None:
@@ -87,6 +99,40 @@ def load(
     return _rendered(found, source, split, chat_template=chat_template, tokenizer=tokenizer)
 
 
+def needs_model(source: str, data_dir: Path | None = None) -> bool:
+    """Whether the model has to write the text, or a part of it. Raises: UserError for a mix that is none."""
+    return source == "self" or mix.needs_model(source, data_dir)
+
+
+def as_long_as_you_like(source: str) -> bool:
+    """Whether the source has no end, so that somebody has to say how much is read."""
+    return source == "self" or mix.is_mix(source)
+
+
+def load_kinds(split: str, *, data_dir: Path | None, tokenizer: Any, num_tokens: int) -> dict[str, TextData]:
+    """Text of each kind that `mix` is made of, by its name; data_dir as there. num_tokens: will be wanted of each.
+
+    Raises: UserError as `load`.
+    """
+    found = mix.every_kind(
+        split, data_dir=data_dir, tokenizer=tokenizer, num_tokens=num_tokens, other=_reader(split, None, tokenizer, 0)
+    )
+    return {
+        kind: _rendered(records, kind, split, chat_template=False, tokenizer=tokenizer)
+        for kind, records in found.items()
+    }
+
+
+def _reader(split: str, model: Any, tokenizer: Any, seed: int) -> mix.Reader:
+    """What reads the parts of a mix that are sources by themselves."""
+
+    def read(name: str, num_tokens: int) -> Records:
+        found = load(name, split, model=model, tokenizer=tokenizer, seed=seed, num_tokens=num_tokens)
+        return Records(found.name, found.documents, found.provenance, found.notes)
+
+    return read
+
+
 def _check_options(source: str, data_dir: Path | None, chat_template: bool, held_out: float | None) -> None:
     """Raises: UserError for what does not go with the source."""
     if pairs.is_source(source):
@@ -95,8 +141,10 @@ def _check_options(source: str, data_dir: Path | None, chat_template: bool, held
         return
     if held_out is not None and files.parse(source) is None:
         raise UserError(f"--holdout goes with a file of your own; {source} has splits, or none at all")
-    if data_dir is not None and source.partition(":")[0] != "wikitext":
-        raise UserError(f"--data-dir goes with wikitext, wikisql, samsum and e2e, not with {source!r}")
+    if data_dir is not None and source.partition(":")[0] not in ("mix", "wikitext"):
+        raise UserError(f"--data-dir goes with mix, wikitext, wikisql, samsum and e2e, not with {source!r}")
+    if mix.is_mix(source) and chat_template:
+        raise UserError("drop --chat-template: the conversations of a mix are rendered with it, and nothing else is")
     if source == "self" and chat_template:
         raise UserError("--chat-template has nothing to render in text that the model writes itself (self)")
 

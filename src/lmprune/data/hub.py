@@ -63,14 +63,19 @@ def find(name: str, config: str | None, split: str, *, revision: str | None = No
     return Dataset(name, config, split, info.sha or revision or "main", cure)
 
 
-def load(name: str, config: str | None, split: str, *, chat_template: bool, num_tokens: int | None) -> Records:
-    """Each row's `text` (or `messages` with a chat template), at most as many rows as `num_tokens` calls for."""
+def load(
+    name: str, config: str | None, split: str, *, chat_template: bool, num_tokens: int | None, field: str | None = None
+) -> Records:
+    """Each row's `text` (or `messages` with a chat template), at most as many rows as `num_tokens` calls for.
+
+    field: another column to read.
+    """
     dataset = find(name, config, split)
     wanted = characters(num_tokens)
     records: list[Record] = []
     length = 0
     for number, row in enumerate(dataset.rows(), 1):
-        record = pick(row, None, chat_template=chat_template, where=f"data set {name}, row {number}")
+        record = pick(row, field, chat_template=chat_template, where=f"data set {name}, row {number}")
         records.append(record)
         length += len(record) if isinstance(record, str) else sum(len(message["content"]) for message in record)
         if length >= wanted:

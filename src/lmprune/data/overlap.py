@@ -30,7 +30,11 @@ def _is_text(entry: Mapping[str, Any]) -> bool:
 
 
 def same_text(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Equal digests; or the same split of one source, of which one may have read more than the other."""
+    """Equal digests; or the same split of one source, of which one may have read more than the other; or of a mix a
+    part."""
+    for text, rest in ((one, other), (other, one)):
+        if parts := text.get("parts"):
+            return any(same_text(part, rest) for part in parts.values())
     if one["sha256"] == other["sha256"]:
         return True
     place = _place(one)

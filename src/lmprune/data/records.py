@@ -18,7 +18,7 @@ class Records:
 
     name: str
     records: Sequence[Record]
-    provenance: Mapping[str, str | int | float]
+    provenance: Mapping[str, Any]
     notes: tuple[str, ...] = ()
 
 

@@ -104,7 +104,7 @@ def cover(tokenizer: Any, data: TextData, max_tokens: int | None = None) -> tupl
         if room >= len(encoding.input_ids):
             covered.append(document)
         elif room > 0:
-            covered.append(_covered(tokenizer, document, encoding, room))
+            covered.append(text_of_first(tokenizer, document, encoding, room))
         if len(ids) == max_tokens:
             break
     if len(ids) < 2:
@@ -112,7 +112,7 @@ def cover(tokenizer: Any, data: TextData, max_tokens: int | None = None) -> tupl
     return torch.tensor(ids), "".join(covered)
 
 
-def _covered(tokenizer: Any, document: str, encoding: Any, num_tokens: int) -> str:
+def text_of_first(tokenizer: Any, document: str, encoding: Any, num_tokens: int) -> str:
     """The part of `document` that its first `num_tokens` tokens stand for."""
     if tokenizer.is_fast:
         return document[: encoding.token_to_chars(num_tokens - 1).end]

@@ -52,3 +52,8 @@ def bootstrap(value: float, num_items: int, statistic: Callable[[Any], float]) -
     resampled = [statistic(draw.integers(num_items, size=num_items)) for _ in range(RESAMPLES)]
     low, high = np.quantile(resampled, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return Estimate(value, float(low), float(high))
+
+
+def normal(value: float | None, error: float | None) -> list[float] | None:
+    """The 95% interval around a mean with a standard error, for JSON; None where there is no error."""
+    return None if value is None or error is None else [value - _Z * error, value + _Z * error]

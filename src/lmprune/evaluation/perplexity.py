@@ -46,6 +46,8 @@ class PerplexityResult:
     nll_difference_se: float | None = None
     kl: float | None = None
     top1_agreement: float | None = None
+    kl_se: float | None = None
+    top1_agreement_se: float | None = None
 
     def to_dict(self) -> dict[str, float | int | None]:
         """For JSON: the baseline's keys only where there was one; None for what is not a finite number."""
@@ -221,7 +223,8 @@ def _result(
     paired: dict[str, float] = {}
     if sums.shape[1] > 1:
         difference, difference_se = ratio_estimate(sums[:, 0] - sums[:, 1], counts)
-        base_nll, kl, agreement = (sums[:, 1:].sum(0) / counts.sum()).tolist()
+        base_nll = float(sums[:, 1].sum() / counts.sum())
+        (kl, kl_se), (agreement, agreement_se) = (ratio_estimate(sums[:, column], counts) for column in (2, 3))
         paired = {
             "baseline_perplexity": _exp(base_nll),
             "perplexity_ratio": _exp(difference),
@@ -229,6 +232,8 @@ def _result(
             "nll_difference_se": difference_se,
             "kl": kl,
             "top1_agreement": agreement,
+            "kl_se": kl_se,
+            "top1_agreement_se": agreement_se,
         }
     return PerplexityResult(
         perplexity=_exp(nll),

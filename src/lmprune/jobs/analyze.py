@@ -55,7 +55,7 @@ def analyze(
     if baseline is not None:
         dense_ffns = find_sites(models.skeleton(baseline, trust_remote_code=trust_remote_code), spec=spec)
     read = partial(texts.load, data, split, data_dir=data_dir, chat_template=chat_template, num_tokens=max_tokens)
-    loaded, tokenizer, text = open_model(terminal, model, data, read, **how)
+    loaded, tokenizer, text = open_model(terminal, model, data, read, data_dir=data_dir, **how)
     assert text is not None
     sites: dict[Kind, Sequence[Place]] = {kind: find_sites(loaded, [kind], spec) for kind in kinds}
     ffns = seams(sites.get("neurons", ()), "analyze")

@@ -15,7 +15,7 @@ from ..data.beginning import Beginning
 from ..data.overlap import read_before, warning
 from ..data.records import PairData
 from ..data.tokens import cover
-from ..errors import unknown
+from ..errors import UserError, unknown
 from ..evaluation import predictions, tasks
 from ..evaluation.decoding import DECODINGS
 from ..evaluation.perplexity import perplexity
@@ -34,12 +34,13 @@ def evaluate(
     """`lmprune eval` on a text, whose options these are. Raises: UserError."""
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     questions = check_prompts(prompts, answer_tokens)
+    check_length(data, max_tokens)
     if baseline is not None:
         sources.resolve(baseline)
     read = partial(
         texts.load, data, split, data_dir=data_dir, chat_template=chat_template, num_tokens=max_tokens, held_out=holdout
     )  # fmt: skip
-    pruned, tokenizer, text = open_model(terminal, model, data, read, **how)
+    pruned, tokenizer, text = open_model(terminal, model, data, read, data_dir=data_dir, **how)
     assert text is not None
     terminal.note(f"evaluating on {text.name}")
     seen = told_if_read_before(terminal, model, text)
@@ -115,6 +116,12 @@ def evaluate_task(
     if out is not None:
         (out / predictions.SCORES).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return record
+
+
+def check_length(data: str, max_tokens: int | None) -> None:
+    """Raises: UserError where a mix has no end, and nobody said how much of it to read."""
+    if data != "self" and texts.as_long_as_you_like(data) and max_tokens is None:
+        raise UserError(f"{data} is as long as you like; say how much to read with --max-tokens")
 
 
 def check_decoding(name: str) -> None:

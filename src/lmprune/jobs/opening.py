@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ..checkpoints import models
-from ..data import TextData
+from ..data import TextData, needs_model
 from ..data.records import PairData
 from ..data.tokens import SAMPLE, check_same
 from ..errors import UserError
@@ -31,11 +32,18 @@ def check_tokenizer(
 
 
 def open_model(
-    terminal: Teller, source: str, data: str, read: Callable[..., Source] | None, **how: Any
+    terminal: Teller,
+    source: str,
+    data: str,
+    read: Callable[..., Source] | None,
+    *,
+    data_dir: Path | None = None,
+    **how: Any,
 ) -> tuple[Any, Any, Source | None]:
     """(model, tokenizer, text). The text comes first, as it is the quicker to be wrong, but for what a model writes.
 
-    read: `texts.load` but for model and tokenizer; None where no text is needed, and a tokenizer only to pass it on.
+    data, data_dir: what `read` reads. read: `texts.load` but for model and tokenizer; None where no text is needed, and
+        a tokenizer only to pass it on.
     """
     models.check_device(how["device"])
     models.check_dtype(how["dtype"])
@@ -48,14 +56,15 @@ def open_model(
         missing = error
     else:
         missing = None
-    if read is not None and data != "self":
+    from_model = read is not None and needs_model(data, data_dir)
+    if read is not None and not from_model:
         with terminal.busy(f"reading {data}"):
             text = read(tokenizer=tokenizer)
     with terminal.busy(f"loading {source}"):
         model = models.load(source, note=terminal.note, **how)
     if missing is not None:
         terminal.note(f"{missing}; the checkpoint will have none either")
-    if read is not None and text is None:
+    if read is not None and from_model:
         with terminal.busy("the model writes its own text"):
             text = read(model=model, tokenizer=tokenizer)
     if text is not None:

@@ -178,7 +178,7 @@ def open_asked(terminal: Teller, asked: Asked) -> Opened:
     training, model = asked.training, asked["model"]
     num_tokens = training.train_tokens if training else asked.calibration_tokens
     read = partial(asked.corpus.text, "train", num_tokens) if asked.calibrates or training else None
-    dense, tokenizer, text = open_model(terminal, model, asked["data"], read, **asked.how)
+    dense, tokenizer, text = open_model(terminal, model, asked["data"], read, data_dir=asked["data_dir"], **asked.how)
     if text is not None:
         terminal.note(f"{'training' if training else 'calibrating'} on {text.name}")
     if asked.plan is not None:

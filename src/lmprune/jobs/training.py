@@ -40,7 +40,7 @@ def finetune(terminal: Teller, **options: Any) -> dict[str, Any]:
     asked = check_finetune(**options)
     model, out, kind, training = options["model"], options["out"], asked.kind, asked.training
     read = partial(asked.corpus.text, "train", training.train_tokens)
-    net, tokenizer, text = open_model(terminal, model, options["data"], read, **asked.how)
+    net, tokenizer, text = open_model(terminal, model, options["data"], read, data_dir=options["data_dir"], **asked.how)
     assert text is not None
     whole_plan = whole({site.address: site.count for site in inspection.feed_forward(net)})  # of what can be saved
     before, licence = _own_plan(terminal, model, net), find_licence(model)
@@ -145,7 +145,7 @@ def teach(
     corpus = Corpus(data, data_dir, chat_template, held_out=holdout)
     read = partial(corpus.text, "train", train_tokens)
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-    net, tokenizer, text = open_model(terminal, model, data, read, **how)
+    net, tokenizer, text = open_model(terminal, model, data, read, data_dir=data_dir, **how)
     assert text is not None
     start = time.perf_counter()
     examples = corpus.examples(

@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from ..budget.keeps import Keep
+from ..data import as_long_as_you_like
 from ..data.pairs import check_loss_on, is_source
 from ..errors import UserError, unknown
 from ..gradual.schedules import cubic
@@ -64,10 +65,11 @@ def checked(training: Training) -> Training:
 
 
 def check_source(data: str, train_tokens: int | None, training: Training | None = None) -> None:
-    """Raises: UserError where the model is to write its own text, and nobody said how much, or an option does not go
-    with the source."""
+    """Raises: UserError where a text has no end, and nobody said how much of it, or an option does not go with it."""
     if data == "self" and train_tokens is None:
         raise UserError("the model writes as much text (self) as you like; say how much with --train-tokens")
+    if as_long_as_you_like(data) and train_tokens is None:
+        raise UserError("a mix is as long as you like; say how much of it with --train-tokens")
     if training is None:
         return
     if data == "self" and training.eval_every is not None:

@@ -1,0 +1,38 @@
+"""The source of CPython's own library, which is on every machine: real code without a network."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import sysconfig
+from pathlib import Path
+
+from ..errors import UserError, unknown
+from .records import Records
+
+SPLITS = ("train", "validation")
+_VALIDATION_SHARE = 1 / 4
+#: shorter ones are little more than imports
+_SHORTEST = 500
+#: what is not part of the library proper, or not there everywhere
+_APART = frozenset(("test", "tests", "idlelib", "idle_test", "lib2to3", "pydoc_data", "site-packages", "dist-packages"))
+
+
+def load(split: str) -> Records:
+    """Each file one document. A top-level module, with all that is in its folder, is in one split."""
+    if split not in SPLITS:
+        raise unknown("python-code split", split, SPLITS)
+    root = Path(sysconfig.get_path("stdlib"))
+    paths = [path for path in sorted(root.rglob("*.py")) if not _APART & set(path.relative_to(root).parts)]
+    held = split == "validation"
+    texts = [path.read_text(encoding="utf-8", errors="replace") for path in paths if _is_held_out(path, root) == held]
+    texts = [text for text in texts if len(text) >= _SHORTEST]
+    if not texts:
+        raise UserError(f"no source of Python's library in {root}; name another source than python-code")
+    version = platform.python_version()
+    return Records(f"python-code {split} (Python {version})", texts, {"python": version, "library": "source"})
+
+
+def _is_held_out(path: Path, root: Path) -> bool:
+    module = path.relative_to(root).parts[0].removesuffix(".py")
+    return hashlib.sha256(module.encode()).digest()[0] < _VALIDATION_SHARE * 256
