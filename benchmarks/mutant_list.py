@@ -131,6 +131,24 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
         "unit_readings",
         [("(1 - refitted_U / alone_U.clamp_min(1e-300))", "(1 - (refitted_U / alone_U.clamp_min(1e-300)).sqrt())")],
     ),
+    "sites/pages.py": (
+        "streamed",
+        [
+            ("if _marks(block) != before:", "if False:"),
+            ("while len(self._here) >= self.at_once:", "while False:"),
+            ("(id(parameter), parameter._version)", "(id(parameter), 0)"),
+            ("in_tuple = isinstance(out, tuple)", "in_tuple = False"),
+        ],
+    ),
+    "checkpoints/streamed.py": (
+        "streamed",
+        [
+            ("self.files.check()", "pass"),
+            ("placement.check_finite_tensor(stored, values, self.place)", "pass"),
+            ("state = loading.revert_weight_conversion(model, state)", "pass"),
+            ("for target, source in _tied(blank):", "for target, source in []:"),
+        ],
+    ),
     "scores/routing.py": (
         "unit_readings",
         [("chosen_Nk.new_full((len(x_ND), 1), expert), ones)", "chosen_Nk.new_full((len(x_ND), 1), 0), ones)")],

@@ -17,10 +17,13 @@ import torch
 from ..errors import unknown
 from ..plan import PLAN_FILE, PrunePlan
 from ..sites.families import FFNSpec
+from ..sites.pages import pages_of
 from . import dtypes
 from .card import card_of
 from .models import DTYPES, quiet
 from .shrinking import record_shapes
+from .stored import SINGLE
+from .streamed import write_blocks
 from .writing import check_folder, put, written_aside
 
 CARD_FILE = "README.md"
@@ -61,10 +64,14 @@ def save(
 
 def write_model(model: Any, folder: Path, tokenizer: Any = None, dtype: torch.dtype | None = None) -> None:
     """Weights, configs and tokenizer, into a folder that is there. dtype: as for `save`."""
-    state = dtypes.cast(model, dtypes.to_save(model, dtype))
+    wanted, pages = dtypes.to_save(model, dtype), pages_of(model)
+    state = {} if pages else dtypes.cast(model, wanted)
     with quiet():
         with _without_generation_config(model):
             model.save_pretrained(folder, state_dict=state)
+        if pages is not None:
+            (folder / SINGLE).unlink(missing_ok=True)
+            write_blocks(model, pages, folder, wanted)
         if model.can_generate():
             write_generation_config(model.generation_config, folder / "generation_config.json")
         _set(folder / "config.json", dtype=dtypes.name_of(dtypes.main(model, dtype)))

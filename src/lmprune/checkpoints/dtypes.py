@@ -99,11 +99,17 @@ def cast(model: Any, wanted: Mapping[str, torch.dtype]) -> dict[str, Any]:
         to = wanted.get(name, tensor.dtype)
         key = (tensor.data_ptr(), tensor.shape, to)
         if key not in done:
-            done[key] = tensor.to(to)
-            if to != tensor.dtype and not done[key].isfinite().all():
-                raise UserError(f"{name} has numbers that {name_of(to)} can't hold; save it in another dtype")
+            done[key] = cast_one(name, tensor, to)
         state[name] = done[key]
     return state
+
+
+def cast_one(name: str, tensor: torch.Tensor, to: torch.dtype) -> torch.Tensor:
+    """Raises: UserError where a number is too large for its dtype."""
+    done = tensor.to(to)
+    if to != tensor.dtype and not done.isfinite().all():
+        raise UserError(f"{name} has numbers that {name_of(to)} can't hold; save it in another dtype")
+    return done
 
 
 def round_to_saved(model: Any, dtype: torch.dtype | None = None) -> None:

@@ -31,6 +31,7 @@ from . import downloads, dtypes, gguf_reading, placement, shim
 from .gguf_tokenizer import read_tokenizer
 from .sources import Source, near, resolve
 from .stored import FLOATS, Stored, opened, weight_files
+from .streamed import with_pages
 from .tokenizer_files import FILE, read_otherwise
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -43,6 +44,7 @@ def load(
     device: str | torch.device = "cpu",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    stream: bool = False,
     note: Callable[[str], None] = warnings.warn,
 ) -> Any:
     """The causal-LM model at `source` (see `sources.resolve`), in eval mode.
@@ -50,15 +52,19 @@ def load(
     Checkpoints that lmprune wrote need no `trust_remote_code`, whatever their widths: their own code is never run.
     GGUF weights are dequantised. dtype: a name of DTYPES, a torch dtype, or "auto" for the one it was saved in (of
     several, one that holds them all).
+    stream: its blocks stay in the files, and come into memory when they are used (`sites.pages`).
     note: is told what the user should know: tensors that were rightly left out, a config that was wrong of the head.
     Raises: UserError, one sentence, for whatever is wrong with the source, the weights or the arguments.
     """
     found = resolve(source, revision=revision)
     target, dtype = check_device(device), check_dtype(dtype)
     with _explained(found), quiet():
-        model = _from_gguf(found, dtype) if found.gguf else _from_files(found, dtype, trust_remote_code, note)
+        if found.gguf:
+            model = _from_gguf(found, dtype, stream=stream)
+        else:
+            model = _from_files(found, dtype, trust_remote_code, note, stream=target if stream else None)
     placement.check_finite(model, found)
-    return model.to(target).eval()
+    return (model if stream else model.to(target)).eval()
 
 
 def skeleton(
@@ -90,20 +96,26 @@ def _from_files(
     note: Callable[[str], None],
     *,
     blank: bool = False,
+    stream: torch.device | None = None,
 ) -> Any:
-    """The model whose weights are safetensors files. blank: on the meta device, only compared with them."""
+    """The model whose weights are safetensors files. blank: on the meta device, only compared with them.
+
+    stream: where the blocks, which stay in the files, are brought to when they are used.
+    """
     reachable = found.on_hub and downloads.hub_is_reachable()
     files = downloads.files_of(found, reachable=reachable)
     options = {"revision": files.revision, "local_files_only": not reachable} if found.on_hub else {}
     config, cls = _configured(found, trust_remote_code, options)
     named = getattr(config, "transformers_weights", None)
-    with opened(weight_files(files.names, files.path_of, found, named), blank=blank) as tensors:
+    paths = weight_files(files.names, files.path_of, found, named)
+    blank = blank or stream is not None
+    with opened(paths, blank=blank) as tensors:
         outline = _blank(config, cls, trust_remote_code)
         model, info = type(outline).from_pretrained(
             None,  # the weights come from us: transformers would open whatever an index names, and map it
             state_dict=tensors,
             config=outline.config,
-            dtype=_saved_dtype(tensors) if dtype == "auto" else dtype,
+            dtype=dtype if isinstance(dtype, torch.dtype) else _saved_dtype(tensors),
             device_map={"": "meta"} if blank else None,
             ignore_mismatched_sizes=True,  # so that we can name them
             output_loading_info=True,
@@ -111,7 +123,10 @@ def _from_files(
         if blank:
             placement.tie_blank(model, tensors)
         notes = placement.check(model, info, tensors, found)
-        dtypes.remember(model, dtypes.of_tensors(tensors))
+        known, computed = dtypes.of_tensors(tensors), dtype if isinstance(dtype, torch.dtype) else _saved_dtype(tensors)
+    if stream is not None:
+        model = with_pages(model, paths, computed, stream, found)
+    dtypes.remember(model, known)
     model.name_or_path = model.config.name_or_path = found.place
     if "generation_config.json" in files.names and model.can_generate():
         model.generation_config = GenerationConfig.from_pretrained(files.path_of("generation_config.json").parent)
@@ -120,7 +135,9 @@ def _from_files(
     return model
 
 
-def _from_gguf(found: Source, dtype: str | torch.dtype) -> Any:
+def _from_gguf(found: Source, dtype: str | torch.dtype, *, stream: bool) -> Any:
+    if stream:
+        raise UserError(f"{found} is a GGUF file, which is read as a whole; --stream reads folders of safetensors")
     model, info = gguf_reading.load(Path(str(found)), None if isinstance(dtype, str) else dtype)
     placement.check_filled(info, found)
     dtypes.remember(model, dtypes.of_gguf(Path(str(found))))

@@ -61,9 +61,15 @@ def check_filled(info: Mapping[str, Any], place: object) -> None:
 def check_finite(model: Any, place: object) -> None:
     """Raises: UserError where a weight is NaN or infinite."""
     for name, parameter in model.named_parameters():
-        if parameter.numel() and not torch.stack(parameter.aminmax()).isfinite().all():  # both are NaN where one is
-            bad = int((~parameter.isfinite()).sum())
-            raise UserError(f"{place}: {name} holds {bad} NaN or infinite values; the checkpoint is broken")
+        if not parameter.is_meta:  # of a block that stays in its files: looked at when it comes
+            check_finite_tensor(name, parameter, place)
+
+
+def check_finite_tensor(name: str, values: torch.Tensor, place: object) -> None:
+    """Raises: UserError where one is NaN or infinite."""
+    if values.is_floating_point() and values.numel() and not torch.stack(values.aminmax()).isfinite().all():
+        bad = int((~values.isfinite()).sum())  # aminmax: both are NaN where one value is
+        raise UserError(f"{place}: {name} holds {bad} NaN or infinite values; the checkpoint is broken")
 
 
 def tie_blank(model: Any, tensors: Mapping[str, Stored]) -> None:

@@ -21,6 +21,7 @@ from ..sites.heads import head_counts, heads
 from ..sites.layers import check_left
 from ..sites.limits import check_in_memory
 from ..sites.mixtures import MIXTURES, mixture_of
+from ..sites.pages import here
 from ..sites.place import Place
 from ..sites.site import Site
 from . import shim
@@ -40,6 +41,7 @@ def shrink(model: Any, plan: PrunePlan, spec: FFNSpec | None = None) -> Any:
     kept = plan.indices(site.address for site in sites)
     check_left(sites, kept)
     for site, units in zip(sites, kept, strict=True):
+        here(site.block)
         site.keep(units)
     record_shapes(model, spec)
     return model

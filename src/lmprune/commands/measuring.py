@@ -27,6 +27,7 @@ from .options import (
     Predictions,
     PromptsFile,
     Split,
+    Stream,
     TextsByKind,
     Trust,
     ZeroShotTasks,
@@ -46,7 +47,7 @@ class Way:
 _WAYS = {
     "text": Way(
         "texts", ("data", "split", "holdout", "context", "stride", "max_tokens", "baseline", "chat_template",
-         "prompts", "answer_tokens"),
+         "prompts", "answer_tokens", "stream"),
     ),
     "task": Way(
         "tasks", ("data", "split", "holdout", "limit", "decode", "max_new_tokens", "batch_size", "out")
@@ -97,6 +98,7 @@ def evaluate(
     chat_template: ChatTemplate = False,
     prompts: PromptsFile = None,
     answer_tokens: AnswerTokens = ANSWER_TOKENS,
+    stream: Stream = False,
     trust_remote_code: Trust = False,
     plugin: Plugin = None,
     as_json: Json = False,
@@ -188,6 +190,7 @@ def analysis(
     force: Annotated[bool, typer.Option("--force", metavar="", help="Replace the analysis already at --out.")] = False,
     ffn: Ffn = None,
     chat_template: ChatTemplate = False,
+    stream: Stream = False,
     trust_remote_code: Trust = False,
     plugin: Plugin = None,
     as_json: Json = False,

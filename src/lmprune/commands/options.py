@@ -174,6 +174,15 @@ Ffn = Annotated[
         rich_help_panel=MODELS,
     ),
 ]
+Stream = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        metavar="",
+        help="Leave the model's blocks in their files and read them one by one; by itself where memory is short.",
+        rich_help_panel=MODELS,
+    ),
+]
 Trust = Annotated[
     bool,
     typer.Option(

@@ -38,6 +38,7 @@ from .options import (
     ScoresOut,
     Seed,
     SeqLen,
+    Stream,
     Trust,
     Units,
 )
@@ -109,6 +110,7 @@ def prune(
     save_dtype: SaveDtype = None,
     push_to_hub: PushToHub = None,
     ffn: Ffn = None,
+    stream: Stream = False,
     trust_remote_code: Trust = False,
     plugin: Plugin = None,
     run_file: RunFile = None,

@@ -34,7 +34,7 @@ from ..pruning import versions
 from ..sites.address import Kind
 from ..sites.families import FFNSpec
 from ..sites.find import find_sites
-from ..sites.limits import check_in_memory, check_tokens
+from ..sites.limits import check_in_memory, check_tokens, check_whole
 from ..sites.masks import ATTRIBUTE, UnitMasks
 from ..sites.site import seams
 from ..solve.learned import Learned
@@ -89,6 +89,7 @@ class GradualPruner:
             raise UserError("the model is being pruned already; finish() the GradualPruner that it has first")
         sites = seams(find_sites(model, units, spec), "pruning while a model trains")
         check_in_memory(model)
+        check_whole(model, "units can't go little by little")
         self.goal.check(sites)
         self.masks = UnitMasks(model, sites, learned=self.method.learned, compute=settings.compute)
         self.chooser = self._chooser(calibration, spec)

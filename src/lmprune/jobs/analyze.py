@@ -31,7 +31,7 @@ from ..sites.place import Place
 from ..sites.site import seams
 from . import analysis, inspection, unit_readings
 from .evaluate import told_if_read_before
-from .opening import check_tokenizer, open_model
+from .opening import check_tokenizer, open_model, streaming
 from .reproduce import data_record
 
 ANALYSIS_FILE = "analysis.json"
@@ -40,7 +40,7 @@ ANALYSIS_FILE = "analysis.json"
 def analyze(
     terminal: Teller, *, model: str, data: str, out: Path, units: str, baseline: str | None, data_dir: Path | None,
     split: str, seq_len: int | None, max_tokens: int, dtype: str, device: str, force: bool, ffn: str | None,
-    chat_template: bool, trust_remote_code: bool,
+    chat_template: bool, stream: bool, trust_remote_code: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """`lmprune analyze`, whose options these are. Raises: UserError; nothing is written then."""
     out = out.expanduser().resolve()
@@ -49,7 +49,7 @@ def analyze(
     unit_readings.check_readable(kinds)
     if baseline is not None and "neurons" not in kinds:
         raise UserError("with a baseline the neurons of both are compared; name neurons among --units, or no baseline")
-    how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code, "stream": stream}
     spec = parse_spec(ffn) if ffn else None
     dense_ffns = None
     if baseline is not None:
@@ -103,7 +103,7 @@ def _of_baseline(
     terminal: Teller, baseline: str, spec: FFNSpec | None, ids: Tensor, how: Mapping[str, Any]
 ) -> Redundancy:
     with terminal.busy(f"loading {baseline}"):
-        dense = models.load(baseline, note=terminal.note, **how)
+        dense = models.load(baseline, note=terminal.note, **streaming(terminal, baseline, how))
     check_tokens(ids, dense)
     with terminal.stages() as stages:
         return redundancy.measure(dense, find_sites(dense, spec=spec), ids, stages=stages)

@@ -16,6 +16,7 @@ from ..evaluation.answers import REPETITIVE, answer, repetition, same_choices
 from ..evaluation.decoding import Output
 from ..progress import Teller
 from ..sites.limits import max_context
+from ..sites.pages import pages_of
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,9 @@ def answers(
     Raises: UserError for prompts of the user's that the model has no room for; built-in ones are then left out.
     """
     if answer_tokens == 0 or tokenizer is None:
+        return None
+    if prompts is None and pages_of(model) is not None:
+        terminal.note("no answers: a model that is read block by block would be read anew for each of their tokens")
         return None
     asked, room = prompts or built_in(tokenizer), (max_context(model.config) or math.inf) - answer_tokens
     ids = encoded(tokenizer, asked.texts)

@@ -22,17 +22,17 @@ from ..evaluation.perplexity import perplexity
 from ..progress import Teller
 from .answers import answers, check_prompts, compared
 from .inspection import find_plan
-from .opening import check_tokenizer, open_model
+from .opening import check_tokenizer, open_model, streaming
 from .reproduce import data_record
 
 
 def evaluate(
     terminal: Teller, *, model: str, data: str, data_dir: Path | None, split: str, holdout: float | None,
     context: int | None, stride: int | None, max_tokens: int | None, baseline: str | None, dtype: str, device: str,
-    chat_template: bool, trust_remote_code: bool, prompts: Path | None, answer_tokens: int,
+    chat_template: bool, stream: bool, trust_remote_code: bool, prompts: Path | None, answer_tokens: int,
 ) -> dict[str, Any]:  # fmt: skip
     """`lmprune eval` on a text, whose options these are. Raises: UserError."""
-    how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code, "stream": stream}
     questions = check_prompts(prompts, answer_tokens)
     check_length(data, max_tokens)
     if baseline is not None:
@@ -47,7 +47,7 @@ def evaluate(
     dense = None
     if baseline is not None:
         with terminal.busy(f"loading {baseline}"):
-            dense = models.load(baseline, note=terminal.note, **how)
+            dense = models.load(baseline, note=terminal.note, **streaming(terminal, baseline, how))
     input_ids, covered = cover(tokenizer, text, max_tokens)
     if baseline is not None:
         check_tokenizer(terminal, tokenizer, baseline, text, "the baseline", trust_remote_code)

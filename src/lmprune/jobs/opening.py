@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
+
 from ..checkpoints import models
+from ..checkpoints.sources import resolve
 from ..data import TextData, needs_model
 from ..data.records import PairData
 from ..data.tokens import SAMPLE, check_same
 from ..errors import UserError
 from ..progress import Teller, silent
+from ..sites.address import STREAMED, Kind
+
+#: memory beside the weights, as their multiple: what is computed with them
+_OVERHEAD = 1.25
 
 Source = TypeVar("Source", TextData, PairData)
 
@@ -29,6 +36,43 @@ def check_tokenizer(
         terminal.note(f"{whose} has no tokenizer; that it was trained on these tokens is taken for granted")
         return
     check_same(tokenizer, other, next(filter(None, text.documents))[:SAMPLE], whose)
+
+
+def check_streams(stream: bool, kinds: Sequence[Kind], ffn: str | None) -> None:
+    """Raises: UserError for what can't be done to a model that is read block by block."""
+    if not stream:
+        return
+    if others := [kind for kind in kinds if kind not in STREAMED]:
+        raise UserError(
+            f"{' and '.join(others)} can't be removed from a model that is read block by block; "
+            f"only {', '.join(STREAMED)} can: leave out --stream, or the others"
+        )
+    if ffn is not None:
+        raise UserError(
+            "--ffn is proved on the whole model, and --stream leaves it in its files; leave out one of them"
+        )
+
+
+def streaming(terminal: Teller, source: str, how: Mapping[str, Any]) -> dict[str, Any]:
+    """`how` to load the model; where it is streamed by itself, because memory is short, that is said."""
+    if how.get("stream") is False and not fits(source, how["dtype"], how["trust_remote_code"]):
+        terminal.note(f"{source} does not fit into memory as a whole: its blocks are read one by one")
+        return {**how, "stream": True}
+    return {**how}
+
+
+def fits(source: str, dtype: str, trust_remote_code: bool) -> bool:
+    """Whether the model may be loaded as a whole; only folders of safetensors can be read otherwise."""
+    found = resolve(source)
+    if found.on_hub or found.gguf:
+        return True
+    available = psutil.virtual_memory().available
+    stored = sum(file.stat().st_size for file in Path(found.place).glob("*.safetensors"))
+    if 4 * stored < available:  # even float16 computed with as float64 fits
+        return True
+    skeleton = models.skeleton(source, trust_remote_code=trust_remote_code)
+    kind = skeleton.dtype if dtype == "auto" else models.DTYPES[dtype]
+    return _OVERHEAD * sum(p.numel() for p in skeleton.parameters()) * kind.itemsize < available
 
 
 def open_model(
@@ -61,7 +105,7 @@ def open_model(
         with terminal.busy(f"reading {data}"):
             text = read(tokenizer=tokenizer)
     with terminal.busy(f"loading {source}"):
-        model = models.load(source, note=terminal.note, **how)
+        model = models.load(source, note=terminal.note, **streaming(terminal, source, how))
     if missing is not None:
         terminal.note(f"{missing}; the checkpoint will have none either")
     if read is not None and from_model:

@@ -21,7 +21,7 @@ from ..checkpoints.licences import Licence, find_licence
 from ..checkpoints.writing import check_not_read
 from ..data import TextData
 from ..data.prompts import Prompts
-from ..errors import unknown
+from ..errors import UserError, unknown
 from ..evaluation.memory import peak_memory_mb
 from ..methods import Method, get_method
 from ..plan import PrunePlan
@@ -34,7 +34,7 @@ from . import inspection
 from .answers import answers, check_prompts, compared
 from .card import model_card
 from .earlier_plan import history, tell_of_plan
-from .opening import open_model
+from .opening import check_streams, open_model
 from .reproduce import command, data_record, dtype_record, flat, log_file, made_by, result_settings, tell_dtype
 from .scores_file import check_scores_file, write_scores
 from .training_checks import check_method, check_source, training_of
@@ -132,8 +132,8 @@ def check(
     *, model: str, out: Path, units: str, method: str, keep: str, scope: Any, data: str, data_dir: Path | None,
     holdout: float | None, calibration_tokens: int | None, seq_len: int, multiple_of: int, plan: Path | None,
     dtype: str, save_dtype: str | None, device: str, seed: int, scores_out: Path | None, force: bool,
-    ffn: str | None, chat_template: bool, trust_remote_code: bool, prompts: Path | None, answer_tokens: int,
-    run_file: Path | None = None, **training_options: Any,
+    ffn: str | None, chat_template: bool, stream: bool, trust_remote_code: bool, prompts: Path | None,
+    answer_tokens: int, run_file: Path | None = None, **training_options: Any,
 ) -> Asked:  # fmt: skip
     """Everything that can be found wrong before a weight or a text is read. Raises: UserError."""
     options = flat(locals())
@@ -163,6 +163,11 @@ def check(
         check_source(data, training.train_tokens, training)
         run = RunFolder(out, result_settings(options), resume=training.resume, force=force)
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    if training is None:
+        how["stream"] = stream
+        check_streams(stream, kinds, ffn)
+    elif stream:
+        raise UserError("--stream prunes at once: a training needs the whole model in memory; leave out one of the two")
     return Asked(options, row, kinds, chosen, training, calibration_tokens, corpus, how, kind, spec, questions, run)
 
 

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..progress import Progress
+from ..sites.pages import pages_of
 from ..sites.site import Site
-from .passes import backward, gradients_from_embeddings, undisturbed
+from ..sites.walk import Blocks
+from .passes import backward, backward_by_blocks, gradients_from_embeddings, undisturbed
 
 
 def output_curvature(
@@ -53,14 +55,22 @@ def curvature_after(
 
         return lambda _module, _args, out: out.register_hook(on_gradient) and None
 
-    with undisturbed(model), ExitStack() as stack, torch.enable_grad():
-        stack.enter_context(gradients_from_embeddings(model))
+    def attach(stack: ExitStack) -> None:
         for place, module in enumerate(modules):
             stack.callback(module.register_forward_hook(watch(place)).remove)
-        for done, batch_BT in enumerate(input_ids.to(next(model.parameters()).device).split(1), start=1):
-            backward(model, batch_BT)
-            if progress:
-                progress(done, num_sequences)
+
+    device = next(model.parameters()).device
+    batches = input_ids.to(device).split(1)
+    with undisturbed(model), ExitStack() as stack, torch.enable_grad():
+        if (pages := pages_of(model)) is not None:
+            backward_by_blocks(Blocks(model, pages.blocks), batches, attach, progress=progress)
+        else:
+            stack.enter_context(gradients_from_embeddings(model))
+            attach(stack)
+            for done, batch_BT in enumerate(batches, start=1):
+                backward(model, batch_BT)
+                if progress:
+                    progress(done, num_sequences)
     return [_damped(gram / (num_sequences * (seq_len - 1)), rel_damp) for _, gram in sorted(sums.items())]
 
 

@@ -1,18 +1,148 @@
-"""Text read forwards and backwards through a model that is left as it was found."""
+"""Text read forwards and backwards through a model that is left as it was found, whole or block by block."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Protocol
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from ..progress import Progress
+from ..sites.pages import pages_of
+from ..sites.place import Place
+from ..sites.walk import Blocks
+
+
+class Observer(Protocol):
+    """Adds up what the units of a site do while batches pass."""
+
+    @property
+    def site(self) -> Place: ...
+    def attach(self, stack: ExitStack) -> None:
+        """Put hooks in place, until the stack ends."""
+        ...
+
+    def end_batch(self) -> None:
+        """A batch has been through the site, backwards too if it goes back."""
+        ...
+
+
+def read(
+    model: nn.Module,
+    observers: Sequence[Observer],
+    batches: Sequence[Tensor],
+    *,
+    gradients: bool,
+    progress: Progress | None = None,
+) -> None:
+    """Let the model read the batches (B, T), backwards too where gradients are wanted, under the observers' eyes.
+
+    A model whose blocks are not all in memory reads them block by block, each with all batches before the next.
+    """
+
+    def attach(stack: ExitStack) -> None:
+        for observer in observers:
+            observer.attach(stack)
+
+    def end_batch(layer: int | None = None) -> None:
+        for observer in observers:
+            if layer in (None, observer.site.address.layer):
+                observer.end_batch()
+
+    if (pages := pages_of(model)) is not None:
+        blocks = Blocks(model, pages.blocks)
+        if gradients:
+            backward_by_blocks(blocks, batches, attach, end_batch, progress)
+        else:
+            last = max(observer.site.address.layer for observer in observers)
+            _forward_by_blocks(blocks, batches, attach, end_batch, last + 1, progress)
+        return
+    done = 0
+    with ExitStack() as stack:
+        attach(stack)
+        if gradients:
+            stack.enter_context(gradients_from_embeddings(model))
+        for batch_BT in batches:
+            if gradients:
+                backward(model, batch_BT)
+            else:  # the trunk alone: the output embedding is a large part of a small model's time
+                getattr(model, "base_model", model)(batch_BT, use_cache=False)
+            end_batch()
+            done += len(batch_BT)
+            if progress:
+                progress(done, sum(map(len, batches)))
+
+
+def _forward_by_blocks(
+    blocks: Blocks,
+    batches: Sequence[Tensor],
+    watch: Callable[[ExitStack], None],
+    after: Callable[[int], None],
+    number: int,
+    progress: Progress | None,
+) -> None:
+    """Through the first `number` of the blocks; see `backward_by_blocks`."""
+    hidden = [blocks.inputs(batch_BT) for batch_BT in batches]
+    with ExitStack() as stack:
+        watch(stack)
+        for layer in range(number):
+            for i, states_BTD in enumerate(hidden):
+                hidden[i] = blocks.run(layer, states_BTD)
+                after(layer)
+            if progress:
+                progress(layer + 1, number)
 
 
 def backward(model: nn.Module, batch_BT: Tensor) -> None:
     """One forward and backward pass of Σ_b L_b, L_b the mean next-token cross-entropy of sequence b."""
     logits_BTV = model(batch_BT, use_cache=False).logits
     logits_BTV.backward(loss_gradient(logits_BTV.detach(), batch_BT))
+
+
+def backward_by_blocks(
+    blocks: Blocks,
+    batches: Sequence[Tensor],
+    watch: Callable[[ExitStack], None],
+    after: Callable[[int], None] = lambda _layer: None,
+    progress: Progress | None = None,
+) -> None:
+    """`backward` of each batch, block by block: every block is run once forwards, then, from the last to the first, for
+    each batch forwards and backwards. For a model whose blocks are not all in memory.
+
+    What enters each block lies on the disk meanwhile. watch: puts hooks in place for the way back, in which each block
+    sees each batch once. after: is called with the block's number when a batch has been through it.
+    """
+    with tempfile.TemporaryDirectory(prefix="lmprune-inputs-") as folder:
+        files = [Path(folder) / f"{layer}.safetensors" for layer in range(len(blocks.blocks))]
+        hidden = [blocks.inputs(batch_BT) for batch_BT in batches]
+        for layer, file in enumerate(files):
+            save_file({str(i): states_BTD.contiguous() for i, states_BTD in enumerate(hidden)}, file)
+            hidden = [blocks.run(layer, states_BTD) for states_BTD in hidden]
+        grads: list[Tensor] = []
+        for states_BTD, batch_BT in zip(hidden, batches, strict=True):
+            leaf_BTD = states_BTD.requires_grad_()
+            logits_BTV = blocks.head(leaf_BTD, batch_BT)
+            logits_BTV.backward(loss_gradient(logits_BTV.detach(), batch_BT))
+            assert leaf_BTD.grad is not None
+            grads.append(leaf_BTD.grad)
+        with ExitStack() as stack:
+            watch(stack)
+            for layer, file in reversed([*enumerate(files)]):
+                entered = load_file(file)
+                file.unlink()
+                for i in range(len(batches)):
+                    leaf_BTD = entered[str(i)].to(grads[i].device).requires_grad_()
+                    blocks.through(layer, leaf_BTD).backward(grads[i])
+                    assert leaf_BTD.grad is not None
+                    grads[i] = leaf_BTD.grad
+                    after(layer)
+                if progress:
+                    progress(len(files) - layer, len(files))
 
 
 def loss_gradient(logits_BTV: Tensor, input_ids_BT: Tensor) -> Tensor:

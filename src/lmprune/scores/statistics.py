@@ -19,9 +19,10 @@ from ..errors import UserError
 from ..progress import Progress
 from ..sites.address import Kind
 from ..sites.expert_neurons import ExpertNeurons
+from ..sites.pages import here
 from ..sites.place import Place
 from ..sites.site import Site, Writer
-from .passes import backward, gradients_from_embeddings, precise, undisturbed
+from .passes import precise, read, undisturbed
 from .routing import ROUTING, RoutingObserver
 
 #: statistics that a forward pass gives, and those that need the loss's gradient too
@@ -102,25 +103,12 @@ def collect(
         )
     num_sequences, seq_len = input_ids.shape
     observers = [OBSERVERS[site.address.kind](site, needs, seq_len) for site in sites]
-    with undisturbed(model), ExitStack() as stack, torch.set_grad_enabled(gradients):
-        for observer in observers:
-            observer.attach(stack)
-        if gradients:
-            stack.enter_context(gradients_from_embeddings(model))
-        done = 0
-        if any(site.address.kind == "expert_neurons" for site in sites):
-            batch_size = 1  # which of an expert's tokens are of one sequence is seen no other way
-        for batch in input_ids.split(batch_size or (1 if gradients else 4)):
-            batch_BT = batch.to(next(model.parameters()).device)
-            if gradients:
-                backward(model, batch_BT)
-            else:  # the trunk alone: the output embedding is a large part of a small model's time
-                getattr(model, "base_model", model)(batch_BT, use_cache=False)
-            for observer in observers:
-                observer.end_batch()
-            done += len(batch)
-            if progress:
-                progress(done, num_sequences)
+    if any(site.address.kind == "expert_neurons" for site in sites):
+        batch_size = 1  # which of an expert's tokens are of one sequence is seen no other way
+    device = next(model.parameters()).device
+    batches = [batch.to(device) for batch in input_ids.split(batch_size or (1 if gradients else 4))]
+    with undisturbed(model), torch.set_grad_enabled(gradients):
+        read(model, observers, batches, gradients=gradients, progress=progress)
     return [observer.result(num_sequences) for observer in observers]
 
 
@@ -217,7 +205,7 @@ class _Observer:
         if self.seq_len is not None and self.num_tokens != num_sequences * self.seq_len:
             raise UserError(f"layer {self.site.layer}: {self.site.what!r} did not see every token; is it the reader?")
         if "weight_taylor" in self.needs:
-            site = self.site
+            here((site := self.site).block)
             grads = [
                 run for w in site.made_by for run in w.split(self.weight_grads.pop(w.linear), site.count)
             ]  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UserError
+from .pages import pages_of
 
 
 def max_context(config: Any) -> int | None:
@@ -21,6 +22,12 @@ def max_context(config: Any) -> int | None:
 def is_offloaded(module: Any) -> bool:
     """Whether accelerate fetches the module's own weights only when it computes."""
     return hasattr(module, "_hf_hook") and any(weight.is_meta for weight in module.parameters(recurse=False))
+
+
+def check_whole(model: Any, what: str) -> None:
+    """Raises: UserError where the model's blocks stay in their files (`pages`). what: can't be done then."""
+    if pages_of(model) is not None:
+        raise UserError(f"{what} on a model that is read block by block; load it as a whole, without stream")
 
 
 def check_in_memory(model: Any) -> None:

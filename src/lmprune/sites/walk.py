@@ -7,10 +7,13 @@ sequences all have one length and no padding, so those arguments depend on the b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .pages import pages_of, passed
 
 
 class _Stop(Exception):
@@ -66,6 +69,10 @@ class Blocks:
     @torch.no_grad()
     def run(self, layer: int, hidden_BTD: Tensor) -> Tensor:
         """The hidden states (B, T, D) after block `layer`."""
+        return self.through(layer, hidden_BTD)
+
+    def through(self, layer: int, hidden_BTD: Tensor) -> Tensor:
+        """What `run` gives, with a gradient where the caller wants one."""
         args, kwargs = self._calls[len(hidden_BTD)][layer]
         if args:
             out = self.blocks[layer](hidden_BTD, *args[1:], **kwargs)
@@ -80,6 +87,10 @@ class Blocks:
 
         The model runs with one block in place of all, which puts these states out as the real ones do.
         """
+        return self.head(hidden_BTD, batch_BT)
+
+    def head(self, hidden_BTD: Tensor, batch_BT: Tensor) -> Tensor:
+        """What `logits` gives, with a gradient where the caller wants one."""
         home = list_of(self.model, self.blocks[0])
         before, home._modules = home._modules, dict[str, nn.Module]({"0": _Stated(hidden_BTD, self._tuples)})
         try:
@@ -97,7 +108,8 @@ class Blocks:
 
         handles = [block.register_forward_pre_hook(note, with_kwargs=True) for block in self.blocks]
         try:
-            self.model(input_ids=batch_BT, use_cache=False)
+            with passed(self.blocks) if pages_of(self.model) else nullcontext():
+                self.model(input_ids=batch_BT, use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()

@@ -14,6 +14,7 @@ from ..progress import Stages
 from ..scores.criteria import Criterion, score_from
 from ..scores.statistics import GRADIENT, collect
 from ..sites.address import SEAM_KINDS, Kind
+from ..sites.pages import here
 from ..sites.place import Place
 from ..sites.site import seams
 from .bias import MEAN, bias_compensation
@@ -79,6 +80,7 @@ class Scored(Solver):
 
     def _cut(self, sites: Sequence[Place], kept: Sequence[Tensor], statistics: Sequence[Any] | None) -> None:
         for place, (site, units) in enumerate(zip(sites, kept, strict=True)):
+            here(site.block)
             if self.adds_bias and len(units) < site.count:  # a bias of zeros would only make the layer another kind
                 assert statistics is not None
                 (seam,) = seams([site], self.name)

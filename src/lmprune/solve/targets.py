@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..progress import Progress
+from ..sites.pages import here
 from ..sites.site import Site, by_layer
 from ..sites.walk import Blocks, list_of
 from .elimination import LeastSquares
@@ -50,6 +51,7 @@ def layer_problems(
     streams = _Streams(model, probe, input_ids.split(batch_size), compensation if sequential else 0.0, without)
     for layer in range(last := max(groups) + 1):
         group = groups.get(layer, [])
+        here(streams.blocks.blocks[layer])
         streams.run_dense(layer)
         # a later site of the block sees what an earlier one has become, or all are seen in one dense pass
         for together in [[site] for site in group] if sequential else [group]:

@@ -13,6 +13,7 @@ from ...errors import UserError, unknown
 from ...progress import Progress
 from ...sites.address import SCORED_BY_SEAMS, Kind
 from ...sites.expert_neurons import ExpertNeurons
+from ...sites.pages import here
 from ...sites.place import Place
 from ...sites.site import Site
 from ..statistics import GRADIENT, STATISTICS, SeamStatistics, collect
@@ -123,6 +124,7 @@ def _scored(rule: Criterion, site: Place, statistics: Any, generator: torch.Gene
         seams = site.seams()
         pairs = zip(seams, statistics or [None] * len(seams), strict=True)
         return torch.cat([_scored(rule, seam, stats, generator) for seam, stats in pairs])
+    here(site.block)
     return rule.function(site, statistics or SeamStatistics(), generator)
 
 

@@ -1,0 +1,167 @@
+"""A model whose blocks stay in its files (`sites.pages`), and a checkpoint written of it block by block."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from copy import deepcopy
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import torch
+from accelerate import init_empty_weights
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import core_model_loading as loading
+
+from ..errors import UserError
+from ..sites.families import family_of
+from ..sites.find import blocks_of
+from ..sites.mixtures import MIXTURES, mixture_of
+from ..sites.pages import Pages, put
+from . import dtypes, placement
+from .stored import INDEX, Stored, Unchanged, opened
+
+
+def with_pages(
+    blank: Any, files: Sequence[Path], dtype: torch.dtype, device: torch.device, place: object, *, at_once: int = 2
+) -> Any:
+    """The model `blank`, which is on the meta device, with its blocks in the files and all else in memory.
+
+    blank: was compared with the files: nothing is missing there, and nothing without a place.
+    dtype, device: what is computed in, and where. at_once: how many blocks are in memory at most.
+    """
+    life = ExitStack()
+    tensors = life.enter_context(opened(files))
+    with init_empty_weights(include_buffers=False), _default_dtype(dtype):
+        model = type(blank)(blank.config)
+    model.requires_grad_(False)
+    model._weight_conversions = blank._weight_conversions  # what undoes them when the model is saved
+    blocks, path = _blocks(model)
+    inside = [f"{path}.{number}" for number in range(len(blocks))]
+    read = _Reader(model, tensors, Unchanged(files), dtype, device, place)
+    for name, buffer in [*model.named_buffers()]:
+        put(model, name, buffer.to(device))
+    for name, values in read(name for name in read.targets if not name.startswith(f"{path}.")):
+        put(model, name, values)
+    for target, source in _tied(blank):
+        put(model, target, model.get_parameter(source))
+    spilled = Path(life.enter_context(TemporaryDirectory(prefix="lmprune-blocks-")))
+    Pages([*blocks], inside, read.block, spilled, device=device, at_once=at_once)
+    weakref.finalize(model, _close, life)
+    return model.eval()
+
+
+def _close(life: ExitStack) -> None:
+    with suppress(UserError):  # files that have changed meanwhile were found when they were read
+        life.close()
+
+
+class _Reader:
+    """Reads tensors of the model from its files, renamed and converted as transformers does it.
+
+    targets: the first of the model's tensors that each group of stored ones makes.
+    """
+
+    def __init__(
+        self, model: Any, tensors: Mapping[str, Stored], files: Unchanged,
+        dtype: torch.dtype, device: torch.device, place: object,
+    ):  # fmt: skip
+        self.model, self.tensors, self.files = model, tensors, files
+        self.dtype, self.device, self.place = dtype, device, place
+        transforms = model._weight_conversions or []
+        renamings = [one for one in transforms if isinstance(one, loading.WeightRenaming)]
+        converters = [one for one in transforms if isinstance(one, loading.WeightConverter)]
+        self.converters = {pattern: one for one in converters for pattern in one.source_patterns}
+        self.groups: dict[str, list[tuple[str, str | None]]] = {}
+        known, prefix = model.state_dict(), model.base_model_prefix
+        for stored in sorted(tensors, key=loading.dot_natural_key):
+            target, pattern = loading.rename_source_key(stored, renamings, converters, prefix, known)
+            if target not in known and stored in known:
+                target, pattern = loading.rename_source_key(stored, [], [], prefix, known)
+            if target in known:
+                self.groups.setdefault(target, []).append((stored, pattern))
+
+    @property
+    def targets(self) -> list[str]:
+        return [*self.groups]
+
+    def block(self, path: str) -> dict[str, Tensor]:
+        """What lies under a path, by the names below it."""
+        found = dict(self(name for name in self.groups if name.startswith(f"{path}.")))
+        self.files.check()
+        return {name.removeprefix(f"{path}."): values for name, values in found.items()}
+
+    def __call__(self, targets: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        for target in targets:
+            sources = self.groups[target]
+            pattern = sources[0][1]
+            plain = loading.WeightRenaming(sources[0][0], target)
+            transform = plain if pattern is None else deepcopy(self.converters[pattern])
+            for stored, pattern in sources:
+                transform.add_tensor(target, stored, pattern or stored, cast(Any, self._values(stored)))
+            for name, values in transform.convert(target, model=self.model, config=self.model.config).items():
+                yield name, values[0] if isinstance(values, list) else values
+
+    def _values(self, stored: str) -> Tensor:
+        values = self.tensors[stored][...]
+        values = values.to(self.device, self.dtype if values.is_floating_point() else values.dtype)
+        placement.check_finite_tensor(stored, values, self.place)
+        return values
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Buffers that a model makes itself are of it, as where transformers loads the model."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _blocks(model: Any) -> tuple[nn.ModuleList, str]:
+    """The model's list of blocks, and its path."""
+    config = model.config
+    if config.model_type in MIXTURES:
+        path = mixture_of(config).blocks
+        return model.get_submodule(path), path
+    blocks = blocks_of(model, family_of(config))
+    return blocks, next(name for name, module in model.named_modules() if module is blocks)
+
+
+def _tied(model: Any) -> list[tuple[str, str]]:
+    """Parameters that are another one."""
+    names = dict(model.named_parameters(remove_duplicate=False))
+    pairs = model.all_tied_weights_keys.items()
+    return [(target, source) for target, source in pairs if names[target] is names[source]]
+
+
+def write_blocks(model: Any, pages: Pages, folder: Path, wanted: Mapping[str, torch.dtype]) -> None:
+    """The model's weights as a file for each block, one for all else, and the index; in the dtypes `wanted`."""
+    number = len(pages.blocks) + 1
+    placed: dict[str, str] = {}
+    total = 0
+
+    def write(place: int, state: Mapping[str, Tensor]) -> None:
+        nonlocal total
+        file = f"model-{place + 1:05}-of-{number:05}.safetensors"
+        state = {name: dtypes.cast_one(name, value, wanted.get(name, value.dtype)) for name, value in state.items()}
+        state = loading.revert_weight_conversion(model, state)
+        save_file({name: value.contiguous() for name, value in state.items()}, folder / file, {"format": "pt"})
+        placed.update(dict.fromkeys(state, file))
+        total += sum(value.nbytes for value in state.values())
+
+    inside = tuple(f"{name}." for name in pages.names)
+    doubles = {target for target, _ in _tied(model)}
+    rest = {name: value for name, value in model.state_dict().items() if name not in doubles}
+    write(0, {name: value for name, value in rest.items() if not name.startswith(inside)})
+    for place, prefix in enumerate(inside):
+        buffers = {n: value for n, value in rest.items() if n.startswith(prefix) and not value.is_meta}
+        write(place + 1, {**buffers, **pages.state(place)})
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,136 @@
+"""Blocks that stay in files and come into memory when they are used: a model larger than memory, pruned as any other.
+
+All other code sees an ordinary model. A block's parameters are on the meta device until it is called, or asked for by
+`here`; then those that came first leave again, and what was changed in them is written to a folder of our own.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .linears import replace_forward
+
+#: reads what lies under a path in the model, by the names below it: values in the dtype that is computed in
+Read = Callable[[str], Mapping[str, Tensor]]
+
+#: the pages that a block belongs to, and which of them it is
+_PAGED: weakref.WeakKeyDictionary[nn.Module, tuple[Pages, int]] = weakref.WeakKeyDictionary()
+
+
+class Pages:
+    """The blocks of a model, of which few are in memory at a time.
+
+    blocks: their parameters are on the meta device. names: each block's path in the model. read: gives a block's
+    tensors as the files have them. spilled: a folder for blocks that were changed. device: where blocks are brought to.
+    at_once: how many are in memory at most.
+    """
+
+    def __init__(
+        self, blocks: Sequence[nn.Module], names: Sequence[str], read: Read, spilled: Path, *,
+        device: torch.device, at_once: int = 2,
+    ):  # fmt: skip
+        self.blocks, self.names, self.read, self.spilled = list(blocks), names, read, spilled
+        self.device, self.at_once = device, at_once
+        self._here: dict[int, dict[str, tuple[int, int]]] = {}  # a block that is here -> its parameters as they came
+        self._changed: set[int] = set()
+        for number, block in enumerate(self.blocks):
+            block.register_forward_pre_hook(lambda block, _args: here(block) and None)
+            _PAGED[block] = self, number
+
+    def bring(self, number: int) -> None:
+        """Have this block in memory; it is then the last that leaves."""
+        if number in self._here:
+            self._here[number] = self._here.pop(number)
+            return
+        while len(self._here) >= self.at_once:
+            self._leave(next(iter(self._here)))
+        block = self.blocks[number]
+        for name, values in self._stored(number).items():
+            put(block, name, values)
+        self._here[number] = _marks(block)
+
+    def state(self, number: int) -> dict[str, Tensor]:
+        """The block's parameters by their names in the model, as they are now; they are read for this, and forgotten
+        with it, if the block is not here."""
+        prefix = self.names[number]
+        if number in self._here:
+            return {f"{prefix}.{name}": value.detach() for name, value in self.blocks[number].named_parameters()}
+        return {f"{prefix}.{name}": value for name, value in self._stored(number).items()}
+
+    def _stored(self, number: int) -> Mapping[str, Tensor]:
+        if number not in self._changed:
+            return self.read(self.names[number])
+        return load_file(self._file(number), str(self.device))
+
+    def _leave(self, number: int) -> None:
+        block, before = self.blocks[number], self._here.pop(number)
+        if _marks(block) != before:
+            self.spilled.mkdir(parents=True, exist_ok=True)
+            save_file({name: p.detach().contiguous() for name, p in block.named_parameters()}, self._file(number))
+            self._changed.add(number)
+        for name, parameter in list(block.named_parameters()):
+            put(block, name, torch.empty_like(parameter, device="meta"))
+
+    def _file(self, number: int) -> Path:
+        return self.spilled / f"{number}.safetensors"
+
+
+def put(module: nn.Module, name: str, values: Tensor) -> None:
+    """Let a parameter or buffer, by its name below the module, be these values, whatever it was."""
+    home, _, last = name.rpartition(".")
+    owner = module.get_submodule(home)
+    if last in owner._buffers:
+        owner._buffers[last] = values
+    else:
+        known = isinstance(values, nn.Parameter)
+        owner._parameters[last] = values if known else nn.Parameter(values, requires_grad=False)
+
+
+def _marks(block: nn.Module) -> dict[str, tuple[int, int]]:
+    """What tells that a parameter is another one, or was written to."""
+    return {name: (id(parameter), parameter._version) for name, parameter in block.named_parameters()}
+
+
+def here(block: nn.Module) -> nn.Module:
+    """The block, in memory: of a model that is there as a whole, it always is."""
+    if (found := _PAGED.get(block)) is not None:
+        pages, number = found
+        pages.bring(number)
+    return block
+
+
+def pages_of(model: nn.Module) -> Pages | None:
+    """The pages that a model's blocks belong to; None where it is in memory as a whole."""
+    return next((_PAGED[module][0] for module in model.modules() if module in _PAGED), None)
+
+
+@contextmanager
+def passed(blocks: Iterable[nn.Module]) -> Iterator[None]:
+    """For the length of a `with` block the first of the blocks computes, and the others hand on what comes in, and are
+    not brought into memory: what they are called with depends on the embeddings alone."""
+    first, *others = blocks
+    in_tuple = False
+
+    def see(_block: nn.Module, _args: object, out: object) -> None:
+        nonlocal in_tuple
+        in_tuple = isinstance(out, tuple)
+
+    def hand_on(*args: Tensor, hidden_states: Tensor | None = None, **_kwargs: object) -> object:
+        hidden_BTD = args[0] if args else hidden_states
+        return (hidden_BTD, None) if in_tuple else hidden_BTD
+
+    paged = {block: _PAGED.pop(block) for block in others if block in _PAGED}
+    undo = [first.register_forward_hook(see).remove, *(replace_forward(block, hand_on) for block in others)]
+    try:
+        yield
+    finally:
+        for end in undo:
+            end()
+        _PAGED.update(paged)

@@ -1,0 +1,190 @@
+"""Models whose blocks stay in their files: the same as in memory, bit for bit, with few blocks there at a time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_bad_input import refused
+from tiny_checkpoints import lmprune as command
+from tiny_mixtures import tiny_mixture
+from tiny_models import NAMES, is_pruned_class, logits, tiny_model, tokens
+from transformers import AutoModelForCausalLM
+
+import lmprune
+from lmprune import GradualPruner
+from lmprune.checkpoints import models
+from lmprune.errors import UserError
+from lmprune.plan import PrunePlan
+from lmprune.sites.pages import Pages, pages_of
+
+IDS = tokens(6, 20, seed=2)
+
+
+def both(folder: Path) -> tuple[Any, Any]:
+    return models.load(folder), models.load(folder, stream=True)
+
+
+def saved(folder: Path, name: str = "llama", **changes: Any) -> Path:
+    tiny_model(name, **changes).save_pretrained(folder)
+    return folder
+
+
+def there(model: Any) -> list[int]:
+    """Numbers of the blocks that are in memory."""
+    pages = pages_of(model)
+    assert pages is not None
+    return [n for n, block in enumerate(pages.blocks) if not any(p.is_meta for p in block.parameters())]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_family_is_pruned_as_it_is_in_memory(name: str, tmp_path: Path) -> None:
+    whole, streamed = both(saved(tmp_path / "dense", name))
+    assert pages_of(whole) is None and torch.equal(logits(whole), logits(streamed))
+    how: dict[str, Any] = {"method": "obs", "scope": "global", "keep": 0.5, "data": IDS, "multiple_of": 1}
+    plans = [lmprune.prune(model, **how) for model in (whole, streamed)]
+    assert plans[0].kept == plans[1].kept
+    assert torch.equal(logits(whole), logits(streamed)) and len(there(streamed)) <= 2
+
+
+@pytest.mark.parametrize(
+    "method", ["magnitude", "activation", "flap", "taylor", "llm_pruner", "random", "plain_obs", "sensitivity"]
+)
+def test_every_kind_of_method(method: str, tmp_path: Path) -> None:
+    whole, streamed = both(saved(tmp_path / "dense", num_hidden_layers=4))
+    for model in (whole, streamed):
+        lmprune.prune(model, method=method, keep=0.5, data=IDS, multiple_of=1, seed=3)
+    assert torch.equal(logits(whole), logits(streamed))
+
+
+def test_heads_and_neurons_together(tmp_path: Path) -> None:
+    whole, streamed = both(saved(tmp_path / "dense", num_hidden_layers=4))
+    how: dict[str, Any] = {"units": ("neurons", "heads"), "keep": 0.5, "data": IDS, "multiple_of": 1}
+    plans = [lmprune.prune(model, scope="global", **how) for model in (whole, streamed)]
+    assert plans[0].kept == plans[1].kept and torch.equal(logits(whole), logits(streamed))
+
+
+def test_few_blocks_are_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    bring = Pages.bring
+
+    def watched(pages: Pages, number: int) -> None:
+        bring(pages, number)
+        seen.append(sum(not any(p.is_meta for p in block.parameters()) for block in pages.blocks))
+
+    monkeypatch.setattr(Pages, "bring", watched)
+    streamed = models.load(saved(tmp_path / "dense", num_hidden_layers=6), stream=True)
+    assert there(streamed) == []
+    lmprune.prune(streamed, method="obs", scope="global", keep=0.5, data=IDS, multiple_of=1)
+    assert max(seen) == 2 and len(seen) > 12
+
+
+def test_what_is_saved_is_what_is_saved_of_the_whole(tmp_path: Path) -> None:
+    dense = tiny_model("llama", num_hidden_layers=3, tie_word_embeddings=True).to(torch.bfloat16)
+    dense.save_pretrained(tmp_path / "dense")
+    for scope in ("local", "global"):
+        for name, model in zip(("whole", "streamed"), both(tmp_path / "dense"), strict=True):
+            plan = lmprune.prune(model, method="obs", scope=scope, keep=0.5, data=IDS, multiple_of=1)
+            lmprune.save(model, tmp_path / f"{name}-{scope}", plan=plan)
+        whole, streamed = tmp_path / f"whole-{scope}", tmp_path / f"streamed-{scope}"
+        index = json.loads((streamed / "model.safetensors.index.json").read_text())
+        files = [load_file(file) for file in sorted(streamed.glob("*.safetensors"))]
+        tensors = {key: value for file in files for key, value in file.items()}
+        expected = load_file(whole / "model.safetensors")
+        assert tensors.keys() == expected.keys() == index["weight_map"].keys() and len(files) == 4
+        assert all(torch.equal(tensors[k], expected[k]) and tensors[k].dtype == torch.bfloat16 for k in expected)
+        assert index["metadata"]["total_size"] == sum(t.nbytes for t in tensors.values())
+        assert (streamed / "config.json").read_text() == (whole / "config.json").read_text()
+        opened = [
+            AutoModelForCausalLM.from_pretrained(f, trust_remote_code=scope == "global") for f in (whole, streamed)
+        ]
+        assert torch.equal(*(logits(model) for model in opened))
+        again = models.load(streamed, stream=True)  # what was pruned can be read so, too
+        assert is_pruned_class(again) == (scope == "global") and torch.equal(
+            logits(again), logits(models.load(streamed))
+        )
+
+
+def test_a_plan_is_carried_out(tmp_path: Path) -> None:
+    whole, streamed = both(saved(tmp_path / "dense"))
+    plan = lmprune.prune(models.load(tmp_path / "dense"), method="magnitude", keep=0.5, multiple_of=1)
+    for model in (whole, streamed):
+        lmprune.shrink(model, PrunePlan.from_json(plan.to_json()))
+    assert torch.equal(logits(whole), logits(streamed))
+
+
+# -- the command line
+
+
+def test_the_command_writes_the_same(model: Path, text: Path, tmp_path: Path) -> None:
+    how = ("--data", text, "--calibration-tokens", 512, "--seq-len", 64, "--multiple-of", 1, "--scope", "global")
+    records = [command("prune", model, *how, *more, "--out", tmp_path / name, "--json").record
+               for name, more in (("whole", ()), ("streamed", ("--stream",)))]  # fmt: skip
+    for key in ("widths", "params_after", "ffn_params_after", "stock", "dtype"):
+        assert records[0][key] == records[1][key]
+    assert torch.equal(*(logits(models.load(tmp_path / name)) for name in ("whole", "streamed")))
+    evaluated = ("eval", tmp_path / "whole", "--data", text, "--context", 64, "--baseline", model, "--json")
+    scores = [command(*evaluated, *more).record for more in ((), ("--stream",))]
+    assert scores[0]["nll"] == scores[1]["nll"] and scores[0]["kl"] == scores[1]["kl"]
+
+
+def test_it_streams_by_itself_where_memory_is_short(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = ("prune", model, "--method", "magnitude", "--data", text)
+    assert "read one by one" not in command(*how, "--out", tmp_path / "a").err
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    assert (
+        "does not fit into memory as a whole: its blocks are read one by one"
+        in command(*how, "--out", tmp_path / "b").err
+    )
+
+
+def test_what_can_not_be_streamed(model: Path, text: Path, tmp_path: Path) -> None:
+    how = ("prune", model, "--stream", "--data", text, "--out", tmp_path / "out")
+    assert "layers can't be removed from a model that is read block by block" in refused(*how, "--units", "layers")
+    assert "--stream prunes at once: a training needs" in refused(*how, "--method", "gum", "--steps", 20)
+    assert "--ffn is proved on the whole model" in refused(*how, "--ffn", "up=mlp.up_proj,down=mlp.down_proj")
+    assert not (tmp_path / "out").exists()
+    streamed = models.load(model, stream=True)
+    with pytest.raises(UserError, match="read block by block"):
+        GradualPruner(streamed, method="magnitude", keep=0.5, num_steps=20)
+    with pytest.raises(UserError, match="read block by block"):
+        lmprune.prune(streamed, method="shortgpt", units=("layers",), keep=0.5, data=IDS)
+
+
+def test_a_broken_block_is_named_when_it_comes(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "dense")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = torch.nan
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    streamed = models.load(folder, stream=True)
+    with pytest.raises(UserError, match=r"layers\.1\.mlp\.up_proj\.weight holds 1 NaN"):
+        lmprune.prune(streamed, method="magnitude", keep=0.5)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss"])
+def test_experts_whose_tensors_are_stored_otherwise(name: str, tmp_path: Path) -> None:
+    tiny_mixture(name).save_pretrained(tmp_path / "dense")
+    whole, streamed = both(tmp_path / "dense")
+    for model in (whole, streamed):
+        lmprune.prune(model, method="reap", units=("experts",), keep=0.5, data=IDS)
+        lmprune.save(model, tmp_path / str(model is streamed))
+    assert torch.equal(logits(whole), logits(streamed))
+    assert torch.equal(logits(whole), logits(models.load(tmp_path / "True")))
+    index = json.loads((tmp_path / "True" / "model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == load_file(tmp_path / "False" / "model.safetensors").keys()
+
+
+def test_files_that_change_meanwhile(tmp_path: Path) -> None:
+    streamed = models.load(saved(tmp_path / "dense", num_hidden_layers=4), stream=True)
+    logits(streamed)
+    saved(tmp_path / "dense", num_hidden_layers=4)
+    with pytest.raises(UserError, match="changed while it was read"):
+        logits(streamed)
