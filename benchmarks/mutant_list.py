@@ -43,13 +43,13 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
             ("nll / math.log(2) * num_tokens / num_bytes", "nll / math.log(2) / num_bytes"),
             ("sums[:, 0] - sums[:, 1]", "sums[:, 1] - sums[:, 0]"),
             ("base_NV.exp() * (base_NV - logp_NV)", "logp_NV.exp() * (logp_NV - base_NV)"),
-            ("(w.stop - w.start, w.scored - w.start)", "w.stop - w.start"),
+            ("lambda w: w.stop - w.start", "lambda w: 0"),
             ("_exp(nll * num_tokens / num_words)", "_exp(nll * num_words / num_tokens)"),
             ("model.eval()\n    try", "pass\n    try"),
         ],
     ),
     "solve": (
-        "elimination golden_obs obs heads",
+        "elimination golden_obs obs heads unit_readings",
         [
             ("return _token_weights(self.dense[i]), drift_BTD", "return None, drift_BTD"),
             ("compensation / gain if gain", "compensation if gain"),

@@ -93,6 +93,15 @@ def pruner_steps(pruner: GradualPruner) -> list[int] | None:
     return getattr(pruner.chooser, "steps", None)
 
 
+def test_a_goal_of_the_whole_model_can_be_asked_layer_by_layer():
+    """As the soft method asks for floors: by scores that leave the first layer nothing."""
+    sites = find_sites(tiny_model("llama"))
+    scores = [torch.arange(site.count) + 100.0 * site.layer for site in sites]
+    goal = Goal(0.5, num_steps=20, scope="global")
+    assert len({len(kept) for kept in goal.best(sites, scores, 0.5)}) > 1
+    assert [len(kept) for kept in goal.best(sites, scores, 0.5, scope="local")] == [site.count // 2 for site in sites]
+
+
 def test_ties_are_no_trouble_and_two_processes_agree():
     """All scores are 0 at first: the count must be right from the first masked step, and the same everywhere."""
     kept = []

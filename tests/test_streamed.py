@@ -50,7 +50,7 @@ def test_every_family_is_pruned_as_it_is_in_memory(name: str, tmp_path: Path) ->
     how: dict[str, Any] = {"method": "obs", "scope": "global", "keep": 0.5, "data": IDS, "multiple_of": 1}
     plans = [lmprune.prune(model, **how) for model in (whole, streamed)]
     assert plans[0].kept == plans[1].kept
-    assert torch.equal(logits(whole), logits(streamed)) and len(there(streamed)) <= 2
+    assert torch.equal(logits(whole), logits(streamed)) and len(there(streamed)) == 1
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_few_blocks_are_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.
     streamed = models.load(saved(tmp_path / "dense", num_hidden_layers=6), stream=True)
     assert there(streamed) == []
     lmprune.prune(streamed, method="obs", scope="global", keep=0.5, data=IDS, multiple_of=1)
-    assert max(seen) == 2 and len(seen) > 12
+    assert max(seen) == 1 and len(seen) > 12
 
 
 def test_what_is_saved_is_what_is_saved_of_the_whole(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from .stored import INDEX, Stored, Unchanged, opened
 
 
 def with_pages(
-    blank: Any, files: Sequence[Path], dtype: torch.dtype, device: torch.device, place: object, *, at_once: int = 2
+    blank: Any, files: Sequence[Path], dtype: torch.dtype, device: torch.device, place: object, *, at_once: int = 1
 ) -> Any:
     """The model `blank`, which is on the meta device, with its blocks in the files and all else in memory.
 

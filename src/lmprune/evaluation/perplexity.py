@@ -167,8 +167,8 @@ def _check(model: Any, input_ids: Tensor, room: int, stride: int | None, begins:
 
 
 def _batches(todo: list[Window], batch_size: int) -> Iterator[list[Window]]:
-    """Neighbouring windows of one shape."""
-    for _, group in groupby(todo, lambda w: (w.stop - w.start, w.scored - w.start)):
+    """Neighbouring windows of one length."""
+    for _, group in groupby(todo, lambda w: w.stop - w.start):
         alike = list(group)
         yield from (alike[i : i + batch_size] for i in range(0, len(alike), batch_size))
 

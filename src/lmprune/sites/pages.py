@@ -34,7 +34,7 @@ class Pages:
 
     def __init__(
         self, blocks: Sequence[nn.Module], names: Sequence[str], read: Read, spilled: Path, *,
-        device: torch.device, at_once: int = 2,
+        device: torch.device, at_once: int = 1,
     ):  # fmt: skip
         self.blocks, self.names, self.read, self.spilled = list(blocks), names, read, spilled
         self.device, self.at_once = device, at_once
