@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ def test_a_config_with_fewer_layers_than_its_checkpoint(name: str, tmp_path: Pat
     assert "no place for " in sentence and f"tensors of the checkpoint, first {blocks}.2." in sentence
 
 
+@cache
 def switches(name: str) -> list[str]:
     """The config's fields of yes or no that decide which tensors a model has."""
     config = tiny_config(name)
