@@ -22,6 +22,7 @@ from lmprune.gradual.similarity import Rows, SimilarityEstimate, absolute_cosine
 from lmprune.gradual.soft import SoftThreshold
 from lmprune.gradual.warm_start import SPREAD
 from lmprune.methods import METHODS
+from lmprune.pruning import prune
 from lmprune.sites.find import find_sites
 from lmprune.sites.masks import UnitMasks
 from lmprune.solve.obs import error_curves, obs_refit
@@ -91,6 +92,26 @@ def test_the_count_is_exact_at_every_step_and_the_cut_is_the_masked_model(name: 
 def pruner_steps(pruner: GradualPruner) -> list[int] | None:
     """Where the mask moves at milestones only: those; None = at every step."""
     return getattr(pruner.chooser, "steps", None)
+
+
+def test_a_layer_that_does_not_change_ends_where_one_shot_would():
+    """At each milestone the neurons that are left are chosen among; their numbers are those of the whole layer."""
+    pruner, text = pruner_of(tiny_model("llama"), "activation", scope="local"), tokens(6, 16, seed=3)
+    assert len(pruner_steps(pruner) or []) > 2
+    for step in range(STEPS):
+        pruner.begin_step(step)
+        pruner.end_step()
+    once = prune(tiny_model("llama"), method="activation", keep=KEEP, scope="local", data=text, multiple_of=1)
+    first, *_ = once.addresses  # those behind it see what the ones before them lost
+    assert pruner.finish().kept[first] == once.kept[first]
+
+
+def test_a_run_that_goes_on_has_the_effort_of_the_soft_penalty():
+    goal = Goal(KEEP, STEPS)
+    first, second = (SoftThreshold(pruner_of(tiny_model("llama"), "soft").masks, goal) for _ in range(2))
+    first.effort = 3.0
+    second.load_state(first.state())
+    assert second.effort == 3.0
 
 
 def test_a_goal_of_the_whole_model_can_be_asked_layer_by_layer():

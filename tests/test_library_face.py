@@ -301,6 +301,8 @@ def test_a_step_without_its_penalty_is_refused() -> None:
             forgets(model(batch, labels=batch).loss)
     with pruner.step(0):  # the control
         pruner.loss(model(batch, labels=batch).loss).backward()
+    with pytest.raises(UserError, match="step 1 ended without"), pruner.step(1):  # that it was there once is not enough
+        model(batch, labels=batch).loss.backward()
 
 
 def test_steps_are_counted_through() -> None:
