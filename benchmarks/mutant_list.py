@@ -221,7 +221,7 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
         ],
     ),
     "scores": (
-        "statistics criteria golden_obs redundancy",
+        "statistics criteria golden_obs redundancy obs",
         [
             ("h_BTF.square().sum(1)", "h_BTF.square().mean(1)"),
             ("squares_BF.sqrt().sum(0)", "squares_BF.sum(0)"),
@@ -254,7 +254,7 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
         ],
     ),
     "sites": (
-        "sites masks families heads",
+        "sites masks families heads head_exports",
         [
             ('replace(linear, "bias", bias.index_select', '(lambda *_: None)(linear, "bias", bias.index_select'),
             ("return weight if rows_are_inputs(self.reader_linear) else weight.T", "return weight"),

@@ -69,8 +69,9 @@ def test_as_few_heads_as_the_config_can_say(tmp_path: Path) -> None:
     assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (2 * GROUP, 2, HEAD)
 
 
-def test_padding_of_heads_that_counts_would_show() -> None:
-    model = cut(tiny_model("llama", **_GROUPED), KEPT)
+@pytest.mark.parametrize("name", ["llama", "phi3"])  # apart, and stacked in one matrix with runs of two lengths
+def test_padding_of_heads_that_counts_would_show(name: str) -> None:
+    model = cut(tiny_model(name, **_GROUPED), KEPT)
     wanted = logits(model)
     for site in find_sites(model, ("heads",)):
         site.pad(GROUPS)
