@@ -294,7 +294,7 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
         ],
     ),
     "sites/proof.py": (
-        "masks families",
+        "sites masks families",
         [
             ("module.__dict__.update(attributes | tables)", "pass"),
             ("> 1e-2 * scale or", "> 1e9 * scale or"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny_checkpoints import byte_tokenizer
-from tiny_models import logits, tiny_model
+from tiny_models import is_pruned_class, logits, tiny_model
 
 import lmprune
 from lmprune import UserError, prune, shrink
@@ -51,6 +51,20 @@ def test_flap_gives_no_bias_to_a_layer_that_stays_whole():
     lmprune.prune(model, data=text(), plan=lmprune.PrunePlan.of_neurons(kept, (48,) * 3, {"method": "flap"}))
     assert [ffn.reader_bias() is not None for ffn in find_sites(model)] == [False, True, False]
     assert torch.equal(find_sites(model)[2].reader(), stock[2].reader())
+
+
+def test_the_config_says_what_was_left():
+    model = tiny_model("llama")
+    lmprune.prune(model, method="magnitude", keep=0.5, multiple_of=1)
+    assert model.config.intermediate_size == 24
+    lmprune.prune(model, method="magnitude", scope="global", keep=0.5, multiple_of=1)
+    assert is_pruned_class(model) and model.config.lmprune["format"] == 2
+
+
+def test_scores_that_are_given_are_rounded_to_multiples_too():
+    scores = [torch.arange(48.0), torch.arange(48.0) + 30, torch.arange(48.0) + 60]
+    plan = lmprune.prune(tiny_model("llama"), scores=scores, keep=0.5, scope="global", multiple_of=8)
+    assert len(set(plan.widths)) > 1 and all(width % 8 == 0 for width in plan.widths)
 
 
 def test_multiple_of_rounds_each_layer():
