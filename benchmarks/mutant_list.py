@@ -344,7 +344,7 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
         ],
     ),
     "data/tokens.py": (
-        "data perplexity",
+        "data perplexity beginning token_cache",
         [
             ("num_tokens // seq_len * beginning", "num_tokens * beginning"),
             ("if seed is not None:", "if False:"),

@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -351,3 +352,19 @@ def test_record_is_refreshed_by_save(tmp_path: Path) -> None:
     assert is_pruned_class(again)
     record_shapes(model)
     assert torch.equal(logits(again), logits(model))
+
+
+@pytest.mark.parametrize(("name", "spec"), [
+    ("llama", {"up": "mlp.up_proj", "gate": "mlp.gate_proj", "down": "mlp.down_proj", "fused_gate": False}),
+    ("phi3", {"up": "mlp.gate_up_proj", "gate": None, "down": "mlp.down_proj", "fused_gate": True}),
+])  # fmt: skip
+def test_records_of_format_1_are_read(name: str, spec: dict[str, Any]) -> None:
+    """As checkpoints had them until 2026-11-24: widths and paths instead of shapes."""
+    widths, down_bias = [20, 48, 7], [False, True, False]
+    old, new = tiny_model(name), tiny_model(name)
+    shim.resize(old, {"spec": {"blocks": "model.layers", **spec}, "widths": widths, "down_bias": down_bias})
+    for site, width in zip(find_sites(new), widths, strict=True):
+        site.keep(torch.arange(width))
+    shapes = {key: value.shape for key, value in new.state_dict().items()}
+    shapes["model.layers.1.mlp.down_proj.bias"] = torch.Size([new.config.hidden_size])
+    assert {key: value.shape for key, value in old.state_dict().items()} == shapes
