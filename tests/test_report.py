@@ -137,6 +137,23 @@ def test_one_seed_or_noise_can_not_tell():
     assert verdicts(grid(noise=0.1, model="noisy"))["gumtop_v"] == "can't tell"
 
 
+def test_two_seeds_are_too_few_however_they_agree():
+    assert set(verdicts(grid(seeds=2, noise=0.0)).values()) == {"can't tell"}
+    assert claims.Evidence("a - b", -0.5, 0.2, 2).verdict == "can't tell"
+    assert "fewer than 3" in str(claims.Evidence("a - b", -0.5, 0.2, 2))
+
+
+def test_an_advantage_that_is_not_there_is_not_largest(monkeypatch: pytest.MonkeyPatch):
+    """gum falls less far behind top_v at the lowest keep ratio, which is no advantage."""
+    monkeypatch.setitem(METHODS, "gum", (0.46, 0.95))
+    found = grid(noise=0.0)
+    for record in found:
+        if record["config"]["method"] == "gum" and record["config"]["keep"] == 0.5:
+            record["eval"] = {**record["eval"], "perplexity": 1.2 * record["eval"]["perplexity"]}
+    (claim,) = [each for each in claims.of_section(section(found)) if "largest" in each.claim]
+    assert claim.verdict != "holds" and {each.verdict for each in claim.evidence} >= {"holds"}
+
+
 def test_claims_that_need_missing_methods_are_not_made():
     few = [made_up("dense"), *(made_up("random", 0.5, seed=s) for s in range(3))]
     assert claims.of_section(section(few)) == []

@@ -253,6 +253,22 @@ def test_a_dry_run_writes_nothing(written: Any, tmp_path: Path) -> None:
     assert "5 of 5 runs to do" in shown and record["todo"][2] in shown and not (tmp_path / "o").exists()
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("[random,", "[{name: random, prune: {calibration_tokens: 0}},", "lmprune prune: Invalid value"),
+        ("[random,", "[{name: random, prune: {time_budget: soon}},", "lmprune prune: --time-budget 'soon' is no time"),
+        ("[random,", "[{name: sleb},", "lmprune prune: "),
+        ("eval: {", "eval: {decode: beam, ", "lmprune eval: drop --decode"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_command_would(written: Any, tmp_path: Path, old: str, new: str, says: str) -> None:
+    """Each run's commands, before anything is done; the sentence begins with the run."""
+    told = lmprune("study", written((old, new)), "--out", tmp_path / "o", "--dry-run")
+    assert told.code == 2 and says in told.err and not (tmp_path / "o").exists()
+    assert told.err.strip().splitlines()[-1].startswith("error: ")
+
+
 # -- end to end
 
 
@@ -266,7 +282,9 @@ def test_a_study_from_end_to_end(written: Any, model: Path, tmp_path: Path) -> N
     out = tmp_path / "out"
     broken = written(("[random,", "[{name: random, prune: {calibration_tokens: 0}},"),
                      ("keep: [0.5, 0.25]", "keep: [0.5]"))  # fmt: skip
-    record = lmprune("study", broken, "--out", out, "--jobs", 2, "--json").record
+    first = lmprune("study", broken, "--out", out, "--jobs", 2, "--json")
+    assert first.code == 1, "a run failed"
+    record = json.loads(first.out)
     assert set(record) == documented("study") and (record["runs"], record["finished"]) == (3, 2)
     assert len(record["failed"]) == 1 and "lmprune prune: " in record["failed"][0]["error"]
     found = {r["config"]["method"]: r for r in lines(out)}
@@ -278,9 +296,10 @@ def test_a_study_from_end_to_end(written: Any, model: Path, tmp_path: Path) -> N
     assert norm["peak_memory_mb"] > 100 and set(norm["seconds"]) == {"prune", "eval", "analyze", "total"}
     assert not (out / "runs" / norm["id"] / "checkpoint").exists()
     assert "error" in (out / "runs" / found["random"]["id"] / "log.txt").read_text()
-    again = lmprune("study", broken, "--out", out, "--json")
-    assert "1 of 3 runs to do, 2 finished before" in again.err and len(lines(out)) == 4
-    assert lmprune("report", out, "--json").record["notes"] == ["1 of 3 runs failed"]
+    again = lmprune("study", broken, "--out", out, "--keep-going", "--json")
+    assert again.code == 0 and "1 of 3 runs to do, 2 finished before" in again.err and len(lines(out)) == 4
+    told, why = lmprune("report", out, "--json").record["notes"]
+    assert told == "1 of 3 runs failed" and why.startswith(f"failed: {found['random']['id']}: lmprune prune: ")
     command = norm["commands"][0]
     redone = lmprune(*[tmp_path / "redone" if a.endswith("checkpoint") else a for a in command[1:]], "--json").record
     assert redone["widths"] == norm["prune"]["widths"]
@@ -320,7 +339,7 @@ def test_a_command_that_was_killed_is_told(written: Any, tmp_path: Path, monkeyp
 
 def test_runs_whose_reference_failed_are_not_tried(written: Any, tmp_path: Path) -> None:
     file = written(("context: 64", "context: 100000"))
-    record = lmprune("study", file, "--out", tmp_path / "o", "--json").record
+    record = lmprune("study", file, "--out", tmp_path / "o", "--keep-going", "--json").record
     assert record["finished"] == 0 and len(record["failed"]) == 5
     assert sum("its dense reference" in run["error"] for run in record["failed"]) == 4
     assert "context 100000 is more than" in record["failed"][0]["error"]

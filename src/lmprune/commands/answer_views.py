@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -16,11 +16,17 @@ def answers(found: Mapping[str, Any] | None) -> Views:
     """Prompt by prompt, what was said before and after. found: `answers` of a record."""
     if found is None:
         return []
+    rows = [[one_line(item[name]) for name in ("prompt", "before", "after")] for item in found["items"]]
+    return ["", f"Answers ({how(found)}):", *side_by_side(["before", "after"], rows), "", *summary(found)]
+
+
+def side_by_side(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Views:
+    """names: of those who answer. rows: a prompt and its answers."""
     shown = Table(box=None, padding=(0, 1, 0, 0), show_header=False)
     shown.add_column(style="dim", no_wrap=True)
     shown.add_column(overflow="fold")
-    for item in found["items"]:
-        shown.add_row("", Text(one_line(item["prompt"]), style="bold"))
-        shown.add_row("before", Text(one_line(item["before"])))
-        shown.add_row("after", Text(one_line(item["after"])))
-    return ["", f"Answers ({how(found)}):", shown, "", summary(found)]
+    for prompt, *said in rows:
+        shown.add_row("", Text(prompt, style="bold"))
+        for name, text in zip(names, said, strict=True):
+            shown.add_row(Text(name), Text(text))
+    return [shown] if rows else []

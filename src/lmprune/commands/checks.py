@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import typer
 
 from .. import data as texts
 from ..data import mix, pairs
+from ..errors import UserError
 from ..export import check_target, get_target
 from ..jobs import prune, training
 from ..jobs.analyze import check_out
@@ -16,6 +17,7 @@ from ..jobs.bench import check_engine
 from ..jobs.evaluate import check_decoding
 from ..jobs.zero_shot import check_zero_shot
 from . import measuring, pruning
+from .console import explain
 from .parameters import given
 
 #: how much of a text is read to see that it is there
@@ -74,3 +76,18 @@ def _readable(asked: Mapping[str, Any], split: str) -> None:
 CHECKS: Mapping[str, Callable[[typer.Context], None]] = {
     "prune": _prune, "finetune": _finetune, "eval": _evaluate, "analyze": _analyze, "export": _export, "bench": _bench,
 }  # fmt: skip
+
+
+def check_words(ctx: typer.Context, words: Sequence[str]) -> None:
+    """Raises: UserError where the command line would refuse these words, or the command before it reads a weight."""
+    verb, *rest = words
+    try:
+        root: Any = ctx.find_root().command
+        with root.commands[verb].make_context(verb, list(rest), parent=ctx.find_root()) as asked:
+            CHECKS[verb](asked)
+    except UserError:
+        raise
+    except Exception as error:
+        if (sentence := explain(error)) is None:
+            raise
+        raise UserError(sentence) from None

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from . import deploying, measuring, pruning, running, serving, studies, training
+from . import comparing, deploying, measuring, pruning, running, serving, studies, training
 from .console import Commands
 
 #: in the order in which `--help` shows them
@@ -25,6 +25,7 @@ COMMANDS = {
     "analyze": measuring.analysis,
     "export": deploying.export,
     "bench": measuring.bench,
+    "compare": comparing.compare,
     "chat": serving.chat,
     "serve": serving.serve,
     "run": running.run,

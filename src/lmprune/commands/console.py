@@ -9,25 +9,23 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from typer.core import TyperGroup
 
 from ..errors import Interrupted, UserError
-from ..progress import Stages
+from ..progress import Phase, Stages
+from . import bars
 
 #: what a command shows: tables, and texts that are printed as they are
 Views = list[RenderableType | str]
 
 INTERRUPTED = 130  # the exit code that typer gives to Ctrl-C
-#: what a training run tells, and how
-_KNOWN = {"loss": ".3f", "keep": ".3f", "perplexity": ",.2f"}
 
 
 class Terminal:
@@ -50,30 +48,13 @@ class Terminal:
         with self._stderr.status(f"{escape(what)} …"):
             yield
 
-    @contextmanager
-    def stages(self) -> Iterator[Stages]:
+    def stages(self, phases: Sequence[Phase] = ()) -> AbstractContextManager[Stages]:
         """A bar for each stage that is begun in the `with` block: name -> (done, in all) -> None."""
-        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        with Progress(TextColumn("{task.description}", markup=False), *columns, console=self._stderr) as bars:
+        return bars.stages(self._stderr, phases)
 
-            def stage(name: str) -> Callable[[int, int], None]:
-                task = bars.add_task(name, total=None)
-                return lambda done, total: bars.update(task, completed=done, total=total)
-
-            yield stage
-
-    @contextmanager
-    def training(self, num_steps: int) -> Iterator[Callable[[int, int, Mapping[str, float]], None]]:
+    def training(self, num_steps: int) -> AbstractContextManager[Callable[[int, int, Mapping[str, float]], None]]:
         """A bar for the steps of a training run, with what is known on the way: loss, keep ratio, perplexity."""
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[known]}"), TimeRemainingColumn())
-        with Progress(TextColumn("training"), *columns, console=self._stderr) as bars:
-            task = bars.add_task("", total=num_steps, known="")
-
-            def report(done: int, total: int, known: Mapping[str, float]) -> None:
-                told = [f"{name} {known[name]:{form}}" for name, form in _KNOWN.items() if name in known]
-                bars.update(task, completed=done, total=total, known=", ".join(told))
-
-            yield report
+        return bars.training(self._stderr, num_steps)
 
     def write(self, text: str) -> None:
         """What is said on stdout as it comes, to people only."""

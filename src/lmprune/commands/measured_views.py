@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..progress import duration
 from .answer_views import answers
 from .console import Views, table
 from .numbers import counted, megabytes, with_error
@@ -161,20 +162,14 @@ def study(record: Mapping[str, Any]) -> Views:
             *record["todo"],
             "",
             f"{len(record['todo'])} of {record['runs']} runs to do, {record['finished']} finished; "
-            f"about {_duration(record['estimated_seconds'])}",
+            f"about {duration(record['estimated_seconds'])}",
         ]
     failed = [f"failed: {run['id']}: {run['error']}" for run in record["failed"]]
     return [
         *failed,
         f"{record['finished']} of {record['runs']} runs finished, {len(failed)} failed, "
-        f"in {_duration(record['seconds'])}; records in {record['results']}",
+        f"in {duration(record['seconds'])}; records in {record['results']}",
     ]
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def report(record: Mapping[str, Any]) -> Views:

@@ -88,6 +88,13 @@ CalibrationTokens = Annotated[
         show_default="65536, with --steps 16384",
     ),
 ]
+Quick = Annotated[
+    bool, typer.Option("--quick", metavar="", help="A first look: 4,096 tokens of calibration; a worse choice.")
+]
+TimeBudget = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="As much calibration as fits into 90s, 10m, 1h.", show_default=False),
+]
 Split = Annotated[str, typer.Option(metavar="NAME", help="train, validation or test.")]
 Holdout = Annotated[
     float | None,

@@ -31,6 +31,7 @@ from .options import (
     Plugin,
     PromptsFile,
     PushToHub,
+    Quick,
     Ratio,
     RunFile,
     SaveDtype,
@@ -39,6 +40,7 @@ from .options import (
     Seed,
     SeqLen,
     Stream,
+    TimeBudget,
     Trust,
     Units,
 )
@@ -94,6 +96,8 @@ def prune(
     data: CalibrationText = "wikitext",
     data_dir: DataDir = None,
     calibration_tokens: CalibrationTokens = None,
+    quick: Quick = False,
+    time_budget: TimeBudget = None,
     seed: Seed = 0,
     dtype: Dtype = "float32",
     device: Device = "cpu",
@@ -121,15 +125,15 @@ def prune(
     At once by default; with --steps or --epochs while it is fine-tuned on the same text (docs/training.md).
 
     JSON: `model`, `method`, `units`, `keep` (asked), `kept`, `scope`, `plan`, `widths`, `params_before`,
-    `params_after`, `ffn_params_before`, `ffn_params_after`, `dtype`, `stock`, `data`, `seconds`, `peak_memory_mb`,
-    `answers`, `out`, `scores_out`, `command`, `pushed`;
+    `params_after`, `ffn_params_before`, `ffn_params_after`, `dtype`, `stock`, `data`, `seconds`,
+    `estimated_seconds`, `peak_memory_mb`, `answers`, `out`, `scores_out`, `command`, `pushed`;
     with training also `training` (its settings, `schedule`, `seconds`, `first_loss`, `last_loss`, `first_perplexity`,
     `perplexity`).
     """
     options = given(locals())
     check_usage(ctx)
     with talking(as_json) as terminal:
-        from ..jobs.prune import after_prune
+        from ..jobs.next_steps import after_prune
         from ..jobs.prune import prune as work
         from . import views
 

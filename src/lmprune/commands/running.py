@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,35 +34,17 @@ def run(
     with talking(as_json) as terminal:
         from ..jobs.run import run as carry_out
         from . import run_views as views
+        from .checks import check_words
 
         def shown(name: str, record: Mapping[str, Any]) -> None:
             if not as_json:
                 terminal.result({}, "", f"{name}:", *views.of_step(name, record))
 
         record = carry_out(
-            terminal, file=file, dry_run=dry_run, force=force, check=functools.partial(_check, ctx), shown=shown,
+            terminal, file=file, dry_run=dry_run, force=force, check=functools.partial(check_words, ctx), shown=shown,
             commands=known_options(ctx),
         )  # fmt: skip
         terminal.result(record, *views.run(record))
-
-
-def _check(ctx: typer.Context, words: Sequence[str]) -> None:
-    """Raises: UserError where the command line would refuse these words, or the command before it reads a weight."""
-    from ..errors import UserError
-    from .checks import CHECKS
-    from .console import explain
-
-    verb, *rest = words
-    try:
-        root: Any = ctx.find_root().command
-        with root.commands[verb].make_context(verb, list(rest), parent=ctx.find_root()) as asked:
-            CHECKS[verb](asked)
-    except UserError:
-        raise
-    except Exception as error:
-        if (sentence := explain(error)) is None:
-            raise
-        raise UserError(sentence) from None
 
 
 def savable(command: Callable[..., None]) -> Callable[..., None]:

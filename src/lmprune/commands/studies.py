@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -24,11 +25,16 @@ def study(
         bool, typer.Option("--keep-checkpoints", metavar="", help="Keep pruned models when they are measured.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", metavar="", help="Only show the runs, and an estimate of their time.")
+        bool, typer.Option("--dry-run", metavar="", help="Only check and show the runs, and estimate their time.")
+    ] = False,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", metavar="", help="Exit with 0 though runs failed.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Compare methods: run a whole grid, add each run's record to `results.jsonl`; a killed study goes on.
+
+    Exit code 1 where runs failed (the others are done all the same), unless --keep-going.
 
     JSON: `study`, `runs`, `finished`, `failed` (a list of `id` and `error`), `results`, `seconds`; with --dry-run
     `study`, `runs`, `finished`, `todo` (a list of ids), `estimated_seconds`.
@@ -36,12 +42,15 @@ def study(
     with talking(as_json) as terminal:
         from ..jobs.study import study as carry_out
         from . import measured_views as views
+        from .checks import check_words
 
         record = carry_out(
             terminal, file=file, out=out, jobs=jobs, ray=ray, keep_checkpoints=keep_checkpoints, dry_run=dry_run,
-            commands=known_options(ctx),
+            commands=known_options(ctx), check=functools.partial(check_words, ctx),
         )  # fmt: skip
         terminal.result(record, *views.study(record))
+    if record.get("failed") and not keep_going:
+        raise typer.Exit(1)
 
 
 def report(

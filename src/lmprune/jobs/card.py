@@ -119,7 +119,8 @@ def _answers(report: Mapping[str, Any]) -> list[str]:
     found = report.get("answers")
     if not found:
         return []
-    return [f"## What it answers\n\nBefore pruning and after it; {how(found)}.\n\n{block(found)}\n\n{summary(found)}"]
+    told = [f"Before pruning and after it; {how(found)}.", block(found), " ".join(summary(found))]
+    return ["\n\n".join(["## What it answers", *told])]
 
 
 def _with_error(result: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from accelerate import PartialState
 from .. import pruning
 from ..budget.keeps import check_keeps, parse_keep, parse_units
 from ..budget.selection import SCOPES
-from ..checkpoints import checkpoint, dtypes, models
+from ..checkpoints import checkpoint, dtypes
 from ..checkpoints.licences import Licence, find_licence
 from ..checkpoints.writing import check_not_read
 from ..data import TextData
@@ -25,12 +25,14 @@ from ..errors import UserError, unknown
 from ..evaluation.memory import peak_memory_mb
 from ..methods import Method, get_method
 from ..plan import PrunePlan
-from ..progress import Teller
+from ..progress import Phase, Teller
 from ..sites.address import Kind
 from ..sites.families import FFNSpec, parse_spec
+from ..sites.find import find_sites
+from ..solve.duration import Work
 from ..training.examples import Corpus
 from ..training.run_folder import RunFolder
-from . import inspection
+from . import inspection, timing
 from .answers import answers, check_prompts, compared
 from .card import model_card
 from .earlier_plan import history, tell_of_plan
@@ -46,10 +48,12 @@ CALIBRATION_TOKENS, MILESTONE_TOKENS = 65536, 16384
 
 def prune(terminal: Teller, **options: Any) -> dict[str, Any]:
     """`lmprune prune`; the options are those of `check`. Raises: UserError; nothing is written then."""
+    began = time.perf_counter()
     asked = check(**options)
     opened = open_asked(terminal, asked)
     with asked.begun():
         before = answers(terminal, opened.dense, opened.tokenizer, asked.prompts, asked["answer_tokens"])
+        asked, opened = in_time(terminal, asked, opened, began, before.seconds if before else 0.0)
         start = time.perf_counter()
         made = train_and_prune(terminal, asked, opened) if asked.run else prune_at_once(terminal, asked, opened)
         seconds = time.perf_counter() - start
@@ -68,6 +72,7 @@ class Asked:
     kinds: of units that go.
     how: dtype, device, … that models are loaded with. kind: what is saved, None = as the original.
     prompts: of the user's. run: where a training keeps its states; None = without training.
+    phases: of pruning at once, and how long they will take, once the model is open.
     """
 
     options: Mapping[str, Any]
@@ -82,6 +87,7 @@ class Asked:
     spec: FFNSpec | None
     prompts: Prompts | None
     run: RunFolder | None
+    phases: Sequence[Phase] = ()
 
     def __getitem__(self, name: str) -> Any:
         return self.options[name]
@@ -133,11 +139,14 @@ def check(
     holdout: float | None, calibration_tokens: int | None, seq_len: int, multiple_of: int, plan: Path | None,
     dtype: str, save_dtype: str | None, device: str, seed: int, scores_out: Path | None, force: bool,
     ffn: str | None, chat_template: bool, stream: bool, trust_remote_code: bool, prompts: Path | None,
-    answer_tokens: int, run_file: Path | None = None, **training_options: Any,
+    answer_tokens: int, quick: bool = False, time_budget: str | None = None,
+    run_file: Path | None = None, **training_options: Any,
 ) -> Asked:  # fmt: skip
     """Everything that can be found wrong before a weight or a text is read. Raises: UserError."""
     options = flat(locals())
     training, questions = training_of(training_options), check_prompts(prompts, answer_tokens)
+    options = timing.without_quick(options, training)
+    calibration_tokens, _ = options["calibration_tokens"], timing.parse_budget(time_budget)
     chosen = PrunePlan.load(plan) if plan else None
     kinds = chosen.kinds if chosen else parse_units(units)
     options["keep"] = ratio = check_keeps(parse_keep(keep), kinds) if chosen is None else parse_keep(keep)
@@ -193,6 +202,23 @@ def open_asked(terminal: Teller, asked: Asked) -> Opened:
     licence = find_licence(model)
     provenance = {"model": history(model, licence), **made_by("prune", asked.options)}
     return Opened(dense, tokenizer, text, before, licence, provenance)
+
+
+def in_time(terminal: Teller, asked: Asked, opened: Opened, began: float, answering: float) -> tuple[Asked, Opened]:
+    """What was asked for, with how long it will take, which is said; and with as much text as the time allows.
+
+    began: when the command did. answering: what the prompts took, and will take once more. Raises: UserError.
+    """
+    if asked.plan is not None or asked.gradual or not asked.calibrates:
+        return asked, opened
+    dense, scope = opened.dense, asked["scope"] or asked.row.scope
+    sites = find_sites(dense, asked.kinds, asked.spec)
+    work = Work(sites, asked.calibration_tokens, asked["seq_len"], asked["keep"], scope)
+    solver, spent = asked.row.solver_of(asked.kinds), time.perf_counter() - began + answering
+    tokens, phases = timing.fit(terminal, dense, solver, work, asked["time_budget"], spent)
+    options = {**asked.options, "calibration_tokens": tokens, "time_budget": None}
+    fitted = replace(asked, options=options, calibration_tokens=tokens, phases=phases)
+    return fitted, replace(opened, provenance={**opened.provenance, **made_by("prune", options)})
 
 
 def prune_at_once(terminal: Teller, asked: Asked, opened: Opened) -> Made:
@@ -252,6 +278,7 @@ def write(
     scores_out = asked["scores_out"]
     return record | {
         "seconds": seconds,
+        "estimated_seconds": timing.total(asked.phases) if asked.phases else None,
         "peak_memory_mb": peak_memory_mb(),
         "out": str(out.expanduser().resolve()),
         "scores_out": scores_out and str(scores_out.expanduser().resolve()),
@@ -261,7 +288,7 @@ def write(
 
 def _cut(terminal: Teller, asked: Asked, opened: Opened, dense: Any) -> PrunePlan:
     """Prune the model in place, at once."""
-    with terminal.stages() as stages:
+    with terminal.stages(asked.phases) as stages:
         plan = pruning.prune(
             dense, opened.tokenizer, units=asked.kinds, method=asked.row.name,
             data=opened.text or asked["data"], plan=asked.plan,
@@ -275,19 +302,3 @@ def _cut(terminal: Teller, asked: Asked, opened: Opened, dense: Any) -> PrunePla
 def _keep_scores(asked: Asked, plan: PrunePlan) -> None:
     if asked["scores_out"] is not None and asked.writes:
         write_scores(plan, asked["scores_out"])
-
-
-def after_prune(record: Mapping[str, Any], options: Mapping[str, Any]) -> list[list[str]]:
-    """Commands to try on the checkpoint, arguments only; text that was calibrated on is not evaluated on."""
-    data = ["python-docs"]
-    if record["data"] is not None and options["data"].startswith("wikitext"):
-        data = [options["data"], *(["--data-dir", str(options["data_dir"])] if options["data_dir"] else [])]
-    if options["holdout"] is not None:
-        data = [options["data"], "--holdout", f"{options['holdout']:g}"]
-    trust = ["--trust-remote-code"] if options["trust_remote_code"] else []
-    compare = ["--max-tokens", "8192", "--baseline", options["model"]]
-    evaluations = [["eval", str(options["out"]), "--data", *data, *compare, *trust]]
-    return [
-        *(evaluations if models.has_tokenizer(Path(record["out"])) else []),
-        ["inspect", str(options["out"]), *trust],
-    ]

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from ..progress import Teller
 from ..study import grid, records
 from ..study.estimate import estimate
+from ..study.grid import Run
 from ..study.records import RESULTS_FILE
-from ..study.runner import Workers, carry_out, finished
+from ..study.run import Errand
+from ..study.run import commands as run_commands
+from ..study.runner import RUNS, Workers, carry_out, finished
 from ..study.yaml_file import Commands
 
 
 def study(
     terminal: Teller, *, file: Path, out: Path, jobs: int, ray: str | None, keep_checkpoints: bool, dry_run: bool,
-    commands: Commands,
+    commands: Commands, check: Callable[[Sequence[str]], None],
 ) -> dict[str, Any]:  # fmt: skip
-    """`lmprune study`, whose options these are. Raises: UserError; failed runs are told in the record instead."""
+    """`lmprune study`, whose options these are. Raises: UserError; failed runs are told in the record instead.
+
+    check: what each command would refuse before it reads a weight; asked of every run where nothing is carried out.
+    """
     found = grid.read(file, commands)
     results = out / RESULTS_FILE
     done = finished(found, out)
@@ -26,6 +34,8 @@ def study(
     workers = Workers(jobs, ray)
     head = {"study": found.name, "runs": len(found.runs), "finished": len(done)}
     if dry_run:
+        with terminal.busy("checking the runs"):
+            check_runs(todo, out, workers, check)
         before = records.read(results).done if results.is_file() else []
         with terminal.busy("estimating"):
             seconds = estimate(found.runs, before, jobs=jobs, threads=workers.threads)
@@ -44,3 +54,23 @@ def study(
         "results": str(results.resolve()),
         "seconds": time.perf_counter() - start,
     }
+
+
+def check_runs(runs: Sequence[Run], out: Path, workers: Workers, check: Callable[[Sequence[str]], None]) -> None:
+    """Raises: UserError for the first run that a command of its own would refuse, by its name."""
+    asked: set[tuple[str, ...]] = set()
+    for run in runs:
+        # a reference that is yet to be made stands for its own model: they are of one kind
+        dense = None if run.reference else run.model
+        errand = Errand(run, "", out / RUNS / run.id, dense, False, workers.threads, Path.cwd())
+        made = str(errand.folder)
+        for words in run_commands(errand).values():
+            # what differs by the run's own folder alone is asked once, and what is yet to be made is its model
+            told = [run.model if word.startswith(made) and at == 1 else word for at, word in enumerate(words)]
+            if (key := tuple(word for word in told if not word.startswith(made))) in asked:
+                continue
+            asked.add(key)
+            try:
+                check(told)
+            except UserError as error:
+                raise UserError(f"{run.id}: lmprune {words[0]}: {error}") from None

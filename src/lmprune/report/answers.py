@@ -7,16 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def summary(found: Mapping[str, Any]) -> str:
-    """How alike they are, and whether they repeat themselves, in two sentences."""
+def summary(found: Mapping[str, Any]) -> tuple[str, str]:
+    """How alike they are, and whether they repeat themselves: a sentence each."""
     number, loops = len(found["items"]), found["repetitive"]
-    told = "No answer repeats itself"
+    told = "No answer repeats itself."
     if any(loops.values()):
-        told = f"Of {number} answers {loops['before']} before and {loops['after']} after repeat themselves"
-    return (
-        f"After the same words, both choose the same next token {found['agreement']:.0%} of the time "
-        f"({found['tokens']} tokens of the answers before). {told}."
-    )
+        told = f"Of {number} answers {loops['before']} before and {loops['after']} after repeat themselves."
+    same = f"{found['agreement']:.0%} of the {found['tokens']} tokens said before are the first choice after, too."
+    return same, told
 
 
 def block(found: Mapping[str, Any]) -> str:

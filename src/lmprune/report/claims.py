@@ -12,6 +12,8 @@ from .rows import METRICS, Row, Section, mean_and_interval, paired
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "can't tell"
 
+#: seeds without which nothing is said to hold or not to: two that agree by chance have a narrow interval
+FEWEST = 3
 #: "close to": within so much of the other's metric
 CLOSE = 0.05
 _ESTABLISHED = ("magnitude", "soft", "hard", "top_v")
@@ -28,6 +30,8 @@ class Evidence:
 
     @property
     def verdict(self) -> str:
+        if self.seeds < FEWEST:
+            return OPEN
         if self.mean + self.margin < 0:
             return HOLDS
         return FAILS if self.mean - self.margin > 0 else OPEN
@@ -36,7 +40,8 @@ class Evidence:
         if math.isinf(self.margin):
             return f"{self.what}: {self.mean:+.3f} (one seed: no interval)"
         low, high = self.mean - self.margin, self.mean + self.margin
-        return f"{self.what}: {self.mean:+.3f}, 95% interval [{low:+.3f}, {high:+.3f}] of {self.seeds} seeds"
+        few = "" if self.seeds >= FEWEST else f", which are fewer than {FEWEST}"
+        return f"{self.what}: {self.mean:+.3f}, 95% interval [{low:+.3f}, {high:+.3f}] of {self.seeds} seeds{few}"
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,9 @@ def _gum_low(found: Section) -> Iterator[Evidence]:
     low, high = (_gains(found, keep) for keep in (keeps[-1], keeps[0]))
     shared = [low[seed] - high[seed] for seed in low if seed in high]
     if shared:
+        # an advantage that is not there can't be largest
+        what = f"{_name(found)}, gum - top_v, keep {keeps[-1]:g}"
+        yield from _compare(found, what, found.of("gum", keeps[-1]), found.of("top_v", keeps[-1]), _loss(found))
         mean, margin = mean_and_interval(shared)
         what = f"(gum - top_v) at keep {keeps[-1]:g} - the same at {keeps[0]:g}, {_name(found)}"
         yield Evidence(what, mean, margin, len(shared))

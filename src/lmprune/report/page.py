@@ -15,14 +15,15 @@ from .tables import Table
 
 @dataclass(frozen=True)
 class Page:
-    """title: of the study. notes: what the reader must know of the records. parts: (heading, tables, charts)."""
+    """title: of the study. notes: what the reader must know of the records. parts: (heading, tables, charts).
+    runs: all of them, where there are any."""
 
     title: str
     summary: str
     notes: tuple[str, ...]
     claims: tuple[Claim, ...]
     parts: tuple[tuple[str, tuple[Table, ...], tuple[Chart, ...]], ...]
-    runs: Table
+    runs: Table | None
 
     @property
     def charts(self) -> list[Chart]:
@@ -37,12 +38,13 @@ def html(page: Page) -> str:
         for group, _, colour in groups
     )
     body = [f"<h1>{escape(page.title)}</h1>", f"<p>{escape(page.summary)}</p>", *map(_note, page.notes)]
-    body += [f'<nav class="chips" aria-label="methods shown">{chips}</nav>', _claims(page.claims)]
+    body += [f'<nav class="chips" aria-label="methods shown">{chips}</nav>'] if chips else []
+    body += [_claims(page.claims)]
     for heading, tables, charts in page.parts:
         body += [f"<section><h2>{escape(heading)}</h2>", *map(_table, tables), '<div class="figures">']
         body += [_figure(chart) for chart in charts]
         body += ["</div></section>"]
-    body += ["<section><h2>All runs</h2>", _table(page.runs), "</section>"]
+    body += ["<section><h2>All runs</h2>", _table(page.runs), "</section>"] if page.runs else []
     style, script = svg.css() + _asset("page.css"), _asset("page.js")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -115,7 +117,7 @@ def markdown(page: Page, folder: str) -> str:
             lines += _markdown_table(table)
         for chart in charts:
             lines += [f"### {chart.title}", "", f"![{chart.title}]({folder}/{chart.id}.svg)", "", chart.caption, ""]
-    return "\n".join([*lines, "## All runs", "", *_markdown_table(page.runs)])
+    return "\n".join([*lines, *(["## All runs", "", *_markdown_table(page.runs)] if page.runs else [])])
 
 
 def _markdown_table(table: Table) -> list[str]:

@@ -17,11 +17,13 @@ from torch import Tensor
 from ..budget.choosing import alike, choose, counts_of
 from ..budget.keeps import Keep
 from ..budget.selection import Scope
-from ..progress import Progress, Stages, silent
+from ..progress import Phase, Progress, Stages, silent
 from ..scores.curvature import output_curvature
 from ..sites.address import Address
 from ..sites.place import Place
 from ..sites.site import Site, seams
+from . import duration
+from .duration import Pace, Work
 from .elimination import Elimination, LeastSquares, eliminate
 from .solver import Selection, Solution, Solver
 from .targets import layer_problems
@@ -79,6 +81,14 @@ class Obs(Solver):
         found = seams(sites, self.name)
         done = eliminations(model, found, input_ids, keep, settings=self.settings, stages=stages, **how)
         return Solution([gone.kept for gone in done], [gone.scores() for gone in done])
+
+    def phases(self, work: Work, pace: Pace) -> list[Phase]:
+        sites, how, tokens = seams(work.sites, self.name), self.settings, work.tokens
+        passes = 1 + how.sequential + (how.sequential and how.compensation > 0)
+        gradients = duration.gradients(pace, sites, work.read(how.gradient_tokens)) if how.end_loss else []
+        curves = duration.eliminations("error curves", pace, sites, [1] * len(sites), tokens, passes=1)
+        pruning = duration.eliminations("pruning", pace, sites, work.kept(), tokens, passes=passes)
+        return [*gradients, *(curves if work.scope == "global" else []), *pruning]
 
     def carry_out(
         self, model: Any, sites: Sequence[Place], input_ids: Tensor | None, kept: Sequence[Tensor], stages: Stages

@@ -10,14 +10,16 @@ from torch import Tensor
 
 from ..budget.choosing import choose
 from ..budget.keeps import Keep
-from ..progress import Stages
+from ..progress import Phase, Stages
 from ..scores.criteria import Criterion, score_from
 from ..scores.statistics import GRADIENT, collect
 from ..sites.address import SEAM_KINDS, Kind
 from ..sites.pages import here
 from ..sites.place import Place
 from ..sites.site import seams
+from . import duration
 from .bias import MEAN, bias_compensation
+from .duration import Pace, Work
 from .solver import Selection, Solution, Solver
 
 #: how many of the calibration tokens a criterion that needs gradients reads
@@ -62,6 +64,12 @@ class Scored(Solver):
         self, model: Any, sites: Sequence[Place], input_ids: Tensor | None, kept: Sequence[Tensor], stages: Stages
     ) -> None:
         self._cut(sites, kept, self._statistics(model, sites, input_ids, self._needs(chosen=True), stages))
+
+    def phases(self, work: Work, pace: Pace) -> list[Phase]:
+        needs = self._needs()
+        gradients = bool(needs & GRADIENT)
+        tokens = work.read(GRADIENT_TOKENS) if gradients else work.tokens
+        return duration.statistics(pace, tokens, gradients=gradients) if needs else []
 
     def _needs(self, chosen: bool = False) -> frozenset[str]:
         """Names of the statistics that are read."""

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ..budget.keeps import Keep
 from ..budget.selection import Scope
-from ..progress import Stages
+from ..progress import Phase, Stages
 from ..sites.address import SEAM_KINDS, Kind
 from ..sites.place import Place
+from .duration import Pace, Work
 
 
 class Selection(TypedDict):
@@ -67,6 +68,10 @@ class Solver(ABC):
         **how: Unpack[Selection],
     ) -> Solution:
         """Choose, cut and repair all sites in place. input_ids: calibration text (sequences, T), where it is read."""
+
+    def phases(self, work: Work, pace: Pace) -> list[Phase]:
+        """The stages of `solve` and what each will take; empty where that is not known."""
+        return []
 
     @abstractmethod
     def carry_out(

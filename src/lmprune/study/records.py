@@ -53,6 +53,7 @@ class Results:
             found += [f"the records are of different versions of lmprune: {', '.join(self.versions)}"]
         if self.failed:
             found += [f"{len(self.failed)} of {len(self.records)} runs failed"]
+            found += [f"failed: {record['id']}: {record['error']}" for record in self.failed]
         return found
 
 

@@ -1,0 +1,94 @@
+"""What `lmprune compare` does: several models at a glance, on the same text, in one engine; its record is in
+docs/json.md."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints import models as checkpoints
+from ..checkpoints import sources
+from ..checkpoints.writing import written_aside
+from ..data import pairs
+from ..errors import UserError
+from ..progress import Teller
+from ..report import comparison, page
+from .bench import bench, check_engine
+from .evaluate import evaluate, evaluate_task
+
+#: of a record of `eval`, and of `bench`
+_QUALITY = ("perplexity", "perplexity_se", "perplexity_ratio", "bits_per_byte", "kl", "top1_agreement", "answers")
+_SPEED = ("prefill", "decode", "first_token_ms", "peak_memory_mb", "cache_bytes_per_token", "weight_megabytes")
+
+
+def compare(
+    terminal: Teller, *, models: Sequence[str], data: str, data_dir: Path | None, split: str, max_tokens: int,
+    context: int | None, tasks: str | None, limit: int, engine: str, threads: int, repeats: int, prompts: Path | None,
+    answer_tokens: int, out: Path | None, force: bool, dtype: str, device: str, trust_remote_code: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """`lmprune compare`, whose options these are; the first model is what the others are compared with.
+
+    Raises: UserError; nothing is written then.
+    """
+    start = time.perf_counter()
+    wanted = check(models, tasks, engine, out, force=force)
+    how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    text = {
+        "data": data, "data_dir": data_dir, "split": split, "holdout": None, "context": context, "stride": None,
+        "max_tokens": max_tokens, "chat_template": False, "prompts": prompts, "answer_tokens": answer_tokens, **how,
+    }  # fmt: skip
+    found = []
+    for number, model in enumerate(models):
+        terminal.note(f"{model}, {number + 1} of {len(models)}")
+        quality = evaluate(terminal, model=model, baseline=models[0] if number else None, **text)
+        scores = {task: _task(terminal, model, task, data_dir, limit, how) for task in wanted}
+        skeleton = checkpoints.skeleton(model, trust_remote_code=trust_remote_code)
+        params = sum(parameter.numel() for parameter in skeleton.parameters())
+        measured = {name: quality.get(name) for name in _QUALITY}
+        found.append({"model": model, "params": params, **measured, "tasks": scores, "data": quality["data"]})
+    speeds = bench(
+        terminal, models=models, engine=engine, threads=threads, batch=1, prompt_tokens=256, new_tokens=24,
+        repeats=repeats,
+    )["results"]  # fmt: skip
+    for each, speed in zip(found, speeds, strict=True):
+        each |= {name: speed[name] for name in _SPEED}
+    told = found[0]["data"]
+    record = {
+        "models": [{name: value for name, value in each.items() if name != "data"} for each in found],
+        "data": told, "max_tokens": max_tokens, "limit": limit if wanted else None, "engine": engine,
+        "threads": threads, "out": out and str(out.expanduser().resolve()), "seconds": time.perf_counter() - start,
+    }  # fmt: skip
+    if out is not None:
+        with written_aside(out.expanduser().resolve(), folder=False) as place:
+            place.write_text(page.html(comparison.of_record(record)), encoding="utf-8")
+    return record
+
+
+def check(models: Sequence[str], tasks: str | None, engine: str, out: Path | None, *, force: bool) -> list[str]:
+    """The tasks. Raises: UserError for what can be seen to be wrong before a model is read."""
+    if len(models) < 2:
+        raise UserError("compare takes two models or more, the first of them what the others are compared with")
+    for model in models:
+        sources.resolve(model)
+    check_engine(engine)
+    wanted = [name.strip() for name in tasks.split(",")] if tasks else []
+    for name in wanted:
+        if not pairs.is_source(name):
+            raise UserError(f"{name!r} is no task of pairs; expected wikisql, samsum, e2e or a .jsonl of pairs")
+    if out is not None and (out.is_dir() or (out.exists() and not force)):
+        raise UserError(f"{out} exists; choose another --out, or replace the file there with --force")
+    return wanted
+
+
+def _task(
+    terminal: Teller, model: str, task: str, data_dir: Path | None, limit: int, how: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Its metrics, each with its interval."""
+    record = evaluate_task(
+        terminal, model=model, data=task, data_dir=data_dir, split="validation", holdout=None, limit=limit,
+        decode="greedy", max_new_tokens=None, batch_size=16, out=None, **how,
+    )  # fmt: skip
+    names = [name.removesuffix("_ci") for name in record if name.endswith("_ci")]
+    return {name: {"value": record[name], "interval": record[f"{name}_ci"]} for name in names}

@@ -1,0 +1,114 @@
+"""Several models at a glance: one table and their answers, from the record of `lmprune compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .answers import how, one_line
+from .page import Page
+from .tables import MISSING, Table
+
+Model = Mapping[str, Any]
+
+
+def names(models: Sequence[Model]) -> list[str]:
+    """What each is called: the last part of its path, or all of it where two have the same."""
+    short = [Path(each["model"]).name for each in models]
+    return [name if short.count(name) == 1 else each["model"] for name, each in zip(short, models, strict=True)]
+
+
+def glance(record: Mapping[str, Any]) -> list[list[str]]:
+    """Rows: what is measured, and a cell a model; what nobody has is left out."""
+    models: Sequence[Model] = record["models"]
+    first = models[0]
+    rows = [[name, *(_cell(tell, each) for each in models)] for name, tell in _ROWS]
+    for task, metrics in first["tasks"].items():
+        rows += [
+            [f"{task}, {metric}", *(_scored(each["tasks"][task][metric]) for each in models)] for metric in metrics
+        ]
+    for phase in ("prefill", "decode"):
+        base = first[phase]["median"]
+        rows += [
+            [f"{phase}, tokens/s", *(f"{e[phase]['median']:,.1f} ({e[phase]['median'] / base:.2f}×)" for e in models)]
+        ]
+    return [row for row in rows if any(cell != MISSING for cell in row[1:])]
+
+
+def answers(record: Mapping[str, Any]) -> list[list[str]]:
+    """Rows: a prompt, and each model's answer."""
+    told = [each["answers"] for each in record["models"][1:] if each["answers"]]
+    if not told:
+        return []
+    return [
+        [one_line(item["prompt"]), one_line(item["before"]), *(one_line(found["items"][i]["after"]) for found in told)]
+        for i, item in enumerate(told[0]["items"])
+    ]
+
+
+def note(record: Mapping[str, Any]) -> str:
+    """What it was measured on."""
+    return (
+        f"Perplexity on the first {record['max_tokens']:,} tokens of {record['data']['name']}, ± one standard error. "
+        f"Speed in {record['engine']}, {record['threads']} threads, medians; in brackets beside the first model."
+    )
+
+
+def of_record(record: Mapping[str, Any]) -> Page:
+    header, said = names(record["models"]), answers(record)
+    rows = glance(record)
+    tables = [_table("At a glance", ["", *header], rows, note(record))]
+    if said:
+        found = next(each["answers"] for each in record["models"] if each["answers"])
+        tables += [_table("Answers", ["prompt", *header], said, f"{how(found).capitalize()}.")]
+    return Page(
+        title=f"{' · '.join(header)}",
+        summary="The first model is what the others are compared with.",
+        notes=(),
+        claims=(),
+        parts=(("Comparison", tuple(tables), ()),),
+        runs=None,
+    )
+
+
+def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], told: str) -> Table:
+    return Table(title, tuple(header), tuple(map(tuple, rows)), ("",) * len(rows), told)
+
+
+def _cell(tell: Callable[[Model], str | None], model: Model) -> str:
+    found = tell(model)
+    return MISSING if found is None else found
+
+
+def _number(key: str, form: str) -> Callable[[Model], str | None]:
+    return lambda model: None if model.get(key) is None else f"{model[key]:{form}}"
+
+
+def _perplexity(model: Model) -> str:
+    error = model["perplexity_se"]
+    return f"{model['perplexity']:.2f}" + ("" if error is None else f" ± {error:.2f}")
+
+
+def _of_answers(tell: Callable[[Mapping[str, Any]], str]) -> Callable[[Model], str | None]:
+    return lambda model: tell(model["answers"]) if model.get("answers") else None
+
+
+def _scored(found: Mapping[str, Any]) -> str:
+    low, high = found["interval"]
+    return f"{found['value']:.3g} [{low:.3g}, {high:.3g}]"
+
+
+_ROWS: Sequence[tuple[str, Callable[[Model], str | None]]] = (
+    ("parameters", _number("params", ",")),
+    ("weights, MB", _number("weight_megabytes", ",.1f")),
+    ("cache, bytes a token", _number("cache_bytes_per_token", ",")),
+    ("peak memory, MB", _number("peak_memory_mb", ",.0f")),
+    ("perplexity", _perplexity),
+    ("ratio to the first", _number("perplexity_ratio", ".3f")),
+    ("bits per byte", _number("bits_per_byte", ".4f")),
+    ("same first choice in the text", _number("top1_agreement", ".1%")),
+    ("same choices in answers", _of_answers(lambda found: f"{found['agreement']:.0%}")),
+    ("answers that repeat", _of_answers(lambda found: f"{found['repetitive']['after']} of {len(found['items'])}")),
+    ("first token, ms", _number("first_token_ms", ",.0f")),
+)

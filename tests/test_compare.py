@@ -1,0 +1,92 @@
+"""`lmprune compare`: what it shows is what eval and bench say of each model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_bad_input import refused
+from tiny_checkpoints import documented, lmprune, tiny_checkpoint
+
+from lmprune.report import comparison, page
+
+SMALL = ("--max-tokens", 512, "--context", 64, "--threads", 1, "--repeats", 1, "--answer-tokens", 4)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory, text: Path) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("pair")
+    dense = tiny_checkpoint(folder / "dense", max_position_embeddings=512)
+    args = ("--method", "magnitude", "--keep", 0.34, "--multiple-of", 1, "--data", text, "--answer-tokens", 0)
+    assert lmprune("prune", dense, "--out", folder / "third", *args).code == 0
+    return dense, folder / "third"
+
+
+@pytest.fixture(scope="module")
+def compared(pair: tuple[Path, Path], text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    tasks = tmp_path_factory.mktemp("tasks") / "pairs.jsonl"
+    tasks.write_text("".join(json.dumps({"context": f"cat {i}", "completion": " saw"}) + "\n" for i in range(4)))
+    out = tasks.with_name("page.html")
+    args = ("--data", text, *SMALL, "--tasks", tasks, "--limit", 2, "--out", out)
+    return lmprune("compare", *pair, *args, "--json").record
+
+
+def test_the_record_is_what_eval_and_inspect_say(compared: dict[str, Any], pair: tuple[Path, Path], text: Path):
+    assert set(compared) == documented("compare")
+    dense, third = compared["models"]
+    args = ("--data", text, "--max-tokens", 512, "--context", 64, "--answer-tokens", 4)
+    alone = lmprune("eval", pair[1], *args, "--baseline", pair[0], "--json").record
+    assert (
+        third["perplexity"] == pytest.approx(alone["perplexity"])
+        and third["answers"]["items"] == alone["answers"]["items"]
+    )
+    assert third["perplexity_ratio"] == pytest.approx(alone["perplexity_ratio"]) and dense["perplexity_ratio"] is None
+    assert [each["params"] for each in (dense, third)] == [
+        lmprune("inspect", model, "--json").record["params"] for model in pair
+    ]
+    (metrics,) = third["tasks"].values()
+    assert "exact_match" in metrics and set(metrics["exact_match"]) == {"value", "interval"}
+    assert third["prefill"]["median"] > 0 and third["weight_megabytes"] < dense["weight_megabytes"]
+
+
+def test_the_page_stands_alone_and_says_all_of_it(compared: dict[str, Any]):
+    written = Path(compared["out"]).read_text()
+    assert written == page.html(comparison.of_record(compared))
+    assert "http://" not in written and "https://" not in written and "<nav" not in written
+    for cell in ("dense", "third", "perplexity", "The capital of France is", "exact_match", "prefill, tokens/s"):
+        assert cell in written
+    rows = {row[0]: row[1:] for row in comparison.glance(compared)}
+    assert rows["ratio to the first"][0] == "–" and rows["same choices in answers"][1].endswith("%")
+    assert rows["parameters"][0] == f"{compared['models'][0]['params']:,}"
+    assert "(1.00×)" in rows["prefill, tokens/s"][0]
+
+
+def test_models_of_one_name_are_called_by_their_whole_path():
+    told = [{"model": "a/tiny"}, {"model": "b/tiny"}, {"model": "c/other"}]
+    assert comparison.names(told) == ["a/tiny", "b/tiny", "other"]
+
+
+def test_people_see_one_table(pair: tuple[Path, Path], text: Path):
+    shown = lmprune("compare", *pair, "--data", text, *SMALL)
+    assert shown.code == 0 and all(len(line) <= 120 for line in shown.out.splitlines()[:12])
+    for word in (
+        "parameters",
+        "perplexity",
+        "ratio to the first",
+        "decode, tokens/s",
+        "The capital of France is",
+        "third",
+    ):
+        assert word in shown.out
+
+
+def test_what_can_t_be_compared(pair: tuple[Path, Path], text: Path, tmp_path: Path):
+    args = ("--data", text)
+    assert "two models or more" in refused("compare", pair[0], *args)
+    assert "no model at" in refused("compare", pair[0], "/no/where", *args)
+    assert "unknown engine" in refused("compare", *pair, *args, "--engine", "torhc")
+    assert "is no task" in refused("compare", *pair, *args, "--tasks", "wikitext")
+    (tmp_path / "p.html").write_text("mine")
+    assert "exists" in refused("compare", *pair, *args, "--out", tmp_path / "p.html")
