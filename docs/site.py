@@ -1,0 +1,86 @@
+"""The documents as a site that needs no network: `make docs`, or `python docs/site.py OUT` where mkdocs-material is.
+
+The pages are those of docs/, README.md as the first, CONTRIBUTING.md and CHANGELOG.md; a link to a file that is no page
+becomes its name. mkdocs checks every other link, and stops at a broken one.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+#: in the order of the menu, by headings
+MENU = {
+    "Start": ("index", "quickstart", "training", "tasks", "runs", "studies", "deploy"),
+    "Reference": ("methods", "results", "json", "api", "lab_notes"),
+    "Extend": ("architecture", "add_a_family", "add_a_criterion", "plugins", "CONTRIBUTING", "CHANGELOG"),
+}
+FIRST = {"README": "index"}
+
+
+def pages() -> dict[str, Path]:
+    """name in the site -> file."""
+    found = {path.stem: path for path in sorted((ROOT / "docs").glob("*.md"))}
+    return {**found, **{FIRST.get(path.stem, path.stem): path for path in sorted(ROOT.glob("*.md"))}}
+
+
+def relinked(text: str, page: Path, names: dict[Path, str]) -> str:
+    """Links to pages lead to where they are in the site; other files are named only."""
+
+    def change(link: re.Match[str]) -> str:
+        label, target = link[1], link[2]
+        if re.match(r"https?://|#", target):
+            return link[0]
+        path, _, anchor = target.partition("#")
+        name = names.get((page.parent / path).resolve())
+        return f"[{label}]({name}.md{'#' + anchor if anchor else ''})" if name else label
+
+    return re.sub(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)", change, text)
+
+
+def settings() -> dict[str, object]:
+    """mkdocs' own: a menu that has every page, both colour schemes, search, and nothing from the network."""
+    known = set(pages())
+    listed = {name for names in MENU.values() for name in names}
+    assert listed <= known, f"no such pages: {listed - known}"
+    menu = [{heading: [f"{name}.md" for name in names]} for heading, names in MENU.items()]
+    rest = sorted(known - listed)
+    schemes = [
+        {"media": f"(prefers-color-scheme: {name})", "scheme": scheme, "toggle": {"icon": icon, "name": f"to {other}"}}
+        for name, scheme, icon, other in (
+            ("light", "default", "material/weather-night", "dark"),
+            ("dark", "slate", "material/weather-sunny", "light"),
+        )
+    ]
+    return {
+        "site_name": "lmprune",
+        "docs_dir": "pages",
+        "site_dir": "site",
+        "theme": {"name": "material", "font": False, "palette": schemes, "features": ["navigation.sections"]},
+        "plugins": ["search", "offline"],
+        "use_directory_urls": False,
+        "markdown_extensions": ["tables", "fenced_code", "pymdownx.superfences", {"toc": {"permalink": True}}],
+        "validation": {"links": {"not_found": "warn", "anchors": "warn", "unrecognized_links": "warn"}},
+        "nav": [*menu, *([{"More": [f"{name}.md" for name in rest]}] if rest else [])],
+    }
+
+
+def build(out: Path) -> None:
+    """Raises: subprocess.CalledProcessError for a broken link."""
+    shutil.rmtree(out, ignore_errors=True)
+    (out / "pages").mkdir(parents=True)
+    names = {path.resolve(): name for name, path in pages().items()}
+    for name, path in pages().items():
+        (out / "pages" / f"{name}.md").write_text(relinked(path.read_text(encoding="utf-8"), path, names), "utf-8")
+    (out / "mkdocs.yml").write_text(yaml.safe_dump(settings(), sort_keys=False), encoding="utf-8")
+    subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"], cwd=out, check=True)
+
+
+if __name__ == "__main__":
+    build(Path(sys.argv[1]).resolve())
