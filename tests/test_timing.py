@@ -164,6 +164,7 @@ def test_quick_and_a_budget_are_of_calibration_and_the_command_says_what_was_rea
         (["--quick", "--calibration-tokens", 512], "drop --calibration-tokens, or --quick"),
         (["--quick", "--steps", 2], "drop --quick"),
         (["--time-budget", "1m", "--steps", 2], "drop --time-budget"),
+        (["--time-budget", "1m", "--plan", "p.json"], "drop --time-budget, or --plan"),
     ],
 )
 def test_times_that_can_t_be_kept(args: list[Any], says: str, model: Path, text: Path, tmp_path: Path):

@@ -37,7 +37,8 @@ def compare(
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     text = {
         "data": data, "data_dir": data_dir, "split": split, "holdout": None, "context": context, "stride": None,
-        "max_tokens": max_tokens, "chat_template": False, "prompts": prompts, "answer_tokens": answer_tokens, **how,
+        "max_tokens": max_tokens, "chat_template": False, "prompts": prompts, "answer_tokens": answer_tokens,
+        "stream": False, **how,
     }  # fmt: skip
     found = []
     for number, model in enumerate(models):

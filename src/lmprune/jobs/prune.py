@@ -146,13 +146,11 @@ def check(
     options = flat(locals())
     training, questions = training_of(training_options), check_prompts(prompts, answer_tokens)
     options = timing.without_quick(options, training)
-    calibration_tokens, _ = options["calibration_tokens"], timing.parse_budget(time_budget)
     chosen = PrunePlan.load(plan) if plan else None
     kinds = chosen.kinds if chosen else parse_units(units)
     options["keep"] = ratio = check_keeps(parse_keep(keep), kinds) if chosen is None else parse_keep(keep)
-    if calibration_tokens is None:
-        calibration_tokens = MILESTONE_TOKENS if goes_on_schedule(training, chosen) else CALIBRATION_TOKENS
-    options["calibration_tokens"] = calibration_tokens
+    usual = MILESTONE_TOKENS if goes_on_schedule(training, chosen) else CALIBRATION_TOKENS
+    options["calibration_tokens"] = calibration_tokens = options["calibration_tokens"] or usual
     row = get_method(chosen.settings.get("method", method) if chosen else method)
     check_method(row, training, keep=ratio, kinds=kinds, planned=chosen is not None, scope=scope)
     if scope not in (None, *SCOPES):
@@ -164,9 +162,8 @@ def check(
         resumed = training is not None and training.resume
         check_scores_file(scores_out, planned=chosen is not None, force=force or resumed)
     spec = parse_spec(ffn) if ffn else None
-    corpus = Corpus(
-        data, data_dir, chat_template, seed, **training.given("loss_on") if training else {}, held_out=holdout
-    )
+    loss_on = training.given("loss_on") if training else {}
+    corpus = Corpus(data, data_dir, chat_template, seed, **loss_on, held_out=holdout)
     run = None
     if training is not None:
         check_source(data, training.train_tokens, training)
@@ -212,13 +209,13 @@ def in_time(terminal: Teller, asked: Asked, opened: Opened, began: float, answer
     if asked.plan is not None or asked.gradual or not asked.calibrates:
         return asked, opened
     dense, scope = opened.dense, asked["scope"] or asked.row.scope
-    sites = find_sites(dense, asked.kinds, asked.spec)
+    sites, solver = find_sites(dense, asked.kinds, asked.spec), asked.row.solver_of(asked.kinds)
     work = Work(sites, asked.calibration_tokens, asked["seq_len"], asked["keep"], scope)
-    solver, spent = asked.row.solver_of(asked.kinds), time.perf_counter() - began + answering
+    spent = time.perf_counter() - began + answering
     tokens, phases = timing.fit(terminal, dense, solver, work, asked["time_budget"], spent)
     options = {**asked.options, "calibration_tokens": tokens, "time_budget": None}
-    fitted = replace(asked, options=options, calibration_tokens=tokens, phases=phases)
-    return fitted, replace(opened, provenance={**opened.provenance, **made_by("prune", options)})
+    opened = replace(opened, provenance={**opened.provenance, **made_by("prune", options)})
+    return replace(asked, options=options, calibration_tokens=tokens, phases=phases), opened
 
 
 def prune_at_once(terminal: Teller, asked: Asked, opened: Opened) -> Made:
@@ -275,13 +272,12 @@ def write(
                 made.model, out, tokenizer=opened.tokenizer, plan=done, card=model_card(done, record), spec=asked.spec,
                 force=asked["force"], files={**log_file(made.log), **opened.licence.files}, dtype=asked.kind,
             )  # fmt: skip
-    scores_out = asked["scores_out"]
     return record | {
         "seconds": seconds,
         "estimated_seconds": timing.total(asked.phases) if asked.phases else None,
         "peak_memory_mb": peak_memory_mb(),
         "out": str(out.expanduser().resolve()),
-        "scores_out": scores_out and str(scores_out.expanduser().resolve()),
+        "scores_out": asked["scores_out"] and str(asked["scores_out"].expanduser().resolve()),
         "command": command("prune", asked.options),
     }
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..progress import Phase, Teller, duration
+from ..sites.pages import pages_of
 from ..solve.duration import Work, measure
 from ..solve.solver import Solver
 
@@ -39,10 +40,11 @@ def fit(
 
     budget: as given; spent: seconds of it that have gone, or will go beside. Raises: UserError.
     """
-    pace, seconds = measure(model, work.seq_len), parse_budget(budget)
+    pace = measure(model, work.seq_len) if pages_of(model) is None else None  # its files set another pace
+    seconds = parse_budget(budget)
 
     def phases(tokens: int) -> list[Phase]:
-        return solver.phases(replace(work, tokens=tokens), pace)
+        return solver.phases(replace(work, tokens=tokens), pace) if pace else []
 
     tokens = work.tokens
     if seconds is not None:
@@ -85,7 +87,10 @@ def without_quick(options: Mapping[str, Any], training: object) -> dict[str, Any
         for name in ("quick", "time_budget"):
             if options[name]:
                 raise UserError(f"drop --{name.replace('_', '-')}: it goes with pruning at once, not with training")
+    if options["time_budget"] and options["plan"]:
+        raise UserError("drop --time-budget, or --plan, with which layers are only repaired: say --calibration-tokens")
     if options["quick"] and options["calibration_tokens"] is not None:
         raise UserError(f"drop --calibration-tokens, or --quick, which reads {QUICK_TOKENS:,} tokens")
+    parse_budget(options["time_budget"])
     tokens = QUICK_TOKENS if options["quick"] else options["calibration_tokens"]
     return {**options, "quick": False, "calibration_tokens": tokens}
