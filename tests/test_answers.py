@@ -31,11 +31,10 @@ def pruned(model: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return lmprune("prune", model, "--out", out, *args, "--json").record, out
 
 
-def _chat_model(folder: Path) -> Path:
+def _chat_model(folder: Path, template: str = TEMPLATE) -> Path:
     tiny_checkpoint(folder)
-    models.load_tokenizer(folder)
     tokenizer = byte_tokenizer()
-    tokenizer.chat_template = TEMPLATE
+    tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -196,3 +195,31 @@ def test_a_model_without_room_for_built_in_prompts_says_so(text: Path, tmp_path:
     args = ["--method", "magnitude", "--data", text, "--seq-len", 32, "--multiple-of", 1]
     told = lmprune("prune", short, "--out", tmp_path / "o", *args)
     assert told.code == 0 and "no answers: the model has no room" in told.err
+
+
+def test_a_model_that_can_t_write_is_pruned_all_the_same(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Before or after: what was worked for is written, and it is said why there are no answers."""
+    from lmprune.jobs import answers as job
+
+    args = ["--method", "magnitude", "--data", text, "--multiple-of", 1, "--answer-tokens", 2]
+    for name, written in (("same_choices", "after"), ("answer", "before")):
+
+        def broken(*_: Any, **__: Any) -> Any:
+            raise RuntimeError("no cache\nof this kind")
+
+        monkeypatch.setattr(job, name, broken)
+        told = lmprune("prune", model, "--out", tmp_path / written, *args)
+        assert told.code == 0 and "no answers: the model can't write them here (RuntimeError: no cache)" in told.err
+        assert (tmp_path / written / "model.safetensors").is_file()
+
+
+def test_a_template_that_takes_no_question_is_no_reason_not_to_prune(tmp_path: Path, text: Path):
+    dense = _chat_model(tmp_path / "chat", "{{ raise_exception('only tools') }}")
+    args = ["--method", "magnitude", "--data", text, "--multiple-of", 1]
+    told = lmprune("prune", dense, "--out", tmp_path / "out", *args)
+    assert told.code == 0 and "no answers: the model's chat template can't render" in told.err
+    (tmp_path / "p.txt").write_text("Hi")
+    told = lmprune("prune", dense, "--out", tmp_path / "own", *args, "--prompts", tmp_path / "p.txt")
+    assert told.code == 2 and not (tmp_path / "own").exists()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..checkpoints import models
 from ..data.prompts import BUILT_IN, Prompts, built_in, encoded, has_template, load
@@ -17,6 +17,8 @@ from ..evaluation.decoding import Output
 from ..progress import Teller
 from ..sites.limits import max_context
 from ..sites.pages import pages_of
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,13 @@ def answers(
         terminal.note("no answers: a model that is read block by block would be read anew for each of their tokens")
         return None
     asked, room = prompts or built_in(tokenizer), (max_context(model.config) or math.inf) - answer_tokens
-    ids = encoded(tokenizer, asked.texts)
+    try:
+        ids = encoded(tokenizer, asked.texts)
+    except UserError as error:
+        if prompts is not None:
+            raise
+        terminal.note(f"no answers: {error}")
+        return None
     fitting = [i for i, each in enumerate(ids) if len(each) <= room]
     if len(fitting) < len(ids) and asked.name != BUILT_IN:
         long = next(i for i in range(len(ids)) if i not in fitting)
@@ -65,22 +73,37 @@ def answers(
         terminal.note(f"no answers: the model has no room for a question and {answer_tokens} tokens")
         return None
     chosen = Prompts(asked.name, tuple(asked.texts[i] for i in fitting))
-    start = time.perf_counter()
-    with terminal.busy(f"answering {len(fitting)} prompts"), models.quiet():
-        read = [ids[i] for i in fitting]
-        said = answer(model, tokenizer, read, max_new_tokens=answer_tokens)
-    return Answered(tokenizer, chosen, read, said, answer_tokens, time.perf_counter() - start)
+    read, start = [ids[i] for i in fitting], time.perf_counter()
+    said = _tried(terminal, len(read), lambda: answer(model, tokenizer, read, max_new_tokens=answer_tokens))
+    return said and Answered(tokenizer, chosen, read, said, answer_tokens, time.perf_counter() - start)
+
+
+def _tried(terminal: Teller, number: int, ask: Callable[[], Result]) -> Result | None:
+    """What came of it; None where the model can't write, which is said: answers are not worth the work around them."""
+    try:
+        with terminal.busy(f"answering {number} prompts"), models.quiet():
+            return ask()
+    except Exception as error:  # whatever a model raises that is not made for it, or memory
+        first, *_ = [*str(error).splitlines(), ""]
+        terminal.note(f"no answers: the model can't write them here ({type(error).__name__}: {first})")
+        return None
 
 
 def compared(terminal: Teller, before: Answered | None, model: Any) -> dict[str, Any] | None:
     """The same prompts, answered by another model, beside what was said before: `answers` of a record."""
     if before is None:
         return None
-    after = answers(terminal, model, before.tokenizer, before.prompts, before.max_new_tokens)
-    assert after is not None
-    start = time.perf_counter()
-    same = same_choices(model, before.ids, before.said)
-    sides = {"before": before.said, "after": after.said}
+    ids, said, start = before.ids, before.said, time.perf_counter()
+
+    def ask() -> tuple[list[Output], list[int]]:
+        return answer(model, before.tokenizer, ids, max_new_tokens=before.max_new_tokens), same_choices(
+            model, ids, said
+        )
+
+    if (after := _tried(terminal, len(ids), ask)) is None:
+        return None
+    said_after, same = after
+    sides = {"before": before.said, "after": said_after}
     items = [
         {
             "prompt": prompt,
@@ -99,7 +122,7 @@ def compared(terminal: Teller, before: Answered | None, model: Any) -> dict[str,
         "tokens": tokens,
         "repetitive": {side: sum(map(is_repetitive, said)) for side, said in sides.items()},
         "items": items,
-        "seconds": before.seconds + after.seconds + time.perf_counter() - start,
+        "seconds": before.seconds + time.perf_counter() - start,
     }
 
 
