@@ -75,7 +75,9 @@ def answers(
     chosen = Prompts(asked.name, tuple(asked.texts[i] for i in fitting))
     read, start = [ids[i] for i in fitting], time.perf_counter()
     said = _tried(terminal, len(read), lambda: answer(model, tokenizer, read, max_new_tokens=answer_tokens))
-    return said and Answered(tokenizer, chosen, read, said, answer_tokens, time.perf_counter() - start)
+    if said is None:
+        return None
+    return Answered(tokenizer, chosen, read, said, answer_tokens, time.perf_counter() - start)
 
 
 def _tried(terminal: Teller, number: int, ask: Callable[[], Result]) -> Result | None:

@@ -150,7 +150,7 @@ def check(
     kinds = chosen.kinds if chosen else parse_units(units)
     options["keep"] = ratio = check_keeps(parse_keep(keep), kinds) if chosen is None else parse_keep(keep)
     usual = MILESTONE_TOKENS if goes_on_schedule(training, chosen) else CALIBRATION_TOKENS
-    options["calibration_tokens"] = calibration_tokens = options["calibration_tokens"] or usual
+    options["calibration_tokens"] = tokens = options["calibration_tokens"] or usual
     row = get_method(chosen.settings.get("method", method) if chosen else method)
     check_method(row, training, keep=ratio, kinds=kinds, planned=chosen is not None, scope=scope)
     if scope not in (None, *SCOPES):
@@ -174,7 +174,7 @@ def check(
         check_streams(stream, kinds, ffn)
     elif stream:
         raise UserError("--stream prunes at once: a training needs the whole model in memory; leave out one of the two")
-    return Asked(options, row, kinds, chosen, training, calibration_tokens, corpus, how, kind, spec, questions, run)
+    return Asked(options, row, kinds, chosen, training, tokens, corpus, how, kind, spec, questions, run)
 
 
 def goes_on_schedule(training: Training | None, plan: PrunePlan | None) -> bool:
