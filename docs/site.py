@@ -6,6 +6,7 @@ becomes its name. mkdocs checks every other link, and stops at a broken one.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -79,7 +80,8 @@ def build(out: Path) -> None:
     for name, path in pages().items():
         (out / "pages" / f"{name}.md").write_text(relinked(path.read_text(encoding="utf-8"), path, names), "utf-8")
     (out / "mkdocs.yml").write_text(yaml.safe_dump(settings(), sort_keys=False), encoding="utf-8")
-    subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"], cwd=out, check=True)
+    quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"], cwd=out, check=True, env=quiet)
 
 
 if __name__ == "__main__":

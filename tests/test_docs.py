@@ -299,3 +299,20 @@ def test_what_make_does_is_told_where_people_look():
 
 def test_contributing_is_short():
     assert len((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()) < 60
+
+
+def test_the_site_has_every_page_and_links_lead_to_pages(tmp_path: Path):
+    """`make docs` builds it, and mkdocs checks the links; here, that ours become links of the site."""
+    spec = importlib.util.spec_from_file_location("docs_site", ROOT / "docs" / "site.py")
+    assert spec and spec.loader
+    site = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(site)
+    found = site.pages()
+    assert {page.stem if page.stem != "README" else "index" for page in PAGES} <= set(found)
+    assert all(f"{name}.md" in str(site.settings()["nav"]) for name in found)
+    names = {path.resolve(): name for name, path in found.items()}
+    page = ROOT / "docs" / "deploy.md"
+    text = "[a](../README.md#files) [b](results.md) [c](../studies/smoke.yaml) [d](https://example.org) [e](#limits)"
+    assert site.relinked(text, page, names) == (
+        "[a](index.md#files) [b](results.md) c [d](https://example.org) [e](#limits)"
+    )
