@@ -447,7 +447,7 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
         ],
     ),
     "training/callbacks.py": (
-        "training_cli resume",
+        "teachers training_cli resume",
         [
             ("number = int((inputs", "number = 1 + int((inputs"),
             ("return math.exp(min(total / max(count, 1)", "return math.exp(min(total / max(len(batches), 1)"),

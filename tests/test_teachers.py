@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_bad_input import refused
 from tiny_checkpoints import lmprune, tiny_checkpoint
 from tiny_models import VOCABULARY, tiny_model
@@ -15,6 +17,7 @@ from tiny_models import VOCABULARY, tiny_model
 import lmprune as package
 from lmprune.data import load as load_text
 from lmprune.errors import UserError
+from lmprune.training.callbacks import perplexity_of
 from lmprune.training.distillation import divergence, divergence_from_top_k, top_k
 from lmprune.training.examples import token_blocks
 from lmprune.training.teachers import OnlineTeacher, StoredTeacher, fingerprint, write_teacher
@@ -189,3 +192,42 @@ def test_64_logits_of_a_real_teacher(shared: Path):
         cosines.append(float(torch.cosine_similarity(found, exact, dim=0)))
     print(f"\ncosines of the gradients at k = 16, 64, 256, V: {cosines}")
     assert cosines == sorted(cosines) and cosines[1] > 0.75 and cosines[3] > 0.999999
+
+
+def test_a_teacher_says_the_same_whatever_mode_it_was_left_in(tmp_path: Path) -> None:
+    dense = tiny_model("gpt2", resid_pdrop=0.5, embd_pdrop=0.5)
+    files = [tmp_path / "eval.safetensors", tmp_path / "train.safetensors"]
+    for file, mode in zip(files, (False, True), strict=True):
+        write_teacher(dense.train(mode), examples_of(2), file, k=4, temperature=TEMPERATURE)
+    said = [load_file(file) for file in files]
+    assert all(torch.equal(said[0][name], said[1][name]) for name in said[0])
+
+
+def test_the_same_tokens_in_other_examples_are_other_examples() -> None:
+    one, other = ([{"input_ids": torch.tensor(ids)} for ids in rows] for rows in ([[1, 2], [3]], [[1], [2, 3]]))
+    assert fingerprint(one) != fingerprint(other)
+
+
+def test_a_teacher_does_not_look_at_padding(dense: Any) -> None:
+    """Padded on the left, where every later token would see it: the teacher is the student, so they agree."""
+    ids = torch.tensor([[0, 0, 0, 5, 6, 7, 8]])
+    inputs = {"input_ids": ids, "attention_mask": (ids > 0).long()}
+    where = torch.tensor([[False, False, False, True, True, True, False]])
+    with torch.no_grad():
+        logits = dense(**inputs).logits[where]
+    apart = OnlineTeacher(dense, dense, TEMPERATURE).divergence(inputs, None, logits, where)
+    assert float(apart.abs().max()) < 1e-6
+
+
+def test_perplexity_on_the_way_is_over_all_counted_tokens(dense: Any) -> None:
+    batches = [collate(examples_of(5)[:2]), collate(examples_of(5)[2:])]
+    total, count = 0.0, 0
+    for example in examples_of(5):
+        labels = example.get("labels", example["input_ids"])
+        logits = dense(example["input_ids"][None]).logits[0, :-1].detach()
+        losses = torch.nn.functional.cross_entropy(logits, labels[1:], ignore_index=IGNORED, reduction="sum")
+        total, count = total + float(losses), count + int((labels[1:] != IGNORED).sum())
+    dense.train()
+    assert perplexity_of(dense, batches) == pytest.approx(math.exp(total / count), rel=1e-4)
+    assert dense.training
+    dense.eval()
