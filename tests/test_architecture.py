@@ -20,7 +20,7 @@ from lmprune.sites.mixtures import MIXTURES
 
 ROOT = Path(lmprune.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-TRAINING = {"training.callbacks", "training.prune_callback", "training.train", "training.trainer"}
+TRAINING = {f"training.{name}" for name in ("callbacks", "early_stop", "prune_callback", "train", "trainer")}
 USE_TRANSFORMERS = {
     *("checkpoints.models", "checkpoints.streamed", "checkpoints.shim", "sites.families"),
     *("checkpoints.gguf_config", "checkpoints.gguf_reading", "checkpoints.gguf_tokenizer", "checkpoints.generation"),

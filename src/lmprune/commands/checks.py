@@ -11,7 +11,7 @@ from .. import data as texts
 from ..data import mix, pairs
 from ..errors import UserError
 from ..export import check_target, get_target
-from ..jobs import prune, training
+from ..jobs import prune, recovery, training
 from ..jobs.analyze import check_out
 from ..jobs.bench import check_engine
 from ..jobs.evaluate import check_decoding
@@ -33,6 +33,11 @@ def _prune(ctx: Any) -> None:
 
 def _finetune(ctx: Any) -> None:
     training.check_finetune(**given(ctx.params))
+    _readable(ctx.params, "train")
+
+
+def _recover(ctx: Any) -> None:
+    recovery.check_recover(**recovery.with_defaults(given(ctx.params)))
     _readable(ctx.params, "train")
 
 
@@ -74,7 +79,8 @@ def _readable(asked: Mapping[str, Any], split: str) -> None:
 
 
 CHECKS: Mapping[str, Callable[[typer.Context], None]] = {
-    "prune": _prune, "finetune": _finetune, "eval": _evaluate, "analyze": _analyze, "export": _export, "bench": _bench,
+    "prune": _prune, "finetune": _finetune, "recover": _recover, "eval": _evaluate, "analyze": _analyze,
+    "export": _export, "bench": _bench,
 }  # fmt: skip
 
 

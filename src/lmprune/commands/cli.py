@@ -20,6 +20,7 @@ COMMANDS = {
     "inspect": pruning.inspect,
     "prune": pruning.prune,
     "finetune": training.finetune,
+    "recover": training.recover,
     "teach": training.teach,
     "eval": measuring.evaluate,
     "analyze": measuring.analysis,

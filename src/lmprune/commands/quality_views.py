@@ -85,3 +85,9 @@ def _of_kinds(record: Mapping[str, Any]) -> Views:
 EVALUATED: Mapping[str, Callable[[Mapping[str, Any]], Views]] = {
     "text": evaluation, "task": task, "zero_shot": zero_shot, "texts": texts,
 }  # fmt: skip
+
+
+def of_evaluation(record: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Views]:
+    """The view of a record of `eval`, by what is in it."""
+    marks = {"tasks": "zero_shot", "texts": "texts", "items": "task"}
+    return EVALUATED[next((way for mark, way in marks.items() if mark in record), "text")]

@@ -8,10 +8,12 @@ from typing import Any
 
 from . import measured_views, views
 from .console import Views
+from .quality_views import of_evaluation
 
 _OF: Mapping[str, Callable[[Mapping[str, Any]], Views]] = {
     "prune": views.pruning,
     "finetune": views.finetuning,
+    "recover": views.recovering,
     "export": views.exporting,
     "analyze": measured_views.analysis,
     "bench": measured_views.benchmark,
@@ -21,7 +23,7 @@ _OF: Mapping[str, Callable[[Mapping[str, Any]], Views]] = {
 def of_step(name: str, record: Mapping[str, Any]) -> Views:
     verb = name.split()[0]
     if verb == "eval":
-        return (measured_views.task if "items" in record else measured_views.evaluation)(record)
+        return of_evaluation(record)(record)
     return _OF[verb](record)
 
 

@@ -70,6 +70,52 @@ def finetune(
         terminal.result(record, *views.finetuning(record))
 
 
+@savable
+@trains(TRAINING, DISTILLATION)
+def recover(
+    model: Model,
+    out: Checkpoint,
+    minutes: Annotated[
+        float | None, typer.Option(metavar="N", help="As many steps as go into so many minutes, and no longer.")
+    ] = None,
+    patience: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Stop where held-out text got no better so many times in a row.")
+    ] = 3,
+    data: TrainingText = "mix",
+    data_dir: DataDir = None,
+    seed: Seed = 0,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    force: Force = False,
+    as_json: Json = False,
+    holdout: Holdout = None,
+    seq_len: SeqLen = 512,
+    chat_template: ChatTemplate = False,
+    save_dtype: SaveDtype = None,
+    push_to_hub: PushToHub = None,
+    trust_remote_code: Trust = False,
+    plugin: Plugin = None,
+    run_file: RunFile = None,
+    **training: Any,
+) -> None:
+    """Distil a pruned model from the dense one (--teacher), on text of several kinds, until held-out text says stop.
+
+    Here `--lr` is 1e-4, `--batch-size` 2, `--grad-accum` 4, `--kl-weight` 1, `--decay` cosine and `--train-tokens`
+    200,000, unless given. The result has the weights that were nearest to the teacher on the way.
+
+    JSON: `model`, `params`, `dtype`, `stock`, `data`, `training` (with `first_kl`, `kl`, `best_step`, `steps_done`,
+    `ended_by`), `seconds`, `peak_memory_mb`, `out`, `command`, `pushed`.
+    """
+    options = given(locals())
+    with talking(as_json) as terminal:
+        from ..jobs import recovery
+        from . import views
+
+        with pushed(terminal, push_to_hub) as push:
+            record = push(recovery.recover(terminal, **options))
+        terminal.result(record, *views.recovering(record))
+
+
 def teach(
     model: Model,
     out: Annotated[Path, typer.Option(metavar="FILE", help="The `.safetensors` file to write.", show_default=False)],

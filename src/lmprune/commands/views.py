@@ -128,6 +128,16 @@ def finetuning(record: Mapping[str, Any]) -> Views:
     ]
 
 
+def recovering(record: Mapping[str, Any]) -> Views:
+    training = record["training"]
+    return [
+        f"trained for {training['steps_done']:,} of {training['steps']:,} steps, ended by {training['ended_by']}",
+        f"KL from the teacher on held-out text {training['first_kl']:.4f} → {training['kl']:.4f} nats a token, after "
+        f"step {training['best_step']:,}, whose weights these are",
+        *finetuning(record)[1:],
+    ]
+
+
 def _trained(training: Mapping[str, Any]) -> str:
     told = f"trained for {training['steps']:,} steps: loss {training['first_loss']:.3f} → {training['last_loss']:.3f}"
     if training["perplexity"] is None:

@@ -34,6 +34,7 @@ from ..sites.families import FFNSpec
 from ..sites.find import find_sites
 from ..sites.limits import check_seq_len
 from ..sites.proof import check_ffns
+from ..training.early_stop import EarlyStop
 from ..training.examples import Corpus, check_examples
 from ..training.lora import add_lora, merged
 from ..training.run_folder import RunFolder
@@ -59,6 +60,7 @@ class Prepared:
     settings: TrainSettings
     teacher: Teacher | None
     held_out: list[dict[str, Any]]
+    stop: EarlyStop | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Job:
                 result = train(
                     trained, prepared.examples, settings,
                     pruner=attached, teacher=prepared.teacher, held_out=prepared.held_out,
-                    folder=self.folder, report=report, **self.training.given("kl_weight"),
+                    stop=prepared.stop, folder=self.folder, report=report, **self.training.given("kl_weight"),
                 )  # fmt: skip
             except Interrupted as stopped:
                 raise Interrupted(f"{stopped}; go on with the same command and --resume") from None

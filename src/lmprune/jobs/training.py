@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,14 +30,26 @@ from . import inspection
 from .card import tuned_card
 from .opening import open_model
 from .reproduce import command, data_record, dtype_record, flat, log_file, made_by, origin, result_settings, tell_dtype
-from .train import Job, record_of, trained_plan
+from .train import Job, Prepared, record_of, trained_plan
 from .training_checks import check_source, training_of
 from .training_options import Training
 
 
 def finetune(terminal: Teller, **options: Any) -> dict[str, Any]:
     """`lmprune finetune`; the options are those of `check_finetune`. Raises: UserError; nothing is written then."""
-    asked = check_finetune(**options)
+    return carry_out(terminal, "finetune", check_finetune(**options), options)
+
+
+def carry_out(
+    terminal: Teller, verb: str, asked: Asked, options: Mapping[str, Any], *,
+    prepare: Callable[[Job, Any], Prepared] = Job.prepare,
+    told: Callable[[Prepared, Sequence[Mapping[str, float]]], dict[str, Any]] = lambda *_: {},
+) -> dict[str, Any]:  # fmt: skip
+    """Train as `finetune` does, and write the checkpoint; the record.
+
+    options: of the command `verb`. prepare: makes ready what a model is trained with. told: what the record's
+    `training` has beside a training's own, of that and of the log.
+    """
     model, out, kind, training = options["model"], options["out"], asked.kind, asked.training
     read = partial(asked.corpus.text, "train", training.train_tokens)
     net, tokenizer, text = open_model(terminal, model, options["data"], read, data_dir=options["data_dir"], **asked.how)
@@ -50,21 +62,22 @@ def finetune(terminal: Teller, **options: Any) -> dict[str, Any]:
     with asked.run.begun():
         seq_len, seed = options["seq_len"], options["seed"]
         job = Job(terminal, training, tokenizer, asked.corpus, text, seq_len, seed, asked.run, asked.how)
-        net, settings, result = job.run(net, job.prepare(net))
+        prepared = prepare(job, net)
+        net, settings, result = job.run(net, prepared)
         record = {
             "model": model,
             "params": sum(p.numel() for p in net.parameters()),
             "dtype": dtype_record(net, kind)["saved"],
             "stock": is_stock(net),
             "data": data_record(text, tokenizer),
-            "training": record_of(settings, result, None),
+            "training": record_of(settings, result, None) | told(prepared, result.log),
             "seconds": time.perf_counter() - start,
             "peak_memory_mb": peak_memory_mb(),
             "out": str(out.expanduser().resolve()),
-            "command": command("finetune", options),
+            "command": command(verb, options),
         }
         if PartialState().is_main_process:
-            provenance = {"model": origin(model, licence, before), **made_by("finetune", options)}
+            provenance = {"model": origin(model, licence, before), **made_by(verb, options)}
             plan = trained_plan(job, before or whole_plan, settings, provenance | {"dtype": dtype_record(net, kind)})
             checkpoint.save(
                 net, out, tokenizer=tokenizer, plan=plan, card=tuned_card(plan, record), force=options["force"],

@@ -41,6 +41,7 @@ class Training:
     batch_size: int | None = _option("N", "Sequences at once, of each process.")
     grad_accum: int | None = _option("N", "Batches a step.")
     warmup: float | None = _option("SHARE", "Share of the steps in which rates rise.")
+    decay: str | None = _option("linear|cosine", "How rates fall after that.", "linear")
     weight_decay: float | None = _option("RATE", "Of the weights; scores have none.")
     adam_epsilon: float | None = _option("ε", "AdamW's, of the weights; the paper's code has 1e-4.")
     train_tokens: int | None = _option("N", "Train on the first so many tokens of the text.", "all")

@@ -20,11 +20,11 @@ from .yaml_file import Commands, Options, YamlFile, as_in_python
 
 #: the commands that a run file carries out -> what their output is called in the run's folder; None = they have none
 STEPS: dict[str, str | None] = {
-    "prune": "pruned", "finetune": "finetuned", "eval": None, "analyze": "analysis", "export": "exported",
-    "bench": None,
+    "prune": "pruned", "finetune": "finetuned", "recover": "recovered", "eval": None, "analyze": "analysis",
+    "export": "exported", "bench": None,
 }  # fmt: skip
 #: those that leave the model that later steps work on
-MAKE = frozenset({"prune", "finetune"})
+MAKE = frozenset({"prune", "finetune", "recover"})
 _KEYS = ("model", "out", "plugins")
 _OURS = frozenset("model models force resume plugin save_config run_file as_json json help".split())
 

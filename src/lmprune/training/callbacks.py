@@ -32,12 +32,13 @@ LOGGED = {
     "penalty": "penalty",
     "similarity": "similarity",
     "perplexity": "perplexity",
+    "kl": "kl",
 }
 
 
 class Log(TrainerCallback):
     """Writes what the Trainer logs, one JSON line a step, and shows it: `step`, `loss` (all of it, the penalty too),
-    `lr`, and of a model that is being pruned `keep`, `penalty`, `similarity`; `perplexity` in lines of its own.
+    `lr`, and of a model that is being pruned `keep`, `penalty`, `similarity`; in lines of their own `perplexity`, `kl`.
 
     A line a step and no averages over several, so that a resumed run's log is the uninterrupted one's.
     """

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..errors import UserError
+from ..errors import UserError, unknown
 
+DECAYS = ("linear", "cosine")
 #: what a number that is not above 0 would come to
 _OR_ELSE = {
     "lr": "nothing would be learned",
@@ -21,8 +22,8 @@ class TrainSettings:
     for `soft` at least 10 / steps, or it would prune nothing: `gradual.soft`). batch_size: examples of one
     process at once; times grad_accum, times the processes, a step. warmup: share of the steps. eval_every, save_every:
     in steps, None = only at the end, never. adam_epsilon: AdamW's ε of the weights; learned scores have 1e-4 whatever
-    it is (docs/methods.md, "Learned scores"). max_grad_norm: the gradient is clipped to it. report_to: where
-    transformers logs to as well.
+    it is (docs/methods.md, "Learned scores"). max_grad_norm: the gradient is clipped to it. decay: how rates
+    fall to 0 after the warm-up, of DECAYS. report_to: where transformers logs to as well.
     Where the defaults are from: docs/training.md, "Hyper-parameters, and where they come from".
 
     Raises: UserError for what can't be trained with.
@@ -37,6 +38,7 @@ class TrainSettings:
     weight_decay: float = 0.1
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
+    decay: str = "linear"
     eval_every: int | None = None
     save_every: int | None = None
     bf16: bool = False
@@ -53,6 +55,8 @@ class TrainSettings:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{name.replace('_', '-')} must be above 0, got {value:g}: {_OR_ELSE[name]}")
+        if self.decay not in DECAYS:
+            raise unknown("decay", self.decay, DECAYS)
         if not 0 <= self.warmup < 1:
             raise UserError(f"warmup is a share of the steps, in [0, 1), got {self.warmup:g}")
         if not 0 <= self.weight_decay < math.inf:

@@ -20,6 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 from ..errors import Interrupted, UserError
 from ..gradual import GradualPruner
 from .callbacks import HeldOut, Log, PoliteStop, Report, SavedStates
+from .early_stop import EarlyStop
 from .run_folder import RunFolder, step_of
 from .settings import TrainSettings
 from .trainer import PruneTrainer, Teacher, collate
@@ -42,6 +43,7 @@ def train(
     teacher: Teacher | None = None,
     kl_weight: float = 0.5,
     held_out: Sequence[dict[str, Any]] = (),
+    stop: EarlyStop | None = None,
     folder: RunFolder | None = None,
     report: Report | None = None,
 ) -> TrainResult:
@@ -49,6 +51,7 @@ def train(
 
     examples, held_out: dicts of `input_ids` and, where not all tokens count, `labels`. folder: where states and log
     go, begun; a resumed one's newest state is gone on from. Without it nothing is saved.
+    stop: ends the run before its last step, and gives the model its best weights in the end.
     Raises: UserError for too little data or a loss that is not finite, Interrupted after Ctrl-C, the state saved.
     """
     start = time.perf_counter()
@@ -70,13 +73,18 @@ def train(
             size = settings.batch_size
             batches = [collate(held_out[i : i + size]) for i in range(0, len(held_out), size)]
             trainer.add_callback(HeldOut(trainer.log, batches, settings.eval_every or settings.steps))
+        if stop is not None:
+            stop.log = trainer.log
+            trainer.add_callback(stop)
         log = Log(folder, report)
         trainer.add_callback(log)
         if folder is None:
             trainer.train()
-            return TrainResult(time.perf_counter() - start, log.lines)
-        _train_in(folder, trainer, SavedStates(pruner, settings.save_every))
-    return TrainResult(time.perf_counter() - start, folder.read_log())
+        else:
+            _train_in(folder, trainer, SavedStates(pruner, settings.save_every))
+        if stop is not None:
+            stop.restore(model)
+    return TrainResult(time.perf_counter() - start, folder.read_log() if folder else log.lines)
 
 
 def _train_in(folder: RunFolder, trainer: PruneTrainer, saved: SavedStates) -> None:
@@ -140,7 +148,7 @@ def _arguments(settings: TrainSettings, folder: str, device: torch.device) -> Tr
         output_dir=folder,
         max_steps=settings.steps,
         learning_rate=settings.lr,
-        lr_scheduler_type="linear",
+        lr_scheduler_type=settings.decay,
         warmup_steps=settings.warmup,
         weight_decay=settings.weight_decay,
         adam_epsilon=settings.adam_epsilon,

@@ -97,12 +97,18 @@ class PruneTrainer(Trainer):
         self, inputs: dict[str, Tensor], rows: Tensor | None, logits_BTV: Tensor, num_items: Tensor | int | None
     ) -> Tensor:
         assert self.teacher is not None
-        counted = torch.zeros_like(inputs["labels"], dtype=torch.bool)
-        counted[:, :-1] = inputs["labels"][:, 1:] != IGNORED  # the logits at t are about the token at t + 1
-        far_N = self.teacher.divergence(inputs, rows, logits_BTV[counted], counted)
+        where = counted(inputs["labels"])
+        far_N = self.teacher.divergence(inputs, rows, logits_BTV[where], where)
         if num_items is None:
             return far_N.mean()
         return far_N.sum() / num_items * self.accelerator.num_processes  # which the processes' average undoes
+
+
+def counted(labels_BT: Tensor) -> Tensor:
+    """Where the logits count, (B, T): those at t are about the token at t + 1."""
+    where = torch.zeros_like(labels_BT, dtype=torch.bool)
+    where[:, :-1] = labels_BT[:, 1:] != IGNORED
+    return where
 
 
 def separate(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:

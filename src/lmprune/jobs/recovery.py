@@ -1,0 +1,124 @@
+"""What `lmprune recover` does: a training of `jobs.training` that ends when held-out text or the clock says so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..progress import Teller
+from ..training.early_stop import EarlyStop, seconds_of_a_step
+from ..training.examples import check_examples
+from ..training.teachers import STORED, OnlineTeacher
+from ..training.trainer import collate
+from .train import Job, Prepared
+from .training import Asked, carry_out, check_finetune
+
+#: where `recover` has other defaults than a training (docs/training.md, "Recovery")
+DEFAULTS: Mapping[str, Any] = {
+    "lr": 1e-4, "batch_size": 2, "grad_accum": 4, "kl_weight": 1.0, "train_tokens": 200_000, "decay": "cosine",
+}  # fmt: skip
+#: tokens of the validation split that tell when to stop
+HELD_OUT_TOKENS = 8192
+#: how often they are read in a run, where nobody says
+_TIMES = 10
+#: of the minutes, what is left for steps: the rest is for held-out text
+_SHARE = 0.9
+#: steps that minutes came to, for a resumed run
+_STEPS = "steps"
+
+
+def recover(terminal: Teller, **options: Any) -> dict[str, Any]:
+    """`lmprune recover`; the options are those of `check_recover`. Raises: UserError; nothing is written then."""
+    options = with_defaults(options)
+    asked = check_recover(**options)
+    prepare = partial(_prepare, options)
+    return carry_out(terminal, "recover", asked, options, prepare=prepare, told=_told)
+
+
+def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as given, and DEFAULTS for those that were not."""
+    return {**options, **{name: value for name, value in DEFAULTS.items() if options.get(name) is None}}
+
+
+def check_recover(*, minutes: float | None, patience: int, teacher: str | None, **options: Any) -> Asked:
+    """Raises: UserError for all that can be found wrong before a weight or a text is read."""
+    if teacher is None:
+        raise UserError("name the dense model with --teacher: what it predicts is what is recovered")
+    if Path(teacher).suffix == STORED:
+        raise UserError(
+            f"{teacher} holds a teacher's predictions for a training text, and recover asks the teacher about held-out "
+            "text too; name the model"
+        )
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise UserError(f"minutes must be above 0, got {minutes:g}")
+    if options["data"] == "self":
+        raise UserError("text that the model writes itself (self) has no validation split; take mix:self=0.5,…")
+    if _by_the_clock(options):
+        if minutes is None:
+            raise UserError("say how long to recover, with --minutes, --steps or --epochs")
+        options["steps"] = 1  # until a step has been timed
+    return check_finetune(teacher=teacher, minutes=minutes, patience=patience, **options)
+
+
+def _by_the_clock(options: Mapping[str, Any]) -> bool:
+    """Whether nobody said how many steps, so that the minutes have to."""
+    return options.get("steps") is None and options.get("epochs") is None
+
+
+def _prepare(options: Mapping[str, Any], job: Job, model: Any) -> Prepared:
+    prepared = job.prepare(model)
+    settings, student = prepared.settings, prepared.teacher
+    assert isinstance(student, OnlineTeacher)
+    if _by_the_clock(options):
+        steps = _steps(job, model, prepared, student, options["minutes"])
+        settings = replace(settings, steps=steps)
+    every = settings.eval_every or max(settings.steps // _TIMES, 1)
+    stop = EarlyStop(
+        OnlineTeacher(student.model, model, 1.0), _held_out(job, model, settings.batch_size), every=every,
+        patience=options["patience"], minutes=options["minutes"], folder=job.folder.path,
+    )  # fmt: skip
+    return replace(prepared, settings=replace(settings, eval_every=every), held_out=[], stop=stop)
+
+
+def _held_out(job: Job, model: Any, batch_size: int) -> list[dict[str, Any]]:
+    """Batches of the validation split. Raises: UserError where it is the training text."""
+    text = job.corpus.text("validation", HELD_OUT_TOKENS, tokenizer=job.tokenizer, model=model)
+    if text.provenance["sha256"] == job.text.provenance["sha256"]:
+        raise UserError(
+            f"{text.name} has no validation split, which says when to stop; keep a share of it with --holdout 0.1"
+        )
+    examples = job.corpus.examples(
+        "validation", job.tokenizer, seq_len=job.seq_len, num_tokens=HELD_OUT_TOKENS, text=text
+    )
+    check_examples(examples, model)
+    return [collate(examples[i : i + batch_size]) for i in range(0, len(examples), batch_size)]
+
+
+def _steps(job: Job, model: Any, prepared: Prepared, teacher: OnlineTeacher, minutes: float) -> int:
+    """How many steps the minutes are enough for; of a resumed run as many as before."""
+    file = job.folder.path / _STEPS
+    if job.folder.resume and file.exists():
+        return int(file.read_text(encoding="utf-8"))
+    settings = prepared.settings
+    batch = collate(prepared.examples[: settings.batch_size])
+    with job.terminal.busy("timing a step"):
+        seconds = seconds_of_a_step(model, teacher, batch, settings.grad_accum)
+    steps = max(int(_SHARE * 60 * minutes / seconds), 1)
+    job.terminal.note(f"a step takes about {seconds:.1f} s: {steps:,} steps in {minutes:g} minutes")
+    file.write_text(str(steps), encoding="utf-8")
+    return steps
+
+
+def _told(prepared: Prepared, log: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """What the record adds to a training's: how far it came, and why it ended."""
+    stop = prepared.stop
+    assert stop is not None and stop.best is not None
+    measured = [line["kl"] for line in log if "kl" in line]
+    kl, step = stop.best
+    done = max((int(line["step"]) for line in log), default=0)
+    return {"first_kl": measured[0], "kl": kl, "best_step": step, "steps_done": done, "ended_by": stop.why}

@@ -1,0 +1,122 @@
+"""A training that ends when held-out text says so, or the clock; its result is the best that there was on the way."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import TrainerCallback
+
+from ..checkpoints.writing import written_aside
+from .trainer import Teacher, counted
+
+#: the trained weights that were nearest to the teacher, in the run's folder
+BEST = "best.safetensors"
+
+
+class EarlyStop(TrainerCallback):
+    """Logs the divergence `kl` from the teacher on held-out batches before the first step, every so many, at the end.
+
+    teacher: at temperature 1. every: in steps. patience: the run ends after so many measurements in a row that were
+    not better than the best. minutes: it ends when so long has passed, None = it has the time. folder: where the best
+    weights are kept meanwhile, so that a resumed run has them.
+    """
+
+    def __init__(
+        self, teacher: Teacher, batches: Sequence[Mapping[str, Tensor]], *, every: int, patience: int,
+        minutes: float | None, folder: Path,
+    ):  # fmt: skip
+        self.teacher, self.batches, self.every, self.patience = teacher, batches, every, patience
+        self.seconds = None if minutes is None else 60 * minutes
+        self.file = folder / BEST
+        self.log: Callable[[dict[str, float]], None] = lambda _: None  # the Trainer's, once it is there
+        self.why = "the last step"
+        self._worse, self._start = 0, 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self._start = time.perf_counter()
+        if state.global_step == 0:  # a resumed run has it
+            self._measure(model, 0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        over = self.seconds is not None and time.perf_counter() - self._start >= self.seconds
+        if over or state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            self._measure(model, state.global_step)
+        if state.global_step < state.max_steps and (over or self._worse >= self.patience):
+            self.why = "the time" if over else "no better on held-out text"
+            control.should_training_stop = True
+
+    def _measure(self, model: Any, step: int) -> None:
+        found = divergence_of(model, self.teacher, self.batches)
+        self.log({"kl": found})
+        if (best := self.best) is not None and best[0] <= found and best[1] < step:  # not of a run that was resumed
+            self._worse += 1
+            return
+        self._worse = 0
+        if PartialState().is_main_process:
+            learned = {name: p.detach().cpu().contiguous() for name, p in _learned(model).items()}
+            with written_aside(self.file, folder=False) as aside:
+                save_file(learned, aside, {"lmprune": json.dumps({"kl": found, "step": step})})
+        PartialState().wait_for_everyone()
+
+    @property
+    def best(self) -> tuple[float, int] | None:
+        """The smallest divergence, and the step after which it was measured."""
+        if not self.file.exists():
+            return None
+        with safe_open(self.file, "pt") as file:
+            told = json.loads(file.metadata()["lmprune"])
+        return told["kl"], told["step"]
+
+    @torch.no_grad()
+    def restore(self, model: Any) -> None:
+        """Give the model the best weights. It is the one that was trained, what LoRA learned not yet merged."""
+        with safe_open(self.file, "pt") as file:
+            for name, parameter in _learned(model).items():
+                parameter.copy_(file.get_tensor(name))
+
+
+def _learned(model: Any) -> dict[str, Any]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@torch.no_grad()
+def divergence_of(model: Any, teacher: Teacher, batches: Sequence[Mapping[str, Tensor]]) -> float:
+    """The mean of the teacher's divergence over all counted tokens of the collated batches, the model in eval mode."""
+    training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    device = next(model.parameters()).device
+    for batch in batches:
+        inputs = {name: value.to(device) for name, value in batch.items() if name != "row"}
+        where = counted(inputs["labels"])
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False).logits
+        total += float(teacher.divergence(inputs, None, logits[where], where).double().sum())
+        count += int(where.sum())
+    model.train(training)
+    return total / max(count, 1)
+
+
+def seconds_of_a_step(model: Any, teacher: Teacher, batch: Mapping[str, Tensor], batches: int) -> float:
+    """How long a step of so many such batches takes, without the optimizer: the second of two tries. The model stays as
+    it is."""
+    training, taken = model.training, 0.0
+    model.train()
+    inputs = {name: value.to(next(model.parameters()).device) for name, value in batch.items() if name != "row"}
+    where = counted(inputs["labels"])
+    for _ in range(2):
+        start = time.perf_counter()
+        outputs = model(**inputs, use_cache=False)
+        (outputs.loss + teacher.divergence(inputs, None, outputs.logits[where], where).mean()).backward()
+        model.zero_grad(set_to_none=True)
+        taken = time.perf_counter() - start
+    model.train(training)
+    return taken * batches
