@@ -128,6 +128,11 @@ def test_without_a_hub_a_mix_is_what_every_machine_has_and_that_is_said(tmp_path
         "python-docs": 600, "python-code": 600, "self": 800,
     }  # fmt: skip
     assert "the hub can't be reached" in found.notes[0]
+    written, held_out = (
+        data.load("mix:self=1", split, model=model, tokenizer=tokenizer, num_tokens=600).documents
+        for split in ("train", "validation")
+    )
+    assert not set(written) & set(held_out)
 
 
 def _loaded(folder: Path) -> tuple[Any, Any]:

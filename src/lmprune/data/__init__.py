@@ -124,7 +124,8 @@ def load_kinds(split: str, *, data_dir: Path | None, tokenizer: Any, num_tokens:
 
 
 def _reader(split: str, model: Any, tokenizer: Any, seed: int) -> mix.Reader:
-    """What reads the parts of a mix that are sources by themselves."""
+    """What reads the parts of a mix that are sources by themselves; for another split a model writes another text."""
+    seed = seed if split == "train" else seed + 1
 
     def read(name: str, num_tokens: int) -> Records:
         found = load(name, split, model=model, tokenizer=tokenizer, seed=seed, num_tokens=num_tokens)

@@ -72,14 +72,14 @@ def _by_the_clock(options: Mapping[str, Any]) -> bool:
 
 def _prepare(options: Mapping[str, Any], job: Job, model: Any) -> Prepared:
     prepared = job.prepare(model)
-    settings, student = prepared.settings, prepared.teacher
-    assert isinstance(student, OnlineTeacher)
+    settings, teacher = prepared.settings, prepared.teacher
+    assert isinstance(teacher, OnlineTeacher)
     if _by_the_clock(options):
-        steps = _steps(job, model, prepared, student, options["minutes"])
+        steps = _steps(job, model, prepared, teacher, options["minutes"])
         settings = replace(settings, steps=steps)
     every = settings.eval_every or max(settings.steps // _TIMES, 1)
     stop = EarlyStop(
-        OnlineTeacher(student.model, model, 1.0), _held_out(job, model, settings.batch_size), every=every,
+        OnlineTeacher(teacher.model, model, 1.0), _held_out(job, model, settings.batch_size), every=every,
         patience=options["patience"], minutes=options["minutes"], folder=job.folder.path,
     )  # fmt: skip
     return replace(prepared, settings=replace(settings, eval_every=every), held_out=[], stop=stop)
