@@ -22,7 +22,8 @@ from lmprune import GradualPruner
 from lmprune.checkpoints import models
 from lmprune.errors import UserError
 from lmprune.plan import PrunePlan
-from lmprune.sites.pages import Pages, pages_of
+from lmprune.sites.find import find_sites
+from lmprune.sites.pages import Pages, here, pages_of
 
 IDS = tokens(6, 20, seed=2)
 
@@ -116,6 +117,17 @@ def test_a_plan_is_carried_out(tmp_path: Path) -> None:
     plan = lmprune.prune(models.load(tmp_path / "dense"), method="magnitude", keep=0.5, multiple_of=1)
     for model in (whole, streamed):
         lmprune.shrink(model, PrunePlan.from_json(plan.to_json()))
+    assert torch.equal(logits(whole), logits(streamed))
+
+
+def test_what_is_written_into_a_block_stays(tmp_path: Path) -> None:
+    whole, streamed = both(saved(tmp_path / "dense", num_hidden_layers=3))
+    for model in (whole, streamed):
+        site = find_sites(model)[1]
+        here(site.block)
+        with torch.no_grad():
+            site.reader().mul_(2)
+    assert there(streamed) == [1] and torch.equal(logits(whole), logits(streamed)) and there(streamed) == [2]
     assert torch.equal(logits(whole), logits(streamed))
 
 
