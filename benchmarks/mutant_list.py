@@ -313,8 +313,8 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
         "pruning golden_obs plan methods",
         [
             (
-                "choose(sites, given or [], keep, **how)",
-                'choose(sites, given or [], keep, **{**how, "multiple_of": 1})',
+                "choose(sites, given or [], share, **how)",
+                'choose(sites, given or [], share, **{**how, "multiple_of": 1})',
             ),
             ('name = plan.settings.get("method")', "name = None"),
             ("    record_shapes(model, spec)\n", "    pass\n"),

@@ -83,6 +83,38 @@ def test_a_multiple_that_leaves_everything(prune_fails: Any) -> None:
         assert sentence.startswith("no neuron could go: layers have at most 48, and multiple_of 64 leaves that many")
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--target-params", "20k", "--keep", 0.5), "drop --keep, or --target-params: one says how much is left"),
+        (("--target-params", "20k", "--target-bytes", "1M"), "drop --target-bytes, or --target-params"),
+        (("--target-params", "30k", "--scope", "global"), "drop --scope: --budget says how a budget is spread"),
+        (("--target-params", "many"), "--target-params takes a number like 100M, got 'many'"),
+        (("--target-params", "0"), "--target-params must be above 0"),
+        (("--target-params", "1M"), "the model has 40,096 parameters already, and 1,000,000 parameters are asked for"),
+        (("--target-params", "20"), "the best possible is 35,392 parameters, with the fewest neurons"),
+        (("--target-bytes", "9kB", "--budget", "dp"), "the best possible is 0.142 MB, with the fewest neurons"),
+        (("--target-speedup", "1.5"), "seconds are read off a --latency-table"),
+        (("--latency-of", "decode"), "--latency-of is about --target-speedup and --target-latency"),
+        (("--latency-of", "both"), "unknown phase 'both'"),
+        (("--search-minutes", 3), "--search-minutes is about a search; name it with --budget dp or evolution"),
+        (("--budget", "dp", "--search-minutes", 0), "search-minutes must be above 0, got 0"),
+        (("--budget", "evolve"), "unknown budget 'evolve'; did you mean evolution?"),
+        (("--budget", "dp", "--method", "magnitude"), "no budget is searched for neurons by this method: only obs"),
+        (("--budget", "ranking", "--units", "layers"), "no budget is searched for layers by this method: only obs"),
+        (("--budget", "dp", "--method", "gum", "--steps", 9), "--budget dp chooses at once"),
+        (
+            ("--target-params", "30k", "--time-budget", "9m"),
+            "drop --time-budget: how long it takes to come to a target",
+        ),
+        (("--budget", "dp", "--stream"), "--budget dp compares all layers, and --stream has one at a time"),
+        (("--budget", "dp", "--units", "neurons,heads", "--keep", "neurons=0.5,heads=0.5"), "give --keep one ratio"),
+    ],
+)
+def test_budgets(prune_fails: Any, options: tuple[object, ...], sentence: str) -> None:
+    assert sentence in prune_fails(*options)
+
+
 def test_keep_as_a_percentage(prune_fails: Any) -> None:
     assert prune_fails("--keep", "75") == "keep must be in (0, 1], got 75; to keep 75%, pass 0.75"
 

@@ -12,7 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from . import data as text
+from .budget.budget import Budget, Spending, num_params, shares_of
 from .budget.choosing import alike, check_counts, check_widths, choose
+from .budget.costs import Costs
 from .budget.keeps import Keep, check_keeps
 from .budget.selection import SCOPES, Scope
 from .checkpoints.shrinking import check_plan, record_shapes
@@ -32,7 +34,7 @@ from .sites.limits import check_in_memory, check_tokens, check_whole
 from .sites.place import Place
 from .sites.proof import check_ffns
 from .sites.site import seams
-from .solve.solver import Selection
+from .solve.solver import Selection, Solver
 
 #: one (F_l,) a layer, or by address, as a plan has them, or by its text, as a file has them
 Scores = Sequence[Tensor] | Mapping[Address, Tensor] | Mapping[str, Tensor]
@@ -46,6 +48,7 @@ def prune(
     method: MethodLike | None = None,
     keep: Keep = 0.75,
     scope: Scope | None = None,
+    budget: Budget | None = None,
     data: str | TextData | Sequence[str] | Tensor = "wikitext",
     data_dir: Path | None = None,
     chat_template: bool = False,
@@ -66,7 +69,9 @@ def prune(
     method: a name, a Method, or a function as a criterion is: (layer, statistics, random numbers) -> scores (F,),
         larger = keep (docs/add_a_criterion.md). None = `obs`. keep: the ratio of units that stay, in (0, 1],
         or one for each kind; of several kinds under global scope `obs` takes one ratio as that of their parameters.
-    scope: `local` or `global`; by default the method's own. multiple_of: of every layer's number of neurons.
+    scope: `local` or `global`; by default the method's own.
+    budget: what the model may cost, in place of `keep`, and how that is spread over the sites, in place of `scope`.
+    multiple_of: of every layer's number of neurons.
     data: a source name (see `lmprune.data.load`; its train split is read), a list of texts, a TextData, or token ids
         (sequences, T). A text is cut into sequences of `seq_len`, `calibration_tokens` in all, in an order from `seed`.
     plan: neurons chosen before: they stay, and the layers are repaired as the plan's method does it.
@@ -76,25 +81,23 @@ def prune(
     """
     row = _row(method, plan, scores)
     how: Selection = {"scope": scope or row.scope, "multiple_of": multiple_of, "seed": seed}
-    sites = _checked_sites(model, units, row, keep, scope, multiple_of, plan=plan, scores=scores, spec=spec)
+    sites = _checked_sites(model, units, row, keep, scope, plan=plan, scores=scores, spec=spec)
     addresses, counts_before = [site.address for site in sites], [site.count for site in sites]
+    share, costs = _settled(budget, model, sites, keep, how)
+    _check_choice(sites, 1 if plan or isinstance(share, Spending) else share, how)
     solver = row.solver_of(address.kind for address in addresses)
     given = None if scores is None else checked_scores(in_order(scores, addresses), sites, "scores")
-    input_ids, calibration = None, {}
-    if solver.reads_text(chosen=plan is not None or scores is not None):
-        reading = _Reading(data, data_dir, chat_template, calibration_tokens, seq_len, seed)
-        input_ids, calibration = reading.tokens(model, tokenizer)
-    if plan is None and given is None:
-        done = solver.solve(model, sites, input_ids, keep, stages, **how)
-        kept, given = done.kept, done.scores
-    else:
-        kept = plan.indices(addresses) if plan else choose(sites, given or [], keep, **how)
-        check_left(sites, kept)
-        solver.carry_out(model, sites, input_ids, kept, stages)
+    reading = _Reading(data, data_dir, chat_template, calibration_tokens, seq_len, seed)
+    reads = solver.reads_text(chosen=plan is not None or scores is not None)
+    input_ids, calibration = reading.tokens(model, tokenizer) if reads else (None, {})
+    kept, given, searched = _solved(solver, model, sites, input_ids, share, stages, how, plan=plan, given=given)
+    share = shares_of(addresses, kept, counts_before) if isinstance(share, Spending) else share
     record_shapes(model, spec)
-    settings = {"method": row.name, "keep": keep, **how, **({"scores": "given"} if scores is not None else {})}
+    settings = {"method": row.name, "keep": share, **how, **({"scores": "given"} if scores is not None else {})}
+    settings |= _spent(budget, costs, addresses, counts_before, kept)
     settings |= _size(input_ids) | (plan.chosen if plan else {})
-    origin = {"versions": versions(), **calibration, **({"plan": plan.record()} if plan else {}), **(provenance or {})}
+    planned = {"plan": plan.record()} if plan else {}
+    origin = {"versions": versions(), **calibration, **planned, **searched, **(provenance or {})}
     found = plan.scores if plan else dict(zip(addresses, given or (), strict=True))
     return replace(PrunePlan.of(addresses, kept, counts_before, settings, origin), scores=found)
 
@@ -124,7 +127,6 @@ def _checked_sites(
     row: Method,
     keep: Keep,
     scope: Scope | None,
-    multiple_of: int,
     *,
     plan: PrunePlan | None,
     scores: Scores | None,
@@ -147,11 +149,55 @@ def _checked_sites(
         check_ffns(model, seams(sites, "--ffn"))
     if plan is not None:
         check_plan(plan, sites)
-    check_widths(sites, 1 if plan else keep, multiple_of)
-    if plan is None:  # whatever the scores will be
-        check_counts(sites, keep, scope or row.scope)
-        choose(sites, alike(sites), keep, scope=scope or row.scope, multiple_of=multiple_of)
     return sites
+
+
+def _settled(
+    budget: Budget | None, model: Any, sites: Sequence[Place], keep: Keep, how: Selection
+) -> tuple[Keep | Spending, Costs | None]:
+    """What stays, by a ratio or by a search, and what the model costs; with a budget the scope is the budget's."""
+    if budget is None:
+        return keep, None
+    how["scope"], costs = budget.scope, budget.costs(sites, num_params(model))
+    return budget.settle(sites, costs, keep, multiple_of=how["multiple_of"]), costs
+
+
+def _spent(
+    budget: Budget | None, costs: Costs | None, addresses: Sequence[Address], before: Sequence[int],
+    kept: Sequence[Tensor],
+) -> dict[str, Any]:  # fmt: skip
+    """What a plan's settings say of a budget."""
+    if budget is None or costs is None:
+        return {}
+    return budget.record(costs, addresses, before, [len(units) for units in kept])
+
+
+def _check_choice(sites: Sequence[Place], keep: Keep, how: Selection) -> None:
+    """Raises: UserError where no choice of this ratio can be made, whatever the scores will be."""
+    check_widths(sites, keep, how["multiple_of"])
+    if keep != 1:
+        check_counts(sites, keep, how["scope"])
+        choose(sites, alike(sites), keep, **how)
+
+
+def _solved(
+    solver: Solver, model: Any, sites: Sequence[Place], input_ids: Tensor | None, share: Keep | Spending,
+    stages: Stages, how: Selection, *, plan: PrunePlan | None, given: list[Tensor] | None,
+) -> tuple[list[Tensor], list[Tensor] | None, dict[str, Any]]:  # fmt: skip
+    """Choose, unless that was done before, cut and repair: what stays of each site, the scores, and what a plan says of
+    a search."""
+    if isinstance(share, Spending):
+        if plan is not None or given is not None:
+            raise UserError("a plan or scores say which units stay, so no budget is searched beside them; drop one")
+        done = solver.spend(model, sites, input_ids, share, stages, **how)
+        return done.kept, done.scores, {"search": done.search} if done.search else {}
+    if plan is None and given is None:
+        done = solver.solve(model, sites, input_ids, share, stages, **how)
+        return done.kept, done.scores, {}
+    kept = plan.indices([site.address for site in sites]) if plan else choose(sites, given or [], share, **how)
+    check_left(sites, kept)
+    solver.carry_out(model, sites, input_ids, kept, stages)
+    return kept, given, {}
 
 
 def versions() -> dict[str, str]:

@@ -93,6 +93,11 @@ def multiple_for(kind: Kind, multiple_of: int) -> int:
     return multiple_of if kind in NEURONS else 1
 
 
+def least_for(place: Place, multiple_of: int) -> int:
+    """The fewest units that may stay where counts are rounded so."""
+    return min(max(place.least, multiple_for(place.address.kind, multiple_of) * place.parts), place.count)
+
+
 def kinds_of(sites: Sequence[Place]) -> list[Kind]:
     """In the order in which they are met."""
     return list(dict.fromkeys(site.address.kind for site in sites))

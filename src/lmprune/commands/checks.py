@@ -15,6 +15,7 @@ from ..jobs import prune, recovery, training
 from ..jobs.analyze import check_out
 from ..jobs.bench import check_engine
 from ..jobs.evaluate import check_decoding
+from ..jobs.latency import check_file
 from ..jobs.zero_shot import check_zero_shot
 from . import measuring, pruning
 from .console import explain
@@ -66,6 +67,11 @@ def _bench(ctx: Any) -> None:
     check_engine(ctx.params["engine"])
 
 
+def _latency(ctx: Any) -> None:
+    check_engine(ctx.params["engine"])
+    check_file(ctx.params["out"], force=ctx.params["force"])
+
+
 def _readable(asked: Mapping[str, Any], split: str) -> None:
     """Raises: UserError where the text is not there. What needs a model to be read is left for later."""
     data: str = asked["data"]
@@ -80,7 +86,7 @@ def _readable(asked: Mapping[str, Any], split: str) -> None:
 
 CHECKS: Mapping[str, Callable[[typer.Context], None]] = {
     "prune": _prune, "finetune": _finetune, "recover": _recover, "eval": _evaluate, "analyze": _analyze,
-    "export": _export, "bench": _bench,
+    "export": _export, "bench": _bench, "latency": _latency,
 }  # fmt: skip
 
 

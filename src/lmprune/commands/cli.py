@@ -29,6 +29,7 @@ COMMANDS = {
     "compare": comparing.compare,
     "chat": serving.chat,
     "serve": serving.serve,
+    "latency": measuring.latency,
     "run": running.run,
     "study": studies.study,
     "report": studies.report,

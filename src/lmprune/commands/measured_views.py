@@ -217,6 +217,24 @@ def benchmark(record: Mapping[str, Any]) -> Views:
     ]  # fmt: skip
 
 
+def latency(record: Mapping[str, Any]) -> Views:
+    setting, rows = record["setting"], []
+    for kind, timing in record["kinds"].items():
+        for count, *seconds in zip(timing["counts"], timing["prefill"], timing["decode"], strict=True):
+            dense = (timing["prefill"][0], timing["decode"][0])
+            gains = [f"{before / now:.2f}" for before, now in zip(dense, seconds, strict=True)]
+            milliseconds = [f"{1e3 * each:,.1f}" for each in seconds]
+            rows.append([f"{count:,} {kind}", milliseconds[0], gains[0], milliseconds[1], gains[1]])
+    return [
+        f"{setting['engine']} {setting['dtype']}, {setting['threads']} threads, batch {setting['batch']}: "
+        f"{setting['prompt_tokens']} prompt tokens, {setting['new_tokens']} new ones; {record['machine']['cpu']}",
+        "",
+        table(["left in each layer", "prefill, ms", "as fast", "decode, ms", "as fast"], rows),
+        f"written to {record['out']} in {record['seconds']:.0f} s; `lmprune prune --target-speedup` reads it with "
+        "--latency-table",
+    ]
+
+
 def _speedup(result: Mapping[str, Any], phase: str) -> list[str]:
     measured, ideal, share = (result[f"{what}_{phase}"] for what in ("speedup", "ideal", "share"))
     span = _range(result[f"speedup_{phase}_min"], result[f"speedup_{phase}_max"], 2)

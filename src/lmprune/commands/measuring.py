@@ -242,3 +242,35 @@ def bench(
 
         record = measure(terminal, **options)
         terminal.result(record, *views.benchmark(record))
+
+
+@savable
+def latency(
+    model: Model,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The table, as JSON.", show_default=False)],
+    units: Annotated[
+        str, typer.Option(metavar="KINDS", help="What is to go: the kinds of units to measure.")
+    ] = "neurons,heads",
+    engine: Annotated[str, typer.Option(metavar="NAME", help="torch, onnxruntime, or llamacpp.")] = "torch",
+    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Of the engine.")] = 2,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Sequences at once; llamacpp takes one.")] = 1,
+    prompt_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of the prompt.")] = 512,
+    new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens written after the first.")] = 32,
+    repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Turns that are measured, after one more.")] = 5,
+    multiple_of: Annotated[int, typer.Option(metavar="N", min=1, help="Neurons are measured at multiples of it.")] = 32,
+    force: Annotated[bool, typer.Option("--force", metavar="", help="Replace the table already at --out.")] = False,
+    plugin: Plugin = None,
+    as_json: Json = False,
+) -> None:
+    """How the time of a model falls as its layers shrink, here: the table that `prune --latency-table` reads.
+
+    JSON: `model`, `shapes`, `setting`, `machine`, `kinds` (a kind of unit: `counts`, `prefill`, `decode`), `out`,
+    `seconds`.
+    """
+    options = given(locals())
+    with talking(as_json) as terminal:
+        from ..jobs.latency import latency as measure
+        from . import measured_views as views
+
+        record = measure(terminal, **options)
+        terminal.result(record, *views.latency(record))

@@ -48,6 +48,7 @@ Keep = Annotated[
     str, typer.Option(metavar="RATIO", help="Share of the units that stay, in (0, 1]; or neurons=0.5,heads=0.75.")
 ]
 Ratio = Annotated[float, typer.Option(metavar="RATIO", help="Share of the feed-forward neurons that stay, in (0, 1].")]
+
 ScopeName = Annotated[
     str | None,
     typer.Option(

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..jobs.training_options import DISTILLATION, ON_THE_WAY, TRAINING
+from .budgets import TARGETS, spends
 from .console import next_commands, talking
 from .options import (
     ANSWER_TOKENS,
@@ -84,6 +85,7 @@ def inspect(
 
 
 @savable
+@spends
 @trains(TRAINING, DISTILLATION, ON_THE_WAY)
 def prune(
     ctx: typer.Context,
@@ -146,7 +148,13 @@ def check_usage(ctx: typer.Context) -> None:
     """Raises: UserError for options of `prune` that say the same twice."""
     if ctx.params["plan"] is not None:
         why = ", or --plan: the plan says which neurons stay"
-        refuse_options(ctx, why, "method", "units", "keep", "scope", "multiple_of")
+        refuse_options(ctx, why, "method", "units", "keep", "scope", "multiple_of", "budget", *TARGETS)
+    targets = [name for name in TARGETS if ctx.params[name] is not None]
+    if targets:
+        first = "--" + targets[0].replace("_", "-")
+        refuse_options(ctx, f", or {first}: one says how much is left", *targets[1:], "keep")
+    if targets or ctx.params["budget"] is not None:
+        refuse_options(ctx, ": --budget says how a budget is spread over the layers", "scope")
 
 
 def methods(plugin: Plugin = None, as_json: Json = False) -> None:

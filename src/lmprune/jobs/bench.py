@@ -39,7 +39,7 @@ def bench(
     Raises: UserError.
     """
     check_engine(engine)
-    shapes = [None if _is_exported(source, engine) else _shape(terminal, source, engine) for source in models]
+    shapes = [None if _isexported(source, engine) else _shape(terminal, source, engine) for source in models]
     known = [shape for shape in shapes if shape is not None]
     context = prompt_tokens + new_tokens + 1
     for source, shape in zip(models, shapes, strict=True):
@@ -54,7 +54,7 @@ def bench(
         room = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lmprune-bench-")))
         workers = []
         for number, source in enumerate(models):
-            place = _exported(terminal, source, engine, room / str(number))
+            place = exported(terminal, source, engine, room / str(number))
             with terminal.busy(f"opening {source}"):
                 workers += [stack.enter_context(Worker(engine, place, threads=threads, context=context))]
         with terminal.stages() as stages:
@@ -135,7 +135,7 @@ def bytes_read(weights: int, shape: Mapping[str, Any] | None, cached_tokens: flo
     return weights + cached_tokens * ((shape or {}).get("cache_bytes") or 0)
 
 
-def _is_exported(source: str, engine: str) -> bool:
+def _isexported(source: str, engine: str) -> bool:
     """Whether the engine opens it as it is, though it is no checkpoint."""
     return {
         None: False,
@@ -144,10 +144,10 @@ def _is_exported(source: str, engine: str) -> bool:
     }[ENGINES[engine].export_to]
 
 
-def _exported(terminal: Teller, source: str, engine: str, place: Path) -> str:
+def exported(terminal: Teller, source: str, engine: str, place: Path) -> str:
     """The model as the engine opens it."""
     kind = ENGINES[engine]
-    if kind.export_to is None or _is_exported(source, engine):
+    if kind.export_to is None or _isexported(source, engine):
         return source
     out = place.with_suffix(exporting.get_target(kind.export_to).suffix or "")
     options = {"dtype": kind.dtype, "force": False, "trust_remote_code": False}

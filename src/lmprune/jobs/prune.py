@@ -14,6 +14,7 @@ import torch
 from accelerate import PartialState
 
 from .. import pruning
+from ..budget.budget import Budget
 from ..budget.keeps import check_keeps, parse_keep, parse_units
 from ..budget.selection import SCOPES
 from ..checkpoints import checkpoint, dtypes
@@ -32,7 +33,7 @@ from ..sites.find import find_sites
 from ..solve.duration import Work
 from ..training.examples import Corpus
 from ..training.run_folder import RunFolder
-from . import inspection, timing
+from . import budgeting, inspection, timing
 from .answers import answers, check_prompts, compared
 from .card import model_card
 from .earlier_plan import history, tell_of_plan
@@ -68,12 +69,10 @@ def prune(terminal: Teller, **options: Any) -> dict[str, Any]:
 class Asked:
     """What was asked for, checked as far as it can be before a weight is read.
 
-    options: as the command line has them. row: the method, the plan's own where there is a plan.
-    kinds: of units that go.
+    options: as the command line has them. row: the method, or the plan's. kinds: of units that go.
     how: dtype, device, … that models are loaded with. kind: what is saved, None = as the original.
-    prompts: of the user's. run: where a training keeps its states; None = without training.
-    phases: of pruning at once, and how long they will take, once the model is open.
-    """
+    prompts: of the user's. run: where a training keeps its states, or None. budget: a target, and how it is spread.
+    phases: of pruning at once, and how long they will take, once the model is open."""
 
     options: Mapping[str, Any]
     row: Method
@@ -88,6 +87,7 @@ class Asked:
     prompts: Prompts | None
     run: RunFolder | None
     phases: Sequence[Phase] = ()
+    budget: Budget | None = None
 
     def __getitem__(self, name: str) -> Any:
         return self.options[name]
@@ -152,6 +152,7 @@ def check(
     usual = MILESTONE_TOKENS if goes_on_schedule(training, chosen) else CALIBRATION_TOKENS
     options["calibration_tokens"] = tokens = options["calibration_tokens"] or usual
     row = get_method(chosen.settings.get("method", method) if chosen else method)
+    budgeting.check_spread(spent := budgeting.budget_of(options), row, kinds, training, options)
     check_method(row, training, keep=ratio, kinds=kinds, planned=chosen is not None, scope=scope)
     if scope not in (None, *SCOPES):
         raise unknown("scope", scope, SCOPES)
@@ -159,8 +160,7 @@ def check(
     check_not_read(out, model, training.teacher if training else None)
     checkpoint.check_out(out, force=force)
     if scores_out is not None:
-        resumed = training is not None and training.resume
-        check_scores_file(scores_out, planned=chosen is not None, force=force or resumed)
+        check_scores_file(scores_out, planned=chosen is not None, force=force or bool(training and training.resume))
     spec = parse_spec(ffn) if ffn else None
     loss_on = training.given("loss_on") if training else {}
     corpus = Corpus(data, data_dir, chat_template, seed, **loss_on, held_out=holdout)
@@ -174,7 +174,7 @@ def check(
         check_streams(stream, kinds, ffn)
     elif stream:
         raise UserError("--stream prunes at once: a training needs the whole model in memory; leave out one of the two")
-    return Asked(options, row, kinds, chosen, training, tokens, corpus, how, kind, spec, questions, run)
+    return Asked(options, row, kinds, chosen, training, tokens, corpus, how, kind, spec, questions, run, (), spent)
 
 
 def goes_on_schedule(training: Training | None, plan: PrunePlan | None) -> bool:
@@ -206,7 +206,7 @@ def in_time(terminal: Teller, asked: Asked, opened: Opened, began: float, answer
 
     began: when the command did. answering: what the prompts took, and will take once more. Raises: UserError.
     """
-    if asked.plan is not None or asked.gradual or not asked.calibrates:
+    if asked.plan is not None or asked.gradual or not asked.calibrates or asked.budget:
         return asked, opened
     dense, scope = opened.dense, asked["scope"] or asked.row.scope
     sites, solver = find_sites(dense, asked.kinds, asked.spec), asked.row.solver_of(asked.kinds)
@@ -237,13 +237,11 @@ def train_and_prune(terminal: Teller, asked: Asked, opened: Opened) -> Made:
     )  # fmt: skip
     if not asked.gradual:
         return Made(*recover(job, opened.dense, partial(_cut, terminal, asked, opened)))
-    made = Made(
-        *prune_gradually(
-            job, opened.dense, asked.row, units=asked.kinds,
-            calibration_tokens=asked.calibration_tokens, provenance=opened.provenance,
-            **asked.named("keep", "scope", "multiple_of"),
-        )
-    )  # fmt: skip
+    keep, scope = budgeting.uniform_share(asked.budget, opened.dense, asked.kind, asked.kinds, asked.options)
+    made = Made(*prune_gradually(
+        job, opened.dense, asked.row, units=asked.kinds, keep=keep, scope=scope,
+        calibration_tokens=asked.calibration_tokens, provenance=opened.provenance, **asked.named("multiple_of"),
+    ))  # fmt: skip
     _keep_scores(asked, made.plan)
     return made
 
@@ -261,6 +259,7 @@ def write(
         "keep": done.settings.get("keep"),
         "scope": done.settings.get("scope"),
         "plan": plan and str(plan),
+        **budgeting.record(asked.budget, done),
         **inspection.pruning(made.model, sites, opened.before, done, asked.kind),
         "data": opened.text and data_record(opened.text, opened.tokenizer),
         **({"training": made.training} if made.training else {}),
@@ -289,6 +288,7 @@ def _cut(terminal: Teller, asked: Asked, opened: Opened, dense: Any) -> PrunePla
             dense, opened.tokenizer, units=asked.kinds, method=asked.row.name,
             data=opened.text or asked["data"], plan=asked.plan,
             spec=asked.spec, calibration_tokens=asked.calibration_tokens, stages=stages, provenance=opened.provenance,
+            budget=asked.budget and budgeting.at_work(asked.budget, dense, asked.kind, terminal.note),
             **asked.named("keep", "scope", "seq_len", "multiple_of", "seed"),
         )  # fmt: skip
     _keep_scores(asked, plan)  # at once: a training that is resumed reads its plan from the run's folder, without them

@@ -143,6 +143,11 @@ class Site:
         """(D,), or None where the reader has no bias."""
         return bias_of(self.reader_linear)
 
+    def reader_state(self) -> tuple[Tensor, Tensor | None]:
+        """Copies of the reader and of its bias, for `set_reader`."""
+        bias = self.reader_bias()
+        return self.reader().detach().clone(), None if bias is None else bias.detach().clone()
+
     def inputs_of(self, units: Tensor) -> Tensor:
         """The inputs of the seam that `units` (K,) are, (K · size,)."""
         return runs_of(units, self.size)

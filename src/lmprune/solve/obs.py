@@ -7,19 +7,20 @@ the next block its input. Memory holds the model, the hidden states of the calib
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
 
+from ..budget.budget import Spending
 from ..budget.choosing import alike, choose, counts_of
 from ..budget.keeps import Keep
 from ..budget.selection import Scope
 from ..progress import Phase, Progress, Stages, silent
 from ..scores.curvature import output_curvature
-from ..sites.address import Address
+from ..sites.address import Address, Kind
 from ..sites.place import Place
 from ..sites.site import Site, seams
 from . import duration
@@ -90,6 +91,31 @@ class Obs(Solver):
         pruning = duration.eliminations("pruning", pace, sites, work.kept(), tokens, passes=passes)
         return [*gradients, *(curves if work.scope == "global" else []), *pruning]
 
+    def check_spends(self, kinds: Iterable[Kind]) -> None:
+        """Errors of neurons and of heads are in one unit of measure."""
+
+    def spend(
+        self,
+        model: Any,
+        sites: Sequence[Place],
+        input_ids: Tensor | None,
+        spending: Spending,
+        stages: Stages,
+        **how: Unpack[Selection],
+    ) -> Solution:
+        from .budgeted import Walk, shares, spread  # which is made of this module's walks
+
+        assert input_ids is not None
+        found, settings, seed = seams(sites, self.name), self.settings, how["seed"]
+        metrics = end_loss_metrics(model, found, input_ids, settings, stages)
+        few, judged = shares(input_ids, spending.tokens)
+        walk = Walk(model, found, few, metrics, settings, seed)
+        chosen = spread(walk, spending, judged, multiple_of=how["multiple_of"], stages=stages)
+        done = obs_to_counts(
+            model, found, input_ids, chosen.counts, metrics=metrics, seed=seed, settings=settings, stages=stages
+        )
+        return Solution([gone.kept for gone in done], [gone.scores() for gone in done], chosen.log)
+
     def carry_out(
         self, model: Any, sites: Sequence[Place], input_ids: Tensor | None, kept: Sequence[Tensor], stages: Stages
     ) -> None:
@@ -149,7 +175,7 @@ def error_curves(
     metrics: the dense model's `end_loss_metrics`, where they were taken already.
     """
     metrics = metrics or end_loss_metrics(model, sites, input_ids, settings, stages)
-    dense = _problems(model, sites, input_ids, replace(settings, sequential=False), stages("error curves"))
+    dense = problems(model, sites, input_ids, replace(settings, sequential=False), stages("error curves"))
     curves = {
         site.address: eliminate(problem, until=1, metric_DD=metrics[site.address], seed=seed).scores()
         for site, problem in dense
@@ -173,7 +199,7 @@ def obs_to_counts(
     metrics = metrics or end_loss_metrics(model, sites, input_ids, settings, stages)
     until = {site.address: count for site, count in zip(sites, counts, strict=True)}
     done: dict[Address, Elimination] = {}
-    for site, problem in _problems(model, sites, input_ids, settings, stages("pruning")):
+    for site, problem in problems(model, sites, input_ids, settings, stages("pruning")):
         metric_DD = metrics[site.address]
         found = done[site.address] = eliminate(problem, until=until[site.address], metric_DD=metric_DD, seed=seed)
         cut(site, found.kept, problem)
@@ -206,17 +232,19 @@ def obs_refit(
     kept: sorted indices, one tensor a site.
     """
     chosen = {site.address: units for site, units in zip(sites, kept, strict=True)}
-    for site, problem in _problems(model, sites, input_ids, settings, stages("refitting")):
+    for site, problem in problems(model, sites, input_ids, settings, stages("refitting")):
         cut(site, chosen[site.address], problem)
 
 
-def _problems(
-    model: Any, sites: Sequence[Site], input_ids: Tensor, settings: ObsSettings, progress: Progress | None
-) -> Iterator[tuple[Site, LeastSquares]]:
+def problems(
+    model: Any, sites: Sequence[Site], input_ids: Tensor, settings: ObsSettings, progress: Progress | None,
+    known: Mapping[Address, LeastSquares] = {},
+) -> Iterator[tuple[Site, LeastSquares]]:  # fmt: skip
+    """`layer_problems` as the settings have them."""
     return layer_problems(
         model, sites, input_ids,
         sequential=settings.sequential, compensation=settings.compensation,
-        rel_damp=settings.rel_damp, per_neuron=settings.per_neuron, progress=progress,
+        rel_damp=settings.rel_damp, per_neuron=settings.per_neuron, known=known, progress=progress,
     )  # fmt: skip
 
 

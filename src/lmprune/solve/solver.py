@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypedDict, Unpack
 
 from torch import Tensor
 
+from ..budget.budget import Spending
 from ..budget.keeps import Keep
 from ..budget.selection import Scope
+from ..errors import UserError
 from ..progress import Phase, Stages
 from ..sites.address import SEAM_KINDS, Kind
 from ..sites.place import Place
@@ -27,10 +29,14 @@ class Selection(TypedDict):
 
 @dataclass(frozen=True)
 class Solution:
-    """kept: the units that stay, sorted (K,), of each site. scores: what they were chosen by, (U,), larger = keep."""
+    """kept: the units that stay, sorted (K,), of each site. scores: what they were chosen by, (U,), larger = keep.
+
+    search: the course of the search for how many stay where, a line each choice that was judged.
+    """
 
     kept: list[Tensor]
     scores: list[Tensor]
+    search: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Solver(ABC):
@@ -72,6 +78,30 @@ class Solver(ABC):
     def phases(self, work: Work, pace: Pace) -> list[Phase]:
         """The stages of `solve` and what each will take; empty where that is not known."""
         return []
+
+    def spend(
+        self,
+        model: Any,
+        sites: Sequence[Place],
+        input_ids: Tensor | None,
+        spending: Spending,
+        stages: Stages,
+        **how: Unpack[Selection],
+    ) -> Solution:
+        """Choose within a budget that is spread over the sites by search, cut and repair all of them in place.
+
+        Raises: UserError where the method does not say what errors grow by.
+        """
+        self.check_spends([site.address.kind for site in sites])
+        raise NotImplementedError
+
+    def check_spends(self, kinds: Iterable[Kind]) -> None:
+        """Raises: UserError where no budget is spread by search, see `spend`."""
+        names = " and ".join(dict.fromkeys(kinds))
+        raise UserError(
+            f"no budget is searched for {names} by this method: only obs knows what errors grow by, of neurons and "
+            "heads; use --budget uniform"
+        )
 
     @abstractmethod
     def carry_out(

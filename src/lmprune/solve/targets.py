@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..progress import Progress
+from ..sites.address import Address
 from ..sites.pages import here
 from ..sites.site import Site, by_layer
 from ..sites.walk import Blocks, list_of
@@ -35,6 +36,7 @@ def layer_problems(
     compensation: float = 0.0,
     batch_size: int = 4,
     without: Mapping[int, Skip] = {},
+    known: Mapping[Address, LeastSquares] = {},
     progress: Progress | None = None,
 ) -> Iterator[tuple[Site, LeastSquares]]:
     """Each site, in order, with its least-squares problem; the caller may cut the site before asking for the next.
@@ -45,6 +47,7 @@ def layer_problems(
     compensation: the share, in [0, 1], of the drift of the residual stream (dense - pruned, after the block) that the
         layer is asked to make up for. 0 asks for what the dense reader puts out on the pruned inputs.
     without: a layer -> what switches off the part of its block that the pruned model no longer has.
+    known: problems that the caller has from an earlier walk that was the same, so that they are not stated again.
     """
     groups = {group[0].layer: group for group in by_layer(sites)}
     probe = max(sites, key=lambda site: (site.address.order()[-1], -site.layer))
@@ -56,9 +59,13 @@ def layer_problems(
         # a later site of the block sees what an earlier one has become, or all are seen in one dense pass
         for together in [[site] for site in group] if sequential else [group]:
             readers = [site.reader().clone() for site in together]
-            seen = streams.moments(layer, together, last=not sequential)
-            for site, moments, reader_FD in zip(together, seen, readers, strict=True):
-                yield site, moments.problem(site, rel_damp=rel_damp, per_neuron=per_neuron)
+            new = [site for site in together if site.address not in known]
+            seen = streams.moments(layer, new, last=not sequential) if new or not sequential else streams.pass_by(layer)
+            moments = dict(zip([site.address for site in new], seen, strict=True))
+            for site, reader_FD in zip(together, readers, strict=True):
+                at = site.address
+                how = {"rel_damp": rel_damp, "per_neuron": per_neuron}
+                yield site, moments[at].problem(site, **how) if at in moments else known[at]
                 streams.apart = streams.apart or not torch.equal(site.reader(), reader_FD)
         if sequential and layer + 1 < last:
             streams.run(layer)
@@ -98,6 +105,12 @@ class _Streams:
             self.hidden[i] = self._pruned(layer, states_BTD)
             if self.dense and not self.apart:
                 self.dense[i] = self.hidden[i]
+
+    def pass_by(self, layer: int) -> list[Moments]:
+        """What `moments` does of no sites: the dense model's states go on while the two are one."""
+        if self.dense and not self.apart:
+            self.dense = [self._pruned(layer, states_BTD) for states_BTD in self.hidden]
+        return []
 
     def _pruned(self, layer: int, states_BTD: Tensor) -> Tensor:
         """The states after the block as the pruned model has it."""

@@ -1,0 +1,66 @@
+"""What a model costs as its sites shrink: parameters, bytes or seconds; what does not shrink, and a curve a site.
+
+A cost is a number for each count of units: of parameters and bytes a straight line, of seconds one through measured
+points. The cost of a model is the sum, for no kind's units are counted in another's (`address.check_apart`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ..sites.address import Address
+from ..sites.place import Place
+
+Measure = Literal["params", "bytes", "seconds"]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The cost of one site: straight lines between points. counts: rising; costs: one for each."""
+
+    counts: tuple[int, ...]
+    costs: tuple[float, ...]
+
+    def at(self, counts: Sequence[int]) -> np.ndarray:
+        """The costs of these numbers of units.
+
+        >>> Curve((0, 10), (0.0, 5.0)).at([4, 10]).tolist()
+        [2.0, 5.0]
+        """
+        return np.interp(counts, self.counts, self.costs)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """measure: what is counted. base: what costs the same whatever goes. curves: of each site."""
+
+    measure: Measure
+    base: float
+    curves: Mapping[Address, Curve]
+
+    def total(self, counts: Mapping[Address, int]) -> float:
+        """Of the model with these numbers of units left."""
+        return self.base + sum(float(self.curves[address].at([count])[0]) for address, count in counts.items())
+
+
+def weight_costs(places: Sequence[Place], params: int, *, itemsize: int | None = None) -> Costs:
+    """Of a model of `params` parameters: those, or the bytes of its weights where each takes `itemsize`."""
+    each = 1 if itemsize is None else itemsize
+    curves = {
+        place.address: Curve((0, place.count), (0.0, float(place.count * place.params * each))) for place in places
+    }
+    return costs_of("params" if itemsize is None else "bytes", float(params * each), curves)
+
+
+def costs_of(measure: Measure, dense: float, curves: Mapping[Address, Curve]) -> Costs:
+    """From the cost of the whole model: its base is what the sites leave of it."""
+    return Costs(measure, dense - sum(curve.costs[-1] for curve in curves.values()), curves)
+
+
+def counts_before(places: Iterable[Place]) -> dict[Address, int]:
+    """All units of each site."""
+    return {place.address: place.count for place in places}

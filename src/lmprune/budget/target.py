@@ -1,0 +1,124 @@
+"""What a pruned model may cost at most, as a user says it, and the ratio that keeps a uniform cut within it."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import UserError
+from ..sites.address import Address, Kind
+from ..sites.place import Place
+from .choosing import kinds_of, multiple_for
+from .costs import Costs, counts_before
+from .keeps import Keep
+from .selection import num_kept
+
+Wish = Literal["params", "bytes", "speedup", "latency"]
+_THOUSANDS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}
+_BYTES = {f"{unit}{b}": size for unit, size in _THOUSANDS.items() if unit != "b" for b in ("", "b")}
+_BYTES |= {f"{unit}ib": 1024.0**power for power, unit in enumerate(("k", "m", "g"), start=1)} | {"b": 1.0}
+#: of each wish: the units that its number may have, and an example
+_UNITS: dict[Wish, tuple[Mapping[str, float], str]] = {
+    "params": (_THOUSANDS, "100M"),
+    "bytes": (_BYTES, "80MB"),
+    "speedup": ({"": 1.0, "x": 1.0}, "1.5"),
+    "latency": ({"s": 1.0, "ms": 1e-3}, "20ms"),
+}
+
+
+@dataclass(frozen=True)
+class CostTarget:
+    """wish: parameters, bytes of the weights, how many times as fast as before, or seconds. amount: how much of it."""
+
+    wish: Wish
+    amount: float
+
+    def most(self, dense: float) -> float:
+        """The most that a model may cost where the dense one costs `dense`, in the same measure."""
+        return dense / self.amount if self.wish == "speedup" else self.amount
+
+    @property
+    def timed(self) -> bool:
+        """Whether it is about seconds."""
+        return self.wish in ("speedup", "latency")
+
+
+def parse_target(wish: Wish, text: str) -> CostTarget:
+    """What `--target-…` says. Raises: UserError.
+
+    >>> parse_target("params", "100M").amount, parse_target("latency", "20ms").amount, parse_target("bytes", "8MiB")
+    (100000000.0, 0.02, CostTarget(wish='bytes', amount=8388608.0))
+    """
+    units, example = _UNITS[wish]
+    found = re.fullmatch(r"([0-9_,]*\.?[0-9]+(?:e[0-9]+)?)\s*([a-z]*)", text.strip().lower())
+    if found is None or found[2] not in units:
+        raise UserError(f"--target-{wish} takes a number like {example}, got {text!r}")
+    amount = float(re.sub("[_,]", "", found[1])) * units[found[2]]
+    if amount <= (1 if wish == "speedup" else 0):
+        raise UserError(f"--target-{wish} must be above {int(wish == 'speedup')}, got {text!r}")
+    return CostTarget(wish, amount)
+
+
+def check_reach(target: CostTarget, costs: Costs, least: Mapping[Address, int], before: Mapping[Address, int]) -> float:
+    """The most that the model may cost. Raises: UserError where it costs no more already, and where it can't cost so
+    little, with the best that it can. least, before: the fewest units of each site, and those it has."""
+    dense, smallest = costs.total(before), costs.total(least)
+    most = target.most(dense)
+    if most >= dense:
+        raise UserError(f"the model has {shown(costs, dense)} already, and {shown(costs, most)} are asked for")
+    if most < smallest:
+        best = f"{dense / smallest:.2f} times as fast" if target.wish == "speedup" else shown(costs, smallest)
+        kinds = " and ".join(dict.fromkeys(address.kind for address in costs.curves))
+        raise UserError(
+            f"the best possible is {best}, with the fewest {kinds} that a model can have; ask for that, or let other "
+            "--units go too"
+        )
+    return most
+
+
+def shown(costs: Costs, amount: float) -> str:
+    """A cost, for people."""
+    if costs.measure == "seconds":
+        return f"{amount * 1e3:,.1f} ms"
+    return f"{amount:,.0f} parameters" if costs.measure == "params" else f"{amount / 1e6:,.3g} MB"
+
+
+def uniform_keep(places: Sequence[Place], costs: Costs, target: CostTarget, *, multiple_of: int = 1) -> Keep:
+    """The largest share of every site's units with which the model costs no more than the target; of several kinds the
+    one with the most units then takes what the others, of few units, leave over.
+
+    Raises: UserError as `check_reach`.
+    """
+    before = counts_before(places)
+    multiples = {place.address: multiple_for(place.address.kind, multiple_of) * place.parts for place in places}
+
+    def cut(share: float, of: Sequence[Address]) -> dict[Address, int]:
+        return {a: num_kept(before[a], share, multiple_of=multiples[a]) for a in of}
+
+    def largest(of: Sequence[Address], rest: Mapping[Address, int]) -> float:
+        """The largest share of these sites that fits beside what the rest keeps."""
+        shares = sorted({k / before[a] for a in of for k in range(1, before[a] + 1)})
+        fitting = bisect_right(shares, most, key=lambda share: costs.total({**rest, **cut(share, of)}))
+        share = shares[max(fitting - 1, 0)]  # and as it comes out, where it does so alike everywhere
+        return _share(cut(share, of), before) if len({before[a] for a in of}) == 1 else share
+
+    most = check_reach(target, costs, cut(1e-9, [*before]), before)
+    share, kinds = largest([*before], {}), kinds_of(places)
+    if len(kinds) == 1:
+        return share
+    finest = max(kinds, key=lambda kind: max(place.count for place in places if place.address.kind == kind))
+    rest = cut(share, [a for a in before if a.kind != finest])
+    found: dict[Kind, float] = {
+        kind: _share({a: count for a, count in rest.items() if a.kind == kind}, before)
+        for kind in kinds
+        if kind != finest
+    }
+    return {**found, finest: largest([a for a in before if a.kind == finest], rest)}
+
+
+def _share(counts: Mapping[Address, int], before: Mapping[Address, int]) -> float:
+    """Of these sites' units, the share that these numbers are."""
+    return sum(counts.values()) / sum(before[address] for address in counts)

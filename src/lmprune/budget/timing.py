@@ -1,0 +1,99 @@
+"""A latency table: seconds of a model's shapes as they shrink, measured on one machine in one engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..errors import UserError
+from ..sites.address import Kind, check_kind
+from ..sites.place import Place
+from .choosing import kinds_of
+from .costs import Costs, Curve, costs_of
+
+TABLE_FORMAT = "lmprune latency 1"
+Phase = Literal["prefill", "decode", "whole"]
+PHASES: tuple[Phase, ...] = ("prefill", "decode", "whole")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Of one kind of units: how many each layer had in the models that were measured, the whole model's first, falling,
+    and the median seconds of each, of the prompt and of all new tokens together."""
+
+    counts: tuple[int, ...]
+    prefill: tuple[float, ...]
+    decode: tuple[float, ...]
+
+    def seconds(self, phase: Phase) -> np.ndarray:
+        """Of the models with ever fewer units; one that is measured as slower than a larger one counts as that."""
+        found = {"prefill": np.array(self.prefill), "decode": np.array(self.decode)}
+        return np.minimum.accumulate(found.get(phase, found["prefill"] + found["decode"]))
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """shapes: a kind of units -> how many each layer of the model has. setting: engine, dtype, threads, batch, tokens.
+    machine: where it was measured. kinds: what was. phase: what is asked of it: the prompt, the new tokens, or both."""
+
+    model: str
+    shapes: Mapping[Kind, tuple[int, ...]]
+    setting: Mapping[str, Any]
+    machine: Mapping[str, Any]
+    kinds: Mapping[Kind, Timing]
+    phase: Phase = "whole"
+
+    def costs(self, places: Sequence[Place]) -> Costs:
+        """Seconds; a layer's share of what the whole model gains. Raises: UserError where the table is about another
+        model's shapes, or says nothing of a kind."""
+        curves = {}
+        for kind in kinds_of(places):
+            own = [place for place in places if place.address.kind == kind]
+            counts = tuple(place.count for place in own)
+            if kind not in self.kinds:
+                raise UserError(f"the latency table says nothing of {kind}; measure it with --units {kind}")
+            if counts != self.shapes.get(kind):
+                raise UserError(
+                    f"the latency table is of {self.model}, whose layers have other {kind} than this model's; "
+                    "measure this one with `lmprune latency`"
+                )
+            timing = self.kinds[kind]
+            shares = np.array(timing.counts) / timing.counts[0]
+            seconds = timing.seconds(self.phase) / len(own)
+            for place in own:
+                known = tuple(int(count) for count in np.rint(shares[::-1] * place.count))
+                curves[place.address] = Curve(known, tuple(map(float, (seconds - seconds[-1])[::-1])))
+        dense = self.kinds[next(iter(self.kinds))].seconds(self.phase)[0]
+        return costs_of("seconds", float(dense), curves)
+
+    def record(self) -> dict[str, Any]:
+        """All but the phase, which is asked of it."""
+        record = asdict(self)
+        del record["phase"]
+        return record
+
+    def to_json(self) -> str:
+        return json.dumps({"format": TABLE_FORMAT, **self.record()}, indent=1)
+
+    @classmethod
+    def load(cls, path: Path, phase: Phase = "whole") -> LatencyTable:
+        """Raises: UserError where the file is no such table."""
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record.pop("format") != TABLE_FORMAT:
+                raise ValueError
+            shapes: dict[Kind, tuple[int, ...]] = {
+                check_kind(kind): tuple(counts) for kind, counts in record.pop("shapes").items()
+            }
+            kinds: dict[Kind, Timing] = {
+                check_kind(kind): Timing(*(tuple(timing[name]) for name in ("counts", "prefill", "decode")))
+                for kind, timing in record.pop("kinds").items()
+            }
+            return cls(shapes=shapes, kinds=kinds, phase=phase, **record)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{path} is no latency table; `lmprune latency MODEL --out FILE` writes one") from None

@@ -1,0 +1,106 @@
+"""What `lmprune prune` is told of a target and of how a budget is spread, as one value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from ..budget.budget import Budget, Spending, num_params
+from ..budget.keeps import Keep
+from ..budget.search import SEARCHES, Effort
+from ..budget.selection import Scope
+from ..budget.target import CostTarget, Wish, parse_target
+from ..budget.timing import PHASES, LatencyTable
+from ..checkpoints import dtypes
+from ..errors import UserError, unknown
+from ..methods import Method
+from ..plan import PrunePlan
+from ..progress import silent
+from ..sites.address import Kind
+from ..sites.find import find_sites
+from .training_options import Training
+
+
+def budget_of(options: Mapping[str, Any]) -> Budget | None:
+    """From a command's options; None where neither a target nor a way to spread a budget was given.
+
+    Raises: UserError for what no budget can be, and for options without the one that they are about.
+    """
+    target = _target(options)
+    table, phase = options.get("latency_table"), options.get("latency_of", "whole")
+    if phase not in PHASES:
+        raise unknown("phase", phase, PHASES)
+    if not (target and target.timed) and (table is not None or phase != "whole"):
+        name = "latency-of" if table is None else "latency-table"
+        raise UserError(f"--{name} is about --target-speedup and --target-latency; name one of them")
+    by, minutes = options.get("budget") or "uniform", options.get("search_minutes")
+    for name, given in (("search-minutes", minutes), ("levels", options.get("levels"))):
+        if given is not None and by not in SEARCHES:
+            raise UserError(f"--{name} is about a search; name it with --budget dp or evolution")
+    if minutes is not None and not minutes > 0:
+        raise UserError(f"search-minutes must be above 0, got {minutes:g}")
+    if target is None and options.get("budget") is None:
+        return None
+    loaded = LatencyTable.load(Path(table), phase) if table is not None else None
+    return Budget(target, by, Effort(seed=options["seed"], minutes=minutes), loaded, levels=options.get("levels"))
+
+
+def check_spread(
+    budget: Budget | None, row: Method, kinds: Sequence[Kind], training: Training | None, options: Mapping[str, Any]
+) -> None:
+    """Raises: UserError where a budget can't be spread as asked by this method, over these kinds, in a training, or
+    over a model that is in its files."""
+    if budget is not None and options.get("time_budget") is not None:
+        raise UserError(
+            "drop --time-budget: how long it takes to come to a target, or to spread a budget, is not known before; "
+            "--search-minutes ends a search"
+        )
+    if budget is None or budget.by == "uniform":
+        return
+    if options.get("stream"):
+        raise UserError(f"--budget {budget.by} compares all layers, and --stream has one at a time; use uniform")
+    if training is not None and training.schedule != "oneshot":
+        raise UserError(
+            f"--budget {budget.by} chooses at once, and units go little by little while the model trains; prune first "
+            "(--schedule oneshot), or leave it out"
+        )
+    row.solver_of(kinds).check_spends(kinds)
+
+
+def at_work(budget: Budget, model: Any, dtype: torch.dtype | None, note: Callable[[str], None] = silent) -> Budget:
+    """The same for this model, which is saved in `dtype`; None = as the original. note: told what gets better."""
+    return replace(budget, itemsize=dtypes.main(model, dtype).itemsize, note=note)
+
+
+def uniform_share(
+    budget: Budget | None, model: Any, dtype: torch.dtype | None, kinds: Sequence[Kind], options: Mapping[str, Any]
+) -> tuple[Keep, Scope | None]:
+    """What stays of a model whose units go little by little, and the scope: with a budget, of every layer alike."""
+    if budget is None:
+        return options["keep"], options["scope"]
+    places, spent = find_sites(model, kinds), at_work(budget, model, dtype)
+    costs = spent.costs(places, num_params(model))
+    share = spent.settle(places, costs, options["keep"], multiple_of=options["multiple_of"])
+    assert not isinstance(share, Spending)
+    return share, spent.scope
+
+
+def record(budget: Budget | None, plan: PrunePlan) -> dict[str, Any]:
+    """What the command's record says of it; after a training the cost is not counted."""
+    told = {**(budget.asked() if budget else {}), **plan.settings}
+    return {name: told.get(name) for name in ("budget", "target", "cost")}
+
+
+def _target(options: Mapping[str, Any]) -> CostTarget | None:
+    wishes: tuple[Wish, ...] = get_args(Wish)
+    given: list[tuple[Wish, str]] = [
+        (wish, text) for wish in wishes if (text := options.get(f"target_{wish}")) is not None
+    ]
+    if len(given) > 1:
+        names = " and ".join(f"--target-{wish}" for wish, _ in given)
+        raise UserError(f"{names} are two targets; give one")
+    return parse_target(*given[0]) if given else None

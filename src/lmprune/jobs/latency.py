@@ -1,0 +1,191 @@
+"""What `lmprune latency` does: the seconds of a model as its layers shrink, measured in one engine on this machine.
+
+Whole models are measured, cut alike in all layers, each in turn with the uncut one, so that a busy moment hits both; a
+layer's share of what they gain is taken to be the same wherever it is.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..budget.choosing import kinds_of, least_for, multiple_for
+from ..budget.keeps import parse_units
+from ..budget.selection import num_kept
+from ..budget.timing import LatencyTable, Timing
+from ..checkpoints import checkpoint, dtypes, models
+from ..checkpoints.shrinking import shrink
+from ..checkpoints.writing import check_folder, written_aside
+from ..errors import UserError
+from ..evaluation.engines import ENGINES
+from ..evaluation.workers import Worker
+from ..plan import PrunePlan
+from ..progress import Teller
+from ..sites.address import Kind
+from ..sites.find import find_sites
+from ..sites.limits import max_context
+from ..sites.place import Place
+from .bench import Seconds, check_engine, exported, interleaved
+
+#: shares of the units at which a model is measured; where units are few, every number of them is
+_SHARES = (0.75, 0.5, 0.25)
+_FEW = 6
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the seconds depend on beside the model."""
+
+    engine: str
+    threads: int
+    batch: int
+    prompt_tokens: int
+    new_tokens: int
+    repeats: int
+
+
+def latency(
+    terminal: Teller, *, model: str, out: Path, units: str, engine: str, threads: int, batch: int, prompt_tokens: int,
+    new_tokens: int, repeats: int, multiple_of: int, force: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """`lmprune latency`, whose options these are. Raises: UserError; nothing is written then."""
+    check_engine(engine)
+    check_file(out, force=force)
+    setting, start = Setting(engine, threads, batch, prompt_tokens, new_tokens, repeats), time.perf_counter()
+    with terminal.busy(f"loading {model}"):
+        dense = models.load(model, dtype="auto", note=terminal.note)
+    places = find_sites(dense, parse_units(units))
+    _check_room(dense, setting)
+    counts: dict[Kind, tuple[int, ...]] = {kind: _counts(places, kind, multiple_of) for kind in kinds_of(places)}
+    kind_of_numbers = ENGINES[engine].dtype or dtypes.name_of(dtypes.main(dense))
+    shapes: dict[Kind, tuple[int, ...]] = {
+        kind: tuple(p.count for p in places if p.address.kind == kind) for kind in counts
+    }
+    del dense
+    with tempfile.TemporaryDirectory(prefix="lmprune-latency-") as room:
+        kinds = _Bench(terminal, model, setting, Path(room)).timings(counts)
+    table = LatencyTable(
+        model=model,
+        shapes=shapes,
+        setting={
+            "engine": engine, "dtype": kind_of_numbers, "threads": threads, "batch": batch,
+            "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "repeats": repeats,
+        },
+        machine=machine(engine),
+        kinds=kinds,
+    )  # fmt: skip
+    with written_aside(out.expanduser().resolve(), folder=False) as aside:
+        aside.write_text(table.to_json(), encoding="utf-8")
+    return {**table.record(), "out": str(out.expanduser().resolve()), "seconds": time.perf_counter() - start}
+
+
+def check_file(out: Path, *, force: bool) -> None:
+    """Raises: UserError where the table can't be written there."""
+    if out.exists() and (out.is_dir() or not force):
+        raise UserError(f"{out} is there already; choose another --out" + ("" if out.is_dir() else ", or --force"))
+    check_folder(out.parent / f".{out.name}.new", "a latency table", lambda _: False, force=False)
+
+
+def machine(engine: str) -> dict[str, Any]:
+    """The fingerprint of this machine, as far as seconds depend on it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    package = {"torch": "torch", "onnxruntime": "onnxruntime", "llamacpp": "xllamacpp"}[engine]
+    return {
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "platform": platform.platform(),
+        "versions": {name: version(name) for name in dict.fromkeys(("lmprune", package))},
+    }
+
+
+def _check_room(model: Any, setting: Setting) -> None:
+    limit = max_context(model.config)
+    if limit is not None and setting.prompt_tokens + setting.new_tokens + 1 > limit:
+        raise UserError(
+            f"{setting.prompt_tokens} prompt tokens and {setting.new_tokens} new ones exceed the model's {limit} "
+            "positions; measure with fewer"
+        )
+
+
+def _counts(places: Sequence[Place], kind: Kind, multiple_of: int) -> tuple[int, ...]:
+    """The numbers of units, in the first place of a kind, at which a model is measured: falling, all of them first."""
+    first = next(place for place in places if place.address.kind == kind)
+    if first.count <= _FEW:
+        return tuple(range(first.count, first.least - 1, -1))
+    multiple = multiple_for(kind, multiple_of) * first.parts
+    found = [num_kept(first.count, share, multiple_of=multiple) for share in _SHARES]
+    return tuple(sorted({first.count, *found, least_for(first, multiple_of)}, reverse=True))
+
+
+class _Bench:
+    """room: where the cut models lie."""
+
+    def __init__(self, terminal: Teller, source: str, setting: Setting, room: Path):
+        self.terminal, self.source, self.setting, self.room = terminal, source, setting, room
+
+    def timings(self, counts: Mapping[Kind, tuple[int, ...]]) -> dict[Kind, Timing]:
+        """Seconds of a kind's models are those of the whole model, by the ratio to it in the same turns."""
+        with self._opened(self._written(None, 1, 1)) as dense:
+            turns = {(kind, n): self._turns(dense, kind, n, all_[0]) for kind, all_ in counts.items() for n in all_[1:]}
+        whole = [[pair[phase] for before, _ in turns.values() for pair in before] for phase in (0, 1)]
+        medians = [statistics.median(seconds) for seconds in whole]
+        found = {}
+        for kind, all_ in counts.items():
+            ratios = [(1.0, 1.0), *(_ratios(*turns[kind, n]) for n in all_[1:])]
+            prefill, decode = (tuple(medians[phase] * pair[phase] for pair in ratios) for phase in (0, 1))
+            found[kind] = Timing(all_, prefill, decode)
+        return found
+
+    def _opened(self, source: str) -> Worker:
+        context = self.setting.prompt_tokens + self.setting.new_tokens + 1
+        return Worker(self.setting.engine, source, threads=self.setting.threads, context=context)
+
+    def _turns(self, dense: Worker, kind: Kind, count: int, of: int) -> tuple[Seconds, Seconds]:
+        """Of the whole model and of the one with so many of a kind's units a layer, in turn."""
+        setting, cut = self.setting, self._written(kind, count, of)
+        prompt_BT = np.random.default_rng(0).integers(256, size=(setting.batch, setting.prompt_tokens))
+        with self._opened(cut) as after, self.terminal.stages() as stages:
+            progress = stages(f"{count} of {of} {kind}")
+            both = interleaved([dense, after], prompt_BT, setting.new_tokens, setting.repeats, progress)
+        return both[0], both[1]
+
+    def _written(self, kind: Kind | None, count: int, of: int) -> str:
+        """A model that keeps the first units of a kind, as the engine opens it; None = the whole one. Which units
+        stay does not matter to the time."""
+        place = self.room / f"{kind}-{count}"
+        with self.terminal.busy(f"preparing {count} of {of} {kind}" if kind else f"preparing {self.source}"):
+            model = models.load(self.source, dtype="auto", note=lambda _: None)
+            plan = None
+            if kind is not None:
+                sites = find_sites(model, [kind])
+                kept = [_first(site, round(count / of * site.count)) for site in sites]
+                plan = PrunePlan.of([site.address for site in sites], kept, [site.count for site in sites])
+                shrink(model, plan)
+            tokenizer = models.load_tokenizer(self.source, note=lambda _: None)
+            checkpoint.save(model, place, tokenizer=tokenizer, plan=plan)
+        return exported(self.terminal, str(place), self.setting.engine, self.room / f"{kind}-{count}-exported")
+
+
+def _first(site: Place, count: int) -> torch.Tensor:
+    """The first units, equally many of each part."""
+    each, run = count // site.parts, site.count // site.parts
+    return torch.cat([torch.arange(each) + part * run for part in range(site.parts)])
+
+
+def _ratios(before: Seconds, after: Seconds) -> tuple[float, float]:
+    """How long the second took where the first took one, median over the turns: prefill, decode."""
+    shares = [[new[phase] / old[phase] for old, new in zip(before, after, strict=True)] for phase in (0, 1)]
+    return statistics.median(shares[0]), statistics.median(shares[1])

@@ -1,0 +1,144 @@
+"""How many units each site keeps where a budget is spread by search: levels of the dense model, levels on the prefix
+that they lead to, a search among these.
+
+The units themselves are then chosen and refitted anew, block by block, on what the pruned blocks before really put out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..budget.budget import Spending
+from ..budget.choosing import least_for, multiple_for
+from ..budget.levels import Choices, grid
+from ..budget.search import SEARCHES, Course, ranking
+from ..progress import Stages, silent
+from ..sites.site import Site
+from .database import Database
+from .elimination import eliminate
+from .obs import Metrics, ObsSettings, problems
+from .stitched import DenseEnds, Stitched
+
+#: levels that a site of many units has
+_LEVELS = 32
+#: sequences that choices are judged on: at first, and of those that are left
+_AMOUNTS = (2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """counts: units left of each site. log: the search's course, empty where nothing was searched."""
+
+    counts: list[int]
+    log: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What levels are measured on: calibration text (sequences, T), the metrics of the end loss, and how."""
+
+    model: Any
+    sites: Sequence[Site]
+    input_ids: Tensor
+    metrics: Metrics
+    settings: ObsSettings
+    seed: int
+
+    def about(self, counts: Sequence[int] | None) -> dict[str, Any]:
+        """What the levels depend on."""
+        digest = hashlib.sha256(self.input_ids.cpu().numpy().tobytes())
+        for site in self.sites:
+            digest.update(site.reader().detach()[:1].cpu().float().numpy().tobytes())
+        shapes = {str(site.address): [site.count, site.size] for site in self.sites}
+        settings = {**asdict(self.settings), "seed": self.seed}
+        return {"digest": digest.hexdigest(), "shapes": shapes, "settings": settings, "counts": counts}
+
+    @torch.no_grad()
+    def fill(self, database: Database, counts: Sequence[int] | None, stages: Stages) -> None:
+        """All sites, each behind a prefix of sites cut to `counts`; None = dense. The model is left as it was."""
+        until = dict(zip([site.address for site in self.sites], counts or [], strict=False))
+        settings = self.settings if counts else replace(self.settings, sequential=False)
+        name = "levels on the pruned prefix" if counts else "levels of the dense model"
+        walk = problems(self.model, self.sites, self.input_ids, settings, stages(name), known=database)
+        with as_before(self.sites):
+            for site, problem in walk:
+                at = site.address
+                if at not in database:
+                    gone = eliminate(problem, until=1, metric_DD=self.metrics[at], seed=self.seed)
+                    database.put(site, problem, gone)
+                if at in until:
+                    levels = database.levels(at, (site.count, until[at]))
+                    site.set_reader(*database.reader(levels, until[at]))
+
+
+@torch.no_grad()
+def spread(walk: Walk, spending: Spending, judged: Tensor, *, multiple_of: int = 1, stages: Stages = silent) -> Spread:
+    """How many units of each site stay; the model is left as it was. judged: sequences that choices are judged on."""
+    sites = walk.sites
+    grids = {site.address: _grid(site, multiple_of) for site in sites}
+    with _room(spending.levels) as room:
+
+        def choices_on(counts: Sequence[int] | None) -> tuple[Choices, Database]:
+            prefix = hashlib.sha256(repr(counts).encode()).hexdigest()[:12]
+            database = Database(room / (f"prefix-{prefix}" if counts else "dense"), walk.about(counts))
+            walk.fill(database, counts, stages)
+            levels = [database.levels(site.address, grids[site.address]) for site in sites]
+            return Choices.of(levels, spending.costs, spending.most), database
+
+        choices, _ = choices_on(None)
+        start = ranking(choices)
+        if spending.by not in SEARCHES:
+            return Spread(choices.counts(start), [])
+        ends = DenseEnds(walk.model, sites, judged)
+        choices, database = choices_on(choices.counts(start))
+        amounts = [amount for amount in _AMOUNTS if amount <= len(judged)] or [len(judged)]
+        judge = Stitched(walk.model, sites, choices.levels, database, ends, amounts)
+        course = Course(judge, spending.effort, spending.note, stages("searching"))
+        with as_before(sites):
+            course.offer(start, "ranking")
+            SEARCHES[spending.by](choices, course)
+        course.told(spending.effort.turns)
+        return Spread(choices.counts(course.best), course.log)
+
+
+@contextmanager
+def as_before(sites: Sequence[Site]) -> Iterator[None]:
+    """The readers are what they were after a `with` block that writes into them."""
+    before = [site.reader_state() for site in sites]
+    try:
+        yield
+    finally:
+        for site, state in zip(sites, before, strict=True):
+            site.set_reader(*state)
+
+
+@contextmanager
+def _room(levels: Path | None) -> Iterator[Path]:
+    """Where the database is: the folder that was named, or one that vanishes."""
+    if levels is not None:
+        yield levels
+        return
+    with TemporaryDirectory(prefix="lmprune-levels-") as room:
+        yield Path(room)
+
+
+def _grid(site: Site, multiple_of: int) -> tuple[int, ...]:
+    """The numbers of units that a site may keep: multiples of `multiple_of`, about `_LEVELS` of them."""
+    multiple = multiple_for(site.address.kind, multiple_of)
+    step = multiple * max(round(site.count / multiple / _LEVELS), 1)
+    return grid(site.count, step=step, least=least_for(site, multiple_of))
+
+
+def shares(input_ids: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+    """Sequences that levels are made of, and others, where there are enough, that choices are judged on."""
+    number = max(min(tokens // input_ids.shape[1], len(input_ids) - _AMOUNTS[-1]), 1)
+    return input_ids[:number], input_ids[number:][: _AMOUNTS[-1]] if len(input_ids) > number else input_ids

@@ -1,0 +1,164 @@
+"""`lmprune latency` and the table that it writes: what is measured in turn, what a table is refused for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_bad_input import refused
+from tiny_checkpoints import documented, lmprune
+from tiny_models import tiny_model
+
+from lmprune.budget.budget import Budget, num_params
+from lmprune.budget.costs import counts_before
+from lmprune.budget.target import CostTarget
+from lmprune.budget.timing import LatencyTable, Timing
+from lmprune.checkpoints import models
+from lmprune.errors import UserError
+from lmprune.jobs import latency as job
+from lmprune.progress import silent
+from lmprune.sites.find import find_sites
+
+SETTING = {"engine": "torch", "dtype": "float32", "threads": 1, "batch": 1, "prompt_tokens": 8, "new_tokens": 2}
+
+
+def table(**changes: Any) -> LatencyTable:
+    """Of the tiny llama: 3 layers of 48 neurons and 2 groups of heads."""
+    kinds = {
+        "neurons": Timing((48, 24, 8), (1.0, 0.7, 0.5), (2.0, 1.4, 1.5)),
+        "heads": Timing((2, 1), (1.0, 0.9), (2.0, 1.8)),
+    }
+    shapes = {"neurons": (48, 48, 48), "heads": (2, 2, 2)}
+    return LatencyTable(
+        **{"model": "tiny", "shapes": shapes, "setting": SETTING, "machine": {}, "kinds": kinds, **changes}
+    )
+
+
+@pytest.mark.parametrize(("phase", "dense", "half"), [("prefill", 1.0, 0.7), ("decode", 2.0, 1.4), ("whole", 3.0, 2.1)])
+def test_the_time_of_a_uniform_cut_is_what_was_measured(phase: Any, dense: float, half: float) -> None:
+    sites = find_sites(tiny_model("llama"), ("neurons", "heads"))
+    costs = table(phase=phase).costs(sites)
+    before = counts_before(sites)
+    assert costs.total(before) == pytest.approx(dense)
+    assert costs.total({a: 24 if a.kind == "neurons" else 2 for a in before}) == pytest.approx(half)
+    # one layer of three gains a third of what all gain
+    first = {**before, sites[1].address: 24}
+    assert sites[1].address == ("neurons", 0) and costs.total(first) == pytest.approx(dense - (dense - half) / 3)
+
+
+def test_fewer_units_are_never_slower() -> None:
+    sites = find_sites(tiny_model("llama"))
+    costs = table(phase="decode").costs(sites)
+    totals = [costs.total(dict.fromkeys(counts_before(sites), n)) for n in range(8, 49)]
+    assert totals == sorted(totals) and totals[0] == pytest.approx(1.4)  # not the 1.5 that was measured there
+
+
+def test_a_table_goes_through_its_file(tmp_path: Path) -> None:
+    (tmp_path / "table.json").write_text(table().to_json())
+    assert LatencyTable.load(tmp_path / "table.json", "decode") == table(phase="decode")
+
+
+def test_tables_of_something_else_are_refused(tmp_path: Path) -> None:
+    sites = find_sites(tiny_model("llama"), ("neurons", "heads"))
+    with pytest.raises(UserError, match="whose layers have other neurons than this model's"):
+        table(shapes={"neurons": (48, 48), "heads": (2, 2, 2)}).costs(sites)
+    with pytest.raises(UserError, match="says nothing of heads; measure it with --units heads"):
+        table(kinds={"neurons": table().kinds["neurons"]}).costs(sites)
+    for content in ("", "[]", "{}", '{"format": "lmprune latency 1"}', '{"format": "other 1"}'):
+        (tmp_path / "table.json").write_text(content)
+        with pytest.raises(UserError, match="is no latency table"):
+            LatencyTable.load(tmp_path / "table.json")
+    with pytest.raises(UserError, match="is no latency table"):
+        LatencyTable.load(tmp_path / "none.json")
+
+
+class FakeWorker:
+    """An engine whose prefill takes a nanosecond a parameter, and whose decode two; every second turn is a slow one."""
+
+    def __init__(self, engine: str, source: str, *, threads: int, context: int):
+        self.seconds, self.turn = num_params(models.load(source, note=silent)) * 1e-9, 0
+
+    def __enter__(self) -> FakeWorker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def time(self, prompt_BT: Any, new_tokens: int) -> tuple[float, float]:
+        self.turn += 1
+        slow = 1 + 9 * (self.turn % 2)
+        return self.seconds * slow, 2 * self.seconds * slow
+
+
+def test_the_job_measures_cut_models_beside_the_whole_one(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "Worker", FakeWorker)
+    out = tmp_path / "table.json"
+    options = ("--out", out, "--prompt-tokens", 8, "--new-tokens", 2, "--repeats", 3, "--multiple-of", 8)
+    shown = lmprune("latency", model, *options, "--json")
+    assert shown.code == 0, shown
+    record = json.loads(shown.out)
+    assert set(record) == documented("latency")
+    dense, found = models.load(str(model), note=silent), LatencyTable.load(out)
+    assert found.kinds["neurons"].counts == (48, 40, 24, 16, 8) and found.kinds["heads"].counts == (2, 1)
+    sites = find_sites(dense, ("neurons", "heads"))
+    by_time = found.costs(sites)
+    for kind, timing in found.kinds.items():
+        gone = (timing.counts[0] - timing.counts[-1]) * sum(s.params for s in sites if s.address.kind == kind)
+        share = 1 - gone / num_params(dense)
+        assert timing.prefill[-1] / timing.prefill[0] == pytest.approx(share, rel=1e-6)
+        assert timing.decode[-1] / timing.decode[0] == pytest.approx(share, rel=1e-6)
+    # what goes of both kinds at once takes both savings along
+    least = {s.address: 8 if s.address.kind == "neurons" else 1 for s in sites}
+    weighed = Budget(CostTarget("params", 1)).costs(sites, num_params(dense))
+    assert by_time.total(least) / by_time.total(counts_before(sites)) == pytest.approx(
+        weighed.total(least) / num_params(dense), rel=1e-6
+    )
+    assert "is there already" in refused("latency", model, "--out", out)
+    assert lmprune("latency", model, *options, "--force").code == 0
+
+
+def test_prune_to_a_speed(model: Path, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "table.json").write_text(table().to_json())
+    quick = (
+        "--data",
+        text,
+        "--calibration-tokens",
+        1024,
+        "--seq-len",
+        64,
+        "--multiple-of",
+        4,
+        "--answer-tokens",
+        0,
+        "--json",
+    )
+    told = ("--latency-table", tmp_path / "table.json", "--latency-of", "decode")
+    for number, options in enumerate((("--target-speedup", "1.2"), ("--target-latency", "1.7s", "--budget", "dp"))):
+        shown = lmprune("prune", model, "--out", tmp_path / str(number), *options, *told, *quick)
+        assert shown.code == 0, shown
+        record = json.loads(shown.out)
+        most = (2 / 1.2, 1.7)[number]
+        assert record["cost"]["measure"] == "seconds" and record["cost"]["before"] == pytest.approx(2.0)
+        assert 0.9 * most < record["cost"]["after"] <= most
+        assert set(record) <= documented("prune")
+
+
+def test_what_can_not_be_measured(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "table.json"
+    assert "did you mean torch" in refused("latency", model, "--out", out, "--engine", "troch")
+    assert "exceed the model's" in refused("latency", model, "--out", out, "--prompt-tokens", 100000)
+    assert "unknown unit" in refused("latency", model, "--out", out, "--units", "hats")
+    assert not out.exists()
+
+
+def test_a_speed_that_can_not_be_had(model: Path, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "table.json").write_text(table().to_json())
+    options = ("--data", text, "--out", tmp_path / "o", "--latency-table", tmp_path / "table.json")
+    sentence = refused("prune", model, *options, "--target-speedup", "3", "--multiple-of", 4)
+    assert sentence.startswith("the best possible is 1.50 times as fast, with the fewest neurons")
+    wrong = refused("prune", model, *options, "--target-params", "30k")
+    assert wrong.startswith("--latency-table is about --target-speedup and --target-latency")
