@@ -6,10 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .console import table
+from .console import Views, table
 from .measured_views import evaluation, task
 from .numbers import with_error
-from .views import Views
 
 
 def zero_shot(record: Mapping[str, Any]) -> Views:
