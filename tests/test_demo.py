@@ -38,7 +38,7 @@ def tiny_demo(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def record(tiny_demo: None, tmp_path: Path) -> dict[str, Any]:
-    return lmprune("demo", "--out", tmp_path / "demo", "--json").record
+    return lmprune("demo", "--out", tmp_path / "demo", "--keep", 0.75, "--json").record
 
 
 def test_the_record(record: dict[str, Any], model: Path) -> None:
