@@ -57,13 +57,13 @@ def cell(variant: Variant, column: str, room: Path) -> dict[str, Any]:
         if per_layer:
             shrink(model, per_layer_plan(model))
         job = Order(model, find_sites(model), bpe(), "f32", "tiny")
-        guard = verify.prepare(job, to)
-        assert not isinstance(guard, str), guard
         out = room / ("m.gguf" if to == "gguf" else "m")
-        try:
+        try:  # what `lmprune export` does before anything is checked; the guard asks how tensors are stored, too
+            guard = verify.prepare(job, to)
             export(job, out, to, force=True, verify=False)
         except UserError as error:
             return found | {"outcome": "refused", "why": str(error)}
+        assert not isinstance(guard, str), guard
         verdict = verify.check(guard, job, to, out)
     except UserError as error:
         return found | {"outcome": "silent", "why": str(error)}

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_checkpoints import TEXT, documented, lmprune, tiny_checkpoint
+from tiny_checkpoints import TEXT, documented, hear_ctrl_c, lmprune, tiny_checkpoint
 from tiny_models import LAYERS, WIDTH
 from transformers import AutoModelForCausalLM
 
@@ -358,8 +358,7 @@ def at_work(model: Path, text: Path, tmp_path: Path) -> Iterator[subprocess.Pope
     process = subprocess.Popen(
         [sys.executable, "-m", "lmprune", *map(str, command)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        # what a shell starts in the background, these tests for example, inherits an ignored Ctrl-C
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=hear_ctrl_c,
     )  # fmt: skip
     yield process
     process.kill()

@@ -145,7 +145,7 @@ def test_two_seeds_are_too_few_however_they_agree():
 
 def test_an_advantage_that_is_not_there_is_not_largest(monkeypatch: pytest.MonkeyPatch):
     """gum falls less far behind top_v at the lowest keep ratio, which is no advantage."""
-    monkeypatch.setitem(METHODS, "gum", (0.46, 0.95))
+    monkeypatch.setitem(METHODS, name="gum", value=(0.46, 0.95))
     found = grid(noise=0.0)
     for record in found:
         if record["config"]["method"] == "gum" and record["config"]["keep"] == 0.5:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from test_gguf import bpe, model_of
-from tiny_checkpoints import documented, lmprune
+from tiny_checkpoints import documented, hear_ctrl_c, lmprune
 from typer.testing import CliRunner
 
 from lmprune.checkpoints import checkpoint, models
@@ -114,7 +114,9 @@ def test_a_conversation_goes_on_until_new(chatty: Path):
 def serving(*args: object) -> Iterator[dict[str, Any]]:
     """`lmprune serve --json` in a process of its own, until it is interrupted."""
     line = [sys.executable, "-m", "lmprune", "serve", *map(str, args), "--port", "0", "--threads", "1", "--json"]
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, preexec_fn=hear_ctrl_c
+    )
     try:
         assert process.stdout is not None
         yield json.loads(process.stdout.readline())

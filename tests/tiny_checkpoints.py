@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,11 @@ class Outcome:
         """The JSON object on stdout, where there must be nothing else."""
         assert self.code == 0, self.err
         return json.loads(self.out, parse_constant=_refuse)
+
+
+def hear_ctrl_c() -> None:
+    """For a new process: what a shell starts in the background, these tests for example, inherits an ignored Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def lmprune(*args: object) -> Outcome:
