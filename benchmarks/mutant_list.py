@@ -134,9 +134,9 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
     "sites/pages.py": (
         "streamed",
         [
-            ("if _marks(block) != before:", "if False:"),
+            ("if not _is_as_it_came(block, before):", "if False:"),
             ("while len(self._here) >= self.at_once:", "while False:"),
-            ("(id(parameter), parameter._version)", "(id(parameter), 0)"),
+            (" and version == now[name]._version", ""),
             ("in_tuple = isinstance(out, tuple)", "in_tuple = False"),
         ],
     ),
@@ -355,8 +355,9 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
         ],
     ),
     "training/trainer.py": (
-        "golden_distillation golden_training training_cli",
+        "golden_distillation golden_training teachers training_cli",
         [
+            ("model.train(training)", "model.train(False)"),
             ("parts=self.current_gradient_accumulation_steps if in_parts else 1", "parts=1"),
             (
                 "(1 - self.kl_weight) * loss + self.kl_weight * far",
@@ -449,9 +450,8 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
     "training/callbacks.py": (
         "teachers training_cli resume",
         [
-            ("number = int((inputs", "number = 1 + int((inputs"),
+            ("number = int(counted(inputs", "number = 1 + int(counted(inputs"),
             ("return math.exp(min(total / max(count, 1)", "return math.exp(min(total / max(len(batches), 1)"),
-            ("model.train(training)", "model.train(False)"),
             ("if state.global_step == 0:  # a resumed", "if True:  # a resumed"),
         ],
     ),

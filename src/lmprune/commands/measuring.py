@@ -57,6 +57,11 @@ _WAYS = {
 }  # fmt: skip
 
 
+Engine = Annotated[str, typer.Option(metavar="NAME", help="torch, onnxruntime, or llamacpp.")]
+Batch = Annotated[int, typer.Option(metavar="N", min=1, help="Sequences at once; llamacpp takes one.")]
+PromptTokens = Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of the prompt.")]
+NewTokens = Annotated[int, typer.Option(metavar="N", min=1, help="Tokens written after the first.")]
+Turns = Annotated[int, typer.Option(metavar="N", min=1, help="Turns that are measured, after one more.")]
 Context = Annotated[
     int | None,
     typer.Option(metavar="N", help="Tokens a window.", show_default="1024, or the model's maximum if less"),
@@ -220,12 +225,12 @@ def bench(
             metavar="MODEL...", help="Compared with the first: hub ids, folders, `.gguf` files.", show_default=False
         ),
     ],
-    engine: Annotated[str, typer.Option(metavar="NAME", help="torch, onnxruntime, or llamacpp.")] = "torch",
+    engine: Engine = "torch",
     threads: Annotated[int, typer.Option(metavar="N", min=1, help="Of each engine.")] = 2,
-    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Sequences at once; llamacpp takes one.")] = 1,
-    prompt_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of the prompt.")] = 512,
-    new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens written after the first.")] = 32,
-    repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Turns that are measured, after one more.")] = 7,
+    batch: Batch = 1,
+    prompt_tokens: PromptTokens = 512,
+    new_tokens: NewTokens = 32,
+    repeats: Turns = 7,
     plugin: Plugin = None,
     as_json: Json = False,
 ) -> None:
@@ -251,12 +256,12 @@ def latency(
     units: Annotated[
         str, typer.Option(metavar="KINDS", help="What is to go: the kinds of units to measure.")
     ] = "neurons,heads",
-    engine: Annotated[str, typer.Option(metavar="NAME", help="torch, onnxruntime, or llamacpp.")] = "torch",
+    engine: Engine = "torch",
     threads: Annotated[int, typer.Option(metavar="N", min=1, help="Of the engine.")] = 2,
-    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Sequences at once; llamacpp takes one.")] = 1,
-    prompt_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of the prompt.")] = 512,
-    new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens written after the first.")] = 32,
-    repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Turns that are measured, after one more.")] = 5,
+    batch: Batch = 1,
+    prompt_tokens: PromptTokens = 512,
+    new_tokens: NewTokens = 32,
+    repeats: Turns = 5,
     multiple_of: Annotated[int, typer.Option(metavar="N", min=1, help="Neurons are measured at multiples of it.")] = 32,
     force: Annotated[bool, typer.Option("--force", metavar="", help="Replace the table already at --out.")] = False,
     plugin: Plugin = None,

@@ -17,7 +17,7 @@ from ..scores.criteria import CRITERIA
 from ..scores.layers import along, block_influence, loss_without
 from ..scores.routing import expert_cosines
 from ..scores.statistics import collect
-from ..sites.address import Kind
+from ..sites.address import LAYER_KINDS, Kind
 from ..sites.experts import Experts
 from ..sites.layers import Layers
 from ..sites.site import seams
@@ -34,14 +34,17 @@ def read_units(
     model: Any, kinds: Sequence[Kind], sites: Mapping[Kind, Sequence[Any]], input_ids: Tensor, stages: Stages
 ) -> dict[Kind, dict[str, Any]]:
     """Each kind's record (docs/json.md): `sites`, one object a layer with lists over its units. Raises: UserError."""
-    return {kind: READ[kind](model, sites[kind], input_ids, stages) for kind in kinds if kind != "neurons"}
+    found = {kind: READ[kind](model, sites[kind], input_ids, stages) for kind in kinds if kind in READ}
+    if of_layers := [kind for kind in kinds if kind in LAYER_KINDS]:
+        found |= _layers(model, {kind: sites[kind][0] for kind in of_layers}, input_ids, stages)
+    return {kind: found[kind] for kind in kinds if kind != "neurons"}
 
 
 def check_readable(kinds: Sequence[Kind]) -> None:
     """Raises: UserError for a kind that is not read."""
     for kind in kinds:
-        if kind != "neurons" and kind not in READ:
-            raise UserError(f"analyze does not read {kind}; it reads neurons, {', '.join(READ)}")
+        if kind not in ("neurons", *READ, *LAYER_KINDS):
+            raise UserError(f"analyze does not read {kind}; it reads neurons, {', '.join((*READ, *LAYER_KINDS))}")
 
 
 def _heads(model: Any, sites: Sequence[Any], input_ids: Tensor, stages: Stages) -> dict[str, Any]:
@@ -77,28 +80,28 @@ def _experts(model: Any, sites: Sequence[Experts], input_ids: Tensor, stages: St
     return {"sites": found}
 
 
-def _layers(model: Any, sites: Sequence[Layers], input_ids: Tensor, stages: Stages) -> dict[str, Any]:
-    (site,) = sites
+def _layers(model: Any, sites: Mapping[Kind, Layers], input_ids: Tensor, stages: Stages) -> dict[Kind, dict[str, Any]]:
+    """Of each kind; the stream along the model, and its loss, are one for all of them."""
     few = input_ids[: max(_LOSS_TOKENS // input_ids.shape[1], 1)]
-    cosines, loss = along(model, site, few, stages("the stream along the model"))
-    influence_U = block_influence(model, site, input_ids, stages(f"influence of {site.address.kind}"))
-    without_U = loss_without(model, site, few, stages(f"loss without each of the {site.address.kind}"))
-    found = {
-        "layers": list(site.members),
-        "influence": influence_U.tolist(),
-        "perplexity_ratio_without": [math.exp(min(x - loss, 700)) for x in without_U.tolist()],
-        "loss_tokens": few.numel(),
-    }
-    return {"sites": [found], **({"stream_cosines": cosines.tolist()} if site.branch is None else {})}
+    cosines, loss = along(model, next(iter(sites.values())), few, stages("the stream along the model"))
+    found: dict[Kind, dict[str, Any]] = {}
+    for kind, site in sites.items():
+        influence_U = block_influence(model, site, input_ids, stages(f"influence of {kind}"))
+        without_U = loss_without(model, site, few, stages(f"loss without each of the {kind}"))
+        read = {
+            "layers": list(site.members),
+            "influence": influence_U.tolist(),
+            "perplexity_ratio_without": [math.exp(min(x - loss, 700)) for x in without_U.tolist()],
+            "loss_tokens": few.numel(),
+        }
+        found[kind] = {"sites": [read], **({"stream_cosines": cosines.tolist()} if site.branch is None else {})}
+    return found
 
 
-#: a kind of units -> what is read of them
+#: a kind of units -> what is read of them; those of `LAYER_KINDS` by `_layers`
 READ: Mapping[Kind, Callable[[Any, Sequence[Any], Tensor, Stages], dict[str, Any]]] = {
     "heads": _heads,
     "experts": _experts,
-    "layers": _layers,
-    "attentions": _layers,
-    "ffns": _layers,
 }
 
 

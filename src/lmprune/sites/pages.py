@@ -38,7 +38,7 @@ class Pages:
     ):  # fmt: skip
         self.blocks, self.names, self.read, self.spilled = list(blocks), names, read, spilled
         self.device, self.at_once = device, at_once
-        self._here: dict[int, dict[str, tuple[int, int]]] = {}  # a block that is here -> its parameters as they came
+        self._here: dict[int, _Marks] = {}  # a block that is here -> its parameters as they came
         self._changed: set[int] = set()
         for number, block in enumerate(self.blocks):
             block.register_forward_pre_hook(lambda block, _args: here(block) and None)
@@ -71,7 +71,7 @@ class Pages:
 
     def _leave(self, number: int) -> None:
         block, before = self.blocks[number], self._here.pop(number)
-        if _marks(block) != before:
+        if not _is_as_it_came(block, before):
             self.spilled.mkdir(parents=True, exist_ok=True)
             save_file({name: p.detach().contiguous() for name, p in block.named_parameters()}, self._file(number))
             self._changed.add(number)
@@ -93,9 +93,19 @@ def put(module: nn.Module, name: str, values: Tensor) -> None:
         owner._parameters[last] = values if known else nn.Parameter(values, requires_grad=False)
 
 
-def _marks(block: nn.Module) -> dict[str, tuple[int, int]]:
-    """What tells that a parameter is another one, or was written to."""
-    return {name: (id(parameter), parameter._version) for name, parameter in block.named_parameters()}
+#: what tells that a parameter is another one, or was written to; the number of one that is gone may be another's by now
+_Marks = dict[str, tuple[weakref.ref[nn.Parameter], int]]
+
+
+def _marks(block: nn.Module) -> _Marks:
+    return {name: (weakref.ref(parameter), parameter._version) for name, parameter in block.named_parameters()}
+
+
+def _is_as_it_came(block: nn.Module, before: _Marks) -> bool:
+    now = dict(block.named_parameters())
+    return now.keys() == before.keys() and all(
+        came() is now[name] and version == now[name]._version for name, (came, version) in before.items()
+    )
 
 
 def here(block: nn.Module) -> nn.Module:

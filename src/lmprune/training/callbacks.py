@@ -16,11 +16,11 @@ from accelerate import PartialState
 from torch import Tensor
 from transformers import TrainerCallback
 
-from ..data.pairs import IGNORED
 from ..errors import UserError
 from ..gradual import GradualPruner
 from .prune_callback import restore_pruner, save_pruner
 from .run_folder import MARK, RunFolder
+from .trainer import counted, in_eval
 
 #: called with (steps done, steps in all, what is known now: loss, keep, lr, perplexity)
 Report = Callable[[int, int, Mapping[str, float]], None]
@@ -85,16 +85,11 @@ class HeldOut(TrainerCallback):
 @torch.no_grad()
 def perplexity_of(model: Any, batches: Sequence[Mapping[str, Tensor]]) -> float:
     """exp of the mean negative log-likelihood over all counted tokens of the collated batches."""
-    training = model.training
-    model.eval()
     total, count = 0.0, 0
-    device = next(model.parameters()).device
-    for batch in batches:
-        inputs = {name: value.to(device) for name, value in batch.items() if name != "row"}
-        number = int((inputs["labels"][:, 1:] != IGNORED).sum())
+    for inputs in in_eval(model, batches):
+        number = int(counted(inputs["labels"]).sum())
         total += float(model(**inputs, use_cache=False).loss) * number
         count += number
-    model.train(training)
     return math.exp(min(total / max(count, 1), 700.0))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from ..checkpoints.writing import written_aside
-from .trainer import Teacher, counted
+from .trainer import Teacher, as_inputs, counted, in_eval
 
 #: the trained weights that were nearest to the teacher, in the run's folder
 BEST = "best.safetensors"
@@ -91,17 +91,12 @@ def _learned(model: Any) -> dict[str, Any]:
 @torch.no_grad()
 def divergence_of(model: Any, teacher: Teacher, batches: Sequence[Mapping[str, Tensor]]) -> float:
     """The mean of the teacher's divergence over all counted tokens of the collated batches, the model in eval mode."""
-    training = model.training
-    model.eval()
     total, count = 0.0, 0
-    device = next(model.parameters()).device
-    for batch in batches:
-        inputs = {name: value.to(device) for name, value in batch.items() if name != "row"}
+    for inputs in in_eval(model, batches):
         where = counted(inputs["labels"])
         logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False).logits
         total += float(teacher.divergence(inputs, None, logits[where], where).double().sum())
         count += int(where.sum())
-    model.train(training)
     return total / max(count, 1)
 
 
@@ -110,7 +105,7 @@ def seconds_of_a_step(model: Any, teacher: Teacher, batch: Mapping[str, Tensor],
     it is."""
     training, taken = model.training, 0.0
     model.train()
-    inputs = {name: value.to(next(model.parameters()).device) for name, value in batch.items() if name != "row"}
+    inputs = as_inputs(model, batch)
     where = counted(inputs["labels"])
     for _ in range(2):
         start = time.perf_counter()

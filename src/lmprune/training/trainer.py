@@ -5,7 +5,7 @@ Everything else (accumulation, mixed precision, gradient checkpointing, logging,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import torch
@@ -109,6 +109,23 @@ def counted(labels_BT: Tensor) -> Tensor:
     where = torch.zeros_like(labels_BT, dtype=torch.bool)
     where[:, :-1] = labels_BT[:, 1:] != IGNORED
     return where
+
+
+def as_inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A collated batch as the model takes it, where the model is."""
+    device = next(model.parameters()).device
+    return {name: value.to(device) for name, value in batch.items() if name != "row"}
+
+
+def in_eval(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """The batches as inputs, while the model is in eval mode; afterwards it is in the mode that it was in."""
+    training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            yield as_inputs(model, batch)
+    finally:
+        model.train(training)
 
 
 def separate(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:
