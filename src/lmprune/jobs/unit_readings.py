@@ -35,8 +35,12 @@ def read_units(
 ) -> dict[Kind, dict[str, Any]]:
     """Each kind's record (docs/json.md): `sites`, one object a layer with lists over its units. Raises: UserError."""
     found = {kind: READ[kind](model, sites[kind], input_ids, stages) for kind in kinds if kind in READ}
-    if of_layers := [kind for kind in kinds if kind in LAYER_KINDS]:
-        found |= _layers(model, {kind: sites[kind][0] for kind in of_layers}, input_ids, stages)
+    layers: dict[Kind, Layers] = {}
+    for kind in kinds:
+        if kind in LAYER_KINDS:
+            layers[kind] = sites[kind][0]
+    if layers:
+        found |= _layers(model, layers, input_ids, stages)
     return {kind: found[kind] for kind in kinds if kind != "neurons"}
 
 
