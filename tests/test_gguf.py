@@ -26,7 +26,7 @@ from lmprune.data import load as load_text
 from lmprune.errors import UserError
 from lmprune.export import Order, export
 from lmprune.plan import PrunePlan
-from lmprune.runtimes.architectures import GGUF, SPLITS
+from lmprune.runtimes.architectures import GGUF, SPLIT_NAMES
 from lmprune.sites.find import find_sites
 
 VOCABULARY = 300
@@ -170,7 +170,7 @@ def field(file: Path, key: str) -> Any:
 
 
 def split_of(steps: tuple[str, ...]) -> pre_tokenizers.PreTokenizer:
-    """The pre-tokenizer that a key of SPLITS stands for."""
+    """The pre-tokenizer that a key of SPLIT_NAMES stands for."""
     found: list[pre_tokenizers.PreTokenizer] = []
     for step in steps:
         if step == "<Digits>":
@@ -187,13 +187,13 @@ def split_of(steps: tuple[str, ...]) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence(found)
 
 
-@pytest.mark.parametrize(("steps", "ignore_merges"), list(SPLITS), ids=list(SPLITS.values()))
+@pytest.mark.parametrize(("steps", "ignore_merges"), list(SPLIT_NAMES), ids=list(SPLIT_NAMES.values()))
 def test_llama_cpp_splits_as_the_tokenizer_does(steps: tuple[str, ...], ignore_merges: bool, tmp_path: Path) -> None:
     tokenizer = bpe(split_of(steps), ignore_merges=ignore_merges)
     with in_llama_cpp(model_of("llama-tied"), tmp_path / "m.gguf", tokenizer=tokenizer) as llama:
         for text in (TEXT, TEXT[::-1], "  a  b\n\n\n c 12345678 don't 'S\t\t"):
             assert llama.tokenize(text) == tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert field(tmp_path / "m.gguf", "tokenizer.ggml.pre") == SPLITS[steps, ignore_merges]
+    assert field(tmp_path / "m.gguf", "tokenizer.ggml.pre") == SPLIT_NAMES[steps, ignore_merges]
 
 
 def sentence_piece(*, space_first: bool) -> PreTrainedTokenizerFast:

@@ -17,7 +17,7 @@ from tiny_checkpoints import lmprune
 from lmprune.checkpoints import checkpoint
 from lmprune.errors import UserError
 from lmprune.export import gguf_quants
-from lmprune.export.gguf_quants import DTYPES, Slot, fallbacks, quantize
+from lmprune.export.gguf_quants import GGUF_DTYPES, Slot, fallbacks, quantize
 from lmprune.runtimes.gguf_file import read_gguf
 
 needs_llama_cpp = pytest.mark.skipif(
@@ -29,9 +29,9 @@ def test_the_layers_that_get_more_are_llama_quantize_s():
     """Those of a model of 30 layers, as published Q5_K_M files of Gemma 4 have them."""
     more = {0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 26, 27, 28, 29}
     for name, rest in (("q4_k_m", Q.Q4_K), ("q5_k_m", Q.Q5_K)):
-        kinds = [DTYPES[name].kind(Slot(T.FFN_DOWN, (256, 512), layer, 30)) for layer in range(30)]
+        kinds = [GGUF_DTYPES[name].kind(Slot(T.FFN_DOWN, (256, 512), layer, 30)) for layer in range(30)]
         assert kinds == [Q.Q6_K if layer in more else rest for layer in range(30)]
-        assert {DTYPES[name].kind(Slot(T.FFN_UP, (256, 512), layer, 30)) for layer in range(30)} == {rest}
+        assert {GGUF_DTYPES[name].kind(Slot(T.FFN_UP, (256, 512), layer, 30)) for layer in range(30)} == {rest}
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_the_layers_that_get_more_are_llama_quantize_s():
     ],
 )
 def test_what_a_tensor_gets_in_q4_k_m(slot: Slot, kind: Q):
-    assert DTYPES["q4_k_m"].kind(slot) == kind
+    assert GGUF_DTYPES["q4_k_m"].kind(slot) == kind
 
 
 @needs_llama_cpp
@@ -100,7 +100,8 @@ def test_widths_that_do_not_fit_are_said(tmp_path: Path):
     assert "no multiples of 256" in note and "--multiple-of 256" in note and "q5_0 or q8_0" in note
     wide = [Slot(T.FFN_DOWN, (64, 256), 0, 3), Slot(T.ATTN_Q, (64, 64), 0, 3)]
     assert (
-        "--multiple-of" not in fallbacks(DTYPES["q4_k_m"], wide)[0] and "1 of 2" in fallbacks(DTYPES["q4_k_m"], wide)[0]
+        "--multiple-of" not in fallbacks(GGUF_DTYPES["q4_k_m"], wide)[0]
+        and "1 of 2" in fallbacks(GGUF_DTYPES["q4_k_m"], wide)[0]
     )
 
 

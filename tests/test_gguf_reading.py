@@ -12,7 +12,7 @@ import pytest
 import torch
 from llamacpp import serving
 from test_checkpoint import per_layer_plan, uniform_plan, with_reader_bias
-from test_gguf import NAMES_IN_GGUF, SPLITS, TEXT, bpe, model_of, split_of, written
+from test_gguf import NAMES_IN_GGUF, SPLIT_NAMES, TEXT, bpe, model_of, split_of, written
 from variants import variants_of
 
 import lmprune
@@ -282,7 +282,7 @@ def test_an_architecture_that_is_not_in_the_table(tmp_path: Path) -> None:
 # -- tokenizers
 
 
-@pytest.mark.parametrize(("steps", "ignore_merges"), list(SPLITS), ids=list(SPLITS.values()))
+@pytest.mark.parametrize(("steps", "ignore_merges"), list(SPLIT_NAMES), ids=list(SPLIT_NAMES.values()))
 def test_the_same_ids_by_every_way_of_splitting(steps: tuple[str, ...], ignore_merges: bool, tmp_path: Path) -> None:
     tokenizer = bpe(split_of(steps), ignore_merges=ignore_merges)
     tokenizer.add_tokens(["<think>", "  "])

@@ -17,8 +17,8 @@ from .choosing import kinds_of
 from .costs import Costs, Curve, costs_of
 
 TABLE_FORMAT = "lmprune latency 1"
-Phase = Literal["prefill", "decode", "whole"]
-PHASES: tuple[Phase, ...] = ("prefill", "decode", "whole")
+Timed = Literal["prefill", "decode", "whole"]
+TIMED: tuple[Timed, ...] = ("prefill", "decode", "whole")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Timing:
     prefill: tuple[float, ...]
     decode: tuple[float, ...]
 
-    def seconds(self, phase: Phase) -> np.ndarray:
+    def seconds(self, phase: Timed) -> np.ndarray:
         """Of the models with ever fewer units; one that is measured as slower than a larger one counts as that."""
         found = {"prefill": np.array(self.prefill), "decode": np.array(self.decode)}
         return np.minimum.accumulate(found.get(phase, found["prefill"] + found["decode"]))
@@ -46,7 +46,7 @@ class LatencyTable:
     setting: Mapping[str, Any]
     machine: Mapping[str, Any]
     kinds: Mapping[Kind, Timing]
-    phase: Phase = "whole"
+    phase: Timed = "whole"
 
     def costs(self, places: Sequence[Place]) -> Costs:
         """Seconds; a layer's share of what the whole model gains. Raises: UserError where the table is about another
@@ -81,7 +81,7 @@ class LatencyTable:
         return json.dumps({"format": TABLE_FORMAT, **self.record()}, indent=1)
 
     @classmethod
-    def load(cls, path: Path, phase: Phase = "whole") -> LatencyTable:
+    def load(cls, path: Path, phase: Timed = "whole") -> LatencyTable:
         """Raises: UserError where the file is no such table."""
         try:
             record = json.loads(path.read_text(encoding="utf-8"))

@@ -15,7 +15,15 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import UserError, unknown
-from ..runtimes.architectures import BYTE_LEVEL, DIGITS, GPT2_SPLIT, SENTENCE_PIECE, SPLIT_ALIASES, SPLITS, UNDERLINE
+from ..runtimes.architectures import (
+    BYTE_LEVEL,
+    DIGITS,
+    GPT2_SPLIT,
+    SENTENCE_PIECE,
+    SPLIT_ALIASES,
+    SPLIT_NAMES,
+    UNDERLINE,
+)
 from ..runtimes.gguf_file import GGUFFile
 
 _FILLER = re.compile(r"\[PAD\d+\]")  # what converters call embeddings that no token has
@@ -77,7 +85,7 @@ def _vocabulary(told: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _byte_level(file: GGUFFile, told: Mapping[str, Any]) -> Tokenizer:
-    rules = {name: rule for rule, name in SPLITS.items()}
+    rules = {name: rule for rule, name in SPLIT_NAMES.items()}
     name: str = told.get("pre", "default")
     name = SPLIT_ALIASES.get(name, name)
     if name not in rules:

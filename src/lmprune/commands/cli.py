@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from . import comparing, deploying, measuring, pruning, running, serving, studies, training
-from .console import Commands
+from .console import CommandGroup
 
 #: in the order in which `--help` shows them
 COMMANDS = {
@@ -38,7 +38,7 @@ COMMANDS = {
 }
 
 app = typer.Typer(
-    cls=Commands,
+    cls=CommandGroup,
     invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,

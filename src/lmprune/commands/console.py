@@ -86,7 +86,7 @@ def talking(as_json: bool) -> Iterator[Terminal]:
         yield terminal
 
 
-class Commands(TyperGroup):
+class CommandGroup(TyperGroup):
     """Whatever the user did wrong comes out as one sentence on stderr, and exit code 2."""
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:

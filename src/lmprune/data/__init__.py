@@ -123,7 +123,7 @@ def load_kinds(split: str, *, data_dir: Path | None, tokenizer: Any, num_tokens:
     }
 
 
-def _reader(split: str, model: Any, tokenizer: Any, seed: int) -> mix.Reader:
+def _reader(split: str, model: Any, tokenizer: Any, seed: int) -> mix.ReadOther:
     """What reads the parts of a mix that are sources by themselves; for another split a model writes another text."""
     seed = seed if split == "train" else seed + 1
 

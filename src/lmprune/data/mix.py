@@ -96,11 +96,18 @@ def needs_model(source: str, data_dir: Path | None) -> bool:
 
 
 #: reads a source that is no kind of the mix's own: `data.load` but for the model, whose part has so many tokens
-Reader = Callable[[str, int], Records]
+ReadOther = Callable[[str, int], Records]
 
 
 def load(
-    source: str, split: str, *, data_dir: Path | None, tokenizer: Any, seed: int, num_tokens: int | None, other: Reader
+    source: str,
+    split: str,
+    *,
+    data_dir: Path | None,
+    tokenizer: Any,
+    seed: int,
+    num_tokens: int | None,
+    other: ReadOther,
 ) -> Records:
     """Pieces of each part, drawn at random until it has its share of `num_tokens`, and shuffled together.
 
@@ -135,7 +142,7 @@ def load(
 
 
 def every_kind(
-    split: str, *, data_dir: Path | None, tokenizer: Any, num_tokens: int, other: Reader
+    split: str, *, data_dir: Path | None, tokenizer: Any, num_tokens: int, other: ReadOther
 ) -> dict[str, Records]:
     """Kind -> its text of a split: what `mix` reads, but for what a model would write."""
     names = names_of_kinds(split, data_dir)
@@ -149,7 +156,7 @@ def names_of_kinds(split: str, data_dir: Path | None) -> list[str]:
     return [name for name in names if name != "self"]
 
 
-def _part(name: str, split: str, data_dir: Path | None, tokenizer: Any, num_tokens: int, other: Reader) -> Records:
+def _part(name: str, split: str, data_dir: Path | None, tokenizer: Any, num_tokens: int, other: ReadOther) -> Records:
     there = {} if data_dir is None else kinds.in_folder(data_dir, split)
     if name in there:
         return kinds.load(there[name], tokenizer)

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import UserError, unknown
 from . import files, hub
 
-Row = Mapping[str, Any]
+Fields = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -24,46 +24,46 @@ class ZeroShot:
     definition: str
     hub_id: str
     fields: tuple[str, ...]
-    item: Callable[[Row], dict[str, Any]]
+    item: Callable[[Fields], dict[str, Any]]
 
 
-def _labelled(row: Row) -> dict[str, Any]:
+def _labelled(row: Fields) -> dict[str, Any]:
     texts, labels = list(row["choices"]["text"]), list(row["choices"]["label"])
     _hold(len(texts) == len(labels) > 0 and row["answerKey"].strip() in labels)
     return {**_texts(row, *(row.keys() - {"choices"})), "choices": {"text": texts, "label": labels}}
 
 
-def _hellaswag(row: Row) -> dict[str, Any]:
+def _hellaswag(row: Fields) -> dict[str, Any]:
     endings, label = list(row["endings"]), int(row["label"])
     _hold(0 <= label < len(endings) and all(isinstance(text, str) for text in endings))
     return {**_texts(row, "ctx_a", "ctx_b", "activity_label"), "endings": endings, "label": str(label)}
 
 
-def _piqa(row: Row) -> dict[str, Any]:
+def _piqa(row: Fields) -> dict[str, Any]:
     return {**_texts(row, "goal", "sol1", "sol2"), "label": (0, 1).index(row["label"])}
 
 
-def _winogrande(row: Row) -> dict[str, Any]:
+def _winogrande(row: Fields) -> dict[str, Any]:
     _hold("_" in row["sentence"] and row["answer"] in ("1", "2"))
     return _texts(row, "sentence", "option1", "option2") | {"answer": row["answer"]}
 
 
-def _boolq(row: Row) -> dict[str, Any]:
+def _boolq(row: Fields) -> dict[str, Any]:
     return {**_texts(row, "question", "passage"), "label": (False, True).index(row["answer"])}
 
 
-def _sciq(row: Row) -> dict[str, Any]:
+def _sciq(row: Fields) -> dict[str, Any]:
     return _texts(row, *_SCIQ)
 
 
-def _lambada(row: Row) -> dict[str, Any]:
+def _lambada(row: Fields) -> dict[str, Any]:
     """lm-eval cuts the text at its last space again."""
     _texts(row, "context", "continuation")
     _hold(row["continuation"].strip() != "" and " " not in row["continuation"])
     return {"text": f"{row['context']} {row['continuation']}"}
 
 
-def _texts(row: Row, *fields: str) -> dict[str, Any]:
+def _texts(row: Fields, *fields: str) -> dict[str, Any]:
     _hold(all(isinstance(row[field], str) for field in fields))
     return {field: row[field] for field in fields}
 

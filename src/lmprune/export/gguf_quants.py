@@ -87,7 +87,7 @@ def _plain(kind: GGMLQuantizationType, file_type: LlamaFileType, ends: GGMLQuant
     return Storage(kind, ends or kind, ends or kind, file_type)
 
 
-DTYPES = {
+GGUF_DTYPES = {
     "f32": _plain(Q.F32, LlamaFileType.ALL_F32),
     "f16": _plain(Q.F16, LlamaFileType.MOSTLY_F16),
     "bf16": _plain(Q.BF16, LlamaFileType.MOSTLY_BF16),
@@ -103,17 +103,17 @@ _ELSEWHERE = ("q2_k", "q3_k", "q4_k", "q5_k", "iq")
 
 def check_dtype(dtype: str) -> Storage:
     """Raises: UserError, which tells how to come by quantisations that can't be made here."""
-    if dtype in DTYPES:
-        if DTYPES[dtype].native and _library() is None:
+    if dtype in GGUF_DTYPES:
+        if GGUF_DTYPES[dtype].native and _library() is None:
             needed = "which the package xllamacpp ships: pip install 'lmprune[serve]'"
             raise UserError(f"{dtype} is made by llama.cpp's own code, {needed}")
-        return DTYPES[dtype]
+        return GGUF_DTYPES[dtype]
     if dtype.startswith(_ELSEWHERE):
         raise UserError(
             f"{dtype} can only be made by llama.cpp's own llama-quantize: export f16 and run that, "
-            f"or choose one of {', '.join(DTYPES)}"
+            f"or choose one of {', '.join(GGUF_DTYPES)}"
         )
-    raise unknown("GGUF dtype", dtype, DTYPES)
+    raise unknown("GGUF dtype", dtype, GGUF_DTYPES)
 
 
 def quantize(values: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:

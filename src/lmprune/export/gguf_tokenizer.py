@@ -1,7 +1,7 @@
 """A fast tokenizer as llama.cpp reads it: the vocabulary, how text is split before merging, special tokens, template.
 
 Two kinds can be written: byte-level BPE, and SentencePiece's BPE. llama.cpp knows a splitting rule by a name only, so
-a rule has to be in SPLITS.
+a rule has to be in SPLIT_NAMES.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from gguf import TokenType
 
 from ..errors import UserError
-from ..runtimes.architectures import BYTE_LEVEL, DIGITS, GPT2_SPLIT, SENTENCE_PIECE, SPLITS, UNDERLINE
+from ..runtimes.architectures import BYTE_LEVEL, DIGITS, GPT2_SPLIT, SENTENCE_PIECE, SPLIT_NAMES, UNDERLINE
 
 
 def tokenizer_metadata(tokenizer: Any, vocab_size: int) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _tokens(tokenizer: Any, vocab_size: int) -> list[tuple[str, TokenType]]:
 
 def _byte_level(described: dict[str, Any], tokens: list[tuple[str, TokenType]]) -> dict[str, Any]:
     steps, bpe = list(_steps(described["pre_tokenizer"])), described["model"]
-    split = SPLITS.get((tuple(steps), bool(bpe.get("ignore_merges"))))
+    split = SPLIT_NAMES.get((tuple(steps), bool(bpe.get("ignore_merges"))))
     normalizer = (described["normalizer"] or {"type": "NFC"})["type"]
     if split is None or normalizer != "NFC":  # which changes no text that is normal already, as nearly all text is
         how = " then ".join(steps) if normalizer == "NFC" else f"a normalizer of type {normalizer}"
@@ -110,7 +110,7 @@ def _byte_level(described: dict[str, Any], tokens: list[tuple[str, TokenType]]) 
 
 
 def _steps(pre_tokenizer: dict[str, Any] | None) -> Iterator[str]:
-    """What a pre-tokenizer does, as the keys of SPLITS say it."""
+    """What a pre-tokenizer does, as the keys of SPLIT_NAMES say it."""
     for step in (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer or {"type": "none"}]):
         plain = not step.get("add_prefix_space")
         if step["type"] == "ByteLevel" and plain:

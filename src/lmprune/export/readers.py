@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..sites.linears import rows_are_inputs
 from . import Order
 from .arithmetic import Rounding, log_probs, through
-from .folder import DTYPES
+from .folder import FLOATS
 
 if TYPE_CHECKING:
     from .gguf_quants import Storage
@@ -133,7 +133,7 @@ def _likeliest(log_probs: Tensor, top: int) -> tuple[Tensor, Tensor]:
 
 
 def _cast(order: Order) -> Rounding:
-    dtype = DTYPES.get(order.dtype or "")
+    dtype = FLOATS.get(order.dtype or "")
     return Rounding(through(dtype)) if dtype else Rounding()
 
 

@@ -14,7 +14,7 @@ from ..budget.keeps import Keep
 from ..budget.search import SEARCHES, Effort
 from ..budget.selection import Scope
 from ..budget.target import CostTarget, Wish, parse_target
-from ..budget.timing import PHASES, LatencyTable
+from ..budget.timing import TIMED, LatencyTable
 from ..checkpoints import dtypes
 from ..errors import UserError, unknown
 from ..methods import Method
@@ -32,8 +32,8 @@ def budget_of(options: Mapping[str, Any]) -> Budget | None:
     """
     target = _target(options)
     table, phase = options.get("latency_table"), options.get("latency_of", "whole")
-    if phase not in PHASES:
-        raise unknown("phase", phase, PHASES)
+    if phase not in TIMED:
+        raise unknown("phase", phase, TIMED)
     if not (target and target.timed) and (table is not None or phase != "whole"):
         name = "latency-of" if table is None else "latency-table"
         raise UserError(f"--{name} is about --target-speedup and --target-latency; name one of them")

@@ -20,7 +20,7 @@ from ..sites.address import STREAMED, Kind
 #: memory beside the weights, as their multiple: what is computed with them
 _OVERHEAD = 1.25
 
-Source = TypeVar("Source", TextData, PairData)
+Data = TypeVar("Data", TextData, PairData)
 
 
 def check_tokenizer(
@@ -79,11 +79,11 @@ def open_model(
     terminal: Teller,
     source: str,
     data: str,
-    read: Callable[..., Source] | None,
+    read: Callable[..., Data] | None,
     *,
     data_dir: Path | None = None,
     **how: Any,
-) -> tuple[Any, Any, Source | None]:
+) -> tuple[Any, Any, Data | None]:
     """(model, tokenizer, text). The text comes first, as it is the quicker to be wrong, but for what a model writes.
 
     data, data_dir: what `read` reads. read: `texts.load` but for model and tokenizer; None where no text is needed, and

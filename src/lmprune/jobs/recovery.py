@@ -23,7 +23,7 @@ DEFAULTS: Mapping[str, Any] = {
     "lr": 1e-4, "batch_size": 2, "grad_accum": 4, "kl_weight": 1.0, "train_tokens": 200_000, "decay": "cosine",
 }  # fmt: skip
 #: tokens of the validation split that tell when to stop
-HELD_OUT_TOKENS = 8192
+JUDGED_TOKENS = 8192
 #: how often they are read in a run, where nobody says
 _TIMES = 10
 #: of the minutes, what is left for steps: the rest is for held-out text
@@ -87,13 +87,13 @@ def _prepare(options: Mapping[str, Any], job: Job, model: Any) -> Prepared:
 
 def _held_out(job: Job, model: Any, batch_size: int) -> list[dict[str, Any]]:
     """Batches of the validation split. Raises: UserError where it is the training text."""
-    text = job.corpus.text("validation", HELD_OUT_TOKENS, tokenizer=job.tokenizer, model=model)
+    text = job.corpus.text("validation", JUDGED_TOKENS, tokenizer=job.tokenizer, model=model)
     if text.provenance["sha256"] == job.text.provenance["sha256"]:
         raise UserError(
             f"{text.name} has no validation split, which says when to stop; keep a share of it with --holdout 0.1"
         )
     examples = job.corpus.examples(
-        "validation", job.tokenizer, seq_len=job.seq_len, num_tokens=HELD_OUT_TOKENS, text=text
+        "validation", job.tokenizer, seq_len=job.seq_len, num_tokens=JUDGED_TOKENS, text=text
     )
     check_examples(examples, model)
     return [collate(examples[i : i + batch_size]) for i in range(0, len(examples), batch_size)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 CAPTION = "GPT-Neo-125m, WikiText-103, validation perplexity: another model at another scale"
 
 #: validation perplexity of the dense, fine-tuned model
-DENSE = 16.138
+DENSE_PERPLEXITY = 16.138
 
 #: method -> keep ratio -> validation perplexity without and with distillation
 PERPLEXITY: dict[str, dict[float, tuple[float, float]]] = {

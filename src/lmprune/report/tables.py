@@ -69,7 +69,11 @@ def _dense_cells(dense: list[Row], key: str, keeps: list[float], shown: set[floa
     cells: list[str] = []
     for number, keep in enumerate(keeps):
         cells += [spread(dense, key) if number == 0 else ""]
-        cells += ([f"{paper.DENSE:.2f}"] if key == "perplexity" and number == 0 else [""]) if keep in shown else []
+        cells += (
+            ([f"{paper.DENSE_PERPLEXITY:.2f}"] if key == "perplexity" and number == 0 else [""])
+            if keep in shown
+            else []
+        )
     return cells
 
 

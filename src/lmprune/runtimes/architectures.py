@@ -235,7 +235,7 @@ _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 GPT2_SPLIT, DIGITS = "<ByteLevel>", "<Digits>"  # the rules inside the `tokenizers` library's steps of these names
 
 #: steps of a pre-tokenizer, and whether whole words skip the merges -> `tokenizer.ggml.pre`
-SPLITS: dict[tuple[tuple[str, ...], bool], str] = {
+SPLIT_NAMES: dict[tuple[tuple[str, ...], bool], str] = {
     ((GPT2_SPLIT,), False): "gpt-2",
     ((DIGITS, GPT2_SPLIT), False): "smollm",
     ((_LLAMA3,), True): "llama-bpe",
