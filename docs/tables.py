@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +16,8 @@ from typing import Any
 import lmprune
 from lmprune.methods import methods_table
 from lmprune.runtimes.architectures import GGUF, NOT_IN_LLAMA_CPP
+from lmprune.runtimes.gguf_spec import GGUFSpec
+from lmprune.runtimes.mixtures import MIXTURES_IN_GGUF, NOT_IN_GGUF
 from lmprune.sites.families import FAMILIES, FFNSpec
 
 ROOT = Path(__file__).parents[1]
@@ -39,10 +41,19 @@ def families_table() -> str:
 
 def gguf_table() -> str:
     """What llama.cpp runs each family as, or why it does not."""
+    return _in_llama_cpp(FAMILIES, GGUF, NOT_IN_LLAMA_CPP)
+
+
+def mixtures_table() -> str:
+    """The same of mixtures that it runs, or known reasons."""
+    return _in_llama_cpp({**MIXTURES_IN_GGUF, **NOT_IN_GGUF}, MIXTURES_IN_GGUF, NOT_IN_GGUF)
+
+
+def _in_llama_cpp(names: Iterable[str], rows_of: Mapping[str, GGUFSpec], reasons: Mapping[str, str]) -> str:
     types: dict[str, list[str]] = {}
-    for model_type in sorted(FAMILIES):
-        spec = GGUF.get(model_type)
-        told = NOT_IN_LLAMA_CPP[model_type] if spec is None else f"`{spec.arch}`"
+    for model_type in sorted(names):
+        spec = rows_of.get(model_type)
+        told = reasons[model_type] if spec is None else f"`{spec.arch}`"
         if spec and spec.per_layer:
             told += f"; a width for each layer: `{spec.per_layer}`"
         types.setdefault(told, []).append(model_type)
@@ -117,6 +128,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "methods": methods_table,
     "families": families_table,
     "gguf": gguf_table,
+    "gguf_mixtures": mixtures_table,
     "api": api_page,
 }
 

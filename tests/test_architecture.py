@@ -29,7 +29,7 @@ USE_TRANSFORMERS = {
 }
 AT_THE_TOP = {"checkpoints.models", "checkpoints.streamed", "checkpoints.shim", "export.decilm", *TRAINING}
 AT_THE_TOP |= {"checkpoints.gguf_config", "checkpoints.gguf_reading", "checkpoints.gguf_tokenizer"}
-KNOW_NAMES = {"sites.families", "sites.mixtures", "sites.branches", "runtimes.architectures"}
+KNOW_NAMES = {"sites.families", "sites.mixtures", "sites.branches", "runtimes.architectures", "runtimes.mixtures"}
 PURE = {
     *(
         "errors",

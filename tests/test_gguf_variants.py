@@ -18,7 +18,7 @@ from transformers import CONFIG_MAPPING
 from variants import variants_of
 
 from lmprune.errors import UserError
-from lmprune.export.gguf_metadata import SHOWN_BY_TENSORS, WITHOUT_EFFECT, WRITTEN, spec_of, unaccounted
+from lmprune.export.gguf_metadata import ROWS, SHOWN_BY_TENSORS, WITHOUT_EFFECT, WRITTEN, spec_of, unaccounted
 from lmprune.runtimes.architectures import GGUF, NOT_IN_LLAMA_CPP
 from lmprune.sites.families import FAMILIES
 from lmprune.sites.find import find_sites
@@ -40,7 +40,7 @@ def test_no_field_of_a_config_is_forgotten(model_type: str) -> None:
 
 def test_every_field_is_looked_at_in_one_way() -> None:
     assert not WITHOUT_EFFECT & SHOWN_BY_TENSORS and not WRITTEN & (WITHOUT_EFFECT | SHOWN_BY_TENSORS)
-    known = {f for name in GGUF for f in CONFIG_MAPPING[name].__dataclass_fields__}
+    known = {f for name in ROWS for f in CONFIG_MAPPING[name].__dataclass_fields__}
     assert known >= WITHOUT_EFFECT | SHOWN_BY_TENSORS | WRITTEN
 
 

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 class Rounding:
     """What a file's dtype does to the numbers of a module: to a parameter, and to what its matrix is multiplied by."""
 
-    weights: Callable[[nn.Module, Tensor], Tensor] = lambda module, value: value
+    weights: Callable[[nn.Module, nn.Parameter], Tensor] = lambda module, parameter: parameter.data
     inputs: Callable[[Tensor], Tensor] = lambda x: x
 
 
-def through(dtype: torch.dtype) -> Callable[[Any, Tensor], Tensor]:
+def through(dtype: torch.dtype) -> Callable[[nn.Module, nn.Parameter], Tensor]:
     """The rounding of a parameter to a float type."""
-    return lambda module, value: value.to(dtype)
+    return lambda module, parameter: parameter.data.to(dtype)
 
 
 @torch.no_grad()
@@ -43,7 +43,7 @@ def _in_float32(model: nn.Module, rounding: Rounding, rounded_inputs: bool) -> I
     """Each module computes with its own parameters in float32, which exist for the length of its forward only."""
 
     def round_first(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (rounding.inputs(args[0]), *args[1:])
+        return (rounding.inputs(args[0]), *args[1:]) if args else args
 
     with ExitStack() as stack:
         for module in model.modules():
@@ -55,7 +55,7 @@ def _in_float32(model: nn.Module, rounding: Rounding, rounded_inputs: bool) -> I
             def widen(module: nn.Module, *_: Any, own: Any = own, held: dict[str, Tensor] = held) -> None:
                 for name, parameter in own.items():
                     held[name] = parameter.data
-                    parameter.data = rounding.weights(module, parameter.data).float()
+                    parameter.data = rounding.weights(module, parameter).float()
 
             def restore(*_: Any, own: Any = own, held: dict[str, Tensor] = held) -> None:
                 for name in list(held):
@@ -63,6 +63,6 @@ def _in_float32(model: nn.Module, rounding: Rounding, rounded_inputs: bool) -> I
 
             stack.callback(module.register_forward_pre_hook(widen).remove)
             stack.callback(module.register_forward_hook(restore, always_call=True).remove)
-            if rounded_inputs and any(p.ndim == 2 for p in own.values()) and not isinstance(module, nn.Embedding):
+            if rounded_inputs and any(p.ndim > 1 for p in own.values()) and not isinstance(module, nn.Embedding):
                 stack.callback(module.register_forward_pre_hook(round_first).remove)
         yield

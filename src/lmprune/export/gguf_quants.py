@@ -21,7 +21,10 @@ from ..errors import UserError, unknown
 Q, T = GGMLQuantizationType, MODEL_TENSOR
 
 _EMBEDDINGS = (T.TOKEN_EMBD, T.OUTPUT)
-_ALWAYS_F32 = (T.POS_EMBD,)  # llama.cpp adds it to f32 without a conversion
+#: llama.cpp adds positions to f32 without a conversion, and chooses experts in it
+_ALWAYS_F32 = (T.POS_EMBD, T.FFN_GATE_INP, T.FFN_GATE_INP_SHEXP)
+#: what gets more bits in some of the layers
+_BY_LAYER = (T.ATTN_V, T.FFN_DOWN, T.FFN_DOWN_EXP, T.FFN_DOWN_SHEXP)
 #: what rows that are no multiple of a k-quant's block of 256 get instead
 _INSTEAD = {Q.Q4_K: Q.Q5_0, Q.Q5_K: Q.Q5_1, Q.Q6_K: Q.Q8_0}
 
@@ -65,7 +68,7 @@ class Storage:
             return self.head if slot.head else self.embeddings
         if self.fused is not None and slot.type_ == T.ATTN_QKV:
             return self.fused
-        if self.more is not None and slot.type_ in (T.ATTN_V, T.FFN_DOWN) and _gets_more(slot.layer, slot.layers):
+        if self.more is not None and slot.type_ in _BY_LAYER and _gets_more(slot.layer, slot.layers):
             return self.more
         return self.matrices
 

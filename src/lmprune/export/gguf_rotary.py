@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..runtimes.gguf_spec import GGUFSpec
+from ..runtimes.mixtures import elsewhere
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
@@ -35,11 +36,12 @@ def rotary(model: Any, spec: GGUFSpec) -> tuple[dict[str, Any], Tensor | None]:
         factors = (_plain(found["rope.freq_base"], turning) / frequencies[_FULL].double()).float()
     elif kind == "linear":
         found |= {"rope.scaling.type": kind, "rope.scaling.factor": float(full["factor"])}
-    _check(spec, frequencies, found, factors, by_kind)
+    _check(model.config, spec, frequencies, found, factors, by_kind)
     return found, factors
 
 
 def _check(
+    config: Any,
     spec: GGUFSpec,
     frequencies: Mapping[str, Tensor],
     found: Mapping[str, Any],
@@ -56,7 +58,8 @@ def _check(
         static = rope_type in ("default", "linear", "llama3") or "alpha" in by_kind[kind]
         if not static or not torch.allclose(ours, theirs.double(), rtol=1e-4, atol=0):
             raise UserError(
-                f"lmprune can't write {spec.arch} with rotary positions of type {rope_type} to GGUF; use --to onnx"
+                f"lmprune can't write {spec.arch} with rotary positions of type {rope_type} to GGUF; "
+                f"{elsewhere(config)}"
             )
 
 

@@ -24,6 +24,7 @@ from ..errors import UserError
 from ..evaluation.engines import ONNX_FILE
 from ..evaluation.perplexity import inference
 from ..sites.limits import max_context
+from ..sites.mixtures import is_mixture
 from . import Order
 
 _LARGEST = 2**31 - 2**20  # bytes of one protobuf file; weights of larger models go into a second file
@@ -64,6 +65,10 @@ class _Cached(nn.Module):
 
 def write(order: Order, folder: Path) -> dict[str, Any]:
     """Raises: UserError where torch can't trace the model, or a package that writes ONNX is missing."""
+    if is_mixture(order.model.config):
+        raise UserError(
+            f"torch can't write the experts of {order.model.config.model_type} to ONNX; use --to gguf or hf-uniform"
+        )
     with inference(order.model), _quiet():
         wrapped = _Cached(order.model.eval())
         example = _example(wrapped)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..runtimes.mixtures import stored
 from ..sites.linears import rows_are_inputs
 from . import Order
 from .arithmetic import Rounding, log_probs, through
@@ -153,9 +154,9 @@ def _as_gguf(order: Order) -> Rounding:
             return value
         return torch.from_numpy(gguf.dequantize(quantize(value.float().contiguous().numpy(), kind), kind))
 
-    def weights(module: nn.Module, value: Tensor) -> Tensor:
-        kind = kinds.get(id(getattr(module, "weight", None)))
-        if value.ndim != 2 or kind is None:
+    def weights(module: nn.Module, parameter: nn.Parameter) -> Tensor:
+        kind, value = kinds.get(id(parameter)), parameter.data
+        if value.ndim < 2 or kind is None:
             return value
         return through_kind(value.T, kind).T if rows_are_inputs(module) else through_kind(value, kind)
 
@@ -170,7 +171,8 @@ def _kinds(order: Order, storage: Storage) -> dict[int, Any]:
 
     spec = spec_of(order.model.config)
     placed = slots(order.model, spec, spec.arch)
-    return {id(order.model.get_parameter(place.name)): storage.kind(slot) for place, slot in placed}
+    values = dict(stored(order.model))
+    return {id(values[place.name]): storage.kind(slot) for place, slot in placed}
 
 
 READERS = {

@@ -11,6 +11,7 @@ from ..checkpoints.shrinking import head_sites, record_shapes, stock_model
 from ..errors import UserError
 from ..sites.families import family_of
 from ..sites.find import find_sites
+from ..sites.mixtures import is_mixture
 from ..sites.site import Site
 from . import Order
 from .folder import save_model
@@ -24,6 +25,8 @@ MULTIPLE = 32
 def write(order: Order, folder: Path) -> dict[str, Any]:
     """Raises: UserError where the stock class could not hold the model even then."""
     refuse_gaps(order.model, "a stock transformers class")
+    if is_mixture(order.model.config):
+        return _mixture(order, folder)
     before, counts_before = _num_parameters(order.model), _counts(order)
     make_uniform(order.model, order.ffns)
     added, counts = _num_parameters(order.model) - before, _counts(order)
@@ -34,6 +37,18 @@ def write(order: Order, folder: Path) -> dict[str, Any]:
     cost = f", which adds {added:,} parameters that do nothing ({added / before:.1%})" if added else ""
     widest, most = (max(each) for each in counts.values())
     return {"width": widest, "heads": most, "params_added": added, "notes": [note + cost]}
+
+
+def _mixture(order: Order, folder: Path) -> dict[str, Any]:
+    """As it is, where the stock class holds it: an expert that does nothing can't be added, for it would be chosen."""
+    record_shapes(order.model)
+    if hasattr(order.model.config, "lmprune"):
+        raise UserError(
+            "a stock transformers class has one number of experts, of one width, for all layers, and this model "
+            "several; prune it with --scope local"
+        )
+    save_model(order, folder)
+    return {"width": None, "heads": None, "params_added": 0, "notes": ["all layers are alike: nothing was padded"]}
 
 
 def _counts(order: Order) -> dict[str, set[int]]:

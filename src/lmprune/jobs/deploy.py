@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import export as exporting
+from ..budget.budget import num_params
 from ..checkpoints import models
 from ..checkpoints.checkpoint import CARD_FILE
 from ..checkpoints.licences import find_licence
@@ -22,6 +23,7 @@ from ..plan import PLAN_FILE
 from ..progress import Teller
 from ..sites.find import find_sites
 from ..sites.limits import max_context
+from ..sites.mixtures import is_mixture
 from . import inspection
 from .card import card_of_copy, exported
 from .reproduce import command, origin
@@ -43,7 +45,7 @@ def export(
         tokenizer = _tokenizer(terminal, model, trust_remote_code)
     plan, licence = inspection.find_plan(model), find_licence(model)
     source = origin(model, licence)
-    ffns = find_sites(loaded)
+    ffns = [] if is_mixture(loaded.config) else find_sites(loaded)
     job = exporting.Order(
         loaded,
         ffns,
@@ -68,7 +70,7 @@ def export(
         "to": to,
         "dtype": dtype or target.dtypes[0],
         "widths": [ffn.width for ffn in ffns],
-        "params": inspection.sizes(loaded, ffns)["params"],
+        "params": num_params(loaded),
         "megabytes": _num_bytes(written) / 1e6,
         "details": details,
         "verification": verification,

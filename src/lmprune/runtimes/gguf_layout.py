@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,17 @@ from torch import Tensor
 from ..errors import UserError
 from ..sites.linears import rows_are_inputs
 from .gguf_spec import GGUFSpec
+from .mixtures import elsewhere, expert_tensors, stored
 
 
 @dataclass(frozen=True)
 class TensorPlace:
     """name: of the parameter. theirs: of the tensor, of kind `type_`. shape: the tensor's. transposed: whether the
-    parameter's is the other way round. change: what is done to the rows of a matrix that is no longer transposed."""
+    parameter's is the other way round. change: what is done to the rows of a matrix that is no longer transposed.
+
+    part: (which, of how many) where the parameter is several tensors, one after the other in its last dimension but
+    one: of rows of a matrix, of each expert's rows in a stack of matrices.
+    """
 
     name: str
     theirs: str
@@ -27,10 +33,13 @@ class TensorPlace:
     shape: tuple[int, ...]
     transposed: bool
     change: Callable[[Tensor], Tensor]
+    part: tuple[int, int] = (0, 1)
 
     def stored(self, value: Tensor) -> Tensor:
         """The tensor for a parameter's value."""
-        return self.change(value.T if self.transposed else value)
+        which, parts = self.part
+        own = value.chunk(parts, -2)[which] if parts > 1 else value
+        return self.change(own.T if self.transposed else own).reshape(self.shape)
 
     def read(self, tensor: Tensor) -> Tensor:
         """The parameter's value: `stored` undone, which moves rows and adds a number, seen on the rows' numbers."""
@@ -50,19 +59,39 @@ def places(model: Any, spec: GGUFSpec, arch: str) -> Iterator[TensorPlace]:
     biases = {*spec.biases, *spec.takes, "attn_q", "attn_k", "attn_v"}
     key = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
     names = gguf.get_tensor_name_map(key, model.config.num_hidden_layers)
-    for name, parameter in model.named_parameters():
+    of_experts = expert_tensors(model)
+    for name, parameter in stored(model):
         if name.endswith(tuple(spec.scalars.values())):  # goes into the metadata
+            continue
+        endings = (kinds for ending, kinds in spec.splits.items() if name.endswith(ending))
+        if kinds := of_experts.get(name) or next(endings, None):
+            yield from _parts(name, parameter, kinds)
             continue
         shorter = name.partition(".")[2]  # some families' names are known without their first part
         known = (names.get_type_and_name(n, try_suffixes=(".weight", ".bias")) for n in (name, shorter))
         found = next(filter(None, known), None)
         short, _, ending = found[1].rpartition(".") if found else ("", "", "")
         if not found or (ending == "bias" and short.split(".")[-1] not in biases):
-            raise UserError(f"llama.cpp's {arch} has no place for {name}; use --to onnx")
+            raise UserError(f"llama.cpp's {arch} has no place for {name}; {elsewhere(model.config)}")
         type_, theirs = found
         transposed = parameter.ndim == 2 and rows_are_inputs(model.get_submodule(name.rpartition(".")[0]))
         shape = tuple(reversed(parameter.shape) if transposed else parameter.shape)
+        if type_ == MODEL_TENSOR.FFN_GATE_INP_SHEXP:  # of one row
+            shape = shape[-1:]
         yield TensorPlace(name, theirs, type_, shape, transposed, _change(type_, theirs, shape, spec, model.config))
+
+
+def _parts(name: str, parameter: Tensor, kinds: Sequence[MODEL_TENSOR]) -> Iterator[TensorPlace]:
+    """The tensors that a parameter of experts is."""
+    layer, shape, parts = re.search(r"\.(\d+)\.", name), [*parameter.shape], len(kinds)
+    assert layer, "experts are in blocks"
+    if len(shape) > 1:
+        shape[-2] //= parts
+    for which, kind in enumerate(kinds):
+        ending = "bias" if kind == MODEL_TENSOR.FFN_EXP_PROBS_B else "weight"
+        theirs = f"{gguf.TENSOR_NAMES[kind].format(bid=layer[1])}.{ending}"
+        flat = (parameter.numel(),) if ending == "bias" else tuple(shape)
+        yield TensorPlace(name, theirs, kind, flat, False, lambda x: x, (which, parts))
 
 
 def _change(

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from gguf import MODEL_TENSOR
+
 
 @dataclass(frozen=True)
 class Only:
@@ -33,6 +35,9 @@ class GGUFSpec:
         any bias in the FFN); None where llama.cpp has none.
     assumes: config fields and the values that llama.cpp's graph is right for; a field that a config lacks is fine.
     keys: metadata beside KEYS, `{arch}.` + key -> config field (or a.b, a field of a field), or the value itself.
+    counts: metadata that is a whole number, `{arch}.` + key -> config field, what follows from the config, or the
+        number itself.
+    splits: the end of a parameter's name -> the kinds of tensor that its rows are, one after the other.
     scalars: metadata key -> the end of the name of a parameter of one number, which goes there, one a layer.
     head: "own" where llama.cpp insists on an output head in the file, "tied" where it knows none, else "either".
     biases: what llama.cpp insists on, zeros where the model has none. takes: what it adds where it is there, beside
@@ -50,6 +55,8 @@ class GGUFSpec:
     per_layer: str | None = None
     assumes: Mapping[str, Only] = field(default_factory=dict)
     keys: Mapping[str, Any] = field(default_factory=dict)
+    counts: Mapping[str, str | int | Callable[[Any], int]] = field(default_factory=dict)
+    splits: Mapping[str, tuple[MODEL_TENSOR, ...]] = field(default_factory=dict)
     scalars: Mapping[str, str] = field(default_factory=dict)
     head: str = "either"
     biases: tuple[str, ...] = ()
