@@ -194,3 +194,14 @@ def not_measured(source: str) -> str:
         "## How good it is\n\nNothing was measured when this checkpoint was made. "
         f"Compare it with the model it came from on your own text: `{compare}`."
     )
+
+
+def held(quality: Mapping[str, Any]) -> str:
+    """What a model that was chosen by its quality came to (`lmprune prune`'s `quality`, docs/json.md)."""
+    told = f"{quality['ratio']:.3f} times the dense perplexity on {quality['tokens']:,} held-out tokens"
+    if quality["interval"] is None:
+        return told
+    low, high = quality["interval"]
+    return (
+        f"{told} [{low:.3f}, {high:.3f}]; at most {quality['max_ppl_ratio']:g} with a chance of {quality['sure']:.0%}"
+    )

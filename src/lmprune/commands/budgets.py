@@ -17,6 +17,8 @@ def _option(kind: Any, metavar: str, text: str, shown: str | bool = False) -> An
 
 
 TARGETS = ("target_params", "target_bytes", "target_speedup", "target_latency")
+#: what says how much is left, in place of --keep
+AIMS = (*TARGETS, "max_ppl_ratio")
 #: name -> its type, and its default
 _OPTIONS: Mapping[str, tuple[Any, Any]] = {
     "target_params": (_option(str | None, "N", "At most so many parameters, like 100M."), None),
@@ -30,6 +32,10 @@ _OPTIONS: Mapping[str, tuple[Any, Any]] = {
     "latency_of": (
         _option(str, "PHASE", "What is to be fast: prefill, decode, or whole: both, of the table's tokens.", "whole"),
         "whole",
+    ),
+    "max_ppl_ratio": (
+        _option(float | None, "X", "The smallest model with at most X times the perplexity on held-out text."),
+        None,
     ),
     "budget": (
         _option(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..jobs.training_options import DISTILLATION, ON_THE_WAY, TRAINING
-from .budgets import TARGETS, spends
+from .budgets import AIMS, TARGETS, spends
 from .console import next_commands, talking
 from .options import (
     ANSWER_TOKENS,
@@ -128,7 +128,7 @@ def prune(
 
     JSON: `model`, `method`, `units`, `keep` (asked), `kept`, `scope`, `plan`, `widths`, `params_before`,
     `params_after`, `ffn_params_before`, `ffn_params_after`, `dtype`, `stock`, `data`, `seconds`,
-    `estimated_seconds`, `peak_memory_mb`, `answers`, `out`, `scores_out`, `command`, `pushed`;
+    `estimated_seconds`, `peak_memory_mb`, `answers`, `quality`, `out`, `scores_out`, `command`, `pushed`;
     with training also `training` (its settings, `schedule`, `seconds`, `first_loss`, `last_loss`, `first_perplexity`,
     `perplexity`).
     """
@@ -148,12 +148,12 @@ def check_usage(ctx: typer.Context) -> None:
     """Raises: UserError for options of `prune` that say the same twice."""
     if ctx.params["plan"] is not None:
         why = ", or --plan: the plan says which neurons stay"
-        refuse_options(ctx, why, "method", "units", "keep", "scope", "multiple_of", "budget", *TARGETS)
-    targets = [name for name in TARGETS if ctx.params[name] is not None]
+        refuse_options(ctx, why, "method", "units", "keep", "scope", "multiple_of", "budget", *AIMS)
+    targets = [name for name in AIMS if ctx.params[name] is not None]
     if targets:
         first = "--" + targets[0].replace("_", "-")
         refuse_options(ctx, f", or {first}: one says how much is left", *targets[1:], "keep")
-    if targets or ctx.params["budget"] is not None:
+    if ctx.params["budget"] is not None or any(name in TARGETS for name in targets):
         refuse_options(ctx, ": --budget says how a budget is spread over the layers", "scope")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..checkpoints.card import counted as counted_units
-from ..checkpoints.card import width_summary
+from ..checkpoints.card import held, width_summary
 from .answer_views import answers
 from .console import Views, table
 from .numbers import counted, megabytes, span, with_error
@@ -95,6 +95,7 @@ def pruning(record: Mapping[str, Any]) -> Views:
         table(["", "before", "after", "left"], rows),
         *(f"{kind}: {counted_units(kind, counts['after'])}" for kind, counts in record["units"].items()),
         *_off(record),
+        *([held(record["quality"])] if record["quality"] else []),
         *([_trained(record["training"])] if "training" in record else []),
         *answers(record["answers"]),
         "",

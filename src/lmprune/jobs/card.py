@@ -104,6 +104,8 @@ def _trained(plan: PrunePlan) -> str:
 
 def _measured(report: Mapping[str, Any], source: str) -> str:
     evaluation = report.get("evaluation")
+    if found := report.get("quality"):
+        return f"## How good it is\n\nIt has {card.held(found)}. Nothing else was measured."
     if not evaluation:
         return card.not_measured(source)
     text, before, after = (evaluation[key] for key in ("evaluation", "before", "after"))

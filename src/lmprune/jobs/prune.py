@@ -3,45 +3,36 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import PartialState
-
 from .. import pruning
-from ..budget.budget import Budget
 from ..budget.keeps import check_keeps, parse_keep, parse_units
 from ..budget.selection import SCOPES
 from ..checkpoints import checkpoint, dtypes
-from ..checkpoints.licences import Licence, find_licence
+from ..checkpoints.licences import find_licence
 from ..checkpoints.writing import check_not_read
-from ..data import TextData
-from ..data.prompts import Prompts
 from ..errors import UserError, unknown
 from ..evaluation.memory import peak_memory_mb
-from ..methods import Method, get_method
+from ..methods import get_method
 from ..plan import PrunePlan
-from ..progress import Phase, Teller
-from ..sites.address import Kind
-from ..sites.families import FFNSpec, parse_spec
+from ..progress import Teller
+from ..sites.families import parse_spec
 from ..sites.find import find_sites
 from ..solve.duration import Work
 from ..training.examples import Corpus
 from ..training.run_folder import RunFolder
-from . import budgeting, inspection, timing
+from . import budgeting, by_quality, inspection, timing
 from .answers import answers, check_prompts, compared
+from .asked import Asked, Made, Opened, goes_on_schedule
 from .card import model_card
 from .earlier_plan import history, tell_of_plan
 from .opening import check_streams, open_model
 from .reproduce import command, data_record, dtype_record, flat, log_file, made_by, result_settings, tell_dtype
 from .scores_file import check_scores_file, write_scores
 from .training_checks import check_method, check_source, training_of
-from .training_options import Training
 
 #: tokens that neurons are scored on: at once, and at each milestone of a training
 CALIBRATION_TOKENS, MILESTONE_TOKENS = 65536, 16384
@@ -65,81 +56,12 @@ def prune(terminal: Teller, **options: Any) -> dict[str, Any]:
     return record
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What was asked for, checked as far as it can be before a weight is read.
-
-    options: as the command line has them. row: the method, or the plan's. kinds: of units that go.
-    how: dtype, device, … that models are loaded with. kind: what is saved, None = as the original.
-    prompts: of the user's. run: where a training keeps its states, or None. budget: a target, and how it is spread.
-    phases: of pruning at once, and how long they will take, once the model is open."""
-
-    options: Mapping[str, Any]
-    row: Method
-    kinds: Sequence[Kind]
-    plan: PrunePlan | None
-    training: Training | None
-    calibration_tokens: int
-    corpus: Corpus
-    how: Mapping[str, Any]
-    kind: torch.dtype | None
-    spec: FFNSpec | None
-    prompts: Prompts | None
-    run: RunFolder | None
-    phases: Sequence[Phase] = ()
-    budget: Budget | None = None
-
-    def __getitem__(self, name: str) -> Any:
-        return self.options[name]
-
-    @property
-    def gradual(self) -> bool:
-        return goes_on_schedule(self.training, self.plan)
-
-    @property
-    def calibrates(self) -> bool:
-        return self.row.solver_of(self.kinds).reads_text(chosen=self.plan is not None)
-
-    @property
-    def writes(self) -> bool:
-        """Whether this process is the one that writes files."""
-        return self.run is None or PartialState().is_main_process
-
-    def begun(self) -> AbstractContextManager[None]:
-        return self.run.begun() if self.run else nullcontext()
-
-    def named(self, *names: str) -> dict[str, Any]:
-        return {name: self.options[name] for name in names}
-
-
-@dataclass(frozen=True)
-class Opened:
-    """before: the sizes of the dense model. provenance: what the plan says of where it comes from."""
-
-    dense: Any
-    tokenizer: Any
-    text: TextData | None
-    before: Mapping[str, Any]
-    licence: Licence
-    provenance: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Made:
-    """The pruned model and its plan; of a training its record and its log."""
-
-    model: Any
-    plan: PrunePlan
-    training: Mapping[str, Any]
-    log: list[dict[str, Any]]
-
-
 def check(
     *, model: str, out: Path, units: str, method: str, keep: str, scope: Any, data: str, data_dir: Path | None,
     holdout: float | None, calibration_tokens: int | None, seq_len: int, multiple_of: int, plan: Path | None,
     dtype: str, save_dtype: str | None, device: str, seed: int, scores_out: Path | None, force: bool,
     ffn: str | None, chat_template: bool, stream: bool, trust_remote_code: bool, prompts: Path | None,
-    answer_tokens: int, quick: bool = False, time_budget: str | None = None,
+    answer_tokens: int, max_ppl_ratio: float | None = None, quick: bool = False, time_budget: str | None = None,
     run_file: Path | None = None, **training_options: Any,
 ) -> Asked:  # fmt: skip
     """Everything that can be found wrong before a weight or a text is read. Raises: UserError."""
@@ -153,6 +75,7 @@ def check(
     options["calibration_tokens"] = tokens = options["calibration_tokens"] or usual
     row = get_method(chosen.settings.get("method", method) if chosen else method)
     budgeting.check_spread(spent := budgeting.budget_of(options), row, kinds, training, options)
+    by_quality.check_ratio(max_ppl_ratio, options, training)
     check_method(row, training, keep=ratio, kinds=kinds, planned=chosen is not None, scope=scope)
     if scope not in (None, *SCOPES):
         raise unknown("scope", scope, SCOPES)
@@ -175,11 +98,6 @@ def check(
     elif stream:
         raise UserError("--stream prunes at once: a training needs the whole model in memory; leave out one of the two")
     return Asked(options, row, kinds, chosen, training, tokens, corpus, how, kind, spec, questions, run, (), spent)
-
-
-def goes_on_schedule(training: Training | None, plan: PrunePlan | None) -> bool:
-    """Whether neurons go little by little while the model trains."""
-    return training is not None and training.schedule != "oneshot" and plan is None
 
 
 def open_asked(terminal: Teller, asked: Asked) -> Opened:
@@ -206,7 +124,7 @@ def in_time(terminal: Teller, asked: Asked, opened: Opened, began: float, answer
 
     began: when the command did. answering: what the prompts took, and will take once more. Raises: UserError.
     """
-    if asked.plan is not None or asked.gradual or not asked.calibrates or asked.budget:
+    if asked.plan is not None or asked.gradual or not asked.calibrates or asked.budget or asked["max_ppl_ratio"]:
         return asked, opened
     dense, scope = opened.dense, asked["scope"] or asked.row.scope
     sites, solver = find_sites(dense, asked.kinds, asked.spec), asked.row.solver_of(asked.kinds)
@@ -219,6 +137,8 @@ def in_time(terminal: Teller, asked: Asked, opened: Opened, began: float, answer
 
 
 def prune_at_once(terminal: Teller, asked: Asked, opened: Opened) -> Made:
+    if asked["max_ppl_ratio"] is not None:
+        return by_quality.smallest(terminal, asked, opened, partial(_cut, terminal))
     plan = _cut(terminal, asked, opened, opened.dense)
     num_read = plan.settings.get("calibration_tokens", asked.calibration_tokens)
     if asked.plan is None and num_read <= asked.calibration_tokens - asked["seq_len"]:
@@ -263,6 +183,7 @@ def write(
         **inspection.pruning(made.model, sites, opened.before, done, asked.kind),
         "data": opened.text and data_record(opened.text, opened.tokenizer),
         **({"training": made.training} if made.training else {}),
+        "quality": made.quality,
         "answers": answered,
     }
     if asked.writes:

@@ -1,0 +1,112 @@
+"""`prune --max-ppl-ratio`: the search for a ratio on known curves, and the command on a trained model."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_bad_input import refused
+from tiny_checkpoints import lmprune as command
+
+import lmprune
+from lmprune.data.tokens import stream
+from lmprune.evaluation.perplexity import perplexity
+from lmprune.jobs.by_quality import FINE, TRIALS, Trial, next_keep, said
+
+SHARED = Path(__file__).parents[2] / "shared"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared, with real models and texts, is not here")
+
+
+def searched(log_of: Any, wanted: float, shares: Any = FINE) -> list[Trial]:
+    trials: list[Trial] = []
+    while (keep := next_keep(trials, wanted, shares)) is not None:
+        trials.append(Trial(keep, log_of(keep), 0.01))
+    return trials
+
+
+@given(st.floats(0.05, 4), st.floats(1.0, 3.5), st.floats(0.02, 1.0))
+def test_a_power_is_found(scale: float, power: float, wanted: float) -> None:
+    """The smallest of the ratios that hold, or the next one, in six trials; none twice."""
+    trials = searched(lambda keep: scale * (1 - keep) ** power, wanted)
+    assert len(trials) <= TRIALS and len({trial.keep for trial in trials}) == len(trials)
+    holding = [share for share in FINE if scale * (1 - share) ** power <= wanted]
+    found = [trial.keep for trial in trials if trial.log <= wanted]
+    if holding:
+        assert found and min(found) - min(holding) <= 0.04 + 1e-9
+
+
+def test_what_is_not_a_power_is_bracketed() -> None:
+    """A cliff: nothing happens until 0.6, then all is lost."""
+    trials = searched(lambda keep: 0.01 if keep >= 0.6 else 3.0, 0.1)
+    holds, fails = ([t.keep for t in trials if (t.log <= 0.1) == wanted] for wanted in (True, False))
+    assert min(holds) >= 0.6 > max(fails) and len(trials) <= TRIALS
+
+
+def test_few_units_have_few_ratios() -> None:
+    trials = searched(lambda keep: 1 - keep, 0.5, [1 / 3, 2 / 3])
+    assert [trial.keep for trial in trials] == [2 / 3, 1 / 3] and trials[1].log > 0.5
+    assert searched(lambda keep: 1 - keep, 0.01, []) == []
+
+
+def test_how_sure_it_is() -> None:
+    found = said(Trial(0.8, math.log(1.08), 0.01), 1.1)
+    assert found["ratio"] == pytest.approx(1.08) and found["interval"] == pytest.approx([1.0590, 1.1014], abs=1e-4)
+    assert found["sure"] == pytest.approx(NormalDist().cdf((math.log(1.1) - math.log(1.08)) / 0.01))
+    assert said(Trial(0.8, 0.0, math.nan), 1.1)["sure"] is None
+
+
+@needs_shared
+def test_the_command(tmp_path: Path) -> None:
+    """What it wrote has the ratio that it says, on the held-out part of the text; the card and the plan say it too."""
+    model, text = SHARED / "models" / "stories260k", tmp_path / "text.txt"
+    text.write_text((SHARED / "data" / "text" / "c4.validation.txt").read_text(encoding="utf-8")[:200_000])
+    out = tmp_path / "out"
+    options = ("--data", text, "--holdout", 0.3, "--method", "flap", "--calibration-tokens", 2048, "--seq-len", 128,
+               "--multiple-of", 1, "--answer-tokens", 0)  # fmt: skip
+    record = command("prune", model, "--out", out, "--max-ppl-ratio", 1.2, *options, "--json").record
+    found = record["quality"]
+    assert found["ratio"] <= 1.2 and found["interval"][0] < found["ratio"] < found["interval"][1]
+    assert record["keep"] == min(t["keep"] for t in found["trials"] if t["log"] <= math.log(1.2))
+    assert any(t["log"] > math.log(1.2) for t in found["trials"]), "a smaller one was tried"
+    tokenizer = lmprune.load_tokenizer(model)
+    ids = stream(tokenizer, lmprune.data.load(str(text), "validation", held_out=0.3), found["tokens"])[0]
+    begin = [tokenizer.bos_token_id]
+    ratio = perplexity(lmprune.load(out), ids, begin=begin, baseline=lmprune.load(model)).perplexity_ratio
+    assert ratio == pytest.approx(found["ratio"], rel=1e-6)
+    assert f"{ratio:.3f} times the dense perplexity" in (out / "README.md").read_text(encoding="utf-8")
+    assert json.loads((out / "prune_plan.json").read_text())["provenance"]["quality"] == found
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--max-ppl-ratio", 1), "--max-ppl-ratio must be above 1, the dense model's own, got 1"),
+        (("--max-ppl-ratio", "inf"), "must be above 1"),
+        (("--max-ppl-ratio", 1.1, "--steps", 10), "--max-ppl-ratio prunes at once, and again; drop --steps"),
+        (("--max-ppl-ratio", 1.1, "--time-budget", "5m"), "drop --time-budget"),
+        (("--max-ppl-ratio", 1.1, "--stream"), "neither whole"),
+        (("--max-ppl-ratio", 1.1, "--keep", 0.5), "drop --keep, or --max-ppl-ratio: one says how much is left"),
+        (("--max-ppl-ratio", 1.1, "--target-params", "1M"), "one says how much is left"),
+        (("--max-ppl-ratio", 1.1), "has no validation split, which says how good a model is; keep a share of it with"),
+        (("--max-ppl-ratio", 1.0001, "--holdout", 0.3, "--multiple-of", 1), "no ratio that was tried holds 1.0001"),
+        (
+            ("--max-ppl-ratio", 1.1, "--holdout", 0.3, "--units", "neurons,heads", "--scope", "local"),
+            "finds one ratio, and layers of 4 or 172 units have their own",
+        ),
+    ],
+)
+def test_what_it_refuses(options: tuple[object, ...], sentence: str, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(
+        "\n".join(f"the cat of {i} sat on {i * i} mats, and the king of the birds sang" for i in range(800))
+    )
+    model, quick = SHARED / "models" / "stories260k", ("--calibration-tokens", 1024, "--seq-len", 64)
+    found = refused("prune", model, "--data", text, "--out", tmp_path / "out", "--method", "flap", *quick, *options)
+    assert sentence in found and not (tmp_path / "out").exists()
