@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test fast check mutants numerics docs release clean
+.PHONY: demo test fast check mutants numerics fuzz docs release clean
 
 demo: $(STAMP)
 	$(BIN)/lmprune demo
@@ -33,6 +33,10 @@ mutants: $(STAMP)  # faults put into the code one at a time; the fast tests shou
 
 numerics: $(STAMP)  # the numerical tests under other thread counts, vector widths and paths of MKL
 	$(BIN)/python benchmarks/numerics.py
+
+MINUTES ?= 10
+fuzz: $(STAMP)  # damaged files for every reader, for MINUTES
+	$(BIN)/python benchmarks/fuzz.py --minutes $(MINUTES) --record benchmarks/records/fuzz.json
 
 docs: $(STAMP)  # the documents as a site in build/docs/site, every link of it checked
 	$(BIN)/pip install --quiet 'mkdocs-material>=9.6'

@@ -33,6 +33,7 @@ KNOW_NAMES = {"sites.families", "sites.mixtures", "sites.branches", "runtimes.ar
 PURE = {
     *(
         "errors",
+        "foreign",
         "progress",
         "plan",
         "sites.address",
@@ -43,6 +44,10 @@ PURE = {
     ),
     *("training.distillation", "solve.elimination"),
 }
+
+
+#: what pure modules import when it is asked for, and not before
+LAZILY = {"plan": {"pandas"}, "foreign": {"yaml", "psutil"}}
 
 
 def name_of(path: Path) -> str:
@@ -125,7 +130,7 @@ def test_commands_call_jobs_and_jobs_the_library_never_back():
 def test_pure_modules_know_torch_errors_and_each_other_only(module: str):
     ours = {used for used in imported_by(module) if used in MODULES}
     others = {used for used in imported_by(module) if used not in MODULES} - set(sys.stdlib_module_names)
-    assert ours <= PURE and others <= {"torch", *({"pandas"} if module == "plan" else ())}
+    assert ours <= PURE and others <= {"torch", *LAZILY.get(module, ())}
 
 
 def test_transformers_is_imported_where_it_must_be():

@@ -354,7 +354,7 @@ def test_plans_that_do_not_fit(prune_fails: Any, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     assert prune_fails("--plan", plan) == f"no plan at {plan}"
     plan.write_text("{}")
-    assert "is not a prune plan (it has no 'format')" in prune_fails("--plan", plan)
+    assert "is not a prune plan: it has no 'format'" in prune_fails("--plan", plan)
     plan.write_text(PrunePlan.of_neurons(((0, 1),) * 5, (9,) * 5, {"method": "magnitude"}).to_json())
     assert "the plan is for 5 layers of 9 neurons, but the model has 3 layers of 48" in prune_fails("--plan", plan)
     record = json.loads(PrunePlan.of_neurons(((0, 1),) * 3, (48,) * 3, {"method": "magick"}).to_json())

@@ -267,7 +267,7 @@ def test_gguf_is_dequantised_and_can_be_saved(tmp_path: Path) -> None:
 
 
 def test_broken_gguf(tmp_path: Path) -> None:
-    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + b"\0" * 20)
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF\3\0\0\0" + b"\xff" * 16)
     fails(tmp_path / "broken.gguf", r"broken\.gguf is damaged or cut short")
 
 

@@ -16,7 +16,7 @@ from lmprune.errors import UserError
 from lmprune.plan import PLAN_FILE, PrunePlan
 from lmprune.sites.find import find_sites
 
-PLAN = PrunePlan.of_neurons(((0, 2), (1,)), (3, 4), {"method": "obs", "keep": 0.5}, {"model": "tiny"})
+PLAN = PrunePlan.of_neurons(((0, 2), (1,)), (3, 4), {"method": "obs", "keep": 0.5}, {"model": {"source": "tiny"}})
 
 LAYER = st.integers(1, 60).flatmap(
     lambda width: st.tuples(
@@ -74,7 +74,7 @@ OF_FORMAT_1 = {"format": 1, "kept": [[0, 2], [1]], "widths_before": [3, 4], "set
 
 
 def test_a_plan_of_format_1_is_read() -> None:
-    plan = PrunePlan.from_json(json.dumps({**OF_FORMAT_1, "provenance": {"model": "tiny"}}))
+    plan = PrunePlan.from_json(json.dumps({**OF_FORMAT_1, "provenance": {"model": {"source": "tiny"}}}))
     assert plan == PLAN and json.loads(plan.to_json())["format"] == 2
     with pytest.raises(UserError, match="1 lists of kept neurons for 2 layers"):
         PrunePlan.from_json(json.dumps({**OF_FORMAT_1, "kept": [[0]]}))

@@ -68,7 +68,7 @@ def test_folders_that_are_something_else(tmp_path):
         opened(Path("/proc/nothing/here"))
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / SETTINGS).write_text("{")
-    with pytest.raises(UserError, match=r"settings\.json is damaged; choose another --out"):
+    with pytest.raises(UserError, match=r"settings\.json is damaged: .*; choose another --out"):
         opened(tmp_path / "broken")
 
 

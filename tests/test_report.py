@@ -278,7 +278,7 @@ def test_layers_of_different_widths_and_bars_in_names(tmp_path: Path):
     record = {**made_up("gum", 0.5), "widths_before": [8, 64, 64, 64], "kept": ["ff", *["f" * 16] * 3]}
     record["config"] = {**record["config"], "method": r"a|b $\foo{$"}
     page = lmprune("report", written(tmp_path / "s", [record]), "--json").record
-    assert r"a&#124;b $\foo{$" in (Path(page["out"]) / "report.md").read_text()
+    assert r"a&#124;b $\\foo{$" in (Path(page["out"]) / "report.md").read_text()
 
 
 def test_a_score_of_nothing_counts(monkeypatch: pytest.MonkeyPatch):

@@ -3,15 +3,43 @@
 from __future__ import annotations
 
 import difflib
+import math
+import re
+import reprlib
 from collections.abc import Iterable
+
+#: what a terminal obeys, or can't show: control characters, halves of characters, what turns the direction of text
+_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+
+#: characters of a list of known names in a message
+_MOST_KNOWN = 240
+#: characters of a value
+_MOST_SHOWN = 90
 
 
 class UserError(ValueError):
-    """Bad input. The command line prints the message on stderr and exits with code 2."""
+    """Bad input. The command line prints the message, one line, on stderr and exits with code 2."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(str(message)))
 
 
 class Interrupted(UserError):
     """The user stopped a long job, which saved what it had. The command line exits with code 130."""
+
+
+def one_line(text: str) -> str:
+    """The text in one line, with what a terminal would obey spelt out.
+
+    >>> one_line("a\\n  b \\x1b[31m")
+    'a b \\\\x1b[31m'
+    """
+    return spelt_out(re.sub(r"\s*[\t\n\r\x0b\x0c]\s*", " ", text))
+
+
+def spelt_out(text: str, keep: str = "") -> str:
+    """What a terminal would obey, spelt out. keep: characters that are left alone."""
+    return _OBEYED.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
@@ -22,7 +50,10 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """
     names = list(known)
     hint = did_you_mean(name, names)
-    return UserError(f"unknown {kind} {name!r};{hint and ' ' + hint} known: {', '.join(names)}")
+    told = ", ".join(names)
+    if len(told) > _MOST_KNOWN:
+        told = f"{told[:_MOST_KNOWN].rpartition(', ')[0]}, … ({len(names)} in all)"
+    return UserError(f"unknown {kind} {shown(name)};{hint and ' ' + hint} known: {told}")
 
 
 def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
@@ -31,5 +62,27 @@ def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str
     >>> did_you_mean("magnitud", ["magnitude", "obs"])
     'did you mean magnitude?'
     """
+    if len(name) > _MOST_KNOWN:  # of which nothing is like it, and telling takes long
+        return ""
     near = difflib.get_close_matches(name, list(known), n=2, cutoff=cutoff)
     return f"did you mean {' or '.join(near)}?" if near else ""
+
+
+class _Short(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 2, 60, 60
+        self.maxlist = self.maxtuple = self.maxdict = 4
+
+    def repr_int(self, x: int, level: int) -> str:
+        return super().repr_int(x, level) if abs(x) < 10**100 else f"a number of {int(math.log10(abs(x)))} digits"
+
+
+def shown(value: object) -> str:
+    """A value as a message quotes it: some of its characters, whatever it is.
+
+    >>> shown([[[[1]]]]), shown(10**40), len(shown("a" * 99))
+    ('[[[...]]]', '10000000000000000000000000000000000000000', 60)
+    """
+    told = one_line(_Short().repr(value))
+    return told if len(told) <= _MOST_SHOWN else f"{told[:_MOST_SHOWN]}…"

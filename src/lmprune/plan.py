@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import UserError
+from .errors import UserError, shown
+from .foreign import json_of, misfit, reading, text_of
 from .sites.address import LAYER_KINDS, Address, Kind
 
 PLAN_FILE = "prune_plan.json"
@@ -44,6 +46,8 @@ class PrunePlan:
             raise UserError(f"plan: kept units of {len(self.kept)} sites for {len(self.counts_before)} sites")
         for address, kept in self.kept.items():
             count = self.counts_before[address]
+            if type(count) is not int or count < 1:
+                raise UserError(f"plan, layer {address.layer}: {count!r:.40} {address.kind} before; expected a number")
             if not kept:
                 where = "" if address.kind in LAYER_KINDS else f", layer {address.layer}"
                 raise UserError(f"plan{where}: no {address.kind} would stay; keep at least one")
@@ -188,33 +192,78 @@ class PrunePlan:
     @classmethod
     def from_json(cls, text: str, *, name: str = "plan") -> PrunePlan:
         """Raises: UserError where the text is not a plan of this format, or of an earlier one."""
-        try:
-            record = json.loads(text)
+        with reading(f"{name} is not a prune plan", f"expected a {PLAN_FILE} that lmprune wrote"), _named(name):
+            record = json_of(text)
             number, unknown = record.pop("format"), record
             settings, provenance = record.pop("settings", {}), record.pop("provenance", {})
-            if not (isinstance(settings, dict) and isinstance(provenance, dict)):
-                raise TypeError("its settings or its provenance is no object")
+            _check_history(settings, provenance)
             if number == 1:
                 plan = cls.of_neurons(record.pop("kept"), record.pop("widths_before"), settings, provenance)
                 return replace(plan, unknown=unknown)
             if number != PLAN_FORMAT:
-                raise UserError(f"{name}: this lmprune reads plans of format {PLAN_FORMAT} and before, not {number!r}")
+                raise UserError(
+                    f"{name}: this lmprune reads plans of format {PLAN_FORMAT} and before, not {shown(number)}"
+                )
+            if wrong := misfit(record, {"kept": {str: list}, "counts_before": {str: int}}):
+                raise TypeError(f"its {wrong} is of another type")
             kept = {Address.parse(address): tuple(units) for address, units in record.pop("kept").items()}
             counts = {Address.parse(address): count for address, count in record.pop("counts_before").items()}
             return cls(kept, counts, settings, provenance, unknown)
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            why = f"it has no {error}" if isinstance(error, KeyError) else error
-            raise UserError(f"{name} is not a prune plan ({why}); expected a {PLAN_FILE} that lmprune wrote") from None
 
     @classmethod
     def load(cls, path: Path) -> PrunePlan:
         if not path.is_file():
             raise UserError(f"no plan at {path}")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise UserError(f"{path} is not a prune plan; expected a {PLAN_FILE} that lmprune wrote") from None
+        with reading(f"{path} is not a prune plan", f"expected a {PLAN_FILE} that lmprune wrote"):
+            text = text_of(path)
         return cls.from_json(text, name=str(path))
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Sentences about a plan name its file."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error) if name in str(error) else f"{name}: {error}") from None
+
+
+_TEXT = {"source": str, "split": str, "sha256": str}
+_SETTINGS = {
+    "method": str, "scope": str, "multiple_of": int, "calibration_tokens": int, "seq_len": int, "seed": int,
+    "schedule": str, "training": {"steps": int, "teacher": str, "lora_rank": int},
+}  # fmt: skip
+_MODEL = {"source": str, "revision": str, "base_model": str, "dequantised_from": str, "record": dict}
+_MODEL |= {"license": str, "license_name": str, "license_link": str, "license_files": [str]}
+_PROVENANCE = {
+    "model": _MODEL, "calibration": _TEXT, "training": _TEXT, "plan": {"settings": dict, "provenance": dict},
+    "versions": {str: str}, "command": [str], "run": str, "dtype": {"computed": str, "saved": str},
+}  # fmt: skip
+#: what is told of a part whenever it is there
+_WHOLE = {
+    "settings.training": ("steps",), "provenance.calibration": tuple(_TEXT), "provenance.training": tuple(_TEXT),
+    "provenance.dtype": ("computed", "saved"), "provenance.plan": ("settings", "provenance"),
+}  # fmt: skip
+#: plans made with plans made with plans
+_DEEPEST = 20
+
+
+def _check_history(settings: Any, provenance: Any, depth: int = 0) -> None:
+    """Raises: TypeError for what a card, or a message, could not tell of how a plan came about."""
+    wrong = misfit({"settings": settings, "provenance": provenance}, {"settings": _SETTINGS, "provenance": _PROVENANCE})
+    if wrong:
+        raise TypeError(f"it has another {wrong} than a plan has")
+    if depth > _DEEPEST:
+        raise TypeError("it was made with too many others")
+    for part, names in _WHOLE.items():
+        holder, _, name = part.partition(".")
+        found = (settings if holder == "settings" else provenance).get(name)
+        if found is not None and any(found.get(each) is None for each in names):
+            raise TypeError(f"its {part} lacks one of {', '.join(names)}")
+    for record in filter(None, (provenance.get("plan"), (provenance.get("model") or {}).get("record"))):
+        if None in (record.get("settings"), record.get("provenance")):
+            raise TypeError("a plan before it has no settings, or no provenance")
+        _check_history(record["settings"], record["provenance"], depth + 1)
 
 
 def whole(counts: Mapping[Address, int]) -> PrunePlan:

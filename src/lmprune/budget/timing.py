@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from ..errors import UserError
+from ..foreign import NUMBER, json_of, misfit, reading, text_of
 from ..sites.address import Kind, check_kind
 from ..sites.place import Place
 from .choosing import kinds_of
 from .costs import Costs, Curve, costs_of
 
 TABLE_FORMAT = "lmprune latency 1"
+_SHAPE = {
+    "model": str, "shapes": {str: [int]}, "setting": dict, "machine": dict,
+    "kinds": {str: {"counts": [int], "prefill": [NUMBER], "decode": [NUMBER]}},
+}  # fmt: skip
 Timed = Literal["prefill", "decode", "whole"]
 TIMED: tuple[Timed, ...] = ("prefill", "decode", "whole")
 
@@ -29,6 +35,12 @@ class Timing:
     counts: tuple[int, ...]
     prefill: tuple[float, ...]
     decode: tuple[float, ...]
+
+    @property
+    def whole(self) -> bool:
+        """Whether there is a positive time for each of falling counts."""
+        falls = all(a > b > 0 for a, b in pairwise(self.counts)) and len(self.counts) > 1
+        return falls and all(len(t) == len(self.counts) and min(t) > 0 for t in (self.prefill, self.decode))
 
     def seconds(self, phase: Timed) -> np.ndarray:
         """Of the models with ever fewer units; one that is measured as slower than a larger one counts as that."""
@@ -83,10 +95,12 @@ class LatencyTable:
     @classmethod
     def load(cls, path: Path, phase: Timed = "whole") -> LatencyTable:
         """Raises: UserError where the file is no such table."""
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+        with reading(f"{path} is no latency table", "`lmprune latency MODEL --out FILE` writes one"):
+            record = json_of(text_of(path))
             if record.pop("format") != TABLE_FORMAT:
-                raise ValueError
+                raise ValueError(f"its format is not {TABLE_FORMAT}")
+            if wrong := misfit(record, _SHAPE):
+                raise ValueError(f"its {wrong} is of another type")
             shapes: dict[Kind, tuple[int, ...]] = {
                 check_kind(kind): tuple(counts) for kind, counts in record.pop("shapes").items()
             }
@@ -94,6 +108,6 @@ class LatencyTable:
                 check_kind(kind): Timing(*(tuple(timing[name]) for name in ("counts", "prefill", "decode")))
                 for kind, timing in record.pop("kinds").items()
             }
+            if not kinds or not all(timing.whole for timing in kinds.values()):
+                raise ValueError("a kind's counts and seconds don't go together")
             return cls(shapes=shapes, kinds=kinds, phase=phase, **record)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{path} is no latency table; `lmprune latency MODEL --out FILE` writes one") from None

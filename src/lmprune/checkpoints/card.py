@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from ..markdown import code, fenced, inline
 from ..plan import PLAN_FILE, PrunePlan
 from ..sites.address import LAYER_KINDS, Kind
 from .shrinking import is_stock
@@ -36,7 +37,7 @@ def card_of(model: Any, plan: PrunePlan) -> str:
     origin = plan.provenance.get("model") or {}
     source = origin.get("source") or model.name_or_path or "a model"
     params = sum(parameter.numel() for parameter in model.parameters())
-    about = f"This is `{public(source)}` with units cut out by lmprune: {params:,} parameters are left."
+    about = f"This is {code(public(source))} with units cut out by lmprune: {params:,} parameters are left."
     sections = [
         front_matter(origin, OURS),
         title(plan, source),
@@ -52,7 +53,7 @@ def card_of(model: Any, plan: PrunePlan) -> str:
 
 def title(plan: PrunePlan, source: str) -> str:
     shares = [f"{share:.0%} of its {_KINDS[kind][0]}" for kind, share in plan.shares().items()]
-    return f"# {public(source)}, {' and '.join(shares)}"
+    return f"# {inline(public(source))}, {' and '.join(shares)}"
 
 
 def what_went(plan: PrunePlan) -> str:
@@ -68,10 +69,10 @@ def front_matter(origin: Mapping[str, Any], about: Mapping[str, Any]) -> str:
 
 
 def licence(origin: Mapping[str, Any]) -> str:
-    said = "The original's" + (f", `{origin['license']}`" if "license" in origin else "")
+    said = "The original's" + (f", {code(origin['license'])}" if "license" in origin else "")
     if name := origin.get("license_name"):
-        said += f" ({name})"
-    files = ", ".join(f"`{name}`" for name in origin.get("license_files", ()))
+        said += f" ({inline(name)})"
+    files = ", ".join(code(name) for name in origin.get("license_files", ()))
     if not (files or "license" in origin):
         said = "The original, as it was read here, names none; ask its makers before you pass this on"
     return f"## Licence\n\n{said}{f'; its text: {files}' if files else ''}."
@@ -120,36 +121,40 @@ def how_made(plan: PrunePlan, methods: Mapping[str, str] = {}) -> str:
     if text := _calibrated(plan.record()):
         lines += [f"{'Refitted' if before else 'Calibrated'} on {text}."]
     if (training := settings.get("training")) and (text := plan.provenance.get("training")):
-        distilled = f", distilled from `{public(training['teacher'])}`" if "teacher" in training else ""
+        distilled = f", distilled from {code(public(training['teacher']))}" if "teacher" in training else ""
         lora = f", LoRA of rank {training['lora_rank']}" if "lora_rank" in training else ""
         lines += [
-            f"Trained for {training['steps']:,} steps on `{text['source']}`, split {text['split']}{distilled}{lora} "
+            f"Trained for {training['steps']:,} steps on {_named(text)}{distilled}{lora} "
             f"(SHA-256 of the text: `{text['sha256'][:16]}…`); `training_log.jsonl` has the loss of each step."
         ]
     if (dtype := plan.provenance.get("dtype")) and dtype["computed"] != dtype["saved"]:
         lines += [f"Computed in {dtype['computed']}, saved in {dtype['saved']}."]
     if versions := plan.provenance.get("versions"):
-        lines += ["Made with " + ", ".join(f"{name} {number}" for name, number in versions.items()) + "."]
+        lines += ["Made with " + ", ".join(inline(f"{name} {number}") for name, number in versions.items()) + "."]
     if command := plan.provenance.get("command"):
-        lines += ["To make it again:", "", "```sh", shlex.join(command), "```"]
+        lines += ["To make it again:", "", fenced(shlex.join(command), "sh")]
     if run := plan.provenance.get("run"):
-        lines += ["It is a step of this run (`lmprune run`):", "", "```yaml", run.strip(), "```"]
+        lines += ["It is a step of this run (`lmprune run`):", "", fenced(run.strip(), "yaml")]
     return "\n".join(lines)
 
 
 def _method(settings: Mapping[str, Any], methods: Mapping[str, str]) -> str:
     name = settings.get("method", "unknown")
     about = f" ({methods[name]})" if name in methods else ""
-    return f"Method `{name}`{about}, scope {settings.get('scope', 'unknown')}"
+    return f"Method {code(name)}{about}, scope {inline(settings.get('scope') or 'unknown')}"
 
 
 def _calibrated(record: Mapping[str, Any]) -> str | None:
     """The text that neurons were scored, or layers refitted on. record: a plan's."""
     settings, text = record["settings"], record["provenance"].get("calibration")
     return text and (
-        f"{settings.get('calibration_tokens', 0):,} tokens of `{text['source']}`, split {text['split']}, in sequences "
+        f"{settings.get('calibration_tokens', 0):,} tokens of {_named(text)}, in sequences "
         f"of {settings.get('seq_len')} (SHA-256 of the text: `{text['sha256'][:16]}…`)"
     )
+
+
+def _named(text: Mapping[str, Any]) -> str:
+    return f"{code(text['source'])}, split {inline(text['split'])}"
 
 
 def chosen(record: Mapping[str, Any], methods: Mapping[str, str] = {}) -> str:
@@ -159,14 +164,14 @@ def chosen(record: Mapping[str, Any], methods: Mapping[str, str] = {}) -> str:
     text, model = _calibrated(record), (record["provenance"].get("model") or {}).get("source")
     if "method" not in record["settings"]:
         return "all that the model has"
-    of = f" among those of `{public(model)}`" if model else ""
+    of = f" among those of {code(public(model))}" if model else ""
     return f"{_method(record['settings'], methods)}{of}{f', on {text}' if text else ''}"
 
 
 def and_trained(record: Mapping[str, Any]) -> str:
     """Whether what another plan is of was trained, in a clause."""
     training, text = record["settings"].get("training"), record["provenance"].get("training")
-    return f", trained for {training['steps']:,} steps on `{text['source']}`" if training and text else ""
+    return f", trained for {training['steps']:,} steps on {code(text['source'])}" if training and text else ""
 
 
 def how_to_load(*, stock: bool) -> str:
@@ -189,10 +194,10 @@ def how_to_load(*, stock: bool) -> str:
 
 
 def not_measured(source: str) -> str:
-    compare = f"lmprune eval {_HERE} --data SRC --baseline {shlex.quote(source)}"
+    compare = code(f"lmprune eval {_HERE} --data SRC --baseline {shlex.quote(source)}")
     return (
         "## How good it is\n\nNothing was measured when this checkpoint was made. "
-        f"Compare it with the model it came from on your own text: `{compare}`."
+        f"Compare it with the model it came from on your own text: {compare}."
     )
 
 

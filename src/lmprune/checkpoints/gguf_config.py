@@ -10,6 +10,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING
 
 from ..errors import UserError
+from ..foreign import misfit
 from ..runtimes.architectures import GGUF, KEYS
 from ..runtimes.gguf_file import GGUFFile
 from ..runtimes.gguf_keys import IRRELEVANT, NEUTRAL, READ_KEYS, UNTOLD
@@ -82,6 +83,10 @@ def _checked(file: GGUFFile) -> Settings:
             raise UserError(f"{file.path} lacks {file.arch}.{key}")
     if "token_embd.weight" not in file.tensors:
         raise UserError(f"{file.path} lacks the tensor token_embd.weight")
+    if wrong := misfit(settings.left, dict.fromkeys(("block_count", "embedding_length"), int)):
+        raise settings.refused(wrong, "which is no whole number")
+    if not 1 <= settings.left["block_count"] <= len(file.tensors):
+        raise settings.refused("block_count", f"but {len(file.tensors)} tensors")
     neurons = widths(file)
     if len(neurons) != settings.left["block_count"] or min(neurons) < 1:
         raise settings.refused("feed_forward_length", f"but {settings.left['block_count']} layers, each with an FFN")

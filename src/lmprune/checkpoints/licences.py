@@ -12,6 +12,8 @@ import yaml
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+from ..errors import UserError, one_line
+from ..foreign import reading, yaml_of
 from ..runtimes.gguf_file import read_gguf
 from .models import hub_options
 from .sources import resolve
@@ -22,6 +24,7 @@ _CARD = "README.md"
 #: the same, and the card, as the hub takes patterns
 _WANTED = [_CARD, "[Ll][Ii][Cc][Ee][Nn][CcSs][Ee]*", "[Nn][Oo][Tt][Ii][Cc][Ee]*", "COPYING*", "USE_POLICY*"]
 _LARGEST = 2**20  # bytes; no licence is longer
+_WORD = 300  # characters of its name, or its address
 
 
 @dataclass(frozen=True)
@@ -82,16 +85,22 @@ def _front_matter(card: Path) -> Mapping[str, Any]:
     """What stands between the first two lines of dashes of a card; nothing where it is not there, or no YAML."""
     if not card.is_file():
         return {}
-    front = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    front = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", _beginning(card), re.DOTALL)
     try:
-        told = yaml.safe_load(front[1]) if front else None
-    except yaml.YAMLError:
+        with reading(card):
+            node = yaml_of(front[1]) if front else None
+            told = yaml.SafeLoader("").construct_document(node) if node else None
+    except UserError:
         return {}
     return told if isinstance(told, dict) else {}
 
 
+def _beginning(card: Path) -> str:
+    with card.open("rb") as file:
+        return file.read(_LARGEST).decode("utf-8", errors="replace")
+
+
 def _word(value: Any) -> str | None:
     """A licence as one string: the hub also takes a list of them."""
-    if isinstance(value, list):
-        return ", ".join(str(each) for each in value) or None
-    return str(value) if value else None
+    words = value if isinstance(value, list) else [value]
+    return one_line(", ".join(each for each in words if isinstance(each, str)))[:_WORD] or None

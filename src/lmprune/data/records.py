@@ -6,7 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, shown
+from ..foreign import reading
+
+#: what a chat template may take for one conversation: seconds, megabytes, and characters beside what was said
+_SECONDS, _MEGABYTES, _BEYOND = 5, 512, 2**20
 
 #: A text, or a conversation: a list of {"role": …, "content": …}.
 Record = str | list[dict[str, str]]
@@ -34,11 +38,11 @@ def pick(row: Mapping[str, Any], field: str | None, *, chat_template: bool, wher
     value = _at(row, field)
     if value is None:
         cure = "; pass --chat-template to render its messages" if "messages" in row and field == "text" else ""
-        raise UserError(f"{where}: no column {field!r}; it has: {', '.join(row)}{cure}")
+        raise UserError(f"{where}: no column {shown(field)}; it has: {names(row)}{cure}")
     if isinstance(value, str) or (chat_template and _is_conversation(value)):
         return value
     expected = "a text, or a list of messages with role and content" if chat_template else "a text"
-    raise UserError(f"{where}: column {field!r} holds {type(value).__name__}, expected {expected}")
+    raise UserError(f"{where}: column {shown(field)} holds {type(value).__name__}, expected {expected}")
 
 
 def _at(row: Mapping[str, Any], field: str) -> Any:
@@ -51,7 +55,10 @@ def _at(row: Mapping[str, Any], field: str) -> Any:
 
 
 def _is_conversation(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in value)
+    """Of texts: a content of parts, as models that see have them, is none that lmprune reads."""
+    return isinstance(value, list) and all(
+        isinstance(m, Mapping) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value
+    )
 
 
 def render(records: Sequence[Record], tokenizer: Any, *, ask: bool = False) -> list[str]:
@@ -66,13 +73,25 @@ def render(records: Sequence[Record], tokenizer: Any, *, ask: bool = False) -> l
 
 
 def _render(record: Record, tokenizer: Any, number: int, ask: bool) -> str:
-    from jinja2 import TemplateError
-
     messages = [{"role": "user", "content": record}] if isinstance(record, str) else record
-    try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
-    except TemplateError as error:
-        raise UserError(f"the model's chat template can't render record {number}: {error}") from None
+    return rendered(tokenizer, messages, f"record {number}", ask=ask)
+
+
+def rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]], what: str, *, ask: bool) -> str:
+    """What the tokenizer's template makes of a conversation: a program of the model's maker, which has to end, and to
+    make do with the memory that it is given. Raises: UserError where it refuses, or does not."""
+    with reading(f"the model's chat template can't render {what}", seconds=_SECONDS, megabytes=_MEGABYTES):
+        text = tokenizer.apply_chat_template([*messages], tokenize=False, add_generation_prompt=ask)
+        said = sum(len(message["content"]) for message in messages)
+        if len(text) > _BEYOND + 10 * said:
+            raise UserError(f"the model's chat template makes {len(text):,} characters of {said:,}")
+        return text
+
+
+def names(row: Mapping[str, Any]) -> str:
+    """The fields of a row, as a message names them."""
+    told = ", ".join(map(str, row))
+    return told if len(told) <= 150 else f"{told[:150]}…"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import UserError, unknown
 from . import files, hub
+from .records import names
 
 SPLITS = ("train", "validation", "test")
 #: Where the hub keeps its own copies of data sets that used to be scripts, which `datasets` no longer runs.
@@ -55,7 +56,7 @@ def open_split(source: str, home: Home, split: str, data_dir: Path | None) -> Sp
 def text_field(row: Mapping[str, Any], name: str, where: str) -> str:
     """The text in one field of a row, its lines ended by \\n. Raises: UserError where it is missing or no text."""
     if name not in row:
-        raise UserError(f"{where}: no field {name!r}; it has: {', '.join(row)}")
+        raise UserError(f"{where}: no field {name!r}; it has: {names(row)}")
     if not isinstance(row[name], str):
         raise UserError(f"{where}: field {name!r} holds {type(row[name]).__name__}, expected a text")
     return row[name].replace("\r\n", "\n")

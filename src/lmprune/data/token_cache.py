@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..checkpoints.writing import written_aside
 from ..errors import UserError
+from ..foreign import reading
 
 #: characters from which on a text is worth a file
 LARGE = 2**20
@@ -37,13 +38,26 @@ def cached(tokenizer: Any, documents: Sequence[str], encode: Callable[[], Sequen
         digest.update(len(document).to_bytes(8, "little") + document.encode())
     file = folder() / f"{digest.hexdigest()[:32]}.safetensors"
     try:
-        return load_file(file)["ids"].long()
-    except (OSError, SafetensorError, KeyError):  # it is not there yet, or damaged
+        return _read(file)
+    except UserError:  # it is not there yet, or damaged
         ids = torch.tensor(encode(), dtype=torch.int64)
     # a disk that is full or read-only only costs the next run its time
     with suppress(UserError), written_aside(file, folder=False) as aside:
-        save_file({"ids": ids.int()}, aside)
+        save_file({"ids": ids.int()}, aside, {"sha256": _digest(ids.int())})
     return ids
+
+
+def _read(file: Path) -> Tensor:
+    """Raises: UserError for what is not, to the bit, what was written there."""
+    with reading(f"can't read {file}"), safe_open(file, "pt") as found:
+        ids = found.get_tensor("ids")
+        if ids.dtype != torch.int32 or ids.ndim != 1 or found.metadata()["sha256"] != _digest(ids):
+            raise UserError(f"{file} is damaged")
+        return ids.long()
+
+
+def _digest(ids_N: Tensor) -> str:
+    return hashlib.sha256(ids_N.numpy().data).hexdigest()
 
 
 def folder() -> Path:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, unknown
+from ..errors import UserError, shown, unknown
 from . import files
-from .records import Pair, PairData
+from .records import Pair, PairData, names
 from .splits import PARQUET, Home, open_split, text_field
 from .sql import AGGREGATES, OPERATORS, Query, column_names, quoted, render
 
@@ -80,7 +80,7 @@ def _tables(path: Path) -> dict[str, SqlTable]:
 def _table(row: Mapping[str, Any], where: str) -> SqlTable:
     header, types, rows = row.get("header"), row.get("types"), row.get("rows")
     if not isinstance(header, list) or not header or not all(isinstance(name, str) for name in header):
-        raise UserError(f"{where}: field 'header' must be a list of names, got {header!r:.60}")
+        raise UserError(f"{where}: field 'header' must be a list of names, got {shown(header)}")
     if types is not None and not (_is_row(types, len(header)) and set(types) <= {"text", "real"}):
         raise UserError(f"{where}: field 'types' must name a type, text or real, for each of the {len(header)} columns")
     if rows is not None and not (isinstance(rows, list) and all(_is_row(cells, len(header)) for cells in rows)):
@@ -101,28 +101,28 @@ def _question(row: Mapping[str, Any], where: str, tables: Mapping[str, SqlTable]
     """tables: by their ids; None where each row brings its own table, as on the hub."""
     if tables is None:
         if not isinstance(row.get("table"), Mapping):
-            raise UserError(f"{where}: no field 'table'; it has: {', '.join(row)}")
+            raise UserError(f"{where}: no field 'table'; it has: {names(row)}")
         table = _table(row["table"], where)
     elif (table := tables.get(name := text_field(row, "table_id", where))) is None:
-        raise UserError(f"{where}: table {name!r} is not among the tables beside it")
+        raise UserError(f"{where}: table {shown(name)} is not among the tables beside it")
     return Question(text_field(row, "question", where), table, _query(row.get("sql"), len(table.header), where))
 
 
 def _query(sql: Any, num_columns: int, where: str) -> Query:
     try:
         query = Query(
-            sql["sel"], sql["agg"], tuple((col, op, str(value)) for col, op, value in _conditions(sql["conds"]))
+            sql["sel"], sql["agg"], tuple((col, op, _value(value)) for col, op, value in _conditions(sql["conds"]))
         )
     except (KeyError, TypeError, ValueError):
         raise UserError(
-            f"{where}: field 'sql' must hold sel, agg and conds (column, operator, value), got {sql!r:.80}"
+            f"{where}: field 'sql' must hold sel, agg and conds (column, operator, value), got {shown(sql)}"
         ) from None
     columns, operators = [query.sel, *(cond[0] for cond in query.conds)], [cond[1] for cond in query.conds]
     if not (
         _within(columns, num_columns) and _within([query.agg], len(AGGREGATES)) and _within(operators, len(OPERATORS))
     ):
         raise UserError(
-            f"{where}: field 'sql' points outside its {num_columns} columns, or to no operator: {sql!r:.80}"
+            f"{where}: field 'sql' points outside its {num_columns} columns, or to no operator: {shown(sql)}"
         )
     return query
 
@@ -134,5 +134,11 @@ def _conditions(conds: Any) -> Iterator[tuple[Any, Any, Any]]:
     return iter(conds)
 
 
+def _value(value: Any) -> str:
+    if not isinstance(value, str | int | float):
+        raise TypeError
+    return str(value)
+
+
 def _within(indices: list[Any], size: int) -> bool:
-    return all(isinstance(index, int) and 0 <= index < size for index in indices)
+    return all(type(index) is int and 0 <= index < size for index in indices)

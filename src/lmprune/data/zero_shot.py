@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import UserError, unknown
 from . import files, hub
+from .records import names
 
 Fields = Mapping[str, Any]
 
@@ -135,7 +136,7 @@ def read(name: str, data_dir: Path) -> list[dict[str, Any]]:
         if missing := [field for field in row_of.fields if field not in row]:
             raise UserError(
                 f"{where}: no field {missing[0]!r}, which an item of {name} has beside "
-                f"{', '.join(field for field in row_of.fields if field != missing[0])}; it has: {', '.join(row)}"
+                f"{', '.join(field for field in row_of.fields if field != missing[0])}; it has: {names(row)}"
             )
         try:
             found.append(row_of.item({field: row[field] for field in row_of.fields}))

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from ..data.pairs import Item
-from ..errors import UserError
+from ..errors import UserError, shown
+from ..foreign import json_file, json_of, misfit, reading
 from .decoding import Output
 
 SETTINGS, PREDICTIONS, SCORES = "settings.json", "predictions.jsonl", "scores.json"
@@ -33,7 +34,7 @@ class Predictions:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if (file := folder / SETTINGS).exists():
-                self._resume(folder, _read(file), settings)
+                self._resume(folder, json_file(file, "damaged", "choose another --out"), settings)
             else:
                 file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
@@ -51,15 +52,18 @@ class Predictions:
         if changed := [name for name in settings if settings[name] != old.get(name)]:
             name = changed[0]
             raise UserError(
-                f"{folder} has predictions of another evaluation ({name} was {old.get(name)!r}, "
-                f"is {settings[name]!r}); choose another --out"
+                f"{folder} has predictions of another evaluation ({name} was {shown(old.get(name))}, "
+                f"is {shown(settings[name])}); choose another --out"
             )
         file = folder / PREDICTIONS
         content = file.read_bytes() if file.exists() else b""
         if not content.endswith(b"\n") and content:  # stopped in the middle of writing, perhaps of a character
             file.write_bytes(content := content[: content.rfind(b"\n") + 1])
-        for row in map(json.loads, content.split(b"\n")[:-1]):
-            self.outputs[row["index"]] = Output(row["prediction"], row["finished"])
+        with reading(f"{file} is damaged", "choose another --out"):
+            for row in map(json_of, content.split(b"\n")[:-1]):
+                if misfit(row, {"index": int, "prediction": str, "finished": bool}):
+                    raise ValueError("a line of it is no prediction")
+                self.outputs[row["index"]] = Output(row["prediction"], row["finished"])
 
 
 def check_predictions_folder(folder: Path) -> None:
@@ -77,13 +81,6 @@ def weights_fingerprint(model: Any) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
-        raise UserError(f"{file} is damaged; choose another --out") from None
 
 
 def _line(index: int, item: Item, output: Output) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..data.beginning import Beginning
+from ..data.records import rendered
 from ..errors import UserError
 
 _S, _U, _A, _V = "@system@", "@user@", "@answer@", "@again@"  # what no template writes itself
@@ -85,8 +86,6 @@ def go_template(tokenizer: Any) -> GoTemplate | None:
 
 def _found(tokenizer: Any) -> GoTemplate:
     """By what stands around the parts of four short conversations. Raises: ValueError where a part is missing."""
-    from jinja2 import TemplateError
-
     system, user, answer, second = (
         {"role": role, "content": content}
         for role, content in (("system", _S), ("user", _U), ("assistant", _A), ("user", _V))
@@ -97,9 +96,12 @@ def _found(tokenizer: Any) -> GoTemplate:
     before_user = between.removeprefix(after_answer)
     default = before.removesuffix(before_user)  # a system message that is there unless there is another
     try:
-        before_system, rest = _render(tokenizer, [system, user]).split(_S)
-    except TemplateError:  # it takes no system message
+        told = _render(tokenizer, [system, user])
+    except UserError:  # it takes no system message
+        told = None
+    if told is None:
         return GoTemplate(None, None, before, after_user, after_answer, None)
+    before_system, rest = told.split(_S)
     after_system = rest.split(_U)[0].removesuffix(before_user)
     if default:
         if not (default.startswith(before_system) and default.endswith(after_system)):
@@ -122,7 +124,7 @@ _TALKS: Sequence[Messages] = (
 
 def _render(tokenizer: Any, messages: Messages, *, ask: bool = True) -> str:
     """Without the token that begins every text, which llama.cpp puts there itself."""
-    text = tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=ask)
+    text = rendered(tokenizer, messages, "a conversation", ask=ask)
     return text.removeprefix(tokenizer.bos_token) if _begins_with_bos(tokenizer) else text
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..checkpoints import card
+from ..markdown import code, inline
 from ..methods import METHODS
 from ..plan import PrunePlan
 from ..report.answers import block, how, summary
@@ -41,10 +42,12 @@ def tuned_card(plan: PrunePlan, report: Mapping[str, Any]) -> str:
     source = origin.get("source", "a model")
     name, training = card.public(source), plan.settings["training"]
     pruned = plan.keep < 1
-    about = f"This is `{name}`, fine-tuned by lmprune for {training['steps']:,} steps: {report['params']:,} parameters."
+    about = (
+        f"This is {code(name)}, fine-tuned by lmprune for {training['steps']:,} steps: {report['params']:,} parameters."
+    )
     sections = [
         card.front_matter(origin, card.OURS if pruned else {**card.OURS, "tags": ["lmprune"]}),
-        f"# {name}, fine-tuned",
+        f"# {inline(name)}, fine-tuned",
         about if pruned else f"{about} Nothing was cut out of it.",
         *([card.units(plan)] if pruned else []),
         card.how_made(plan, _methods()),
@@ -57,7 +60,9 @@ def tuned_card(plan: PrunePlan, report: Mapping[str, Any]) -> str:
 
 def card_of_copy(origin: Mapping[str, Any], target: str, notes: Sequence[str]) -> str:
     """The card of what `lmprune export` made of a model that has none of ours. origin: see `reproduce.origin`."""
-    about = f"A copy of `{card.public(origin['source'])}` that `lmprune export --to {target}` made: {'; '.join(notes)}."
+    about = (
+        f"A copy of {code(card.public(origin['source']))} that `lmprune export --to {target}` made: {'; '.join(notes)}."
+    )
     return "\n\n".join([card.front_matter(origin, {}), about, card.licence(origin)]) + "\n"
 
 
@@ -77,7 +82,7 @@ def _methods() -> dict[str, str]:
 def _what(plan: PrunePlan, report: Mapping[str, Any], name: str) -> str:
     before, after = report["params_before"], report["params_after"]
     revision = (plan.provenance.get("model") or {}).get("revision")
-    origin = f"`{name}`" + (f" (revision `{revision}`)" if revision else "")
+    origin = code(name) + (f" (revision {code(revision)})" if revision else "")
     text = (
         f"This is {origin} with {card.what_went(plan)} by lmprune, {_trained(plan)}.\n\n"
         "| | before | after | |\n| --- | ---: | ---: | ---: |\n"
@@ -89,7 +94,8 @@ def _what(plan: PrunePlan, report: Mapping[str, Any], name: str) -> str:
         made = card.chosen(before, _methods()) + card.and_trained(before)
         text += f"\n\nWhat it was made from is itself lmprune's: {made}."
     if quantised := (plan.provenance.get("model") or {}).get("dequantised_from"):
-        text += f"\n\nThe weights it started from were dequantised from {quantised}: the original's were more precise."
+        text += f"\n\nThe weights it started from were dequantised from {inline(quantised)}: "
+        text += "the original's were more precise."
     return text
 
 
@@ -111,7 +117,7 @@ def _measured(report: Mapping[str, Any], source: str) -> str:
     text, before, after = (evaluation[key] for key in ("evaluation", "before", "after"))
     return (
         "## How good it is\n\n"
-        f"Perplexity on the first {text['tokens']:,} tokens of {text['name']}, in windows of "
+        f"Perplexity on the first {text['tokens']:,} tokens of {inline(text['name'])}, in windows of "
         f"{text['context']}: {_with_error(before)} before, {_with_error(after)} after "
         f"(± one standard error). Nothing else was measured."
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..foreign import reading
 from ..report import claims, figures, page, raster, rows, svg, tables
 from ..report.page import Page
 from ..study import records
@@ -24,15 +25,13 @@ def report(folder: Path, out: Path | None) -> dict[str, Any]:
         broken = f"; {results.broken} lines are no records" if results.broken else ""
         raise UserError(f"no run in {folder / RESULTS_FILE} ended well{broken}: there is nothing to report")
     out = (out or folder / "report").resolve()
-    made = build(results)
+    made, texts = drawn(results, folder / RESULTS_FILE)
     try:
         (out / FIGURES).mkdir(parents=True, exist_ok=True)
-        for chart in made.charts:
-            (out / FIGURES / f"{chart.id}.svg").write_text(svg.standalone(chart), encoding="utf-8")
         with ProcessPoolExecutor() as processes:  # matplotlib takes a tenth of a second for each
             list(processes.map(raster.write_png, made.charts, [out / FIGURES / f"{c.id}.png" for c in made.charts]))
-        (out / "report.md").write_text(page.markdown(made, FIGURES), encoding="utf-8")
-        (out / "index.html").write_text(page.html(made), encoding="utf-8")
+        for name, text in texts.items():
+            (out / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"can't write {error.filename or out}: {error.strerror}; choose another --out") from None
     return {
@@ -48,6 +47,14 @@ def report(folder: Path, out: Path | None) -> dict[str, Any]:
         "out": str(out),
         "seconds": time.perf_counter() - start,
     }
+
+
+def drawn(results: Results, file: Path) -> tuple[Page, dict[str, str]]:
+    """The page, and what its files hold but for pictures, by their names. file: of the records. Raises: UserError."""
+    with reading(f"can't make a report of {file}"):
+        made = build(results)
+        figures = {f"{FIGURES}/{chart.id}.svg": svg.standalone(chart) for chart in made.charts}
+        return made, {**figures, "report.md": page.markdown(made, FIGURES), "index.html": page.html(made)}
 
 
 def build(results: Results) -> Page:

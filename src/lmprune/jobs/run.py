@@ -15,6 +15,7 @@ from typing import Any
 
 from ..checkpoints.writing import written_aside
 from ..errors import UserError
+from ..foreign import json_of, misfit, reading, text_of
 from ..progress import Teller
 from ..study import recipe
 from ..study.recipe import Recipe, Step
@@ -66,8 +67,12 @@ def _done(place: Path, found: Recipe) -> list[dict[str, Any]]:
     if place.exists() and not (place.is_dir() and ((place / FILE).is_file() or not any(place.iterdir()))):
         raise UserError(f"{place} is there already, and no run's folder; choose another out")
     records = place / RECORDS
-    lines = records.read_text(encoding="utf-8").splitlines() if records.is_file() else []
-    done = [json.loads(line) for line in lines]
+    with reading(f"{records} is damaged", "start again with --force"):
+        done = [json_of(line) for line in (text_of(records).splitlines() if records.is_file() else [])]
+        if misfit(done, [{"name": str, "command": [str], "record": dict}]) or not all(
+            None not in (step.get("name"), step.get("command"), step.get("record")) for step in done
+        ):
+            raise ValueError("a line of it is no step of a run")
     for before, step in zip(done, found.steps, strict=False):
         if before["command"] != step.command():
             raise found.fail(

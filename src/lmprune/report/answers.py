@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
+
+from ..errors import spelt_out
+from ..markdown import fenced
 
 
 def summary(found: Mapping[str, Any]) -> tuple[str, str]:
@@ -29,9 +31,7 @@ def block(found: Mapping[str, Any]) -> str:
             f"  after:  {one_line(item['after'])}",
         )
     ]
-    text = "\n".join(lines[1:])
-    fence = "`" * (1 + max([2, *map(len, re.findall("`+", text))]))
-    return f"{fence}text\n{text}\n{fence}"
+    return fenced("\n".join(lines[1:]), "text")
 
 
 def how(found: Mapping[str, Any]) -> str:
@@ -41,4 +41,4 @@ def how(found: Mapping[str, Any]) -> str:
 
 
 def one_line(text: str) -> str:
-    return " ".join(text.split())
+    return spelt_out(" ".join(text.split()))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 
+from ..markdown import inline
 from . import svg
 from .charts import Chart, HeatChart, colour
 from .claims import Claim
@@ -104,15 +105,15 @@ def _figure(chart: Chart) -> str:
 
 def markdown(page: Page, folder: str) -> str:
     """folder: where the figures' files are, relative to the page."""
-    lines = [f"# {page.title}", "", page.summary, "", *(f"> {note}\n" for note in page.notes)]
+    lines = [f"# {inline(page.title)}", "", inline(page.summary), "", *(f"> {inline(note)}\n" for note in page.notes)]
     if page.claims:
         lines += ["## The paper's claims", "", "Each comparison is expected to be below 0.", ""]
         for claim in page.claims:
-            lines += [f"- **{claim.claim}** ({claim.section}): **{claim.verdict}**"]
+            lines += [f"- **{claim.claim}** ({inline(claim.section)}): **{claim.verdict}**"]
             lines += [f"  - {evidence}: {evidence.verdict}" for evidence in claim.evidence]
         lines += [""]
     for heading, tables, charts in page.parts:
-        lines += [f"## {heading}", ""]
+        lines += [f"## {inline(heading)}", ""]
         for table in tables:
             lines += _markdown_table(table)
         for chart in charts:
@@ -121,6 +122,6 @@ def markdown(page: Page, folder: str) -> str:
 
 
 def _markdown_table(table: Table) -> list[str]:
-    rows = [table.header, ("---",) * len(table.header), *table.rows]
-    lines = [" | ".join(cell.replace("|", "&#124;") for cell in row) for row in rows]
-    return [f"**{table.title}**", "", *(f"| {line} |" for line in lines), "", table.note, ""]
+    head, *rows = [" | ".join(map(inline, row)) for row in (table.header, *table.rows)]
+    lines = [head, " | ".join(["---"] * len(table.header)), *rows]
+    return [f"**{inline(table.title)}**", "", *(f"| {line} |" for line in lines), "", table.note, ""]

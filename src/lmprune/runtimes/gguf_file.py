@@ -16,6 +16,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
 
 from ..errors import UserError
+from ..foreign import misfit, reading
 
 _VERSIONS = (2, 3)
 _ALIGNMENT = 32  # unless `general.alignment` says another
@@ -24,6 +25,19 @@ _PLAIN = {
     **{GGUFValueType.UINT32: "I", GGUFValueType.INT32: "i", GGUFValueType.UINT64: "Q", GGUFValueType.INT64: "q"},
     **{GGUFValueType.FLOAT32: "f", GGUFValueType.FLOAT64: "d", GGUFValueType.BOOL: "?"},
 }
+
+
+_TOKENIZER = {
+    "model": str, "pre": str, "tokens": [str], "token_type": [int], "scores": [float], "merges": [str],
+    **{f"{name}_token_id": int for name in ("bos", "eos", "eot", "eom", "unknown", "padding", "seperator", "mask")},
+    **dict.fromkeys(("add_bos_token", "add_eos_token", "add_space_prefix"), bool),
+}  # fmt: skip
+#: of what kind a key's value is, where somebody reads it
+_KINDS = {
+    "general.architecture": str, "general.type": str, "general.alignment": int, "general.file_type": int,
+    "split.count": int, "tokenizer.chat_template": str,
+    **{f"tokenizer.ggml.{name}": kind for name, kind in _TOKENIZER.items()},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,15 +94,16 @@ class GGUFFile:
 
 def read_gguf(path: Path) -> GGUFFile:
     """Read everything but the tensors' values. Raises: UserError for a file that is none, or cut short."""
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            found = _parse(path, _Cursor(content))
-            end = max((tensor.begin + tensor.num_bytes for tensor in found.tensors.values()), default=0)
-            if end > len(content):
-                raise UserError(f"{path} is cut short: {len(content):,} bytes of {end:,}; copy or download it again")
-            return found
-    except (struct.error, ValueError, KeyError, TypeError, ArithmeticError) as error:
-        raise UserError(f"{path} is damaged or cut short: its header can't be read") from error
+    with (
+        reading(f"{path} is damaged or cut short: its header can't be read"),
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        found = _parse(path, _Cursor(content))
+        end = max((tensor.begin + tensor.num_bytes for tensor in found.tensors.values()), default=0)
+        if end > len(content):
+            raise UserError(f"{path} is cut short: {len(content):,} bytes of {end:,}; copy or download it again")
+        return found
 
 
 class _Cursor:
@@ -132,6 +147,9 @@ def _parse(path: Path, cursor: _Cursor) -> GGUFFile:
     if version not in _VERSIONS:
         raise UserError(f"{path} is of GGUF version {version}; lmprune reads {' and '.join(map(str, _VERSIONS))}")
     metadata = _unique((cursor.text(), cursor.value(GGUFValueType(cursor.numbers("I")[0]))) for _ in range(num_keys))
+    first = {key: value[:1] if isinstance(value, list) else value for key, value in metadata.items()}  # of one type
+    if wrong := misfit(first, _KINDS):
+        raise UserError(f"{path} has {wrong} of a type that GGUF does not give it")
     alignment = metadata.get("general.alignment", _ALIGNMENT)
     infos = _unique(cursor.tensor() for _ in range(num_tensors))
     begin = _aligned(cursor.at, alignment)

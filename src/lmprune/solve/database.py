@@ -19,6 +19,7 @@ from torch import Tensor
 from ..budget.levels import Levels
 from ..checkpoints.writing import written_aside
 from ..errors import UserError
+from ..foreign import reading, text_of
 from ..sites.address import Address
 from ..sites.site import Site
 from .elimination import Elimination, LeastSquares
@@ -39,7 +40,9 @@ class Database(Mapping[Address, LeastSquares]):
         self.folder, told = folder, json.dumps(about, sort_keys=True)
         folder.mkdir(parents=True, exist_ok=True)
         note = folder / _ABOUT
-        if note.exists() and note.read_text(encoding="utf-8") != told:
+        with reading(f"can't read {note}"):
+            same = not note.exists() or text_of(note) == told
+        if not same:
             raise UserError(f"{folder} holds levels of another model, text or setting; name another --levels folder")
         with written_aside(note, folder=False) as aside:
             aside.write_text(told, encoding="utf-8")
@@ -85,7 +88,12 @@ class Database(Mapping[Address, LeastSquares]):
         return full, refitted[len(rows)] if problem.pinned else None
 
     def _load(self, address: Address) -> dict[str, Tensor]:
-        return load_file(self._file(address))
+        file = self._file(address)
+        with reading(f"{file} is damaged", "remove it, and it is made again"):
+            found = load_file(file)
+            if not {"gram", "cross", "about", "gone", "cost"} <= found.keys() or found["about"].shape != (3,):
+                raise ValueError("it lacks a part of a level")
+            return found
 
     def _file(self, address: Address) -> Path:
         return self.folder / f"{address}{_SUFFIX}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -18,7 +19,7 @@ import yaml
 from .. import plugins
 from ..budget.selection import check_keep
 from ..checkpoints.sources import resolve
-from ..errors import UserError, unknown
+from ..errors import UserError, shown, unknown
 from ..methods import get_method
 from .yaml_file import Commands, Options, YamlFile, as_in_python
 
@@ -32,6 +33,8 @@ _OURS = frozenset(
 _KEYS = ("name", "plugins", "models", "tasks", "methods", "keep", "seeds", "distil", *SECTIONS)
 _METHOD_KEYS = ("name", "label", "start", "prune", "finetune")
 DENSE = "dense"
+_NAME = 80  # characters of a model's name in a folder's
+_LABEL = re.compile(r"\w[\w .,:=+()-]{0,59}")
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Run:
     def id(self) -> str:
         """Readable, and different for every setting that could change the result."""
         digest = hashlib.sha256(json.dumps(self.config(), sort_keys=True).encode()).hexdigest()[:8]
-        name = Path(self.model).name.replace("/", "-")
+        name = Path(self.model).name.replace("/", "-")[:_NAME]
         parts = [name, self.task, self.method, f"k{self.keep:g}", f"s{self.seed}", *(["distil"] if self.distil else [])]
         return "-".join([*parts, digest])
 
@@ -92,6 +95,12 @@ def read(path: Path, commands: Commands) -> Study:
     return file.study(file.root)
 
 
+def check_label(name: str) -> None:
+    """Raises: UserError for what can't be a part of the name of a run's folder."""
+    if not _LABEL.fullmatch(name):
+        raise UserError(f"{shown(name)} names folders; expected up to 60 letters, digits, spaces and _.,:=+()-")
+
+
 class _StudyFile(YamlFile):
     def study(self, node: yaml.Node | None) -> Study:
         keys = self.mapping(node, _KEYS)
@@ -103,6 +112,8 @@ class _StudyFile(YamlFile):
             self.checked(n, plugins.load_file, Path(file))  # now, so that their methods are known below
         models = [self.model(n) for n in self.items(keys["models"])]
         tasks = {name: self.task(n) for name, n in self.mapping(keys["tasks"]).items()}
+        for name, n in self.mapping(keys["tasks"]).items():
+            self.checked(n, check_label, name)
         methods = [self.method(n) for n in self.items(keys["methods"])]
         keeps = [self.value(n, float, check_keep) for n in self.items(keys["keep"])]
         seeds = [self.value(n, int) for n in self.items(keys["seeds"])] if "seeds" in keys else [0]
@@ -167,7 +178,7 @@ class _StudyFile(YamlFile):
             raise self.fail(node, "a method needs a name")
         found: dict[str, Any] = {"name": self.value(keys["name"], str, get_method)}
         if "label" in keys:
-            found["label"] = self.value(keys["label"], str)
+            found["label"] = self.value(keys["label"], str, check_label)
             if found["label"] == DENSE:
                 raise self.fail(keys["label"], f"{DENSE!r} is the reference's own name; choose another label")
         if "start" in keys:

@@ -15,6 +15,7 @@ import yaml
 from .. import plugins
 from ..checkpoints.sources import resolve
 from ..errors import UserError, unknown
+from ..foreign import clipped
 from .run import spelt
 from .yaml_file import Commands, Options, YamlFile, as_in_python
 
@@ -61,7 +62,7 @@ class Recipe:
     def fail(self, step: Step, error: str | UserError) -> UserError:
         """The error with its place: the option's that it names, or the step's."""
         line = next((line for option, line in step.lines.items() if f"--{option}" in str(error)), step.line)
-        return UserError(f"{self.path}, line {line}: {step.name}: {error}")
+        return UserError(clipped(f"{self.path}, line {line}: {step.name}: {error}"))
 
 
 def read(path: Path, commands: Commands) -> Recipe:

@@ -9,10 +9,33 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..foreign import HEX, NUMBER, json_of, misfit
+from ..report.rows import METRICS
 
 RESULTS_FILE = "results.jsonl"
 RECORD_FORMAT = 1
+_ITEM = {"prompt": str, "before": str, "after": str}
+_ANSWERS = {
+    "items": [{**_ITEM, "agreement": NUMBER}], "agreement": NUMBER, "tokens": int, "chat_template": bool,
+    "max_new_tokens": int, "repetitive": {"before": int, "after": int},
+}  # fmt: skip
+_SPEEDS = {"speedup_prefill": NUMBER, "speedup_decode": NUMBER}
+#: what a report reads of a record
+_SHAPE = {
+    "id": str, "study": str, "error": str, "commit": str, "seconds": {str: NUMBER}, "peak_memory_mb": NUMBER,
+    "versions": {str: str},
+    "config": {"model": str, "task": str, "method": str, "criterion": str, "keep": NUMBER, "seed": int, "distil": bool},
+    "eval": {**dict.fromkeys(METRICS, NUMBER), "answers": _ANSWERS},
+    "prune": {"params_before": int, "params_after": int, "answers": _ANSWERS}, "finetune": {"params": int},
+    "redundancy": {
+        **dict.fromkeys(("uniqueness", "sensitivity", "uniqueness_ratio", "sensitivity_ratio"), NUMBER),
+        "layers": [{"layer": int, "cos_ranges": [NUMBER]}],
+    },
+    "bench": {"results": [_SPEEDS]}, "kept": [HEX], "widths_before": [int],
+    "training_log": [{"step": int, **dict.fromkeys(("loss", "perplexity", "keep", "penalty"), NUMBER)}],
+}  # fmt: skip
 _PLACE = ("model", "task", "method", "keep", "seed", "distil")
+_NEEDED = ("id", "study", "seconds.total", "versions.lmprune", *(f"config.{name}" for name in _PLACE))
 
 
 @dataclass(frozen=True)
@@ -87,14 +110,37 @@ def read(path: Path) -> Results:
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
-        record = json.loads(line)
-        config, versions = record["config"], record["versions"]
-        whole = record["format"] == RECORD_FORMAT and {"id", "study", "error", "seconds"} <= record.keys()
-        whole &= set(_PLACE) <= config.keys() and "lmprune" in versions and "total" in record["seconds"]
-        whole &= record["error"] is not None or isinstance(record["eval"], dict)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        record = json_of(line)
+        whole = record["format"] == RECORD_FORMAT and misfit(record, _SHAPE) is None
+        whole = whole and all(lacking(record, path) is False for path in _NEEDED) and "error" in record
+        whole = whole and (record["error"] is not None or (record.get("eval") is not None and _fits_together(record)))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return record if whole else None
+
+
+def _fits_together(record: Mapping[str, Any]) -> bool:
+    """Whether what reports put beside each other belongs together: layers, and their neurons."""
+    measured = [record["eval"], *(record.get("training_log") or [])]
+    kept, widths = record.get("kept") or [], record.get("widths_before") or []
+    layers = (record.get("redundancy") or {}).get("layers") or []
+    answers = [told["answers"] for name in ("eval", "prune") if (told := record.get(name) or {}).get("answers")]
+    return (
+        all((told.get("perplexity") or 1) > 0 for told in measured)
+        and (not kept or len(kept) == len(widths))
+        and all(0 < width <= 4 * len(digits) for digits, width in zip(kept, widths, strict=False))
+        and all(None not in (layer.get("layer"), layer.get("cos_ranges")) for layer in layers)
+        and all(line.get("step") is not None for line in record.get("training_log") or [])
+        and all(_ANSWERS.keys() <= answer.keys() and answer["items"] for answer in answers)
+        and all(_ITEM.keys() <= item.keys() and None not in item.values() for a in answers for item in a["items"])
+    )
+
+
+def lacking(record: Any, path: str) -> bool:
+    """Whether there is nothing at a path like `seconds.total`."""
+    for name in path.split("."):
+        record = record.get(name) if isinstance(record, Mapping) else None
+    return record is None
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:

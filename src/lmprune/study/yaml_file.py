@@ -8,12 +8,14 @@ from typing import Any
 
 import yaml
 
-from ..errors import UserError, unknown
+from ..errors import UserError, shown, unknown
+from ..foreign import clipped, finite, reading, reason, yaml_of
 
 #: command -> its options (with underscores) -> whether it is a flag; handed in by the command line, so that an option
 #: is known here as soon as it is known there
 Commands = Mapping[str, Mapping[str, bool]]
 Options = dict[str, Any]
+_LARGEST = 2**18
 
 
 class YamlFile:
@@ -22,14 +24,21 @@ class YamlFile:
     def __init__(self, path: Path, what: str, commands: Commands, hidden: frozenset[str]):
         self.path, self.commands, self.hidden = path, commands, hidden
         try:
-            self.root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+            if path.stat().st_size > _LARGEST:
+                raise UserError(f"{path} is larger than {_LARGEST >> 10} kB, which no {what} is")
+            text = path.read_text(encoding="utf-8")
         except OSError as error:
             raise UserError(f"can't read the {what} {path}: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not YAML: {reason(error)}") from None
+        with reading(f"{path} is not YAML"):
+            try:
+                self.root = yaml_of(text)
+            except yaml.YAMLError as error:  # of several lines, which tell where
+                raise UserError(f"{path} is not YAML: {clipped(str(error))}") from None
 
     def fail(self, node: yaml.Node, error: str | UserError) -> UserError:
-        return UserError(f"{self.path}, line {node.start_mark.line + 1}: {error}")
+        return UserError(clipped(f"{self.path}, line {node.start_mark.line + 1}: {error}"))
 
     def mapping(self, node: yaml.Node | None, known: Sequence[str] | None = None) -> dict[str, yaml.Node]:
         if not isinstance(node, yaml.MappingNode):
@@ -39,11 +48,13 @@ class YamlFile:
             )
         found: dict[str, yaml.Node] = {}
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise self.fail(key, "a key is a word")
             name = str(key.value)
             if known is not None and name not in known:
                 raise self.fail(key, unknown("key", name, known))
             if name in found:
-                raise self.fail(key, f"{name!r} is there twice")
+                raise self.fail(key, f"{shown(name)} is there twice")
             found[name] = value
         return found
 
@@ -54,9 +65,13 @@ class YamlFile:
 
     def constructed(self, node: yaml.Node) -> Any:
         try:
-            return yaml.SafeLoader("").construct_object(node, deep=True)
-        except (yaml.YAMLError, ValueError) as error:  # an unknown tag, the 30th of February
-            raise self.fail(node, f"not a value: {' '.join(str(error).split())}") from None
+            with reading("not a value"):
+                found = yaml.SafeLoader("").construct_document(node)
+        except UserError as error:  # an unknown tag, the 30th of February, a key that is a list
+            raise self.fail(node, error) from None
+        if not finite(found):
+            raise self.fail(node, f"expected a number that is one, got {shown(found)}")
+        return found
 
     def value(self, node: yaml.Node, kind: type, check: Any = None) -> Any:
         found = self.constructed(node)
@@ -64,7 +79,7 @@ class YamlFile:
             found = float(found)
         if type(found) is not kind:
             names = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
-            raise self.fail(node, f"expected {names[kind]}, got {found!r}")
+            raise self.fail(node, f"expected {names[kind]}, got {shown(found)}")
         return self.checked(node, check, found) if check else found
 
     def checked(self, node: yaml.Node, check: Callable[[Any], Any], value: Any) -> Any:
@@ -77,7 +92,7 @@ class YamlFile:
     def options(self, node: yaml.Node, command: str) -> Options:
         """Options of a command by their names in Python."""
         if command not in self.commands:
-            raise self.fail(node, f"this lmprune has no command {command!r}; leave the section out")
+            raise self.fail(node, f"this lmprune has no command {shown(command)}; leave the section out")
         known = [name for name in self.commands[command] if name not in self.hidden]
         found: Options = {}
         for name, value in self.mapping(node).items():
@@ -89,7 +104,7 @@ class YamlFile:
     def plain(self, node: yaml.Node) -> str | int | float | bool | None:
         found = self.constructed(node)
         if not isinstance(found, str | int | float | bool | None):
-            raise self.fail(node, f"expected a single value, got {found!r}")
+            raise self.fail(node, f"expected a single value, got {shown(found)}")
         return found
 
 

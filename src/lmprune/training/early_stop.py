@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from ..checkpoints.writing import written_aside
+from ..foreign import json_of, reading
 from .trainer import Teacher, as_inputs, counted, in_eval
 
 #: the trained weights that were nearest to the teacher, in the run's folder
@@ -72,14 +73,14 @@ class EarlyStop(TrainerCallback):
         """The smallest divergence, and the step after which it was measured."""
         if not self.file.exists():
             return None
-        with safe_open(self.file, "pt") as file:
-            told = json.loads(file.metadata()["lmprune"])
-        return told["kl"], told["step"]
+        with reading(f"{self.file} is damaged", "throw the run away with --force"), safe_open(self.file, "pt") as file:
+            told = json_of(file.metadata()["lmprune"])
+            return float(told["kl"]), int(told["step"])
 
     @torch.no_grad()
     def restore(self, model: Any) -> None:
         """Give the model the best weights. It is the one that was trained, what LoRA learned not yet merged."""
-        with safe_open(self.file, "pt") as file:
+        with reading(f"{self.file} is damaged", "throw the run away with --force"), safe_open(self.file, "pt") as file:
             for name, parameter in _learned(model).items():
                 parameter.copy_(file.get_tensor(name))
 

@@ -17,9 +17,11 @@ from accelerate import PartialState
 from filelock import FileLock, Timeout
 
 from ..checkpoints.writing import written_aside
-from ..errors import UserError
+from ..errors import UserError, shown
+from ..foreign import NUMBER, json_file, json_of, misfit, reading, text_of
 
 MARK = "lmprune_complete"
+_SHORT, _DIGITS = 200, 16
 LOCK, SETTINGS = "lock", "settings.json"
 #: a JSON object a line, in the run's folder and then in the checkpoint's
 TRAINING_LOG = "training_log.jsonl"
@@ -49,10 +51,12 @@ class RunFolder:
     def _check_same(self) -> None:
         if not self._settings.is_file():
             raise UserError(f"there is no run to resume in {self.path}; leave out --resume")
-        now, before = self._asked, json.loads(self._settings.read_text(encoding="utf-8"))
+        now, before = self._asked, json_file(self._settings, "damaged", "throw the run away with --force")
         differing = sorted(name for name in {**before, **now} if before.get(name) != now.get(name))
         if differing:
-            told = ", ".join(f"{n.replace('_', '-')} (was {before.get(n)}, is now {now.get(n)})" for n in differing)
+            told = ", ".join(
+                f"{n.replace('_', '-')} (was {_said(before.get(n))}, is now {_said(now.get(n))})" for n in differing
+            )
             raise UserError(f"the run in {self.path} had other settings: {told}; resume it with its own")
 
     @contextmanager
@@ -128,8 +132,12 @@ class RunFolder:
         """The run's log, one dict a line: `step`, and `loss`, `keep`, `lr`, …, or `perplexity`."""
         if not self.log.exists():
             return []
-        lines = self.log.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.endswith("}")]  # a killed run may have left half a line
+        with reading(f"{self.log} is damaged", "throw the run away with --force"):
+            lines = text_of(self.log).splitlines()
+            found = [json_of(line) for line in lines if line.endswith("}")]  # a killed run may have left half a line
+            if misfit(found, [{str: NUMBER}]) or not all(type(line.get("step")) is int for line in found):
+                raise ValueError("a line of it is no step of a training")
+        return found
 
     def finish(self) -> None:
         """The run's checkpoint is written: the folder goes, and every process waits for that."""
@@ -150,9 +158,14 @@ class RunFolder:
             aside.write_text(text, encoding="utf-8")
 
 
+def _said(value: Any) -> str:
+    return value if isinstance(value, str) and len(value) < _SHORT else shown(value)
+
+
 def step_of(state: Path) -> int:
     """The steps that were done when the state was saved."""
-    return int(state.name.split("-")[1])
+    number = state.name.split("-")[1]
+    return int(number) if number.isdecimal() and len(number) < _DIGITS else -1
 
 
 def unfinished(out: Path) -> bool:

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..checkpoints.stored import Unchanged
 from ..checkpoints.writing import written_aside
-from ..errors import UserError
+from ..errors import UserError, shown
+from ..foreign import json_of, reading
 from ..progress import Progress
 from .distillation import TopK, divergence, divergence_from_top_k, top_k
 
@@ -60,35 +61,40 @@ class StoredTeacher:
         if not path.is_file():
             raise UserError(f"no teacher file at {path}; make one with `lmprune teach`")
         self._seen = Unchanged([path])
-        try:
-            with safe_open(path, "pt") as file:
-                about = json.loads((file.metadata() or {}).get("lmprune", "{}"))
-        except (SafetensorError, ValueError) as error:
-            raise UserError(f"{path} is not a teacher file ({error}); make one with `lmprune teach`") from None
-        if about.get("format") != TEACHER_FORMAT:
-            raise UserError(f"{path} is not a teacher file; make one with `lmprune teach`")
+        with reading(f"{path} is not a teacher file", "make one with `lmprune teach`"), safe_open(path, "pt") as file:
+            about = json_of((file.metadata() or {}).get("lmprune", "{}"))
+            if not isinstance(about, dict) or about.get("format") != TEACHER_FORMAT:
+                raise UserError(f"{path} is not a teacher file; make one with `lmprune teach`")
         expected = {
             "fingerprint": ("examples", fingerprint(examples)),
             "vocabulary": ("a vocabulary", student.get_output_embeddings().weight.shape[0]),
             "temperature": ("a temperature", float(temperature)),
         }
         for key, (what, value) in expected.items():
-            if about[key] != value:
+            if about.get(key) != value:
                 raise UserError(
-                    f"{path} was made for {what} of {about[key]}, this run has {value}; "
+                    f"{path} was made for {what} of {shown(about.get(key))}, this run has {value}; "
                     "run `lmprune teach` with this run's --data, --seq-len, --train-tokens and --temperature"
                 )
         self._file = safe_open(path, "pt").__enter__()
-        self.temperature = temperature
+        self.path, self.temperature, self._vocabulary = path, temperature, expected["vocabulary"][1]
+        with reading(f"{path} is damaged", "make it again with `lmprune teach`"):
+            for row, example in enumerate(examples):
+                shapes = {tuple(self._file.get_slice(f"{name}.{row}").get_shape()) for name in ("log_probs", "ids")}
+                if len(shapes) > 1 or next(iter(shapes))[:1] != (len(example["input_ids"]),):
+                    raise ValueError(f"example {row} has other shapes than its {len(example['input_ids'])} tokens")
 
     def divergence(self, inputs: dict[str, Tensor], rows: Tensor | None, student_NV: Tensor, where: Tensor) -> Tensor:
         assert rows is not None, "a stored teacher needs to know which examples it sees"
         self._seen.check()  # the file is too large to be held, and stays open for the whole training
         length = inputs["input_ids"].shape[1]
-        log_probs, ids = (
-            torch.stack([_padded(self._file.get_tensor(f"{name}.{int(row)}"), length) for row in rows])
-            for name in ("log_probs", "ids")
-        )
+        with reading(f"{self.path} is damaged", "make it again with `lmprune teach`"):
+            log_probs, ids = (
+                torch.stack([_padded(self._file.get_tensor(f"{name}.{int(row)}"), length) for row in rows])
+                for name in ("log_probs", "ids")
+            )
+            if not (log_probs.isfinite().all() and ids.min() >= 0 and ids.max() < self._vocabulary):
+                raise ValueError("it has probabilities, or tokens, that there are not")
         device = student_NV.device
         seen = TopK(log_probs.to(device)[where], ids.to(device)[where].long())
         return divergence_from_top_k(student_NV, seen, self.temperature)

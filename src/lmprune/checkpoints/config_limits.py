@@ -1,0 +1,70 @@
+"""What a config may ask for, seen before anything is built by it: a number in it costs its writer nothing."""
+
+from __future__ import annotations
+
+import json
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError, shown
+from ..foreign import reading, text_of
+
+#: layers that a model has at most, and how often a pattern of them is repeated
+_LAYERS = 10_000
+#: no config counts anything beyond
+_COUNT = 2**63
+#: numbers in parameters, and bytes in buffers, that a model may have whatever its files hold
+_PARAMETERS, _BUFFERS = 2**26, 2**30
+_SECONDS, _MEGABYTES = 15, 2048
+
+
+def short(what: str) -> AbstractContextManager[None]:
+    """What is done by a config alone is over in a moment, or never."""
+    return reading(what, seconds=_SECONDS, megabytes=_MEGABYTES)
+
+
+def check_raw(file: str | None, place: object) -> None:
+    """Raises: UserError for a config.json that is no object, and for numbers that no model has."""
+    if file is None:
+        return
+    with reading(f"can't load the model of {place}: config.json"):
+        config = json.loads(text_of(Path(file)))  # NaN and Infinity, too: transformers writes them
+        if not isinstance(config, dict):
+            raise UserError(f"can't load the model of {place}: config.json holds {type(config).__name__}, no object")
+        for key, value in config.items():
+            _check(key, value, place)
+
+
+def _check(key: str, value: Any, place: object, most: int | None = None) -> None:
+    """most: what a whole number may be, where its name doesn't say."""
+    if isinstance(value, int) and abs(value) > (most or (_LAYERS if "layer" in key else _COUNT)):
+        raise UserError(f"{place}: config.json has {shown(key)} = {shown(value)}; no model has that")
+    if isinstance(value, dict):
+        for inner, each in value.items():
+            _check(inner, each, place)
+    if isinstance(value, list):
+        repeats = any(isinstance(each, list | dict) for each in value)  # as in [["global", "local"], 12]
+        for each in value:
+            _check(key, each, place, _LAYERS if repeats else _COUNT)
+
+
+def check_layers(config: Any, num_tensors: int, place: object) -> None:
+    """Raises: UserError where there are more layers than tensors, or none."""
+    number = getattr(config, "num_hidden_layers", None)
+    if isinstance(number, int) and not 1 <= number <= max(num_tensors, 1):
+        raise UserError(f"{place}: config.json says {number:,} layers, and the weights are {num_tensors:,} tensors")
+
+
+def check_size(outline: Any, stored: int, place: object) -> None:
+    """Before memory is taken for it. outline: on the meta device. stored: numbers that the files hold.
+
+    Raises: UserError where the config's model is another size altogether; smaller misfits are named later, one by one.
+    """
+    numbers = sum(parameter.numel() for parameter in outline.parameters())
+    made = sum(buffer.nbytes for buffer in outline.buffers())
+    if numbers > max(2 * stored, _PARAMETERS) or made > max(8 * stored, _BUFFERS):
+        raise UserError(
+            f"{place}: by config.json the model has {numbers:,} parameters and {made:,} bytes of tables, and its files "
+            f"hold {stored:,} numbers; config and weights don't belong together"
+        )

@@ -1,0 +1,32 @@
+"""Words of strangers in Markdown: they are shown, and not obeyed. Cards and reports write names with these."""
+
+from __future__ import annotations
+
+import re
+
+from .errors import one_line, spelt_out
+
+_ENTITIES = {"<": "&lt;", ">": "&gt;", "|": "&#124;"}
+_MARKUP = re.compile(r"[\\`*\[\]<>|]|(?<!\w)_|_(?!\w)|&(?=#|\w)|^[#+-]")
+
+
+def inline(text: str) -> str:
+    """In running text, headings and cells: one line, in which nothing is markup.
+
+    >>> inline("top_v [a](b) <b>|\\n# x")
+    'top_v \\\\[a\\\\](b) &lt;b&gt;&#124; # x'
+    """
+    found = one_line(text)
+    return _MARKUP.sub(lambda sign: _ENTITIES.get(sign[0], "&amp;" if sign[0] == "&" else "\\" + sign[0]), found)
+
+
+def code(text: str) -> str:
+    """In backticks, which it can't end."""
+    return f"`{one_line(text).replace('`', chr(39))}`"
+
+
+def fenced(text: str, kind: str) -> str:
+    """A block that nothing in it can end."""
+    text = spelt_out(text, keep="\n\t")
+    fence = "`" * (1 + max([2, *map(len, re.findall("`+", text))]))
+    return f"{fence}{kind}\n{text}\n{fence}"
