@@ -16,6 +16,7 @@ from tiny_checkpoints import byte_tokenizer, lmprune, tiny_checkpoint
 
 from lmprune.checkpoints import models
 from lmprune.checkpoints.licences import find_licence
+from lmprune.data import records as text_records
 from lmprune.data.records import render
 from lmprune.errors import UserError, one_line
 from lmprune.foreign import LONGEST, misfit, out_of_memory, reading, shown
@@ -205,7 +206,8 @@ def test_a_licence_of_many_words(folder: Path) -> None:
         "{{ 1 / 0 }}",
     ],
 )
-def test_a_chat_template_has_an_end(template: str) -> None:
+def test_a_chat_template_has_an_end(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_records, "_SECONDS", 0.5)
     sentence = said(render, ["a text"], byte_tokenizer(chat_template=template))
     assert sentence.startswith("the model's chat template ")
 
