@@ -180,13 +180,17 @@ def test_a_search_with_a_ratio_spends_what_it_leaves():
     assert num_params(model) == num_params(uniform) and plan.settings["scope"] == "global"
 
 
+def test_seconds_need_a_table():
+    with pytest.raises(UserError, match="seconds are read off a --latency-table; `lmprune latency MODEL"):
+        Budget(CostTarget("latency", 0.01))
+
+
 def test_what_can_not_be_spent_leaves_the_model_whole():
     model = tiny_model("llama")
     params = num_params(model)
     for budget, method, why in (
         (Budget(CostTarget("params", 10), by="dp"), "obs", "the best possible is"),
         (Budget(CostTarget("params", 0.8 * params), by="dp"), "magnitude", "only obs knows what errors grow by"),
-        (Budget(CostTarget("latency", 0.01)), "obs", "--latency-table"),
     ):
         with pytest.raises(UserError, match=why):
             lmprune.prune(model, data=text(), budget=budget, method=method, multiple_of=1)

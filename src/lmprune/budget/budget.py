@@ -57,6 +57,8 @@ class Budget:
     def __post_init__(self) -> None:
         if self.by not in BUDGETS:
             raise unknown("budget", self.by, BUDGETS)
+        if self.target is not None and self.target.timed and self.table is None:
+            raise UserError("seconds are read off a --latency-table; `lmprune latency MODEL --out FILE` makes one")
 
     @property
     def scope(self) -> Scope:
@@ -64,10 +66,8 @@ class Budget:
         return "local" if self.by == "uniform" else "global"
 
     def costs(self, places: Sequence[Place], params: int) -> Costs:
-        """Of what the target is about. params: of the whole model. Raises: UserError where seconds are not known."""
-        if self.target is not None and self.target.timed:
-            if self.table is None:
-                raise UserError("seconds are read off a --latency-table; `lmprune latency MODEL --out FILE` makes one")
+        """Of what the target is about. params: of the whole model. Raises: UserError for a table of other shapes."""
+        if self.table is not None:
             return self.table.costs(places)
         in_bytes = self.target is not None and self.target.wish == "bytes"
         return weight_costs(places, params, itemsize=self.itemsize if in_bytes else None)

@@ -90,13 +90,15 @@ CHECKS: Mapping[str, Callable[[typer.Context], None]] = {
 }  # fmt: skip
 
 
-def check_words(ctx: typer.Context, words: Sequence[str]) -> None:
-    """Raises: UserError where the command line would refuse these words, or the command before it reads a weight."""
+def check_words(ctx: typer.Context, words: Sequence[str]) -> dict[str, Any]:
+    """The command's parameters. Raises: UserError where the command line would refuse these words, or the command
+    before it reads a weight."""
     verb, *rest = words
     try:
         root: Any = ctx.find_root().command
         with root.commands[verb].make_context(verb, list(rest), parent=ctx.find_root()) as asked:
             CHECKS[verb](asked)
+            return dict(asked.params)
     except UserError:
         raise
     except Exception as error:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from . import comparing, deploying, measuring, pruning, running, serving, studies, training
+from . import comparing, deploying, measuring, pruning, running, serving, studies, sweeping, training
 from .console import CommandGroup
 
 #: in the order in which `--help` shows them
@@ -27,6 +27,7 @@ COMMANDS = {
     "export": deploying.export,
     "bench": measuring.bench,
     "compare": comparing.compare,
+    "sweep": sweeping.sweep,
     "chat": serving.chat,
     "serve": serving.serve,
     "latency": measuring.latency,
@@ -65,8 +66,11 @@ def _without_command(ctx: typer.Context, tell_version: Version = False) -> None:
         typer.echo(ctx.get_help())
 
 
+#: commands that take another's options beside their own
+_OTHERS_OPTIONS = {"sweep": {"allow_extra_args": True, "ignore_unknown_options": True}}
+
 for _name, _command in COMMANDS.items():
-    app.command(_name)(_command)
+    app.command(_name, context_settings=_OTHERS_OPTIONS.get(_name))(_command)
 
 
 def main() -> None:

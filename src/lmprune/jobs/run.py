@@ -24,7 +24,7 @@ from ..training.run_folder import unfinished
 
 FILE, RECORDS = "run.yaml", "run.jsonl"
 #: what a step is checked by, before the first one is carried out: its words -> None; raises UserError
-Check = Callable[[Sequence[str]], None]
+Check = Callable[[Sequence[str]], object]
 #: called with each step's name and record as soon as it is done
 Shown = Callable[[str, Mapping[str, Any]], None]
 
@@ -111,17 +111,23 @@ def _again(place: Path, step: Step, *, force: bool) -> list[str]:
 
 def _carry_out(found: Recipe, step: Step, place: Path, *, force: bool) -> dict[str, Any]:
     told = ["--run-file", str(place / FILE)] if step.verb in recipe.MAKE else []
-    words = [*step.words, *_again(place, step, force=force), *told, "--json"]
-    child = subprocess.Popen([sys.executable, "-m", "lmprune", *words], stdout=subprocess.PIPE)
+    code, record = record_of([*step.words, *_again(place, step, force=force), *told])
+    if record is None:
+        raise UserError(
+            f"{found.path}: {step.name} ended with exit code {code}, and said why above; "
+            "run the same file again when it is mended: what was done before it is kept"
+        )
+    return record
+
+
+def record_of(words: Sequence[str]) -> tuple[int, dict[str, Any] | None]:
+    """The exit code of a command in a process of its own, and its record where that is 0; what it says on the way is
+    seen as it says it."""
+    child = subprocess.Popen([sys.executable, "-m", "lmprune", *words, "--json"], stdout=subprocess.PIPE)
     try:
         out, _ = child.communicate()
     except BaseException:
         child.terminate()
         child.wait()
         raise
-    if child.returncode:
-        raise UserError(
-            f"{found.path}: {step.name} ended with exit code {child.returncode}, and said why above; "
-            "run the same file again when it is mended: what was done before it is kept"
-        )
-    return json.loads(out)
+    return child.returncode, None if child.returncode else json.loads(out)

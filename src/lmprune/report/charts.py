@@ -24,7 +24,8 @@ class Point:
 class Line:
     """name: in the legend. group: what colours and filters go by, a method's name.
 
-    points: one a run. curve: what is joined, such as the means of the runs. tip: of the curve.
+    points: one a run. curve: what is joined, such as the means of the runs. tip: of the curve. ink: a colour's number,
+    where the group's own is not wanted.
     """
 
     name: str
@@ -33,6 +34,11 @@ class Line:
     curve: tuple[tuple[float, float], ...] = ()
     dashed: bool = False
     tip: str = ""
+    ink: int | None = None
+
+    @property
+    def colour(self) -> int:
+        return colour(self.group) if self.ink is None else self.ink
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .answers import how, one_line
+from .charts import NUM_COLOURS, Chart, Line, LineChart, Point
 from .page import Page
 from .tables import MISSING, Table
 
@@ -67,9 +68,35 @@ def of_record(record: Mapping[str, Any]) -> Page:
         summary="The first model is what the others are compared with.",
         notes=(),
         claims=(),
-        parts=(("Comparison", tuple(tables), ()),),
+        parts=(("Comparison", tuple(tables), tuple(charts(record))),),
         runs=None,
     )
+
+
+#: what quality is drawn against -> what that is called
+_AXES: Mapping[str, tuple[str, Callable[[Model], float | None]]] = {
+    "params": ("parameters", lambda model: model["params"]),
+    "megabytes": ("MB of weights", lambda model: model["weight_megabytes"]),
+    "prefill": ("tokens a second of the prompt", lambda model: model["prefill"]["median"]),
+    "decode": ("new tokens a second", lambda model: model["decode"]["median"]),
+}
+
+
+def charts(record: Mapping[str, Any]) -> list[Chart]:
+    """Perplexity against what a model costs, of three models or more."""
+    models: Sequence[Model] = record["models"]
+    if len(models) < 3:
+        return []
+    made: list[Chart] = []
+    for axis, (label, cost) in _AXES.items():
+        lines = []
+        for number, (name, model) in enumerate(zip(names(models), models, strict=True)):
+            if (x := cost(model)) is not None:
+                tip = f"{name}\nperplexity {model['perplexity']:.2f}\n{x:,.4g} {label}"
+                lines.append(Line(name, name, (Point(x, model["perplexity"], tip),), ink=number % NUM_COLOURS))
+        title = f"Perplexity against {label}"
+        made.append(LineChart(axis, title, "A dot is a model.", label, "perplexity", tuple(lines)))
+    return made
 
 
 def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], told: str) -> Table:

@@ -33,7 +33,7 @@ def _lines(chart: LineChart) -> Figure:
     figure = Figure(figsize=(6.4, 4.2), dpi=100)  # fixed margins: a layout that fits them takes as long as the drawing
     axes = figure.add_axes((0.12, 0.13, 0.62, 0.78))
     for name, lines in _by_name(chart):
-        ink, style = COLOURS[colour(lines[0].group)], "--" if lines[0].dashed else "-"
+        ink, style = COLOURS[lines[0].colour], "--" if lines[0].dashed else "-"
         gap = (math.nan, math.nan)
         if curve := [place for line in lines if line.curve for place in (*line.curve, gap)]:
             axes.plot(

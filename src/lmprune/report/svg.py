@@ -53,8 +53,8 @@ def _attribute(text: str) -> str:
     return escape(text, quote=True).replace("\n", "&#10;")
 
 
-def _classes(group: str) -> str:
-    return f"g g-{slug(group)} c{colour(group)}"
+def _classes(group: str, ink: int) -> str:
+    return f"g g-{slug(group)} c{ink}"
 
 
 def _text(x: float, y: float, text: str, css_class: str = "", extra: str = "") -> str:
@@ -105,7 +105,7 @@ def _legend(chart: LineChart) -> tuple[list[str], int]:
         y = _TOP + row * _LEGEND_LINE
         dash = " dashed" if line.dashed else ""
         found += [
-            f'<g class="key k-{slug(line.group)} c{colour(line.group)}" data-group="{_attribute(line.group)}">'
+            f'<g class="key k-{slug(line.group)} c{line.colour}" data-group="{_attribute(line.group)}">'
             f'<path class="curve{dash}" d="M{at:.0f} {y}h18"/>{_text(at + 23, y + 4, name)}</g>'
         ]
         at += width
@@ -113,7 +113,7 @@ def _legend(chart: LineChart) -> tuple[list[str], int]:
 
 
 def _line(line: Line, x: Callable[[float], float], y: Callable[[float], float]) -> str:
-    parts = [f'<g class="{_classes(line.group)}">']
+    parts = [f'<g class="{_classes(line.group, line.colour)}">']
     if line.curve:
         path = "L".join(f"{x(a):.1f} {y(b):.1f}" for a, b in line.curve)
         tip = f' data-tip="{_attribute(line.tip)}"' if line.tip else ""
@@ -134,7 +134,9 @@ def _heat(chart: HeatChart) -> str:
     parts = [_open(chart, _LEFT + across * (width + 12), down * panel_height + 24)]
     for i, panel in enumerate(chart.panels):
         left, top = _LEFT + i % across * (width + 12), 20 + i // across * panel_height
-        parts += [f'<g class="{_classes(panel.group)}" transform="translate({left:.1f} {top:.1f})">']
+        parts += [
+            f'<g class="{_classes(panel.group, colour(panel.group))}" transform="translate({left:.1f} {top:.1f})">'
+        ]
         parts += [_text(0, -6, panel.name, "panel"), *_cells(panel, width, row_height)]
         if i % across == 0:
             parts += [
@@ -176,4 +178,6 @@ def _cells(panel: Panel, width: float, row_height: float) -> list[str]:
 
 def legend_groups(charts: list[Chart]) -> list[tuple[str, str, int]]:
     """(group, its slug, its colour) of all charts of a page."""
-    return [(group, slug(group), colour(group)) for group in groups(charts)]
+    lines = [line for chart in charts if isinstance(chart, LineChart) for line in chart.lines]
+    inks = {line.group: line.colour for line in lines}
+    return [(group, slug(group), inks.get(group, colour(group))) for group in groups(charts)]

@@ -1,0 +1,56 @@
+"""The command that prunes one model to several targets and shows what each costs and is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .comparing import shown
+from .console import talking
+from .options import Json, Model
+from .parameters import given
+
+
+def sweep(
+    ctx: typer.Context,
+    model: Model,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A folder for all of it.", show_default=False)],
+    targets: Annotated[
+        str,
+        typer.Option(metavar="A,B", help="0.9,0.75 (keep), 100M (parameters), 80MB, 1.5x, 20ms.", show_default=False),
+    ],
+    eval_data: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="Text to compare on.", show_default="validation split of --data"),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Of the text that is compared on.")] = 16384,
+    context: Annotated[int | None, typer.Option(metavar="N", help="Tokens a window.", show_default="1024")] = None,
+    tasks: Annotated[str | None, typer.Option(metavar="A,B", help="Tasks as well, as in `compare`.")] = None,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, help="Items of each task.")] = 100,
+    engine: Annotated[str, typer.Option(metavar="NAME", help="For the speed: torch, onnxruntime, llamacpp.")] = "torch",
+    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Of the engine.")] = 2,
+    repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Turns that are measured.")] = 5,
+    force: Annotated[bool, typer.Option("--force", metavar="", help="Begin again.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Prune a model to several targets, and compare them with it: quality, size, speed, as a table and a page.
+
+    Every other option is one of `prune`, and is the same for all targets: --method, --units, --budget, --data, …
+    A sweep that was stopped goes on where it was.
+
+    JSON: `model`, `targets` (a list of `name`, `command`, `record`), `comparison` (as of `compare`), `page`, `out`,
+    `seconds`.
+    """
+    options = given(locals())
+    with talking(as_json) as terminal:
+        from ..jobs.sweep import sweep as work
+        from .checks import check_words
+
+        def check(words: list[str]) -> Mapping[str, Any]:
+            return check_words(ctx, words)
+
+        record = work(terminal, **options, words=ctx.args, check=check)
+        terminal.result(record, *shown(record["comparison"]))

@@ -1,0 +1,120 @@
+"""`lmprune sweep`: targets become prunes of the same options, done once, and compared."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_bad_input import refused
+from tiny_checkpoints import documented, lmprune, tiny_checkpoint
+
+from lmprune.errors import UserError
+from lmprune.jobs import sweep as job
+from lmprune.jobs.sweep import parse_aims
+from lmprune.report import comparison
+
+SMALL = ("--max-tokens", 512, "--context", 64, "--threads", 1, "--repeats", 1, "--answer-tokens", 0)
+PRUNE = ("--method", "magnitude", "--multiple-of", 1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("sweep") / "dense", max_position_embeddings=512)
+
+
+@pytest.fixture
+def swept(model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The command, whose prunes are carried out in this process; `ran` lists them."""
+    ran: list[list[str]] = []
+
+    def here(words: list[str]) -> tuple[int, dict[str, Any] | None]:
+        ran.append(list(words))
+        done = lmprune(*words, "--json")
+        return done.code, json.loads(done.out) if done.code == 0 else None
+
+    monkeypatch.setattr(job, "record_of", here)
+
+    def run(targets: str, *args: object, out: str = "out") -> tuple[Any, list[list[str]]]:
+        ran.clear()
+        words = ("sweep", model, "--out", tmp_path / out, "--targets", targets, "--data", text, *SMALL, *PRUNE, *args)
+        return lmprune(*words, "--json"), list(ran)
+
+    return run
+
+
+def test_targets_as_people_write_them() -> None:
+    aims = parse_aims("0.9, .5,100M,900KB,80MB,1.5GiB,2x,20ms,1.5s")
+    assert [aim.option for aim in aims] == [
+        "keep", "keep", "target-params", "target-bytes", "target-bytes", "target-bytes", "target-speedup",
+        "target-latency", "target-latency",
+    ]  # fmt: skip
+    assert [aim.option for aim in parse_aims("7B,100000")] == ["target-params"] * 2
+    for wrong in ("1.0", "0.5,", "fast", "-1", "2 x", "80.5"):
+        with pytest.raises(UserError, match="is no target; give --targets such as"):
+            parse_aims(wrong)
+    with pytest.raises(UserError, match=r"names keep-0\.5 twice"):
+        parse_aims("0.5,0.5")
+
+
+@pytest.mark.slow
+def test_each_target_is_a_prune_and_all_are_compared(swept: Any, model: Path, tmp_path: Path) -> None:
+    params = lmprune("inspect", model, "--json").record["params"]
+    shown, ran = swept(f"0.5,{params - 100}")
+    record = json.loads(shown.out)
+    assert set(record) == documented("sweep")
+    half, fewer = record["targets"]
+    assert half["record"]["widths"] == [24, 24, 24] and fewer["record"]["params_after"] <= params - 100
+    assert [words[:4] for words in ran] == [["prune", str(model), "--out", str(tmp_path / "out" / name)]
+                                            for name in ("keep-0.5", f"params-{params - 100}")]  # fmt: skip
+    models = record["comparison"]["models"]
+    assert [each["params"] for each in models] == [params, *(t["record"]["params_after"] for t in record["targets"])]
+    charts = comparison.charts(record["comparison"])
+    assert [chart.id for chart in charts] == ["params", "megabytes", "prefill", "decode"]
+    assert all(
+        [line.name for line in chart.lines] == ["dense", "keep-0.5", f"params-{params - 100}"] for chart in charts
+    )
+    assert len({line.colour for line in charts[0].lines}) == 3
+    page = Path(record["page"]).read_text(encoding="utf-8")
+    assert page.count("<svg") == 4 and "Perplexity against parameters" in page
+
+
+@pytest.mark.slow
+def test_it_goes_on_where_it_was(swept: Any, tmp_path: Path) -> None:
+    swept("0.5")
+    shown, ran = swept("0.5,0.25")
+    assert shown.code == 0 and [Path(words[3]).name for words in ran] == ["keep-0.25"]
+    assert "1 of 2 targets were reached before: keep-0.5" in shown.err
+    shown, _ = swept("0.5", "--seed", 1)
+    assert shown.code == 2 and "holds keep-0.5 from lmprune prune" in shown.err
+    shown, ran = swept("0.5", "--seed", 1, "--force")
+    assert shown.code == 0 and len(ran) == 1
+
+
+def test_what_it_refuses(swept: Any, model: Path, text: Path, tmp_path: Path) -> None:
+    """Before anything is pruned."""
+    for targets, args, sentence in [
+        ("half", (), "'half' is no target"),
+        ("0.5", ("--keeep", 1), "No such option: --keeep"),
+        ("0.5,1.5x", (), "--latency-table"),
+        ("0.5", ("--engine", "fast"), "engine"),
+        ("0.5", ("--tasks", "chess"), "'chess' is no task"),
+    ]:
+        shown, ran = swept(targets, *args)
+        assert shown.code == 2 and sentence in shown.err and ran == [] and not (tmp_path / "out").exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    shown, _ = swept("0.5", out="other")
+    assert "no sweep's folder; choose another --out" in shown.err
+    assert "Missing option" in refused("sweep", model, "--out", tmp_path / "o")
+
+
+def test_a_prune_that_fails_is_told(model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shell = tmp_path / "python"
+    shell.write_text("#!/bin/sh\nexit 3\n")
+    shell.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(shell))
+    found = refused("sweep", model, "--out", tmp_path / "o", "--targets", "0.5", "--data", text, *PRUNE)
+    assert found.startswith("keep-0.5 ended with exit code 3") and "goes on when it is mended" in found
