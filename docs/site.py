@@ -18,11 +18,12 @@ import yaml
 ROOT = Path(__file__).parents[1]
 #: in the order of the menu, by headings
 MENU = {
-    "Start": ("index", "quickstart", "training", "tasks", "runs", "studies", "deploy"),
+    "Start": ("index", "quickstart", "how_it_works", "faq", "training", "tasks", "runs", "studies", "deploy"),
     "Reference": ("methods", "results", "json", "api", "lab_notes"),
     "Extend": ("architecture", "add_a_family", "add_a_criterion", "plugins", "CONTRIBUTING", "CHANGELOG"),
 }
 FIRST = {"README": "index"}
+PICTURES = ROOT / "docs" / "img"
 
 
 def pages() -> dict[str, Path]:
@@ -32,7 +33,7 @@ def pages() -> dict[str, Path]:
 
 
 def relinked(text: str, page: Path, names: dict[Path, str]) -> str:
-    """Links to pages lead to where they are in the site; other files are named only."""
+    """Links to pages and pictures lead to where they are in the site; other files are named only."""
 
     def change(link: re.Match[str]) -> str:
         label, target = link[1], link[2]
@@ -42,6 +43,7 @@ def relinked(text: str, page: Path, names: dict[Path, str]) -> str:
         name = names.get((page.parent / path).resolve())
         return f"[{label}]({name}.md{'#' + anchor if anchor else ''})" if name else label
 
+    text = text.replace(f"]({PICTURES.relative_to(page.parent)}/", f"]({PICTURES.name}/")
     return re.sub(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)", change, text)
 
 
@@ -76,6 +78,7 @@ def build(out: Path) -> None:
     """Raises: subprocess.CalledProcessError for a broken link."""
     shutil.rmtree(out, ignore_errors=True)
     (out / "pages").mkdir(parents=True)
+    shutil.copytree(PICTURES, out / "pages" / PICTURES.name)
     names = {path.resolve(): name for name, path in pages().items()}
     for name, path in pages().items():
         (out / "pages" / f"{name}.md").write_text(relinked(path.read_text(encoding="utf-8"), path, names), "utf-8")
