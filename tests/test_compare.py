@@ -88,5 +88,6 @@ def test_what_can_t_be_compared(pair: tuple[Path, Path], text: Path, tmp_path: P
     assert "no model at" in refused("compare", pair[0], "/no/where", *args)
     assert "unknown engine" in refused("compare", *pair, *args, "--engine", "torhc")
     assert "is no task" in refused("compare", *pair, *args, "--tasks", "wikitext")
+    assert "written by each model itself" in refused("compare", *pair, "--data", "self")
     (tmp_path / "p.html").write_text("mine")
     assert "exists" in refused("compare", *pair, *args, "--out", tmp_path / "p.html")

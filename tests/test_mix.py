@@ -205,6 +205,30 @@ def test_prune_on_a_mix_and_evaluate_by_kind(model: Path, folder: Path, tmp_path
     assert "baseline" not in lmprune(*asked, "--json").record
 
 
+@pytest.mark.usefixtures("no_hub")
+def test_prune_reads_a_mix_where_nobody_says_what(model: Path, folder: Path, tmp_path: Path) -> None:
+    """And compares on other text what was made of it, which a training is not by."""
+    quick = (
+        "--calibration-tokens",
+        1024,
+        "--seq-len",
+        64,
+        "--method",
+        "activation",
+        "--keep",
+        0.5,
+        "--answer-tokens",
+        0,
+    )
+    shown = lmprune("prune", model, "--out", tmp_path / "out", *quick)
+    assert shown.code == 0 and "calibrating on mix of 30% python-docs, 30% python-code, 40% self" in shown.err
+    assert "eval" in shown.err + shown.out and "--data python-docs" in shown.err + shown.out
+    record = lmprune("prune", model, "--out", tmp_path / "o", "--data-dir", folder, *quick, "--json").record
+    assert set(record["data"]["parts"]) == {"chat", "code", "web"}
+    training = ("--method", "gum", "--steps", 20, "--seq-len", 64, "--data-dir", folder, "--out", tmp_path / "t")
+    assert "wiki.train" in refused("prune", model, *training)
+
+
 def test_a_mix_needs_a_number_of_tokens(model: Path, folder: Path, tmp_path: Path) -> None:
     sentence = refused("eval", model, "--data", "mix", "--data-dir", folder)
     assert sentence == "mix is as long as you like; say how much to read with --max-tokens"

@@ -93,6 +93,18 @@ def test_it_goes_on_where_it_was(swept: Any, tmp_path: Path) -> None:
     assert shown.code == 0 and len(ran) == 1
 
 
+def test_what_a_mix_is_compared_on(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every model would write another part of a mix."""
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(job, "record_of", lambda words: (0, {}))
+    monkeypatch.setattr(job, "compare", lambda terminal, **how: asked.update(how) or {"models": [], "out": ""})
+    monkeypatch.setattr("lmprune.commands.sweeping.shown", lambda record: [])
+    for more, text in ((), "python-docs"), (("--eval-data", "python-code"), "python-code"):
+        out = tmp_path / text
+        done = lmprune("sweep", model, "--out", out, "--targets", "0.5", "--data", "mix:python-docs=1", *PRUNE, *more)
+        assert done.code == 0 and asked["data"] == text and asked["split"] == "validation"
+
+
 def test_what_it_refuses(swept: Any, model: Path, text: Path, tmp_path: Path) -> None:
     """Before anything is pruned."""
     for targets, args, sentence in [

@@ -49,7 +49,7 @@ def prune(
     keep: Keep = 0.75,
     scope: Scope | None = None,
     budget: Budget | None = None,
-    data: str | TextData | Sequence[str] | Tensor = "wikitext",
+    data: str | TextData | Sequence[str] | Tensor = "mix",
     data_dir: Path | None = None,
     chat_template: bool = False,
     calibration_tokens: int = 65536,

@@ -28,6 +28,7 @@ _ENOUGH = 1000
 def _prune(ctx: Any) -> None:
     pruning.check_usage(ctx)
     asked = prune.check(**given(ctx.params))
+    ctx.params |= {"data": asked["data"]}
     if asked.calibrates or asked.training:
         _readable(ctx.params, "train")
 

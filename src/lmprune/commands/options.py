@@ -57,7 +57,12 @@ ScopeName = Annotated[
         show_default="as the method",
     ),
 ]
-CalibrationText = Annotated[str, typer.Option(metavar="SRC", help=f"Text to calibrate on (train): {SOURCES}")]
+CalibrationText = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SRC", help=f"Text to calibrate on (train): {SOURCES}", show_default="mix; while it trains, wikitext"
+    ),
+]
 TrainingText = Annotated[str, typer.Option(metavar="SRC", help=f"Text to train on (train): {SOURCES}")]
 StudentsText = Annotated[str, typer.Option(metavar="SRC", help=f"Text (train) that students train on: {SOURCES}")]
 EvaluationText = Annotated[str, typer.Option(metavar="SRC", help=f"Text: {SOURCES}", show_default=False)]

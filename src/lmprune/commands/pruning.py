@@ -95,7 +95,7 @@ def prune(
     units: Units = "neurons",
     keep: Keep = "0.75",
     scope: ScopeName = None,
-    data: CalibrationText = "wikitext",
+    data: CalibrationText = None,
     data_dir: DataDir = None,
     calibration_tokens: CalibrationTokens = None,
     quick: Quick = False,

@@ -24,7 +24,11 @@ def sweep(
     ],
     eval_data: Annotated[
         str | None,
-        typer.Option(metavar="SOURCE", help="Text to compare on.", show_default="validation split of --data"),
+        typer.Option(
+            metavar="SOURCE",
+            help="Text to compare on.",
+            show_default="validation split of --data; for a mix python-docs",
+        ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Of the text that is compared on.")] = 16384,
     context: Annotated[int | None, typer.Option(metavar="N", help="Tokens a window.", show_default="1024")] = None,

@@ -94,6 +94,12 @@ class Made:
     quality: Mapping[str, Any] | None = None
 
 
+def usual_text(*, trains: bool) -> str:
+    """What is read where nobody said: text of several kinds, for a cut shows on each that it was not fitted to; by a
+    training the paper's."""
+    return "wikitext" if trains else "mix"
+
+
 def goes_on_schedule(training: Training | None, plan: PrunePlan | None) -> bool:
     """Whether neurons go little by little while the model trains."""
     return training is not None and training.schedule != "oneshot" and plan is None

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import data as texts
 from ..checkpoints import models as checkpoints
 from ..checkpoints import sources
 from ..checkpoints.writing import written_aside
@@ -34,6 +35,7 @@ def compare(
     """
     start = time.perf_counter()
     wanted = check(models, tasks, engine, out, force=force)
+    check_text(data, data_dir)
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     text = {
         "data": data, "data_dir": data_dir, "split": split, "holdout": None, "context": context, "stride": None,
@@ -81,6 +83,15 @@ def check(models: Sequence[str], tasks: str | None, engine: str, out: Path | Non
     if out is not None and (out.is_dir() or (out.exists() and not force)):
         raise UserError(f"{out} exists; choose another --out, or replace the file there with --force")
     return wanted
+
+
+def check_text(data: str, data_dir: Path | None) -> None:
+    """Raises: UserError for a text that is another for each model."""
+    if texts.needs_model(data, data_dir):
+        raise UserError(
+            f"{data} is written by each model itself, all or some of it, so that they would be compared on different "
+            "texts; name another --data"
+        )
 
 
 def _task(

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..checkpoints import models
 from ..runtimes.architectures import GGUF
+from .asked import usual_text
 
 
 def after_prune(record: Mapping[str, Any], options: Mapping[str, Any]) -> list[list[str]]:
@@ -30,10 +31,11 @@ def after_prune(record: Mapping[str, Any], options: Mapping[str, Any]) -> list[l
 
 def _held_out(record: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
     """Text that was not calibrated on: the own one's validation split, if it has one."""
-    if options["holdout"] is not None:
+    if options["holdout"] is not None and options["data"] is not None:
         return [options["data"], "--holdout", f"{options['holdout']:g}"]
-    if record["data"] is not None and options["data"].startswith("wikitext"):
-        return [options["data"], *(["--data-dir", str(options["data_dir"])] if options["data_dir"] else [])]
+    data = options["data"] or usual_text(trains="training" in record)
+    if record["data"] is not None and data.startswith("wikitext"):
+        return [data, *(["--data-dir", str(options["data_dir"])] if options["data_dir"] else [])]
     return ["python-docs"]
 
 

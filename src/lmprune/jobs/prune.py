@@ -26,7 +26,7 @@ from ..training.examples import Corpus
 from ..training.run_folder import RunFolder
 from . import budgeting, by_quality, inspection, timing
 from .answers import answers, check_prompts, compared
-from .asked import Asked, Made, Opened, goes_on_schedule
+from .asked import Asked, Made, Opened, goes_on_schedule, usual_text
 from .card import model_card
 from .earlier_plan import history, tell_of_plan
 from .opening import check_streams, open_model
@@ -57,7 +57,7 @@ def prune(terminal: Teller, **options: Any) -> dict[str, Any]:
 
 
 def check(
-    *, model: str, out: Path, units: str, method: str, keep: str, scope: Any, data: str, data_dir: Path | None,
+    *, model: str, out: Path, units: str, method: str, keep: str, scope: Any, data: str | None, data_dir: Path | None,
     holdout: float | None, calibration_tokens: int | None, seq_len: int, multiple_of: int, plan: Path | None,
     dtype: str, save_dtype: str | None, device: str, seed: int, scores_out: Path | None, force: bool,
     ffn: str | None, chat_template: bool, stream: bool, trust_remote_code: bool, prompts: Path | None,
@@ -67,6 +67,7 @@ def check(
     """Everything that can be found wrong before a weight or a text is read. Raises: UserError."""
     options = flat(locals())
     training, questions = training_of(training_options), check_prompts(prompts, answer_tokens)
+    options["data"] = data = data or usual_text(trains=training is not None)
     options = timing.without_quick(options, training)
     chosen = PrunePlan.load(plan) if plan else None
     kinds = chosen.kinds if chosen else parse_units(units)

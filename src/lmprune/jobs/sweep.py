@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.writing import written_aside
+from ..data import mix
 from ..errors import UserError
 from ..progress import Teller
 from .compare import check as check_compared
@@ -22,6 +23,8 @@ from .run import record_of
 
 #: in the sweep's folder: a line for each target that is reached, and the page
 RECORDS, PAGE = "sweep.jsonl", "sweep.html"
+#: what models are compared on that were calibrated on a mix
+FOR_MIXES = "python-docs"
 #: how a target is written -> the option of `prune` that it is
 _FORMS: Sequence[tuple[str, str]] = (
     (r"0?\.\d+", "keep"),
@@ -108,9 +111,12 @@ def _text(
     steps: Mapping[str, Sequence[str]], check: Callable[[Sequence[str]], Mapping[str, Any]],
     asked: Mapping[str, Any] | None, eval_data: str | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """What models are compared on: the validation split of the text that they are pruned by, or another."""
+    """What models are compared on: another text, or the validation split of the one that they are pruned by; a mix has
+    none that is everybody's."""
     if asked is None:  # all are there: only what was asked is wanted
         asked = check([*next(iter(steps.values())), "--force"])
+    if eval_data is None and mix.is_mix(asked["data"]):
+        eval_data = FOR_MIXES
     names = ("data", "data_dir", "dtype", "device", "trust_remote_code", "prompts", "answer_tokens")
     found = {name: asked[name] for name in names}
     return found | {"split": "validation"} | ({} if eval_data is None else {"data": eval_data, "data_dir": None})
