@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import resource
 import signal
 import sys
 import threading
@@ -38,7 +37,7 @@ def reading(
 
     What a library may raise is not known beforehand: dataclasses, plain Exception, panics of Rust. Only a mistake of
     ours, an assertion in lmprune's own code, stays what it is.
-    seconds: of the processor, after which it ends (in the main thread). megabytes: that may be taken on top (Linux).
+    seconds: of the processor, after which it ends (in the main thread, but on Windows). megabytes: that may be taken on top (Linux).
     """
     try:
         with _ends(seconds), _room(megabytes):
@@ -108,7 +107,8 @@ def clipped(text: str) -> str:
 @contextmanager
 def _ends(seconds: float | None) -> Iterator[None]:
     """By the processor's time: a slow network, or another program, is not held against it."""
-    if seconds is None or threading.current_thread() is not threading.main_thread():
+    in_main = threading.current_thread() is threading.main_thread()
+    if seconds is None or not in_main or not hasattr(signal, "setitimer"):
         yield
         return
 
@@ -129,6 +129,8 @@ def _room(megabytes: int | None) -> Iterator[None]:
     if megabytes is None or sys.platform != "linux":
         yield
         return
+    import resource  # which Windows has not
+
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     wanted = taken + megabytes * 2**20
