@@ -37,7 +37,8 @@ def reading(
 
     What a library may raise is not known beforehand: dataclasses, plain Exception, panics of Rust. Only a mistake of
     ours, an assertion in lmprune's own code, stays what it is.
-    seconds: of the processor, after which it ends (in the main thread, but on Windows). megabytes: that may be taken on top (Linux).
+    seconds: of the processor, after which it ends (in the main thread; not on Windows). megabytes: that may be taken on
+    top (Linux).
     """
     try:
         with _ends(seconds), _room(megabytes):
