@@ -15,7 +15,9 @@ from ..runtimes.architectures import GGUF, KEYS
 from ..runtimes.gguf_file import GGUFFile
 from ..runtimes.gguf_keys import IRRELEVANT, NEUTRAL, READ_KEYS, UNTOLD
 from ..runtimes.gguf_spec import GGUFSpec
+from ..runtimes.mixtures import MIXTURES_IN_GGUF, TOP_K
 from ..sites.families import FAMILIES
+from ..sites.mixtures import MIXTURES
 from .gguf_rope import rope_parameters
 from .gguf_settings import Settings, tidy
 
@@ -24,11 +26,15 @@ _IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 
 
+#: model type -> its row
+ROWS = GGUF | MIXTURES_IN_GGUF
+
+
 def model_types(file: GGUFFile) -> list[str]:
     """The rows of GGUF that are written as the file's architecture. Raises: UserError where there is none."""
-    found = [name for name, spec in GGUF.items() if file.arch in (spec.arch, spec.per_layer)]
+    found = [name for name, spec in ROWS.items() if file.arch in (spec.arch, spec.per_layer)]
     if not found:
-        known = ", ".join(sorted({spec.arch for spec in GGUF.values()}))
+        known = ", ".join(sorted({spec.arch for spec in ROWS.values()}))
         raise UserError(
             f"{file.path} is of GGUF architecture {file.arch}, and lmprune reads {known}; "
             "start from the model's safetensors"
@@ -48,14 +54,16 @@ def config_of(file: GGUFFile, model_type: str) -> Any:
 
     Raises: UserError for a hyper-parameter that the model type has no place for, naming it.
     """
-    settings, spec = _checked(file), GGUF[model_type]
+    settings, spec = _checked(file), ROWS[model_type]
     cls = CONFIG_MAPPING[model_type]
     names = _Names(cls)
     rows = file.tensors["token_embd.weight"].shape[0]
     if settings.take("vocab_size", rows) != rows:
         raise settings.refused("vocab_size", f"but its token_embd.weight has {rows} rows")
     fields: dict[str, Any] = {"vocab_size": rows, **_ids(file)}
-    if key := FAMILIES[model_type].width_key:
+    if model_type in MIXTURES:
+        _experts(settings, names, model_type, fields)
+    elif key := FAMILIES[model_type].width_key:
         fields[key] = max(widths(file))
     settings.take("feed_forward_length")
     head_size = _heads(settings, names, fields)
@@ -67,6 +75,10 @@ def config_of(file: GGUFFile, model_type: str) -> Any:
         if key not in IRRELEVANT and value not in NEUTRAL.get(key, ()):
             raise settings.refused(key, f"which a model of type {model_type} has no place for")
     config = cls(**fields)
+    for key, own in spec.counts.items():
+        expected = own(config) if callable(own) else own
+        if not isinstance(own, str) and file.settings().get(key, expected) != expected:
+            raise settings.refused(key, f"but lmprune knows this architecture with {expected} only")
     _take_for_granted(config, spec, file)
     return config
 
@@ -96,6 +108,24 @@ def _checked(file: GGUFFile) -> Settings:
 def _ids(file: GGUFFile) -> dict[str, Any]:
     """Of special tokens; a class's defaults are another model's."""
     return {name: file.metadata.get(f"tokenizer.ggml.{theirs}_token_id") for name, theirs in _IDS.items()}
+
+
+def _experts(settings: Settings, names: _Names, model_type: str, fields: dict[str, Any]) -> None:
+    """Fill in the experts: how many, how wide, and how many of them a token goes to."""
+    mixture, whole = MIXTURES[model_type], settings.number("feed_forward_length")
+    if not (number := settings.take("expert_count", 0)):
+        raise UserError(f"{settings.file.path} has no experts, and {model_type} is a mixture")
+    if (few := settings.take("expert_used_count")) is None:
+        raise UserError(f"{settings.file.path} lacks {settings.file.arch}.expert_used_count")
+    used = names.find(TOP_K)
+    assert used, "every mixture has one of them"
+    fields |= {mixture.count_key: number, used: few}
+    fields["intermediate_size"] = whole
+    fields[mixture.width_key] = settings.take("expert_feed_forward_length", whole)
+    for key, own in ROWS[model_type].counts.items():
+        value = settings.take(key)
+        if isinstance(own, str) and value is not None:
+            fields[own] = value
 
 
 def _heads(settings: Settings, names: _Names, fields: dict[str, Any]) -> int:

@@ -18,13 +18,14 @@ from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
 from ..errors import UserError
-from ..runtimes.architectures import GGUF
 from ..runtimes.gguf_file import GGUFFile, read_gguf
 from ..runtimes.gguf_layout import TensorPlace, places
 from ..runtimes.gguf_spec import GGUFSpec
+from ..runtimes.mixtures import stored
 from ..sites.find import find_sites
+from ..sites.mixtures import is_mixture
 from .dtypes import GGUF_FLOATS
-from .gguf_config import config_of, model_types, widths
+from .gguf_config import ROWS, config_of, model_types, widths
 from .gguf_rope import ROPE_TENSORS
 from .shrinking import record_shapes
 from .stored import Unchanged
@@ -51,8 +52,14 @@ class Described:
         return GGUF_FLOATS.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
 
     def parameters(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        shapes, parts = {name: tensor.shape for name, tensor in stored(self.model)}, []
         for place in self.places:
-            yield place.name, place.read(torch.from_numpy(self.file.values(place.theirs))).to(dtype)
+            which, number = place.part
+            parts.append(place.read(torch.from_numpy(self.file.values(place.theirs))).to(dtype))
+            if which == number - 1:
+                whole = torch.cat(parts, -2) if number > 1 else parts[0]
+                yield place.name, whole.reshape(shapes[place.name])
+                parts.clear()
         named = [*self.model.named_parameters(), *self.model.named_buffers()]
         for ending, values in self.scalars.items():
             ours = [(name, old) for name, old in named if name.endswith(f".{ending}")]
@@ -95,7 +102,7 @@ def load(path: Path, dtype: torch.dtype | None) -> tuple[Any, dict[str, Any]]:
 
 
 def _described(file: GGUFFile, model_type: str) -> Described:
-    spec, there = GGUF[model_type], _tensors(file)
+    spec, there = ROWS[model_type], _tensors(file)
     zeros = _zeros(file, spec, there)
 
     def placed(config: Any) -> tuple[Any, tuple[TensorPlace, ...]]:
@@ -118,7 +125,7 @@ def _described(file: GGUFFile, model_type: str) -> Described:
         raise UserError(f"{file.path}: lmprune knows no {file.arch} with these settings; start from its safetensors")
     model, found = placed(config)
     there -= zeros - {place.theirs for place in found}
-    if _cut(model, _reader_biases(model, found, there), widths(file)):
+    if not is_mixture(config) and _cut(model, _reader_biases(model, found, there), widths(file)):
         found = tuple(places(model, spec, file.arch))
     _check(file, found, there)
     _check_rope(file, model)

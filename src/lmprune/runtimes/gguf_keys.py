@@ -29,6 +29,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "attention.sliding_window"), (0,)),
     **dict.fromkeys(("attention.clamp_kqv", "attention.max_alibi_bias", "logit_scale", "attention.scale"), (0,)),
     **dict.fromkeys(("embedding_scale", "residual_scale", "rope.scale_linear"), (0, 1)),
+    **dict.fromkeys(("expert_gating_func", "expert_group_count", "expert_group_used_count"), (0, 1)),
     "attention.causal": (True,),
 }
 

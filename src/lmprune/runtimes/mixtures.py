@@ -77,6 +77,8 @@ MIXTURES_IN_GGUF: dict[str, GGUFSpec] = {
     "minimax_m2": GGUFSpec("minimax-m2", assumes=_SILU, counts={"expert_gating_func": _SIGMOID}),
 }  # fmt: skip
 
+#: the config fields that may hold how many experts a token goes to
+TOP_K = ("num_experts_per_tok", "moe_k", "moe_topk")
 #: mixtures that can't be written, with the reason that a user gets
 NOT_IN_GGUF: dict[str, str] = {
     "phimoe": "llama.cpp routes by a plain softmax, and PhiMoE by another rule (SparseMixer)",
