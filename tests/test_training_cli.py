@@ -17,9 +17,12 @@ from tiny_checkpoints import DOCS, byte_tokenizer, documented, lmprune, tiny_che
 from tiny_models import LAYERS, WIDTH, tiny_model, tokens
 from transformers import TrainerCallback
 
+from lmprune import data
 from lmprune.checkpoints import models
 from lmprune.data.pairs import IGNORED
+from lmprune.data.tokens import stream
 from lmprune.errors import UserError
+from lmprune.evaluation.perplexity import perplexity
 from lmprune.gradual import GradualPruner
 from lmprune.jobs.training_checks import training_of
 from lmprune.jobs.training_options import Training
@@ -105,6 +108,17 @@ def test_people_see_how_it_went(model: Path, text: Path, tmp_path: Path) -> None
     )
     assert f"training on {text}" in shown.err and "12/12 loss" in shown.err and "keep 0.500" in shown.err
     assert "has no validation split: perplexity will be of the training text" in shown.err
+
+
+def test_how_much_is_measured_on(model: Path, text: Path, tmp_path: Path) -> None:
+    """And at both ends, where nothing says how often."""
+    how = ("--data", text, *SHORT, *GUM, "--eval-tokens", 64, "--out", tmp_path / "o")
+    told = lmprune("prune", model, *how, "--json").record["training"]
+    ids = stream(models.load_tokenizer(model), data.load(str(text)), 64)[0]
+    alone = perplexity(models.load(model, dtype="float32"), ids, context=32)
+    assert told["first_perplexity"] == pytest.approx(alone.perplexity, rel=1e-4)
+    log = (tmp_path / "o" / "training_log.jsonl").read_text().splitlines()
+    assert len([line for line in log if "perplexity" in line]) == 2
 
 
 def test_the_plan_of_a_learned_method_is_applied_at_once(pruned: dict[str, Any], model: Path, tmp_path: Path) -> None:
@@ -347,6 +361,8 @@ def fails(model: Path, text: Path, tmp_path: Path) -> Any:
         ("--steps 20 --report-to nowhere", "can't report to 'nowhere'; installed here: "),
         ("--steps 20 --data self", "say how much with --train-tokens"),
         ("--steps 20 --data self --train-tokens 64 --eval-every 5", "has no validation split; leave out --eval-every"),
+        ("--steps 20 --data self --train-tokens 64 --eval-tokens 64", "leave out --eval-tokens"),
+        ("--steps 20 --eval-tokens 20", "20 tokens don't hold one sequence of 32"),
         ("--steps 20 --train-tokens 96", "3 training examples are fewer than one step's 4; give more text"),
         ("--steps 20 --train-tokens 20", "20 tokens don't hold one sequence of 32"),
         ("--steps 20 --dtype float16", "weights in float16 can't be trained"),

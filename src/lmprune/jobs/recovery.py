@@ -87,14 +87,13 @@ def _prepare(options: Mapping[str, Any], job: Job, model: Any) -> Prepared:
 
 def _held_out(job: Job, model: Any, batch_size: int) -> list[dict[str, Any]]:
     """Batches of the validation split. Raises: UserError where it is the training text."""
-    text = job.corpus.text("validation", JUDGED_TOKENS, tokenizer=job.tokenizer, model=model)
+    number = job.training.eval_tokens or JUDGED_TOKENS
+    text = job.corpus.text("validation", number, tokenizer=job.tokenizer, model=model)
     if text.provenance["sha256"] == job.text.provenance["sha256"]:
         raise UserError(
             f"{text.name} has no validation split, which says when to stop; keep a share of it with --holdout 0.1"
         )
-    examples = job.corpus.examples(
-        "validation", job.tokenizer, seq_len=job.seq_len, num_tokens=JUDGED_TOKENS, text=text
-    )
+    examples = job.corpus.examples("validation", job.tokenizer, seq_len=job.seq_len, num_tokens=number, text=text)
     check_examples(examples, model)
     return [collate(examples[i : i + batch_size]) for i in range(0, len(examples), batch_size)]
 

@@ -125,14 +125,13 @@ class Job:
             )  # fmt: skip
 
     def held_out(self) -> list[dict[str, Any]]:
-        if self.training.eval_every is None:
+        if not self.training.measures:
             return []
-        text = self.corpus.text("validation", HELD_OUT_TOKENS, tokenizer=self.tokenizer)
+        number = self.training.eval_tokens or HELD_OUT_TOKENS
+        text = self.corpus.text("validation", number, tokenizer=self.tokenizer)
         if text.provenance["sha256"] == self.text.provenance["sha256"]:
             self.terminal.note(f"{text.name} has no validation split: perplexity will be of the training text")
-        return self.corpus.examples(
-            "validation", self.tokenizer, seq_len=self.seq_len, num_tokens=HELD_OUT_TOKENS, text=text
-        )
+        return self.corpus.examples("validation", self.tokenizer, seq_len=self.seq_len, num_tokens=number, text=text)
 
     def teacher(self, student: Any, examples: list[dict[str, Any]]) -> Teacher | None:
         name, temperature = self.training.teacher, self.training.kl_temperature

@@ -72,8 +72,9 @@ def check_source(data: str, train_tokens: int | None, training: Training | None 
         raise UserError("a mix is as long as you like; say how much of it with --train-tokens")
     if training is None:
         return
-    if data == "self" and training.eval_every is not None:
-        raise UserError("text that the model writes itself (self) has no validation split; leave out --eval-every")
+    if data == "self" and training.measures:
+        name = "eval-tokens" if training.eval_every is None else "eval-every"
+        raise UserError(f"text that the model writes itself (self) has no validation split; leave out --{name}")
     if training.loss_on is not None and not is_source(data):
         raise UserError("--loss-on is about pairs of context and completion, and this is plain text; leave it out")
 

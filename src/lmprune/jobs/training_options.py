@@ -47,6 +47,7 @@ class Training:
     train_tokens: int | None = _option("N", "Train on the first so many tokens of the text.", "all")
     loss_on: str | None = _option("completion|sequence", "Pairs: which tokens count in the loss.", "completion")
     eval_every: int | None = _option("N", "Validation perplexity at the start, every N steps and at the end.")
+    eval_tokens: int | None = _option("N", "Tokens of the validation text that are measured on.", "16,384")
     save_every: int | None = _option("N", "Save the run every N steps, so that it can be resumed.")
     resume: bool = _switch("Go on with the run that was killed or stopped.")
     lora_rank: int | None = _option("N", "Train LoRA factors of this rank instead of all weights.")
@@ -68,6 +69,11 @@ class Training:
         "λ_u", "How much harder neurons that are like others (gum).", panel=ON_THE_WAY
     )
     warm_start: bool = _switch("Begin learned scores at the ranks of obs, and refit as it does.", panel=ON_THE_WAY)
+
+    @property
+    def measures(self) -> bool:
+        """Whether perplexity is measured on the way, or at least at the start and at the end."""
+        return self.eval_every is not None or self.eval_tokens is not None
 
     def given(self, *names: str) -> dict[str, Any]:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
