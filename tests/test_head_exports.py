@@ -175,6 +175,21 @@ def test_heads_neurons_and_attentions_in_one_deci(attentions: list[int], tmp_pat
     assert export(order_of(model, "gguf"), tmp_path / "m.gguf", "gguf")["verification"]["verified"]
 
 
+@pytest.mark.parametrize("kept", [KEPT, [torch.tensor([0, 1, 3])] * 3, _SAME], ids=["different", "three", "two"])
+@pytest.mark.parametrize("name", ["llama", "llama-tied"])
+def test_heads_of_each_layer_are_read_back(name: str, kept: list[Tensor], tmp_path: Path) -> None:
+    model = cut(model_of(name, **_GROUPED), kept)
+    cut(model, [torch.arange(16), torch.arange(32), torch.arange(40)], "neurons")
+    export(order_of(model, "gguf"), tmp_path / "m.gguf", "gguf")
+    again = models.load(tmp_path / "m.gguf")
+    assert heads_by_layer(again) == heads_by_layer(model) and torch.allclose(logits(again), logits(model), atol=1e-5)
+    shrunk = checkpoint.save(again, tmp_path / "folder")
+    assert torch.equal(logits(models.load(shrunk)), logits(again))
+    with torch.no_grad():  # the control
+        find_sites(again, ("heads",))[1].reader().mul_(1.5)
+    assert not torch.allclose(logits(again), logits(model), atol=1e-3)
+
+
 # -- vLLM
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import CONFIG_MAPPING
@@ -23,6 +23,7 @@ from .gguf_settings import Settings, tidy
 
 _REQUIRED = ("embedding_length", "block_count", "attention.head_count", "feed_forward_length")
 _IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
+_HEADS = ("attention.head_count", "attention.head_count_kv")
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 
 
@@ -47,6 +48,22 @@ def widths(file: GGUFFile) -> list[int]:
     settings = file.settings()
     count, found = settings["block_count"], settings["feed_forward_length"]
     return list(found) if isinstance(found, Sequence) else [found] * count
+
+
+def groups(file: GGUFFile) -> list[int]:
+    """Groups of heads of each layer. Raises: UserError where layers have none, or groups of other sizes."""
+    settings = file.settings()
+    queries, found = (_by_layer(settings, key) for key in _HEADS)
+    if 0 in queries or 0 in found:
+        raise Settings(file).refused(_HEADS[0], "and layers without an attention are written, and not read")
+    if len({a / b for a, b in zip(queries, found, strict=True)}) > 1:
+        raise Settings(file).refused(_HEADS[0], "which is not as many for each key/value head in every layer")
+    return found
+
+
+def _by_layer(settings: Mapping[str, Any], key: str) -> list[int]:
+    found, layers = settings.get(key, settings[_HEADS[0]]), settings["block_count"]
+    return list(found) if isinstance(found, Sequence) else [found] * layers
 
 
 def config_of(file: GGUFFile, model_type: str) -> Any:
@@ -130,16 +147,20 @@ def _experts(settings: Settings, names: _Names, model_type: str, fields: dict[st
 
 def _heads(settings: Settings, names: _Names, fields: dict[str, Any]) -> int:
     """Fill in the heads, and return the size of one."""
-    heads = settings.number("attention.head_count")
-    groups = settings.number("attention.head_count_kv", heads)
+    found = groups(settings.file)
+    each = _by_layer(settings.left, _HEADS[0])[0] // found[0]
+    most = _sayable(settings, names, max(found), each)
+    heads = most * each
+    for key in _HEADS:
+        settings.take(key)
     name = names.find(("num_attention_heads",))
     assert name
     fields[name] = heads
     if name := names.find(("num_key_value_heads", "num_kv_heads")):
-        fields[name] = groups
+        fields[name] = most
     if name := names.find(("multi_query",)):
-        fields[name] = groups == 1
-    elif groups != heads and not names.find(("num_key_value_heads", "num_kv_heads")):
+        fields[name] = most == 1
+    elif most != heads and not names.find(("num_key_value_heads", "num_kv_heads")):
         raise settings.refused("attention.head_count_kv", f"but as many heads as {heads} are all there can be")
     usual = settings.left["embedding_length"] // heads
     size = settings.take("attention.key_length", usual)
@@ -150,6 +171,24 @@ def _heads(settings: Settings, names: _Names, fields: dict[str, Any]) -> int:
     elif size != usual:
         raise settings.refused("attention.key_length", f"but a model of this type has heads of {usual}")
     return size
+
+
+def _sayable(settings: Settings, names: _Names, least: int, each: int) -> int:
+    """The next number of groups, of `each` heads, that a config may have: some want the width to be a multiple."""
+    wide, size = settings.left["embedding_length"], settings.left.get("attention.key_length")
+    for number in range(least, wide + 1):
+        said = {
+            "hidden_size": wide,
+            "num_attention_heads": number * each,
+            "num_key_value_heads": number,
+            "head_dim": size,
+        }
+        try:
+            names.cls(**{name: value for key, value in said.items() if (name := names.find((key,))) and value})
+        except Exception:  # of strict dataclasses
+            continue
+        return number
+    return least
 
 
 def _taken(settings: Settings, names: _Names, spec: GGUFSpec, fields: dict[str, Any]) -> None:

@@ -19,13 +19,13 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
 from ..errors import UserError
 from ..runtimes.gguf_file import GGUFFile, read_gguf
-from ..runtimes.gguf_layout import TensorPlace, places
+from ..runtimes.gguf_layout import TensorPlace, num_kv_heads, places
 from ..runtimes.gguf_spec import GGUFSpec
 from ..runtimes.mixtures import stored
 from ..sites.find import find_sites
 from ..sites.mixtures import is_mixture
 from .dtypes import GGUF_FLOATS
-from .gguf_config import ROWS, config_of, model_types, widths
+from .gguf_config import ROWS, config_of, groups, model_types, widths
 from .gguf_rope import ROPE_TENSORS
 from .shrinking import record_shapes
 from .stored import Unchanged
@@ -125,6 +125,9 @@ def _described(file: GGUFFile, model_type: str) -> Described:
         raise UserError(f"{file.path}: lmprune knows no {file.arch} with these settings; start from its safetensors")
     model, found = placed(config)
     there -= zeros - {place.theirs for place in found}
+    fewer = _cut_heads(model, groups(file))
+    if fewer:
+        found = tuple(places(model, spec, file.arch))
     if not is_mixture(config) and _cut(model, _reader_biases(model, found, there), widths(file)):
         found = tuple(places(model, spec, file.arch))
     _check(file, found, there)
@@ -176,6 +179,16 @@ def _reader_biases(model: Any, found: Sequence[TensorPlace], there: set[str]) ->
     weights = {id(model.get_parameter(place.name)): place.theirs for place in found}
     names = [weights[id(site.reader_linear.weight)].replace(".weight", ".bias") for site in find_sites(model)]
     return [name in there - {place.theirs for place in found} for name in names]
+
+
+def _cut_heads(model: Any, numbers: Sequence[int]) -> bool:
+    """Give the layers their own numbers of groups of heads. Returns: whether anything had to be done."""
+    if {*numbers} == {num_kv_heads(model.config)}:
+        return False
+    for site, number in zip(find_sites(model, ("heads",)), numbers, strict=True):
+        site.keep(torch.arange(number))
+    record_shapes(model)
+    return True
 
 
 def _cut(model: Any, biases: Sequence[bool], neurons: Sequence[int]) -> bool:
