@@ -39,8 +39,8 @@ from fuzz_readers import READERS, ROOT, Reader
 from lmprune.errors import UserError, one_line
 
 SECONDS, MEGABYTES, CHARACTERS = 20, 2048, 400
-#: inputs that a process reads before another takes its place
-_BATCH = 500
+#: inputs that a process reads before another takes its place, times `often`
+_BATCH = 20
 _OURS = str(ROOT / "src")
 #: what a library reads of its own, and of the machine
 _HARMLESS = ("/proc", "/sys", "/dev", "/usr", "/lib", "/etc", sys.prefix, sys.base_prefix, str(ROOT))
@@ -219,7 +219,7 @@ def rounds(names: Sequence[str], first: int) -> Iterator[tuple[str, range]]:
     begins = dict.fromkeys(names, first)
     while True:
         for name in names:
-            size = _BATCH // 8 * READERS[name].often
+            size = _BATCH * READERS[name].often
             yield name, range(begins[name], begins[name] + size)
             begins[name] += size
 

@@ -168,7 +168,7 @@ def test_out_that_is_not_empty(prune_fails: Any, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("ten years of work")
     assert "is not empty; choose another --out" in prune_fails()
-    assert "is not a model checkpoint, and --force replaces nothing else" in prune_fails("--force")
+    assert "is not a model checkpoint (it has no config.json of a model), and --force" in prune_fails("--force")
     assert (tmp_path / "out" / "thesis.tex").read_text() == "ten years of work"
 
 

@@ -117,7 +117,7 @@ def test_the_job_measures_cut_models_beside_the_whole_one(
     assert by_time.total(least) / by_time.total(counts_before(sites)) == pytest.approx(
         weighed.total(least) / num_params(dense), rel=1e-6
     )
-    assert "is there already" in refused("latency", model, "--out", out)
+    assert "exists; choose another --out" in refused("latency", model, "--out", out)
     assert lmprune("latency", model, *options, "--force").code == 0
 
 

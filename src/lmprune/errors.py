@@ -28,6 +28,14 @@ class Interrupted(UserError):
     """The user stopped a long job, which saved what it had. The command line exits with code 130."""
 
 
+class Finished(UserError):
+    """What was asked for has been done before, in `out`. The command line says so, and exits with code 0."""
+
+    def __init__(self, message: object = "", out: str = "") -> None:
+        super().__init__(message)
+        self.out = out
+
+
 def one_line(text: str) -> str:
     """The text in one line, with what a terminal would obey spelt out.
 

@@ -10,19 +10,19 @@ _ENTITIES = {"<": "&lt;", ">": "&gt;", "|": "&#124;"}
 _MARKUP = re.compile(r"[\\`*\[\]<>|]|(?<!\w)_|_(?!\w)|&(?=#|\w)|^[#+-]")
 
 
-def inline(text: str) -> str:
+def inline(text: object) -> str:
     """In running text, headings and cells: one line, in which nothing is markup.
 
     >>> inline("top_v [a](b) <b>|\\n# x")
     'top_v \\\\[a\\\\](b) &lt;b&gt;&#124; # x'
     """
-    found = one_line(text)
+    found = one_line(str(text))
     return _MARKUP.sub(lambda sign: _ENTITIES.get(sign[0], "&amp;" if sign[0] == "&" else "\\" + sign[0]), found)
 
 
-def code(text: str) -> str:
+def code(text: object) -> str:
     """In backticks, which it can't end."""
-    return f"`{one_line(text).replace('`', chr(39))}`"
+    return f"`{one_line(str(text)).replace('`', chr(39))}`"
 
 
 def fenced(text: str, kind: str) -> str:

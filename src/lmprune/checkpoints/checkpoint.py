@@ -7,6 +7,7 @@ Uniform widths give a plain Hugging Face checkpoint. Other shapes carry `shim.py
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,24 +15,26 @@ from typing import Any
 
 import torch
 
-from ..errors import unknown
+from ..errors import UserError, unknown
+from ..foreign import json_file
 from ..plan import PLAN_FILE, PrunePlan
 from ..sites.families import FFNSpec
 from ..sites.pages import pages_of
 from . import dtypes
 from .card import card_of
+from .licences import is_licence
 from .models import DTYPES, quiet
 from .shrinking import record_shapes
 from .stored import SINGLE
 from .streamed import write_blocks
-from .writing import check_folder, put, written_aside
+from .writing import Destination, check_folder, put, written_aside
 
 CARD_FILE = "README.md"
 
 
 def save(
     model: Any,
-    out: Path | str,
+    out: Path | str | Destination,
     *,
     tokenizer: Any = None,
     plan: PrunePlan | None = None,
@@ -43,6 +46,7 @@ def save(
 ) -> Path:
     """Write the model (and tokenizer, `prune_plan.json`, README.md) to the folder `out`, and return its path.
 
+    out: a path, or what `check_out` gave for it before long work: what somebody puts there meanwhile is left alone.
     card: text of the model card; None = what the plan says, if there is one. files: name and content of others to go
     along. spec: paths to use instead of the FAMILIES row. force: replace a checkpoint that is already at `out`, once
     the new one is completely written.
@@ -50,16 +54,15 @@ def save(
     has given the model another dtype since; a model from elsewhere is saved as it is.
     Raises: UserError where `out` is taken or can't be written; nothing half-written is left behind.
     """
-    out = Path(out).expanduser().resolve()
-    check_out(out, force=force)
+    place = out if isinstance(out, Destination) else check_out(out, force=force)
     kind = check_save_dtype(dtype)
     record_shapes(model, spec)
-    with written_aside(out) as folder:
+    with written_aside(place) as folder:
         write_model(model, folder, tokenizer, kind)
         told = card_of(model, plan) if card is None and plan is not None else card
         papers = {PLAN_FILE: plan.to_json() if plan else None, CARD_FILE: told}
         put(folder, {**files, **{name: text for name, text in papers.items() if text is not None}})
-    return out
+    return place.path
 
 
 def write_model(model: Any, folder: Path, tokenizer: Any = None, dtype: torch.dtype | None = None) -> None:
@@ -90,13 +93,13 @@ def check_save_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return DTYPES[dtype]
 
 
-def check_out(out: Path | str, *, force: bool = False) -> None:
+def check_out(out: Path | str, *, force: bool = False) -> Destination:
     """Refuse an output folder that `save` would refuse; call it before long work.
 
     Raises: UserError for a file, a folder that holds something (without `force`), and, with `force`, for anything that
     is not a checkpoint or holds the home or the working directory.
     """
-    check_folder(Path(out), "a model checkpoint", _is_checkpoint, force=force)
+    return check_folder(Path(out), "a model checkpoint", _no_checkpoint, force=force)
 
 
 @contextmanager
@@ -126,10 +129,30 @@ def _set(file: Path, **values: Any) -> None:
     file.write_text(json.dumps(config | values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _is_checkpoint(folder: Path) -> bool:
-    """A flat folder with a model's config.json: what `save` writes. Subfolders may hold somebody's work."""
+#: what `save`, `save_pretrained` and `export` write, whatever the tokenizer; all else may be somebody's work
+_WRITTEN = re.compile(
+    r"(config|generation_config|adapter_config)\.json|README\.md|\.gitattributes|training_log\.jsonl|.*\.safetensors"
+    r"|.*\.safetensors\.index\.json|pytorch_model.*\.bin(\.index\.json)?|model\.onnx(\.data|_data)?"
+    r"|(tokenizer|vocab|merges|special_tokens|added_tokens|spiece|sentencepiece|chat_template|bpe|normalizer|emoji"
+    r"|preprocessor|processor)[\w.-]*|[\w.-]+\.(tiktoken|model|spm|jinja|codes)|(shim|decilm|\w+_\w+)\.py"
+    rf"|{re.escape(PLAN_FILE)}"
+)
+_TEMPLATES = "additional_chat_templates"  # transformers' folder for those beside the first
+
+
+def _no_checkpoint(folder: Path) -> str | None:
+    """Why a folder is no checkpoint, or more than one."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and "model_type" in config and not any(entry.is_dir() for entry in folder.iterdir())
+        config = json_file(folder / "config.json", "damaged")
+    except UserError:
+        return "it has no config.json of a model"
+    if "model_type" not in config:
+        return "its config.json is of no model"
+    strange = (entry.name for entry in sorted(folder.iterdir()) if not _is_written(entry))
+    return next((f"it holds {name}" for name in strange), None)
+
+
+def _is_written(entry: Path) -> bool:
+    if entry.is_dir() and not entry.is_symlink():
+        return entry.name == _TEMPLATES and all(file.suffix == ".jinja" for file in entry.iterdir())
+    return bool(_WRITTEN.fullmatch(entry.name) or is_licence(entry.name))

@@ -70,11 +70,16 @@ def find_licence(source: str | Path, *, revision: str | None = None) -> Licence:
         return UNKNOWN
 
 
+def is_licence(name: str) -> bool:
+    """Whether a file of this name says what one may do with a model."""
+    return _FILE.fullmatch(name) is not None
+
+
 def _of_folder(folder: Path) -> Licence:
     files = {
         file.name: file.read_bytes()
         for file in sorted(folder.iterdir())
-        if _FILE.fullmatch(file.name) and file.is_file() and file.stat().st_size <= _LARGEST
+        if is_licence(file.name) and file.is_file() and file.stat().st_size <= _LARGEST
     }
     told = _front_matter(folder / _CARD)
     identifier, name, link = (_word(told.get(key)) for key in ("license", "license_name", "license_link"))

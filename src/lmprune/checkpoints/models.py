@@ -24,7 +24,7 @@ from transformers.utils import logging as hf_logging
 from transformers.utils.hub import cached_file
 
 from ..errors import UserError, unknown
-from ..foreign import reading, reason
+from ..foreign import misfit, reading, reason
 from ..progress import silent
 from ..runtimes.gguf_file import read_gguf
 from ..sites.families import is_encoder
@@ -236,6 +236,8 @@ def hub_options(found: Source) -> dict[str, Any]:
 def _check_config(config: Any, found: Source) -> None:
     if is_encoder(config):
         raise UserError(f"{found} is an encoder ({config.model_type}); lmprune prunes generative decoders")
+    if misfit(config.to_dict().get("per_layer_config"), {str: {str: (int, str, bool)}}):
+        raise UserError(f"{found}: the per_layer_config of config.json has numbers that are no whole ones")
     if getattr(config, "quantization_config", None) is not None:
         method = config.quantization_config.get("quant_method", "some format")
         raise UserError(f"{found} is quantised ({method}); lmprune prunes float weights: start from the original model")

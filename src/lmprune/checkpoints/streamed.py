@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
@@ -23,6 +22,7 @@ from ..sites.find import blocks_of
 from ..sites.mixtures import MIXTURES, mixture_of
 from ..sites.pages import Pages, put
 from . import dtypes, placement
+from .rooms import scratch
 from .stored import INDEX, Stored, Unchanged, opened
 
 
@@ -49,7 +49,7 @@ def with_pages(
         put(model, name, values)
     for target, source in _tied(blank):
         put(model, target, model.get_parameter(source))
-    spilled = Path(life.enter_context(TemporaryDirectory(prefix="lmprune-blocks-")))
+    spilled = life.enter_context(scratch("blocks"))
     Pages([*blocks], inside, read.block, spilled, device=device, at_once=at_once)
     weakref.finalize(model, _close, life)
     return model.eval()

@@ -1,44 +1,138 @@
-"""Write a file or a folder completely, or not at all."""
+"""Write a file or a folder completely, or not at all: it is made in a room of its own (`rooms`) beside its place."""
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from ..errors import UserError
+from .rooms import LOCK, OLD, room
+
+_AT_FDCWD, _NOREPLACE, _EXCHANGE = -100, 1, 2  # of Linux's renameat2
+#: what says that this file system, or this system, can't
+_CANT = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM}
+
+Identity = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where something will be written. was: what was there when it was looked at, which may be replaced; None: nothing.
+
+    amiss: what of that, by now, forbids it to be replaced; None where all is well.
+    """
+
+    path: Path
+    was: Identity | None
+    amiss: Callable[[Path], str | None] = lambda _: None
+
+    @classmethod
+    def of(cls, out: Path | str, amiss: Callable[[Path], str | None] = lambda _: None) -> Destination:
+        path = resolved(Path(out))
+        return cls(path, _identity(path), amiss)
 
 
 @contextmanager
-def written_aside(out: Path, *, folder: bool = True) -> Iterator[Path]:
-    """A path beside `out` that takes its place when the block ends well, and vanishes when it does not.
+def written_aside(out: Destination | Path, *, folder: bool = True) -> Iterator[Path]:
+    """A path that takes the place of `out` when the block ends well, and vanishes when it does not.
 
+    out: a Destination, or the path of what may be replaced as it is now; a file by that path alone is always replaced.
     folder: whether it is a fresh folder; else a file that the block has to make.
-    Raises: UserError for what the disk refuses; `out` is then as it was.
+    Raises: UserError for what the disk refuses; `out` is then as it was. Where something else is there by then it is
+    left alone, and what was made is kept beside it.
     """
-    partial, replaced = (out.with_name(f".{out.name}.{what}-{os.getpid()}") for what in ("partial", "replaced"))
+    place = out if isinstance(out, Destination) else Destination.of(out)
+    ours = not (folder or isinstance(out, Destination))  # a file of a folder that is ours, and nobody else's
     try:
-        (partial if folder else partial.parent).mkdir(parents=True, exist_ok=not folder)
-        yield partial
-        if not out.exists():
-            partial.rename(out)
-            return
-        out.rename(replaced)
-        try:
-            partial.rename(out)
-        except BaseException:
-            replaced.rename(out)
-            raise
-        _remove(replaced)
+        with room(place.path.parent, str(place.path)) as aside:
+            new = aside / ("new" if folder else f"new{place.path.suffix}")
+            if folder:
+                new.mkdir()
+            yield new
+            if not folder and new.is_file():  # safetensors lets only the owner read what it writes
+                new.chmod((aside / LOCK).stat().st_mode)
+            if ours:
+                new.replace(place.path)
+            else:
+                _put_there(new, place, aside)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"can't write {out}: {reason}; nothing was left there") from error
-    finally:
-        _remove(partial)
+        raise UserError(f"can't write {place.path}: {reason}; nothing was left there") from error
+
+
+def _put_there(new: Path, place: Destination, aside: Path) -> None:
+    """There is no moment at which neither the old nor the new is there, where the system can exchange two names."""
+    if _moved(new, place.path):
+        return
+    why = "it was not there before" if _identity(place.path) != place.was else place.amiss(place.path)
+    if why is None and _exchanged(new, place.path):
+        if _identity(new) == place.was:
+            return
+        _exchanged(new, place.path)  # somebody was quicker than us
+        why = "it was not there before"
+    elif why is None:
+        if new.is_dir():
+            place.path.rename(aside / OLD)  # from where it comes back if we are killed now
+        new.rename(place.path)
+        return
+    beside = _free(place.path)
+    while not _moved(new, beside):
+        beside = _free(place.path)
+    raise UserError(f"{place.path} is left alone: {why}; what was made is in {beside}")
+
+
+def _moved(new: Path, out: Path) -> bool:
+    """Whether `out` was free, or an empty folder, and is the new one now."""
+    try:
+        if new.is_dir():
+            new.rename(out)
+        elif not _renamed(new, out, _NOREPLACE):
+            os.link(new, out)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR):
+            return False
+        raise
+    return True
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    return _renamed(one, other, _EXCHANGE)
+
+
+def _renamed(one: Path, other: Path, flags: int) -> bool:
+    """Rename as Linux can. Returns False where it can't; raises OSError as `rename` does."""
+    if (rename := getattr(_libc, "renameat2", None)) is None:
+        return False
+    if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), flags) == 0:
+        return True
+    if (number := ctypes.get_errno()) in _CANT:
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _free(path: Path) -> Path:
+    number = 2
+    while os.path.lexists(path.with_name(f"{path.name}-{number}")):
+        number += 1
+    return path.with_name(f"{path.name}-{number}")
+
+
+def _identity(path: Path) -> Identity | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def put(folder: Path, files: Mapping[str, str | bytes]) -> None:
@@ -47,43 +141,76 @@ def put(folder: Path, files: Mapping[str, str | bytes]) -> None:
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
-def check_folder(out: Path, what: str, is_one: Callable[[Path], bool], *, force: bool) -> None:
+def resolved(out: Path) -> Path:
+    """Raises: UserError for a name that leads nowhere."""
+    try:
+        return out.expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, half a character
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"can't write {out}: {why}; choose another --out") from None
+
+
+def prove(out: Path) -> None:
+    """Whether a file or a folder of that name can be made there, tried before long work. Raises: UserError."""
+    try:
+        if out.exists():
+            beside, name = out.parent, None
+        else:
+            beside = next(place for place in out.parents if place.exists())
+            name = out.relative_to(beside)
+        if not beside.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{beside} is no folder")
+        if not os.access(beside, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, f"{beside} is not writable")
+        with room(beside) as tried:
+            if name is not None:
+                (tried / name).mkdir(parents=True)
+    except (OSError, ValueError) as error:  # the second: a name that the system can't spell
+        reason = getattr(error, "strerror", None) or "the system can't spell that name"
+        raise UserError(f"can't write {out}: {reason}; choose another --out") from None
+
+
+def check_folder(out: Path, what: str, amiss: Callable[[Path], str | None], *, force: bool) -> Destination:
     """Refuse an output folder before long work: one that is taken, or, with `force`, that `--force` must not replace.
 
-    what: what commands write there, with its article. is_one: whether a folder is such a thing, and nothing else.
+    what: what commands write there, with its article. amiss: what tells that a folder is no such thing, or holds more.
     Raises: UserError for a file, what can't be written to, a folder that holds something (without `force`), and, with
     `force`, for anything that is not `what`, or holds the home or the working directory.
     """
-    out = out.expanduser().resolve()
+    out = resolved(out)
+    prove(out)
     if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; expected a folder that is empty or does not exist yet")
-    beside = next((place for place in out.parents if place.exists()), out)
-    if not beside.is_dir() or not os.access(beside, os.W_OK | os.X_OK):
-        why = "is not writable" if beside.is_dir() else "is no folder"
-        raise UserError(f"can't write {out}: {beside} {why}; choose another --out")
+        raise UserError(f"{out} is a file; expected a folder that is empty or does not exist yet: choose another --out")
     if not out.exists() or not any(out.iterdir()):
-        return
+        return Destination(out, None)
     if not force:
         kind = what.split()[-1]
         raise UserError(f"{out} is not empty; choose another --out, or replace the {kind} there with --force")
     if any(place.is_relative_to(out) for place in (Path.home().resolve(), Path.cwd().resolve())):
         raise UserError(f"{out} holds the home or the working directory, which --force does not replace")
-    if not is_one(out):
-        raise UserError(f"{out} is not {what}, and --force replaces nothing else; choose another --out")
+    if why := amiss(out):
+        raise UserError(f"{out} is not {what} ({why}), and --force replaces nothing else; choose another --out")
+    return Destination(out, _identity(out), amiss)
+
+
+def check_file(out: Path, *, force: bool, option: str = "--out", kind: str | None = None) -> Destination:
+    """The same of a file. kind: what a file there has to begin with. Raises: UserError."""
+    out = resolved(out)
+    prove(out)
+    if out.is_dir() or (out.exists() and not force):
+        raise UserError(f"{out} exists; choose another {option}, or replace the file there with --force")
+    if out.exists() and kind is not None:
+        with out.open("rb") as file:
+            if file.read(len(kind)) != kind.encode():
+                raise UserError(f"{out} is not a {kind} file, and --force replaces nothing else")
+    return Destination(out, _identity(out))
 
 
 def check_not_read(out: Path, *sources: str | None) -> None:
     """Raises: UserError where what a run reads lies in `out`, or is it: --force would replace it."""
-    out = out.expanduser().resolve()
+    out = resolved(out)
     for source in filter(None, sources):
-        place = Path(source).expanduser().resolve()
-        if place.exists() and place.is_relative_to(out):
-            raise UserError(f"{out} holds {source}, which this run reads; choose another --out")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
+        place = resolved(Path(source))
         with suppress(OSError):
-            path.unlink()
+            if place.exists() and place.is_relative_to(out):
+                raise UserError(f"{out} holds {source}, which this run reads; choose another --out")

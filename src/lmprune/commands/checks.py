@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from .. import data as texts
+from ..checkpoints.writing import check_file
 from ..data import mix, pairs
 from ..errors import UserError
 from ..export import check_target, get_target
@@ -15,7 +16,6 @@ from ..jobs import prune, recovery, training
 from ..jobs.analyze import check_out
 from ..jobs.bench import check_engine
 from ..jobs.evaluate import check_decoding
-from ..jobs.latency import check_file
 from ..jobs.zero_shot import check_zero_shot
 from . import measuring, pruning
 from .console import explain

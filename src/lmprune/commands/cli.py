@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from . import comparing, deploying, measuring, pruning, running, serving, studies, sweeping, training
+from . import comparing, deploying, measuring, pruning, running, serving, streams, studies, sweeping, training
 from .console import CommandGroup
 
 #: in the order in which `--help` shows them
@@ -35,6 +35,7 @@ COMMANDS = {
     "study": studies.study,
     "report": studies.report,
     "methods": pruning.methods,
+    "clean": running.clean,
     "demo": pruning.demo,
 }
 
@@ -74,6 +75,7 @@ for _name, _command in COMMANDS.items():
 
 
 def main() -> None:
-    os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars; ours tell what goes on
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill cleans up like Ctrl-C
+    os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars; ours tell what goes on
+    streams.prepare()
     app(prog_name="lmprune")

@@ -10,7 +10,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from ..errors import Interrupted, UserError, one_line, spelt_out
+from ..errors import Finished, Interrupted, UserError, one_line, spelt_out
 from ..foreign import out_of_memory
 from ..progress import Phase, Stages
 from . import bars
@@ -70,6 +70,13 @@ class Terminal:
         """What the command found out. views: the same for people; a text is printed as it is, whatever the width."""
         if self._silent:
             return
+        try:
+            self._tell(record, views)
+        except BrokenPipeError:
+            _stop_talking()
+            raise UserError("nobody hears the result: stdout was closed; what was to be written is written") from None
+
+    def _tell(self, record: Mapping[str, Any], views: Sequence[RenderableType | str]) -> None:
         if self._as_json:
             told = json.dumps(record, allow_nan=False, ensure_ascii=False)
             print(_UNSHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", told), file=self._stdout, flush=True)
@@ -84,11 +91,11 @@ class Terminal:
 def talking(as_json: bool) -> Iterator[Terminal]:
     """The Terminal of one command; with JSON, nothing that a library prints gets between."""
     terminal = Terminal(as_json=as_json)
-    if not as_json:
-        yield terminal
-        return
-    with redirect_stdout(sys.stderr):
-        yield terminal
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        try:
+            yield terminal
+        except Finished as done:
+            terminal.result({"out": done.out, "finished": True}, str(done))
 
 
 class CommandGroup(TyperGroup):
@@ -119,6 +126,12 @@ def explain(error: Exception) -> str | None:
         return None
     context = getattr(error, "ctx", None)
     return f"{wrong_usage()} (see {context.command_path if context else 'lmprune'} --help)"
+
+
+def _stop_talking() -> None:
+    """Python would try once more when it ends, and complain itself."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def complain(sentence: str) -> None:

@@ -22,6 +22,8 @@ _OF: Mapping[str, Callable[[Mapping[str, Any]], Views]] = {
 
 def of_step(name: str, record: Mapping[str, Any]) -> Views:
     verb = name.split()[0]
+    if record.get("finished"):
+        return [f"{record['out']} was finished before"]
     if verb == "eval":
         return of_evaluation(record)(record)
     return _OF[verb](record)

@@ -47,6 +47,24 @@ def run(
         terminal.result(record, *views.run(record))
 
 
+def clean(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[DIR]…", help="Where to look.", show_default="here, and temporary files"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Remove what killed commands left half-written; the next command that writes to the same place does it, too.
+
+    What a command is at work on is left alone. JSON: `removed` (a list of paths).
+    """
+    with talking(as_json) as terminal:
+        from ..jobs.clean import clean as carry_out
+
+        removed = carry_out(folders)["removed"]
+        terminal.result({"removed": removed}, *(f"removed {path}" for path in removed), f"{len(removed)} removed")
+
+
 def savable(command: Callable[..., None]) -> Callable[..., None]:
     """The command takes --save-config: it then only writes the file that `run` would carry out as this command."""
     signature = inspect.signature(command, eval_str=True)

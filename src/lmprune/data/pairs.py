@@ -72,7 +72,7 @@ def _is_file(source: str) -> bool:
         line = next(filter(str.strip, file), "")
     try:
         row = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return False  # whoever reads it as text will say what is wrong
     return isinstance(row, dict) and {"context", "completion"} <= set(row)
 

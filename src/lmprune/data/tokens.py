@@ -114,6 +114,6 @@ def cover(tokenizer: Any, data: TextData, max_tokens: int | None = None) -> tupl
 
 def text_of_first(tokenizer: Any, document: str, encoding: Any, num_tokens: int) -> str:
     """The part of `document` that its first `num_tokens` tokens stand for."""
-    if tokenizer.is_fast:
-        return document[: encoding.token_to_chars(num_tokens - 1).end]
+    if tokenizer.is_fast and (span := encoding.token_to_chars(num_tokens - 1)) is not None:
+        return document[: span.end]
     return tokenizer.decode(encoding.input_ids[:num_tokens])

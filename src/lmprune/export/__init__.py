@@ -10,7 +10,7 @@ from typing import Any
 
 from ..checkpoints.checkpoint import check_out
 from ..checkpoints.licences import UNKNOWN, Licence
-from ..checkpoints.writing import put, written_aside
+from ..checkpoints.writing import Destination, check_file, put, written_aside
 from ..errors import UserError, unknown
 from ..plan import PrunePlan
 from ..sites.site import Site
@@ -71,7 +71,7 @@ def get_target(name: str) -> Target:
     return TARGETS[name]
 
 
-def check_target(target: Target, out: Path, dtype: str | None, *, force: bool = False) -> None:
+def check_target(target: Target, out: Path, dtype: str | None, *, force: bool = False) -> Destination:
     """Refuse what `export` would refuse, before the model is loaded. Raises: UserError."""
     if dtype is not None and target.module == "gguf":
         from .gguf_quants import check_dtype
@@ -80,34 +80,26 @@ def check_target(target: Target, out: Path, dtype: str | None, *, force: bool = 
     if dtype is not None and dtype not in target.dtypes:
         raise unknown("dtype", dtype, target.dtypes)
     if target.suffix is None:
-        check_out(out, force=force)
-        return
+        return check_out(out, force=force)
     if out.suffix != target.suffix:
         raise UserError(f"{out} should end in {target.suffix}: what it becomes is a file")
-    if out.is_dir() or (out.exists() and not force):
-        raise UserError(f"{out} exists; choose another --out, or replace the file there with --force")
-    if out.exists() and not _begins(out, kind := target.suffix[1:].upper()):
-        raise UserError(f"{out} is not a {kind} file, and --force replaces nothing else")
+    return check_file(out, force=force, kind=target.suffix[1:].upper())  # which such files begin with
 
 
-def _begins(file: Path, kind: str) -> bool:
-    """Whether it begins with its kind's name, as GGUF files do."""
-    with file.open("rb") as opened:
-        return opened.read(len(kind)) == kind.encode()
-
-
-def export(order: Order, out: Path, to: str, *, force: bool = False, verify: bool = True) -> dict[str, Any]:
+def export(
+    order: Order, out: Path | Destination, to: str, *, force: bool = False, verify: bool = True
+) -> dict[str, Any]:
     """Write the order's model to `out`, and return what there is to say of it: `notes`, sentences for people, and more.
 
+    out: a path, or what `check_target` gave for it before long work.
     verify: run what was written in its engine and compare (see `verify`); `verification` in what is returned tells.
     Raises: UserError, also where it computes something else; `out` is then as it was.
     """
     from . import verify as guarding
 
     target = get_target(to)
-    out = out.expanduser().resolve()
-    check_target(target, out, order.dtype, force=force)
-    with written_aside(out, folder=target.suffix is None) as path:
+    place = out if isinstance(out, Destination) else check_target(target, out, order.dtype, force=force)
+    with written_aside(place, folder=target.suffix is None) as path:
         guard = guarding.prepare(order, to) if verify else "--no-verify"
         details = target.write(order, path)
         details["verification"] = guarding.check(guard, order, to, path)

@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import data as texts
 from ..budget.keeps import parse_units
 from ..checkpoints import models
-from ..checkpoints.writing import check_folder, written_aside
+from ..checkpoints.writing import Destination, check_folder, written_aside
 from ..data.tokens import sequences
 from ..errors import UserError
 from ..evaluation.memory import peak_memory_mb
@@ -43,8 +43,7 @@ def analyze(
     chat_template: bool, stream: bool, trust_remote_code: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """`lmprune analyze`, whose options these are. Raises: UserError; nothing is written then."""
-    out = out.expanduser().resolve()
-    check_out(out, force=force)
+    destination = check_out(out, force=force)
     kinds = parse_units(units)
     unit_readings.check_readable(kinds)
     if baseline is not None and "neurons" not in kinds:
@@ -92,10 +91,10 @@ def analyze(
         "dtype": str(kept_as).removeprefix("torch."),
         "seconds": seconds,
         "peak_memory_mb": peak_memory_mb(),
-        "out": str(out),
+        "out": str(destination.path),
     }
     with terminal.busy(f"writing {out}"):
-        _write(out, record, analysis.neurons(found) if found else None)
+        _write(destination, record, analysis.neurons(found) if found else None)
     return record
 
 
@@ -123,7 +122,7 @@ def _of_neurons(
     }
 
 
-def _write(out: Path, record: dict[str, Any], neurons: Any) -> None:
+def _write(out: Destination, record: dict[str, Any], neurons: Any) -> None:
     with written_aside(out) as folder:
         whole = json.dumps({**record, **({"neurons": neurons} if neurons is not None else {})}, allow_nan=False)
         (folder / ANALYSIS_FILE).write_text(whole, encoding="utf-8")
@@ -135,10 +134,14 @@ def _write(out: Path, record: dict[str, Any], neurons: Any) -> None:
             raster.write_png(chart, folder / f"{chart.id}.png")
 
 
-def check_out(out: Path, *, force: bool) -> None:
+def check_out(out: Path, *, force: bool) -> Destination:
     """Raises: UserError where an analysis can't be written there."""
-    check_folder(out.expanduser().resolve(), "an analysis", _is_analysis, force=force)
+    return check_folder(out, "an analysis", _no_analysis, force=force)
 
 
-def _is_analysis(folder: Path) -> bool:
-    return (folder / ANALYSIS_FILE).is_file() and not any(entry.is_dir() for entry in folder.iterdir())
+def _no_analysis(folder: Path) -> str | None:
+    """Why a folder is no analysis, or more than one."""
+    if not (folder / ANALYSIS_FILE).is_file():
+        return f"it has no {ANALYSIS_FILE}"
+    written = (entry.name == ANALYSIS_FILE or entry.suffix in (".svg", ".png") for entry in folder.iterdir())
+    return None if all(written) else "it holds more than that"

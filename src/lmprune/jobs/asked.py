@@ -12,6 +12,7 @@ from accelerate import PartialState
 
 from ..budget.budget import Budget
 from ..checkpoints.licences import Licence
+from ..checkpoints.writing import Destination
 from ..data import TextData
 from ..data.prompts import Prompts
 from ..methods import Method
@@ -31,7 +32,7 @@ class Asked:
     options: as the command line has them. row: the method, or the plan's. kinds: of units that go.
     how: dtype, device, … that models are loaded with. kind: what is saved, None = as the original.
     prompts: of the user's. run: where a training keeps its states, or None. budget: a target, and how it is spread.
-    phases: of pruning at once, and how long they will take, once the model is open."""
+    phases: of pruning at once, and how long they will take, once the model is open. destination: where it will go."""
 
     options: Mapping[str, Any]
     row: Method
@@ -47,6 +48,7 @@ class Asked:
     run: RunFolder | None
     phases: Sequence[Phase] = ()
     budget: Budget | None = None
+    destination: Destination | None = None
 
     def __getitem__(self, name: str) -> Any:
         return self.options[name]

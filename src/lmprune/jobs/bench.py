@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -14,6 +13,7 @@ import numpy as np
 
 from .. import export as exporting
 from ..checkpoints import models
+from ..checkpoints.rooms import scratch
 from ..errors import UserError, unknown
 from ..evaluation.engines import ENGINES, ONNX_FILE
 from ..evaluation.speed import rate
@@ -51,7 +51,7 @@ def bench(
     vocab_size = min((shape["vocab_size"] for shape in known), default=_ANY_VOCABULARY)
     prompt_BT = np.random.default_rng(0).integers(vocab_size, size=(batch, prompt_tokens))
     with ExitStack() as stack:
-        room = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lmprune-bench-")))
+        room = stack.enter_context(scratch("bench"))
         workers = []
         for number, source in enumerate(models):
             place = exported(terminal, source, engine, room / str(number))

@@ -11,7 +11,7 @@ from typing import Any
 from .. import data as texts
 from ..checkpoints import models as checkpoints
 from ..checkpoints import sources
-from ..checkpoints.writing import written_aside
+from ..checkpoints.writing import Destination, check_file, written_aside
 from ..data import pairs
 from ..errors import UserError
 from ..progress import Teller
@@ -34,7 +34,7 @@ def compare(
     Raises: UserError; nothing is written then.
     """
     start = time.perf_counter()
-    wanted = check(models, tasks, engine, out, force=force)
+    wanted, place = check(models, tasks, engine, out, force=force)
     check_text(data, data_dir)
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     text = {
@@ -63,14 +63,16 @@ def compare(
         "data": told, "max_tokens": max_tokens, "limit": limit if wanted else None, "engine": engine,
         "threads": threads, "out": out and str(out.expanduser().resolve()), "seconds": time.perf_counter() - start,
     }  # fmt: skip
-    if out is not None:
-        with written_aside(out.expanduser().resolve(), folder=False) as place:
-            place.write_text(page.html(comparison.of_record(record)), encoding="utf-8")
+    if place is not None:
+        with written_aside(place, folder=False) as aside:
+            aside.write_text(page.html(comparison.of_record(record)), encoding="utf-8")
     return record
 
 
-def check(models: Sequence[str], tasks: str | None, engine: str, out: Path | None, *, force: bool) -> list[str]:
-    """The tasks. Raises: UserError for what can be seen to be wrong before a model is read."""
+def check(
+    models: Sequence[str], tasks: str | None, engine: str, out: Path | None, *, force: bool
+) -> tuple[list[str], Destination | None]:
+    """The tasks, and where the page goes. Raises: UserError for what can be seen to be wrong before a model is read."""
     if len(models) < 2:
         raise UserError("compare takes two models or more, the first of them what the others are compared with")
     for model in models:
@@ -80,9 +82,7 @@ def check(models: Sequence[str], tasks: str | None, engine: str, out: Path | Non
     for name in wanted:
         if not pairs.is_source(name):
             raise UserError(f"{name!r} is no task of pairs; expected wikisql, samsum, e2e or a .jsonl of pairs")
-    if out is not None and (out.is_dir() or (out.exists() and not force)):
-        raise UserError(f"{out} exists; choose another --out, or replace the file there with --force")
-    return wanted
+    return wanted, check_file(out, force=force) if out is not None else None
 
 
 def check_text(data: str, data_dir: Path | None) -> None:

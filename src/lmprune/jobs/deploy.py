@@ -15,7 +15,7 @@ from ..checkpoints import models
 from ..checkpoints.checkpoint import CARD_FILE
 from ..checkpoints.licences import find_licence
 from ..checkpoints.sources import resolve
-from ..checkpoints.writing import check_not_read
+from ..checkpoints.writing import Destination, check_file, check_not_read, resolved, written_aside
 from ..errors import UserError
 from ..evaluation.memory import peak_memory_mb
 from ..export import modelfile as ollama
@@ -38,8 +38,8 @@ def export(
     start = time.perf_counter()
     target = exporting.get_target(to)
     check_not_read(out, model)
-    exporting.check_target(target, out, dtype, force=force)
-    _check_modelfile(modelfile, to, force=force)
+    place = exporting.check_target(target, out, dtype, force=force)
+    listing = _check_modelfile(modelfile, to, force=force)
     with terminal.busy(f"loading {model}"):
         loaded = models.load(model, dtype=target.load_as, trust_remote_code=trust_remote_code, note=terminal.note)
         tokenizer = _tokenizer(terminal, model, trust_remote_code)
@@ -58,13 +58,13 @@ def export(
         licence=licence,
     )
     with terminal.busy(f"writing {out}"):
-        details = exporting.export(job, out, to, force=force, verify=not no_verify)
-    written = out.expanduser().resolve()
+        details = exporting.export(job, place, to, verify=not no_verify)
+    written = place.path
     notes, verification = details.pop("notes"), details.pop("verification")
     if kind := source.get("dequantised_from"):
         notes = [*notes, f"the weights it started from were dequantised from {kind}"]
-    if modelfile is not None:
-        notes = [*notes, *_write_modelfile(modelfile, written, tokenizer, max_context(loaded.config))]
+    if listing is not None:
+        notes = [*notes, *_write_modelfile(listing, written, tokenizer, max_context(loaded.config))]
     return {
         "model": model,
         "to": to,
@@ -78,29 +78,28 @@ def export(
         "seconds": time.perf_counter() - start,
         "peak_memory_mb": peak_memory_mb(),
         "out": str(written),
-        "modelfile": modelfile and str(modelfile.expanduser().resolve()),
+        "modelfile": listing and str(listing.path),
         "command": command("export", options),
     }
 
 
-def _check_modelfile(modelfile: Path | None, to: str, *, force: bool) -> None:
+def _check_modelfile(modelfile: Path | None, to: str, *, force: bool) -> Destination | None:
     if modelfile is None:
-        return
+        return None
     if to != "gguf":
         raise UserError("drop --modelfile, which is for Ollama and goes with --to gguf")
-    if modelfile.is_dir() or (modelfile.exists() and not force):
-        raise UserError(f"{modelfile} exists; choose another --modelfile, or replace the file there with --force")
-    if not modelfile.expanduser().resolve().parent.is_dir():
+    if not resolved(modelfile).parent.is_dir():
         raise UserError(f"there is no folder for {modelfile}; make it first")
+    return check_file(modelfile, force=force, option="--modelfile")
 
 
-def _write_modelfile(modelfile: Path, gguf: Path, tokenizer: Any, context: int | None) -> list[str]:
+def _write_modelfile(listing: Destination, gguf: Path, tokenizer: Any, context: int | None) -> list[str]:
     """What there is to say of it."""
-    place = modelfile.expanduser().resolve()
-    relative = os.path.relpath(gguf, place.parent)
+    relative = os.path.relpath(gguf, listing.path.parent)
     text, notes = ollama.modelfile(f"./{relative}", tokenizer, context)
-    place.write_text(text, encoding="utf-8")
-    return [*notes, f"for Ollama: ollama create {gguf.stem} -f {modelfile}"]
+    with written_aside(listing, folder=False) as aside:
+        aside.write_text(text, encoding="utf-8")
+    return [*notes, f"for Ollama: ollama create {gguf.stem} -f {listing.path}"]
 
 
 def papers_of_copy(source: str, to: str, notes: Sequence[str]) -> dict[str, str | bytes]:

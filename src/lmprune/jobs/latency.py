@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +24,9 @@ from ..budget.keeps import parse_units
 from ..budget.selection import num_kept
 from ..budget.timing import LatencyTable, Timing
 from ..checkpoints import checkpoint, dtypes, models
+from ..checkpoints.rooms import scratch
 from ..checkpoints.shrinking import shrink
-from ..checkpoints.writing import check_folder, written_aside
+from ..checkpoints.writing import check_file, written_aside
 from ..errors import UserError
 from ..evaluation.engines import ENGINES
 from ..evaluation.workers import Worker
@@ -61,7 +61,7 @@ def latency(
 ) -> dict[str, Any]:  # fmt: skip
     """`lmprune latency`, whose options these are. Raises: UserError; nothing is written then."""
     check_engine(engine)
-    check_file(out, force=force)
+    place = check_file(out, force=force)
     setting, start = Setting(engine, threads, batch, prompt_tokens, new_tokens, repeats), time.perf_counter()
     with terminal.busy(f"loading {model}"):
         dense = models.load(model, dtype="auto", note=terminal.note)
@@ -73,8 +73,8 @@ def latency(
         kind: tuple(p.count for p in places if p.address.kind == kind) for kind in counts
     }
     del dense
-    with tempfile.TemporaryDirectory(prefix="lmprune-latency-") as room:
-        kinds = _Bench(terminal, model, setting, Path(room)).timings(counts)
+    with scratch("latency") as room:
+        kinds = _Bench(terminal, model, setting, room).timings(counts)
     table = LatencyTable(
         model=model,
         shapes=shapes,
@@ -85,16 +85,9 @@ def latency(
         machine=machine(engine),
         kinds=kinds,
     )  # fmt: skip
-    with written_aside(out.expanduser().resolve(), folder=False) as aside:
+    with written_aside(place, folder=False) as aside:
         aside.write_text(table.to_json(), encoding="utf-8")
-    return {**table.record(), "out": str(out.expanduser().resolve()), "seconds": time.perf_counter() - start}
-
-
-def check_file(out: Path, *, force: bool) -> None:
-    """Raises: UserError where the table can't be written there."""
-    if out.exists() and (out.is_dir() or not force):
-        raise UserError(f"{out} is there already; choose another --out" + ("" if out.is_dir() else ", or --force"))
-    check_folder(out.parent / f".{out.name}.new", "a latency table", lambda _: False, force=False)
+    return {**table.record(), "out": str(place.path), "seconds": time.perf_counter() - start}
 
 
 def machine(engine: str) -> dict[str, Any]:

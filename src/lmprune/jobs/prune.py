@@ -30,7 +30,17 @@ from .asked import Asked, Made, Opened, goes_on_schedule, usual_text
 from .card import model_card
 from .earlier_plan import history, tell_of_plan
 from .opening import check_streams, open_model
-from .reproduce import command, data_record, dtype_record, flat, log_file, made_by, result_settings, tell_dtype
+from .reproduce import (
+    check_unfinished,
+    command,
+    data_record,
+    dtype_record,
+    flat,
+    log_file,
+    made_by,
+    result_settings,
+    tell_dtype,
+)
 from .scores_file import check_scores_file, write_scores
 from .training_checks import check_method, check_source, training_of
 
@@ -82,7 +92,8 @@ def check(
         raise unknown("scope", scope, SCOPES)
     kind = checkpoint.check_save_dtype(save_dtype)
     check_not_read(out, model, training.teacher if training else None)
-    checkpoint.check_out(out, force=force)
+    check_unfinished("prune", options, out)
+    destination = checkpoint.check_out(out, force=force)
     if scores_out is not None:
         check_scores_file(scores_out, planned=chosen is not None, force=force or bool(training and training.resume))
     spec = parse_spec(ffn) if ffn else None
@@ -98,7 +109,9 @@ def check(
         check_streams(stream, kinds, ffn)
     elif stream:
         raise UserError("--stream prunes at once: a training needs the whole model in memory; leave out one of the two")
-    return Asked(options, row, kinds, chosen, training, tokens, corpus, how, kind, spec, questions, run, (), spent)
+    return Asked(
+        options, row, kinds, chosen, training, tokens, corpus, how, kind, spec, questions, run, (), spent, destination
+    )
 
 
 def open_asked(terminal: Teller, asked: Asked) -> Opened:
@@ -190,8 +203,9 @@ def write(
     if asked.writes:
         with terminal.busy(f"writing {out}"):
             checkpoint.save(
-                made.model, out, tokenizer=opened.tokenizer, plan=done, card=model_card(done, record), spec=asked.spec,
-                force=asked["force"], files={**log_file(made.log), **opened.licence.files}, dtype=asked.kind,
+                made.model, asked.destination or out, tokenizer=opened.tokenizer, plan=done, spec=asked.spec,
+                card=model_card(done, record), force=asked["force"], dtype=asked.kind,
+                files={**log_file(made.log), **opened.licence.files},
             )  # fmt: skip
     return record | {
         "seconds": seconds,

@@ -15,6 +15,7 @@ from ..training.early_stop import EarlyStop, seconds_of_a_step
 from ..training.examples import check_examples
 from ..training.teachers import STORED, OnlineTeacher
 from ..training.trainer import collate
+from .reproduce import check_unfinished
 from .train import Job, Prepared
 from .training import Asked, carry_out, check_finetune
 
@@ -58,10 +59,12 @@ def check_recover(*, minutes: float | None, patience: int, teacher: str | None, 
         raise UserError(f"minutes must be above 0, got {minutes:g}")
     if options["data"] == "self":
         raise UserError("text that the model writes itself (self) has no validation split; take mix:self=0.5,…")
+    asked = {"minutes": minutes, "patience": patience, "teacher": teacher, **options}
     if _by_the_clock(options):
         if minutes is None:
             raise UserError("say how long to recover, with --minutes, --steps or --epochs")
         options["steps"] = 1  # until a step has been timed
+    check_unfinished("recover", asked, options["out"])
     return check_finetune(teacher=teacher, minutes=minutes, patience=patience, **options)
 
 

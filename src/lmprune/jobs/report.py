@@ -7,11 +7,13 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.writing import check_folder, written_aside
 from ..errors import UserError
 from ..foreign import reading
 from ..report import claims, figures, page, raster, rows, svg, tables
 from ..report.page import Page
 from ..study import records
+from ..study.children import end_with_parent
 from ..study.records import RESULTS_FILE, Results
 
 FIGURES = "figures"
@@ -24,16 +26,15 @@ def report(folder: Path, out: Path | None) -> dict[str, Any]:
     if not results.done:
         broken = f"; {results.broken} lines are no records" if results.broken else ""
         raise UserError(f"no run in {folder / RESULTS_FILE} ended well{broken}: there is nothing to report")
-    out = (out or folder / "report").resolve()
+    destination = check_folder(out or folder / "report", "a report", _no_report, force=True)
     made, texts = drawn(results, folder / RESULTS_FILE)
-    try:
-        (out / FIGURES).mkdir(parents=True, exist_ok=True)
-        with ProcessPoolExecutor() as processes:  # matplotlib takes a tenth of a second for each
-            list(processes.map(raster.write_png, made.charts, [out / FIGURES / f"{c.id}.png" for c in made.charts]))
+    with written_aside(destination) as aside:
+        (aside / FIGURES).mkdir()
         for name, text in texts.items():
-            (out / name).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"can't write {error.filename or out}: {error.strerror}; choose another --out") from None
+            (aside / name).write_text(text, encoding="utf-8")
+        pictures = [aside / FIGURES / f"{chart.id}.png" for chart in made.charts]
+        with ProcessPoolExecutor(initializer=end_with_parent) as processes:  # matplotlib takes a tenth of a second each
+            list(processes.map(raster.write_png, made.charts, pictures))
     return {
         "records": len(results.latest),
         "failed": len(results.failed),
@@ -44,9 +45,18 @@ def report(folder: Path, out: Path | None) -> dict[str, Any]:
             {"section": c.section, "claim": c.claim, "verdict": c.verdict, "evidence": list(map(str, c.evidence))}
             for c in made.claims
         ],
-        "out": str(out),
+        "out": str(destination.path),
         "seconds": time.perf_counter() - start,
     }
+
+
+def _no_report(folder: Path) -> str | None:
+    """Why a folder is no report, or more than one."""
+    names = {entry.name for entry in folder.iterdir()}
+    if strange := names - {"index.html", "report.md", FIGURES}:
+        return f"it holds {min(strange)}"
+    strange = {file.name for file in (folder / FIGURES).glob("*") if file.suffix not in (".svg", ".png")}
+    return f"it holds {min(strange)}" if strange else None
 
 
 def drawn(results: Results, file: Path) -> tuple[Page, dict[str, str]]:

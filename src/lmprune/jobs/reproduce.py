@@ -15,10 +15,11 @@ from ..checkpoints.licences import Licence
 from ..data import TextData
 from ..data.beginning import Beginning
 from ..data.records import PairData
-from ..plan import PrunePlan
+from ..errors import Finished
+from ..plan import PLAN_FILE, PrunePlan
 from ..progress import Teller
 from ..study.run import spelt
-from ..training.run_folder import TRAINING_LOG
+from ..training.run_folder import TRAINING_LOG, forget
 
 #: options that a training's result does not depend on
 _WITHOUT_EFFECT = frozenset("out scores_out force resume save_every report_to run_file prompts answer_tokens".split())
@@ -64,6 +65,19 @@ def command(verb: str, options: Mapping[str, Any]) -> list[str]:
     left_out = {"model", "force", "resume", "run_file", *implied}
     told = {name: value for name, value in options.items() if name not in left_out}
     return ["lmprune", verb, options["model"], *spelt(told | {"plugin": plugins.loaded_files()})]
+
+
+def check_unfinished(verb: str, options: Mapping[str, Any], out: Path) -> None:
+    """A scheduler repeats the command of a run that has ended, with --resume.
+
+    Raises: Finished where its result is there, made by this very command.
+    """
+    if not options.get("resume") or not (out / PLAN_FILE).is_file():
+        return
+    made = PrunePlan.load(out / PLAN_FILE).provenance.get("command") or []
+    if sorted(made) == sorted(command(verb, options)):
+        forget(out)
+        raise Finished(f"{out} is there, whole: that run has ended, and there is nothing to resume", str(out))
 
 
 def made_by(verb: str, options: Mapping[str, Any]) -> dict[str, Any]:

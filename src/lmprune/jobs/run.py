@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..foreign import json_of, misfit, reading, text_of
 from ..progress import Teller
 from ..study import recipe
+from ..study.children import end_with_parent
 from ..study.recipe import Recipe, Step
 from ..study.yaml_file import Commands
 from ..training.run_folder import unfinished
@@ -67,12 +68,7 @@ def _done(place: Path, found: Recipe) -> list[dict[str, Any]]:
     if place.exists() and not (place.is_dir() and ((place / FILE).is_file() or not any(place.iterdir()))):
         raise UserError(f"{place} is there already, and no run's folder; choose another out")
     records = place / RECORDS
-    with reading(f"{records} is damaged", "start again with --force"):
-        done = [json_of(line) for line in (text_of(records).splitlines() if records.is_file() else [])]
-        if misfit(done, [{"name": str, "command": [str], "record": dict}]) or not all(
-            None not in (step.get("name"), step.get("command"), step.get("record")) for step in done
-        ):
-            raise ValueError("a line of it is no step of a run")
+    done = steps_of(records)
     for before, step in zip(done, found.steps, strict=False):
         if before["command"] != step.command():
             raise found.fail(
@@ -84,6 +80,19 @@ def _done(place: Path, found: Recipe) -> list[dict[str, Any]]:
         raise UserError(f"{place} holds a run with more steps; choose another out, or start again with --force")
     kept = next((n for n, step in enumerate(found.steps[: len(done)]) if not _is_there(step)), len(done))
     return done[:kept]
+
+
+def steps_of(records: Path) -> list[dict[str, Any]]:
+    """`name`, `command` and `record` of each step that a folder's records tell of. Raises: UserError."""
+    if not records.is_file():
+        return []
+    with reading(f"{records} is damaged", "start again with --force"):
+        found = [json_of(line) for line in text_of(records).splitlines()]
+        if misfit(found, [{"name": str, "command": [str], "record": dict}]) or not all(
+            None not in (step.get("name"), step.get("command"), step.get("record")) for step in found
+        ):
+            raise ValueError("a line of it is no step")
+    return found
 
 
 def _is_there(step: Step) -> bool:
@@ -123,7 +132,8 @@ def _carry_out(found: Recipe, step: Step, place: Path, *, force: bool) -> dict[s
 def record_of(words: Sequence[str]) -> tuple[int, dict[str, Any] | None]:
     """The exit code of a command in a process of its own, and its record where that is 0; what it says on the way is
     seen as it says it."""
-    child = subprocess.Popen([sys.executable, "-m", "lmprune", *words, "--json"], stdout=subprocess.PIPE)
+    line = [sys.executable, "-m", "lmprune", *words, "--json"]
+    child = subprocess.Popen(line, stdout=subprocess.PIPE, preexec_fn=end_with_parent)
     try:
         out, _ = child.communicate()
     except BaseException:

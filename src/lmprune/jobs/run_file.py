@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ..checkpoints.writing import written_aside
+from ..checkpoints.writing import check_file, written_aside
 from ..errors import UserError
 
 
@@ -16,6 +16,7 @@ def save(file: Path, verb: str, options: Mapping[str, Any]) -> None:
     """options: of the command, those that were given, its model too. Raises: UserError where the file is there."""
     if file.exists():
         raise UserError(f"{file} is there already; choose another --save-config")
+    place_of_file = check_file(file, force=False, option="--save-config")
     plain = {name: _plain(value) for name, value in options.items()}
     models = plain.pop("models", None) or [plain.pop("model")]
     place = plain.get("out", verb)
@@ -25,7 +26,7 @@ def save(file: Path, verb: str, options: Mapping[str, Any]) -> None:
     if models[1:]:
         raise UserError("a run file benches the model that its steps leave; --save-config takes one MODEL")
     told = yaml.safe_dump({**found, verb: plain}, sort_keys=False, allow_unicode=True)
-    with written_aside(file.expanduser().resolve(), folder=False) as aside:
+    with written_aside(place_of_file, folder=False) as aside:
         aside.write_text(f"# lmprune run {file.name}\n{told}", encoding="utf-8")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from ..checkpoints.writing import written_aside
+from ..checkpoints.writing import check_file, written_aside
 from ..errors import UserError
 from ..plan import PrunePlan
 
@@ -19,8 +19,7 @@ def check_scores_file(file: Path, *, planned: bool, force: bool) -> None:
         raise UserError("drop --scores-out, or --plan: a plan says which neurons stay, and not by what scores")
     if file.suffix != SCORES:
         raise UserError(f"a file of scores ends in {SCORES}, got {file}")
-    if file.exists() and not force:
-        raise UserError(f"{file} is there already; choose another --scores-out, or replace it with --force")
+    check_file(file, force=force, option="--scores-out")
 
 
 def write_scores(plan: PrunePlan, file: Path) -> None:

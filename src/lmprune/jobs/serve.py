@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..checkpoints.rooms import scratch
 from ..checkpoints.sources import ALIASES, resolve
 from ..errors import UserError
 from ..evaluation.llama_server import LlamaServer, Said, Serving, check_ready
@@ -127,7 +127,7 @@ def _served(
     for model in models:
         resolve(model)
     with ExitStack() as stack:
-        room = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lmprune-serve-")))
+        room = stack.enter_context(scratch("serve"))
         servers = []
         for number, (model, name) in enumerate(zip(models, _names(models), strict=True)):
             file = _file(terminal, model, dtype, room / f"{number}.gguf", trust_remote_code)

@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..progress import Teller
 from .compare import check as check_compared
 from .compare import compare
-from .run import record_of
+from .run import record_of, steps_of
 
 #: in the sweep's folder: a line for each target that is reached, and the page
 RECORDS, PAGE = "sweep.jsonl", "sweep.html"
@@ -130,8 +130,7 @@ def _done(place: Path, steps: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     records = place / RECORDS
     if place.exists() and not (place.is_dir() and (records.is_file() or not any(place.iterdir()))):
         raise UserError(f"{place} is there already, and no sweep's folder; choose another --out")
-    lines = records.read_text(encoding="utf-8").splitlines() if records.is_file() else []
-    found = {each["name"]: each for each in map(json.loads, lines)}
+    found = {each["name"]: each for each in steps_of(records)}
     for name, step in steps.items():
         if name in found and found[name]["command"] != ["lmprune", *step]:
             raise UserError(

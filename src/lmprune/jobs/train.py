@@ -110,7 +110,8 @@ class Job:
                 result = train(
                     trained, prepared.examples, settings,
                     pruner=attached, teacher=prepared.teacher, held_out=prepared.held_out,
-                    stop=prepared.stop, folder=self.folder, report=report, **self.training.given("kl_weight"),
+                    stop=prepared.stop, folder=self.folder, report=report,
+                    note=self.terminal.note, **self.training.given("kl_weight"),
                 )  # fmt: skip
             except Interrupted as stopped:
                 raise Interrupted(f"{stopped}; go on with the same command and --resume") from None

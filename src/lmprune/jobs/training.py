@@ -15,7 +15,7 @@ from accelerate import PartialState
 from ..checkpoints import checkpoint
 from ..checkpoints.licences import find_licence
 from ..checkpoints.shrinking import is_stock
-from ..checkpoints.writing import check_not_read
+from ..checkpoints.writing import Destination, check_not_read
 from ..errors import UserError
 from ..evaluation.memory import peak_memory_mb
 from ..plan import PLAN_FILE, PrunePlan, whole
@@ -29,7 +29,18 @@ from ..training.teachers import check_teacher_file, fingerprint, write_teacher
 from . import inspection
 from .card import tuned_card
 from .opening import open_model
-from .reproduce import command, data_record, dtype_record, flat, log_file, made_by, origin, result_settings, tell_dtype
+from .reproduce import (
+    check_unfinished,
+    command,
+    data_record,
+    dtype_record,
+    flat,
+    log_file,
+    made_by,
+    origin,
+    result_settings,
+    tell_dtype,
+)
 from .train import Job, Prepared, record_of, trained_plan
 from .training_checks import check_source, training_of
 from .training_options import Training
@@ -80,7 +91,7 @@ def carry_out(
             provenance = {"model": origin(model, licence, before), **made_by(verb, options)}
             plan = trained_plan(job, before or whole_plan, settings, provenance | {"dtype": dtype_record(net, kind)})
             checkpoint.save(
-                net, out, tokenizer=tokenizer, plan=plan, card=tuned_card(plan, record), force=options["force"],
+                net, asked.destination, tokenizer=tokenizer, plan=plan, card=tuned_card(plan, record),
                 files={**log_file(result.log), **licence.files}, dtype=kind,
             )  # fmt: skip
     asked.run.finish()
@@ -96,6 +107,7 @@ class Asked:
     how: Mapping[str, Any]
     kind: torch.dtype | None
     run: RunFolder
+    destination: Destination
 
 
 def check_finetune(
@@ -111,11 +123,12 @@ def check_finetune(
     kind = checkpoint.check_save_dtype(save_dtype)
     check_source(data, training.train_tokens, training)
     check_not_read(out, model, training.teacher)
-    checkpoint.check_out(out, force=force)
+    check_unfinished("finetune", options, out)
+    destination = checkpoint.check_out(out, force=force)
     corpus = Corpus(data, data_dir, chat_template, seed, **training.given("loss_on"), held_out=holdout)
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     run = RunFolder(out, result_settings(options), resume=training.resume, force=force)
-    return Asked(training, corpus, how, kind, run)
+    return Asked(training, corpus, how, kind, run, destination)
 
 
 def _own_plan(terminal: Teller, model: str, net: Any) -> PrunePlan | None:

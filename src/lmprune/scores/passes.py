@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..checkpoints.rooms import scratch
 from ..progress import Progress
 from ..sites.pages import pages_of
 from ..sites.place import Place
@@ -117,8 +116,8 @@ def backward_by_blocks(
     What enters each block lies on the disk meanwhile. watch: puts hooks in place for the way back, in which each block
     sees each batch once. after: is called with the block's number when a batch has been through it.
     """
-    with tempfile.TemporaryDirectory(prefix="lmprune-inputs-") as folder:
-        files = [Path(folder) / f"{layer}.safetensors" for layer in range(len(blocks.blocks))]
+    with scratch("inputs") as folder:
+        files = [folder / f"{layer}.safetensors" for layer in range(len(blocks.blocks))]
         hidden = [blocks.inputs(batch_BT) for batch_BT in batches]
         for layer, file in enumerate(files):
             save_file({str(i): states_BTD.contiguous() for i, states_BTD in enumerate(hidden)}, file)

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from ..budget.budget import Spending
 from ..budget.choosing import least_for, multiple_for
 from ..budget.levels import Choices, grid
 from ..budget.search import SEARCHES, Course, ranking
+from ..checkpoints.rooms import scratch
 from ..progress import Stages, silent
 from ..sites.site import Site
 from .database import Database
@@ -127,8 +127,8 @@ def _room(levels: Path | None) -> Iterator[Path]:
     if levels is not None:
         yield levels
         return
-    with TemporaryDirectory(prefix="lmprune-levels-") as room:
-        yield Path(room)
+    with scratch("levels") as room:
+        yield room
 
 
 def _grid(site: Site, multiple_of: int) -> tuple[int, ...]:

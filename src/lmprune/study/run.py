@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import platform
@@ -21,6 +20,7 @@ from ..data.pairs import is_source
 from ..plan import PLAN_FILE, PrunePlan
 from ..pruning import versions
 from ..training.run_folder import TRAINING_LOG
+from .children import end_with_parent
 from .grid import Run
 from .records import RECORD_FORMAT
 
@@ -49,16 +49,6 @@ class Failed(Exception):
 
 #: the commands that run now, in this process's threads
 _children: set[subprocess.Popen[bytes]] = set()
-
-
-_libc = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG = 1
-
-
-def _end_with_parent() -> None:
-    """A study that is killed (-9) must not leave a command behind that writes where the next one works; Linux only."""
-    if sys.platform == "linux":
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def stop() -> None:
@@ -150,7 +140,7 @@ def _call(arguments: Sequence[str], errand: Errand) -> tuple[dict[str, Any], int
         errors.flush()
         line = [sys.executable, "-m", "lmprune", *arguments, "--json"]
         child = subprocess.Popen(
-            line, stdout=subprocess.PIPE, stderr=errors, env=environment, cwd=errand.cwd, preexec_fn=_end_with_parent
+            line, stdout=subprocess.PIPE, stderr=errors, env=environment, cwd=errand.cwd, preexec_fn=end_with_parent
         )
         _children.add(child)
         try:

@@ -18,8 +18,9 @@ from transformers import TrainerCallback
 
 from ..errors import UserError
 from ..gradual import GradualPruner
+from . import manifest
 from .prune_callback import restore_pruner, save_pruner
-from .run_folder import MARK, RunFolder
+from .run_folder import RunFolder
 from .trainer import counted, in_eval
 
 #: called with (steps done, steps in all, what is known now: loss, keep, lr, perplexity)
@@ -115,7 +116,7 @@ class SavedStates(TrainerCallback):
             save_pruner(self.pruner, folder)
         process.wait_for_everyone()
         if process.is_main_process:
-            (folder / MARK).touch()
+            manifest.seal(folder)
         control.should_save = False
 
     def restore(self, folder: Path) -> None:

@@ -9,18 +9,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from filelock import FileLock, Timeout
 
-from ..checkpoints.writing import written_aside
+from ..checkpoints.writing import prove, written_aside
 from ..errors import UserError, shown
 from ..foreign import NUMBER, json_file, json_of, misfit, reading, text_of
+from . import manifest
 
-MARK = "lmprune_complete"
+MARK = manifest.MARK
 _SHORT, _DIGITS = 200, 16
 LOCK, SETTINGS = "lock", "settings.json"
 #: a JSON object a line, in the run's folder and then in the checkpoint's
@@ -41,8 +42,11 @@ class RunFolder:
         #: where a model that is pruned before it is trained waits for a resumed run
         self.cut = self.path / "cut"
         self.resume = resume
+        #: sentences on saved states that were damaged, once `rewind` has looked
+        self.notes: list[str] = []
         self._settings = self.path / SETTINGS
         self._asked: dict[str, Any] = json.loads(json.dumps(settings))
+        prove(self.path)
         if resume:
             self._check_same()
         elif self._settings.is_file() and not force:
@@ -113,9 +117,14 @@ class RunFolder:
         return complete[max(complete)] if complete else None
 
     def rewind(self) -> Path | None:
-        """Forget what came after the newest complete state, all where there is none, and return that state."""
+        """Forget what came after the newest complete state, all where there is none, and return that state.
+
+        A state that is not, to the bit, what was saved is left out, which `notes` tell: the one before it is used.
+        """
         self.drop_incomplete()
-        state = self.newest_state()
+        while (state := self.newest_state()) is not None and (why := manifest.damage(state)):
+            self.notes.append(f"the state after step {step_of(state)} is damaged ({why}), and the one before it used")
+            shutil.rmtree(state, ignore_errors=True)
         if self.log.exists():
             done = step_of(state) if state else -1
             kept = [line for line in self.read_log() if line["step"] <= done]
@@ -166,6 +175,15 @@ def step_of(state: Path) -> int:
     """The steps that were done when the state was saved."""
     number = state.name.split("-")[1]
     return int(number) if number.isdecimal() and len(number) < _DIGITS else -1
+
+
+def forget(out: Path) -> None:
+    """Remove the folder of a run whose result is there; not while somebody works in it."""
+    run = place_of(out)
+    if not (run / SETTINGS).is_file():
+        return
+    with suppress(Timeout, OSError), FileLock(run / LOCK, timeout=0):
+        shutil.rmtree(run, ignore_errors=True)
 
 
 def unfinished(out: Path) -> bool:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..checkpoints.stored import Unchanged
-from ..checkpoints.writing import written_aside
+from ..checkpoints.writing import Destination, check_file, written_aside
 from ..errors import UserError, shown
 from ..foreign import json_of, reading
 from ..progress import Progress
@@ -100,12 +100,13 @@ class StoredTeacher:
         return divergence_from_top_k(student_NV, seen, self.temperature)
 
 
-def check_teacher_file(path: Path) -> None:
+def check_teacher_file(path: Path) -> Destination:
     """Raises: UserError where `write_teacher` would refuse `path`; call it before long work."""
     if path.suffix != STORED:
         raise UserError(f"a teacher file ends in {STORED}, got {path}")
     if path.exists():
         raise UserError(f"{path} is there already; choose another --out, or remove it")
+    return check_file(path, force=False)
 
 
 def _padded(values_Tk: Tensor, length: int) -> Tensor:
@@ -126,7 +127,7 @@ def write_teacher(
 
     Takes 8·k bytes a position. Raises: UserError where `path` exists or can't be written; nothing is left then.
     """
-    check_teacher_file(path)
+    place = check_teacher_file(path)
     device = next(model.parameters()).device
     tensors: dict[str, Tensor] = {}
     model.eval()
@@ -140,7 +141,7 @@ def write_teacher(
         "format": TEACHER_FORMAT, "fingerprint": fingerprint(examples), "temperature": float(temperature), "k": k,
         "vocabulary": model.get_output_embeddings().weight.shape[0],
     }  # fmt: skip
-    with written_aside(path, folder=False) as aside:
+    with written_aside(place, folder=False) as aside:
         save_file(tensors, aside, {"lmprune": json.dumps(about)})
 
 

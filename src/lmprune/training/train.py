@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -46,11 +47,13 @@ def train(
     stop: EarlyStop | None = None,
     folder: RunFolder | None = None,
     report: Report | None = None,
+    note: Callable[[str], None] = warnings.warn,
 ) -> TrainResult:
     """Train the model in place.
 
     examples, held_out: dicts of `input_ids` and, where not all tokens count, `labels`. folder: where states and log
     go, begun; a resumed one's newest state is gone on from. Without it nothing is saved.
+    note: is told of saved states that were damaged.
     stop: ends the run before its last step, and gives the model its best weights in the end.
     Raises: UserError for too little data or a loss that is not finite, Interrupted after Ctrl-C, the state saved.
     """
@@ -81,15 +84,15 @@ def train(
         if folder is None:
             trainer.train()
         else:
-            _train_in(folder, trainer, SavedStates(pruner, settings.save_every))
+            _train_in(folder, trainer, SavedStates(pruner, settings.save_every), note)
         if stop is not None:
             stop.restore(model)
     return TrainResult(time.perf_counter() - start, folder.read_log() if folder else log.lines)
 
 
-def _train_in(folder: RunFolder, trainer: PruneTrainer, saved: SavedStates) -> None:
+def _train_in(folder: RunFolder, trainer: PruneTrainer, saved: SavedStates, note: Callable[[str], None]) -> None:
     """Train, on from the folder's newest state if it is resumed; whatever ends it leaves complete states only."""
-    state = _taken_up(folder) if folder.resume else None
+    state = _taken_up(folder, note) if folder.resume else None
     if state is not None:
         saved.restore(state)
     stop = PoliteStop()
@@ -115,10 +118,12 @@ def _train_in(folder: RunFolder, trainer: PruneTrainer, saved: SavedStates) -> N
         raise Interrupted(f"stopped after step {stop.stopped_at} of {trainer.state.max_steps}, which is saved")
 
 
-def _taken_up(folder: RunFolder) -> Path | None:
+def _taken_up(folder: RunFolder, note: Callable[[str], None]) -> Path | None:
     process = PartialState()
     if process.is_main_process:
         folder.rewind()
+        for sentence in folder.notes:
+            note(sentence)
     process.wait_for_everyone()
     return folder.newest_state()
 

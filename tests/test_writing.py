@@ -1,0 +1,358 @@
+"""What is written is there completely or not at all; what is not ours is never taken away."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_checkpoints import TEXT, byte_tokenizer, lmprune, tiny_checkpoint
+from tiny_models import tiny_model
+
+from lmprune.checkpoints import checkpoint, models, rooms, writing
+from lmprune.checkpoints.writing import Destination, check_file, check_folder, written_aside
+from lmprune.errors import UserError
+from lmprune.training import manifest
+
+
+def entries(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def anything(_: Path) -> str | None:
+    return None
+
+
+# -- rooms
+
+
+def test_rooms_have_names_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / f".o.partial-{os.getpid()}").symlink_to(tmp_path / "elsewhere")
+    with written_aside(tmp_path / "o") as one, written_aside(tmp_path / "p") as other:
+        assert one.parent != other.parent
+        (one / "f").write_text("1")
+        (other / "f").write_text("2")
+    assert (tmp_path / "o" / "f").read_text() == "1" and not (tmp_path / "elsewhere").exists()
+    assert entries(tmp_path) == [f".o.partial-{os.getpid()}", "o", "p"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from lmprune.checkpoints.writing import written_aside
+with written_aside(Path(sys.argv[1])) as aside:
+    (aside / "half").write_text("of it")
+    print("ready", flush=True)
+    {then}
+"""
+
+
+def in_a_room(out: Path, then: str) -> subprocess.Popen[str]:
+    script = KILLED.format(then=then)
+    child = subprocess.Popen([sys.executable, "-c", script, str(out)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None and child.stdout.readline() == "ready\n"
+    return child
+
+
+def test_what_a_killed_process_left_goes_and_what_a_living_one_has_stays(tmp_path: Path) -> None:
+    living = in_a_room(tmp_path / "living", "signal.pause()")
+    in_a_room(tmp_path / "dead", "os.kill(os.getpid(), signal.SIGKILL)").wait()
+    left = entries(tmp_path)
+    assert len(left) == 2
+    shown = lmprune("clean", tmp_path, "--json")
+    assert len(shown.record["removed"]) == 1 and len(entries(tmp_path)) == 1
+    living.kill()
+    living.wait()
+    with written_aside(tmp_path / "next"):
+        pass
+    assert entries(tmp_path) == ["next"]
+    assert lmprune("clean", tmp_path / "none").code == 2
+
+
+def test_a_room_that_is_being_made_is_let_be(tmp_path: Path) -> None:
+    young = tmp_path / f"{rooms.PREFIX}young"
+    young.mkdir()
+    assert rooms.sweep(tmp_path) == [] and young.exists()
+    os.utime(young, (0, 0))
+    assert rooms.sweep(tmp_path) == [young] and not young.exists()
+    (tmp_path / f"{rooms.PREFIX}link").symlink_to(tmp_path / "somewhere")
+    (tmp_path / "somewhere").mkdir()
+    assert rooms.sweep(tmp_path) == [] and (tmp_path / "somewhere").exists()
+
+
+def test_what_had_to_make_way_comes_back(tmp_path: Path) -> None:
+    """Where the system can't exchange two names, and the process was killed between two renames."""
+    left = tmp_path / f"{rooms.PREFIX}left"
+    (left / rooms.OLD).mkdir(parents=True)
+    (left / rooms.OLD / "f").write_text("old")
+    (left / rooms.LOCK).write_text(str(tmp_path / "o"))
+    rooms.sweep(tmp_path)
+    assert entries(tmp_path) == ["o"] and (tmp_path / "o" / "f").read_text() == "old"
+
+
+# -- replacing
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_folder_is_replaced_only_as_it_was_seen(
+    exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not exchange:
+        monkeypatch.setattr(writing, "_renamed", lambda *_: False)
+    out = tmp_path / "o"
+    out.mkdir()
+    (out / "f").write_text("old")
+    with written_aside(check_folder(out, "a thing", anything, force=True)) as aside:
+        (aside / "f").write_text("new")
+    assert (out / "f").read_text() == "new" and entries(tmp_path) == ["o"]
+    for name, seen in (
+        ("o", check_folder(out, "a thing", anything, force=True)),
+        ("p", Destination(tmp_path / "p", None)),
+    ):
+        with (
+            pytest.raises(
+                UserError, match=rf"{name} is left alone: it was not there before; what was made is in .*{name}-2"
+            ),
+            written_aside(seen) as aside,
+        ):
+            (aside / "f").write_text("newer")
+            place = tmp_path / name
+            if place.exists():
+                place.rename(tmp_path / "away")
+            place.mkdir()
+            (place / "thesis").write_text("ten years")
+        assert (tmp_path / name / "thesis").read_text() == "ten years"
+        assert (tmp_path / f"{name}-2" / "f").read_text() == "newer"
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_file_is_replaced_only_as_it_was_seen(
+    exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not exchange:
+        monkeypatch.setattr(writing, "_renamed", lambda *_: False)
+    out = tmp_path / "o.txt"
+    with (
+        pytest.raises(UserError, match=r"o\.txt is left alone"),
+        written_aside(check_file(out, force=False), folder=False) as aside,
+    ):
+        aside.write_text("new")
+        out.write_text("somebody's")
+    assert out.read_text() == "somebody's" and (tmp_path / "o.txt-2").read_text() == "new"
+    with written_aside(check_file(out, force=True), folder=False) as aside:
+        aside.write_text("newest")
+    assert out.read_text() == "newest"
+
+
+def test_what_was_added_meanwhile_forbids_to_replace(tmp_path: Path) -> None:
+    out = tiny_checkpoint(tmp_path / "m")
+    seen = checkpoint.check_out(out, force=True)
+    (out / "thesis.tex").write_text("ten years")
+    with pytest.raises(UserError, match=r"m is left alone: it holds thesis\.tex; what was made is in .*m-2"):
+        checkpoint.save(tiny_model("llama"), seen)
+    assert (out / "thesis.tex").exists() and models.load(tmp_path / "m-2")
+
+
+def test_force_replaces_what_lmprune_wrote_and_nothing_else(tmp_path: Path) -> None:
+    out = tiny_checkpoint(tmp_path / "m")
+    tokenizer = byte_tokenizer(chat_template={"default": "{{ messages }}", "other": "{{ 1 }}"})
+    checkpoint.save(tiny_model("llama"), out, tokenizer=tokenizer, force=True, files={"LICENSE": "mit"})
+    assert "additional_chat_templates" in entries(out)
+    checkpoint.save(tiny_model("llama"), out, tokenizer=tokenizer, force=True)
+    for name in ("thesis.tex", "notes.txt", "data"):
+        (out / name).write_text("mine")
+        with pytest.raises(UserError, match=f"it holds {name}"):
+            checkpoint.check_out(out, force=True)
+        (out / name).unlink()
+    (out / "additional_chat_templates" / "mine.md").write_text("x")
+    with pytest.raises(UserError, match="it holds additional_chat_templates"):
+        checkpoint.check_out(out, force=True)
+
+
+# -- names, modes
+
+
+@pytest.mark.parametrize("name", ["x" * 250, "\udc80" * 3 + "\ud800", "a\0b"])
+def test_names_that_no_disk_takes_are_told_before_the_work(
+    name: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("too late"))
+    if len(name) == 250:
+        assert checkpoint.check_out(tmp_path / name)  # which is a name, but its run's folder would have none
+        with pytest.raises(UserError, match="can't write"):
+            from lmprune.training.run_folder import RunFolder
+
+            RunFolder(tmp_path / name, {})
+        name = "x" * 256
+    with pytest.raises(UserError, match="can't write"):
+        checkpoint.check_out(tmp_path / name)
+    with pytest.raises(UserError, match="can't write"):
+        check_file(tmp_path / f"{name}.gguf", force=False)
+    assert entries(tmp_path) == []
+
+
+def test_links_in_a_circle(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(UserError, match="can't write"):
+        checkpoint.check_out(tmp_path / "a")
+
+
+def test_long_names_are_written(tmp_path: Path) -> None:
+    out = tmp_path / ("x" * 255)
+    with written_aside(check_folder(out, "a thing", anything, force=False)) as aside:
+        (aside / "f").write_text("1")
+    assert (out / "f").exists()
+
+
+def test_files_get_the_mode_that_the_user_wants(tmp_path: Path) -> None:
+    from lmprune.training.teachers import write_teacher
+
+    before = os.umask(0o027)
+    try:
+        write_teacher(tiny_model("llama"), [{"input_ids": list(range(8))}], tmp_path / "t.safetensors", k=2)
+        with written_aside(tmp_path / "folder"):
+            pass
+    finally:
+        os.umask(before)
+    assert (tmp_path / "t.safetensors").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o750
+
+
+# -- saved states
+
+
+def test_a_state_is_whole_to_the_bit(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a").write_bytes(b"abc")
+    (tmp_path / "sub" / "b").write_bytes(b"def")
+    manifest.seal(tmp_path)
+    assert manifest.damage(tmp_path) is None
+    (tmp_path / "a").write_bytes(b"abd")
+    assert manifest.damage(tmp_path) == "a has changed"
+    (tmp_path / "a").write_bytes(b"abc")
+    (tmp_path / "sub" / "b").unlink()
+    assert manifest.damage(tmp_path) == "sub/b is missing"
+    (tmp_path / manifest.MARK).write_text("{")
+    assert manifest.damage(tmp_path) == "lmprune_complete can't be read"
+    (tmp_path / manifest.MARK).write_text("")  # as earlier versions wrote it
+    assert manifest.damage(tmp_path) is None
+
+
+@pytest.mark.parametrize("harm", ["missing", "changed"])
+def test_a_damaged_state_is_named_and_the_one_before_it_used(
+    harm: str, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lmprune.training import callbacks
+
+    def args(out: str) -> list[Any]:
+        return ["finetune", model, "--data", text, "--steps", 8, "--seq-len", 32, "--train-tokens", 640,
+                "--save-every", 2, "--out", tmp_path / out]  # fmt: skip
+
+    assert lmprune(*args("whole")).code == 0
+    real = callbacks.Log.on_step_end
+
+    def stopped(self: Any, arguments: Any, state: Any, control: Any, **rest: Any) -> None:
+        real(self, arguments, state, control, **rest)
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(callbacks.Log, "on_step_end", stopped)
+    assert lmprune(*args("broken")).code == 130
+    monkeypatch.undo()
+    state = tmp_path / "broken.training" / "checkpoint-4"
+    if harm == "missing":
+        (state / "optimizer.pt").unlink()
+    else:
+        with (state / "model.safetensors").open("r+b") as file:
+            file.seek(-3, os.SEEK_END)
+            file.write(b"\1\2\3")
+    shown = lmprune(*args("broken"), "--resume")
+    assert shown.code == 0
+    assert (
+        f"the state after step 4 is damaged ({'optimizer.pt is missing' if harm == 'missing' else 'model.saf'}"
+        in shown.err
+    )
+    for file in (tmp_path / "whole").iterdir():
+        ours, theirs = ((tmp_path / out / file.name).read_bytes() for out in ("broken", "whole"))
+        assert ours.replace(b"broken", b"whole") == theirs, file.name
+
+
+def test_a_run_that_has_ended_is_not_resumed_and_says_so(model: Path, text: Path, tmp_path: Path) -> None:
+    args = [
+        "finetune",
+        model,
+        "--data",
+        text,
+        "--steps",
+        2,
+        "--seq-len",
+        32,
+        "--train-tokens",
+        320,
+        "--out",
+        tmp_path / "o",
+    ]
+    assert lmprune(*args).code == 0
+    before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "o").iterdir()}
+    shown = lmprune(*args, "--resume")
+    assert shown.code == 0 and "is there, whole: that run has ended" in shown.out
+    assert lmprune(*args, "--resume", "--json").record == {"out": str(tmp_path / "o"), "finished": True}
+    assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "o").iterdir()} == before
+    assert lmprune(*args, "--resume", "--lr", 0.1).code == 2  # another run
+    gum = ["prune", model, "--data", text, "--method", "gum", "--multiple-of", 8, "--steps", 12, "--seq-len", 32]
+    gum += ["--train-tokens", 320, "--out", tmp_path / "p"]
+    assert lmprune(*gum).code == 0 and lmprune(*gum, "--resume").code == 0
+
+
+# -- streams
+
+
+@pytest.mark.slow
+def test_notes_do_not_end_the_work_and_letters_are_found(model: Path, text: Path, tmp_path: Path) -> None:
+    base = [sys.executable, "-m", "lmprune", "prune", str(model), "--data", str(text), "--method", "magnitude"]
+    base += ["--multiple-of", "8", "--answer-tokens", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    full = Path("/dev/full").open("w")  # noqa: SIM115 - it ends with the test
+    done = subprocess.run(
+        [*base, "--out", str(tmp_path / "full")], stdout=subprocess.PIPE, stderr=full, env=environment
+    )
+    assert done.returncode == 0 and done.stdout.decode("ascii") and (tmp_path / "full" / "config.json").exists()
+    reads, writes = os.pipe()
+    os.close(reads)
+    done = subprocess.run(
+        [*base, "--out", str(tmp_path / "closed")], stdout=writes, stderr=subprocess.PIPE, env=environment
+    )
+    assert done.returncode == 2 and b"stdout was closed" in done.stderr and b"Traceback" not in done.stderr
+    assert (tmp_path / "closed" / "config.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_report_that_is_stopped_leaves_nothing_and_nobody(number: int, tmp_path: Path) -> None:
+    from made_up_records import made_up
+
+    from lmprune.study.records import RESULTS_FILE
+
+    rows = [made_up(m, k) for m in ("gum", "top_v", "random") for k in (0.75, 0.5)]
+    (tmp_path / RESULTS_FILE).write_text("".join(json.dumps(row) + "\n" for row in [made_up("dense"), *rows]))
+    child = subprocess.Popen(
+        [sys.executable, "-m", "lmprune", "report", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    end = time.monotonic() + 60
+    while not list(tmp_path.glob(f"{rooms.PREFIX}*")) and time.monotonic() < end:
+        time.sleep(0.02)
+    child.send_signal(number)
+    child.communicate(timeout=60)
+    assert child.returncode == 130 and entries(tmp_path) == [RESULTS_FILE]
+
+
+def test_text_is_there(text: Path) -> None:
+    assert text.read_text() == TEXT
