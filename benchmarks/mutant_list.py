@@ -349,7 +349,7 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
             ("num_tokens // seq_len * beginning", "num_tokens * beginning"),
             ("if seed is not None:", "if False:"),
             ("add_special_tokens=False", "add_special_tokens=True"),
-            ("token_to_chars(num_tokens - 1).end", "token_to_chars(num_tokens - 1).start"),
+            ("document[: span.end]", "document[: span.start]"),
             ("ids += encoding.input_ids[:room]", "ids += encoding.input_ids"),
             ("_MOST_A_CHARACTER = 4", "_MOST_A_CHARACTER = 0"),
         ],
