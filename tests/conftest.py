@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_checkpoints import TEXT, tiny_checkpoint
+from tiny_checkpoints import TEXT, as_many_threads, tiny_checkpoint
 
-if "OMP_NUM_THREADS" not in os.environ:
-    torch.set_num_threads(1)  # tiny models: threads only wait for each other
+as_many_threads()
 
 SHARED = Path(__file__).parents[2] / "shared"
 

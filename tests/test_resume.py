@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import transformers
 from test_bad_input import refused
-from tiny_checkpoints import TEXT, Outcome, lmprune, tiny_checkpoint
+from tiny_checkpoints import TEXT, Outcome, as_many_threads, lmprune, tiny_checkpoint
 
 from lmprune.plan import PLAN_FILE, PrunePlan
 from lmprune.training import callbacks, prune_callback
@@ -91,7 +90,7 @@ def die() -> None:
 
 def run_and_die(args: list[object], where: str, step: int) -> None:
     """`lmprune args…`, killed after a step, or while it saves the weights, or before the saved state is whole."""
-    torch.set_num_threads(1)
+    as_many_threads()
     owner, name, before = {
         "after": (callbacks.Log, "on_log", False),
         "saving weights": (transformers.Trainer, "_save_optimizer_and_scheduler", True),
@@ -155,7 +154,7 @@ def test_a_pruned_model_is_not_pruned_again(
 
 
 def run_slowly(args: list[object], answer: Any) -> None:
-    torch.set_num_threads(1)
+    as_many_threads()
     step = callbacks.Log.on_step_end
 
     def slowly(*args: Any, **kwargs: Any) -> None:

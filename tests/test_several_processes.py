@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from test_resume import run_and_die
-from tiny_checkpoints import TEXT, lmprune, tiny_checkpoint
+from tiny_checkpoints import TEXT, as_many_threads, lmprune, tiny_checkpoint
 from tiny_models import tiny_model, tokens
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -53,7 +53,7 @@ def environment(rank: int, port: int) -> dict[str, str]:
 
 def one_of_two(args: list[object], rank: int, port: int, answer: Any, die_after: int | None) -> None:
     os.environ.update(environment(rank, port))
-    torch.set_num_threads(1)
+    as_many_threads()
     if die_after is not None:
         run_and_die(args, "after", die_after)
     answer.send(lmprune(*args))
@@ -183,7 +183,7 @@ def pruned_by_hand(method: str, compute: Any, share: slice, spread: Any = None) 
 
 def sharded(what: tuple[str, str], rank: int, port: int, answer: Any, _die: None) -> None:
     os.environ.update(environment(rank, port))
-    torch.set_num_threads(1)
+    as_many_threads()
     dist.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (2,))
 

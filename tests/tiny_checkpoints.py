@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from tiny_models import tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -59,6 +61,12 @@ class Outcome:
 def hear_ctrl_c() -> None:
     """For a new process: what a shell starts in the background, these tests for example, inherits an ignored Ctrl-C."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def as_many_threads() -> None:
+    """In every process of a test as many, for sums come out otherwise with another number: one, unless the environment
+    says how many (tiny models: threads only wait for each other)."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
 
 
 def lmprune(*args: object) -> Outcome:
