@@ -455,4 +455,43 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
             ("if state.global_step == 0:  # a resumed", "if True:  # a resumed"),
         ],
     ),
+    "jobs/by_quality.py": (
+        "by_quality",
+        [
+            ("if trial.log <= math.log(most) and", "if"),
+            ("or keep < best[0].keep", "or keep > best[0].keep"),
+            ("if low < share < high", "if share < high"),
+            ("(1 / min(max(power, _POWERS[0]), _POWERS[1]))", "1.0"),
+            ("around.cdf(math.log(most))", "around.cdf(trial.log)"),
+        ],
+    ),
+    "jobs/sweep.py": (
+        "sweep",
+        [
+            ("eval_data is None and mix.is_mix", "False and mix.is_mix"),
+            ("if name not in done:", "if True:"),
+        ],
+    ),
+    "runtimes/mixtures.py": (
+        "gguf_mixtures",
+        [
+            ("(T.FFN_GATE_EXP, T.FFN_UP_EXP)", "(T.FFN_UP_EXP, T.FFN_GATE_EXP)"),
+            ('"residual_scale": "residual_multiplier", ', ""),
+            ('"expert_gating_func": _SIGMOID},\n    )', "},\n    )"),
+        ],
+    ),
+    "export/verify.py": (
+        "gguf_mixtures verify",
+        [
+            ("[-(len(squares_P) // 4) - 1]", "[0]"),
+            ("TIMES * guard.noise", "1e9 * guard.noise"),
+        ],
+    ),
+    "checkpoints/gguf_config.py": (
+        "gguf_mixtures gguf_reading head_exports",
+        [
+            ("key, expected) != expected", "key, expected) == None"),
+            ("    if len({a / b for", "    if False and len({a / b for"),
+        ],
+    ),
 }

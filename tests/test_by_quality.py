@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +20,9 @@ from tiny_checkpoints import lmprune as command
 import lmprune
 from lmprune.data.tokens import stream
 from lmprune.evaluation.perplexity import perplexity
+from lmprune.jobs import by_quality
 from lmprune.jobs.by_quality import FINE, TRIALS, Trial, next_keep, said
+from lmprune.plan import PrunePlan
 
 SHARED = Path(__file__).parents[2] / "shared"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared, with real models and texts, is not here")
@@ -59,6 +64,34 @@ def test_how_sure_it_is() -> None:
     assert found["ratio"] == pytest.approx(1.08) and found["interval"] == pytest.approx([1.0590, 1.1014], abs=1e-4)
     assert found["sure"] == pytest.approx(NormalDist().cdf((math.log(1.1) - math.log(1.08)) / 0.01))
     assert said(Trial(0.8, 0.0, math.nan), 1.1)["sure"] is None
+
+
+@dataclass(frozen=True)
+class Fake:
+    """As much of an Asked as the search looks at."""
+
+    options: dict[str, Any]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.options[name]
+
+
+def test_the_smallest_that_holds_is_what_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is its own keep ratio here, and its plan says it too."""
+    monkeypatch.setattr(by_quality, "_shares", lambda *_: FINE)
+    found = lambda keep: SimpleNamespace(nll_difference=2 * (1 - keep[0]) ** 2, nll_difference_se=0.01)  # noqa: E731
+    monkeypatch.setattr(by_quality, "_judge", lambda *_: found)
+    terminal: Any = SimpleNamespace(note=lambda _: None, busy=lambda _: nullcontext())
+    opened: Any = SimpleNamespace(dense=[1.0])
+
+    def cut(asked: Any, _: Any, model: list[float]) -> PrunePlan:
+        model[0] = asked["keep"]
+        return PrunePlan({}, {}, {"keep": asked["keep"]})
+
+    made = by_quality.smallest(terminal, Fake({"max_ppl_ratio": 1.2, "keep": 0.75}), opened, cut)  # type: ignore[arg-type]
+    smallest = min(share for share in FINE if 2 * (1 - share) ** 2 <= math.log(1.2))
+    assert made.model == [smallest] and made.plan.settings == {"keep": smallest} and opened.dense == [1.0]
+    assert made.quality is not None and made.quality["ratio"] <= 1.2 and len(made.quality["trials"]) > 2
 
 
 @needs_shared
