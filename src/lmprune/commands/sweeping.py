@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,7 +53,7 @@ def sweep(
         from ..jobs.sweep import sweep as work
         from .checks import check_words
 
-        def check(words: list[str]) -> Mapping[str, Any]:
+        def check(words: Sequence[str]) -> Mapping[str, Any]:
             return check_words(ctx, words)
 
         record = work(terminal, **options, words=ctx.args, check=check)

@@ -21,7 +21,7 @@ from ..study.yaml_file import Commands
 
 def study(
     terminal: Teller, *, file: Path, out: Path, jobs: int, ray: str | None, keep_checkpoints: bool, dry_run: bool,
-    commands: Commands, check: Callable[[Sequence[str]], None],
+    commands: Commands, check: Callable[[Sequence[str]], object],
 ) -> dict[str, Any]:  # fmt: skip
     """`lmprune study`, whose options these are. Raises: UserError; failed runs are told in the record instead.
 
@@ -56,7 +56,7 @@ def study(
     }
 
 
-def check_runs(runs: Sequence[Run], out: Path, workers: Workers, check: Callable[[Sequence[str]], None]) -> None:
+def check_runs(runs: Sequence[Run], out: Path, workers: Workers, check: Callable[[Sequence[str]], object]) -> None:
     """Raises: UserError for the first run that a command of its own would refuse, by its name."""
     asked: set[tuple[str, ...]] = set()
     for run in runs:
