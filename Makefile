@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test fast check mutants numerics fuzz docs release clean
+.PHONY: demo test fast check mutants numerics fuzz torture docs release clean
 
 demo: $(STAMP)
 	$(BIN)/lmprune demo
@@ -37,6 +37,9 @@ numerics: $(STAMP)  # the numerical tests under other thread counts, vector widt
 MINUTES ?= 10
 fuzz: $(STAMP)  # damaged files for every reader, for MINUTES
 	$(BIN)/python benchmarks/fuzz.py --minutes $(MINUTES) --record benchmarks/records/fuzz.json
+
+torture: $(STAMP)  # commands killed at 25 moments each, and run where something is short
+	$(BIN)/python benchmarks/torture.py --record benchmarks/records/torture.json
 
 docs: $(STAMP)  # the documents as a site in build/docs/site, every link of it checked
 	$(BIN)/pip install --quiet 'mkdocs-material>=9.6'

@@ -120,6 +120,7 @@ def test_out_of_memory_says_what_was_needed_and_what_helps() -> None:
         torch.empty(2**55)
     sentence = out_of_memory(caught.value)
     assert sentence is not None and "144115188.1 GB more were asked for" in sentence and "--stream" in sentence
+    assert "more was asked for" in str(out_of_memory(RuntimeError("can't start new thread")))
     assert out_of_memory(RuntimeError("something else")) is None
 
 

@@ -80,7 +80,8 @@ def reason(error: BaseException) -> str:
 def out_of_memory(error: BaseException) -> str | None:
     """What was needed, and what would help; None for any other error."""
     asked = re.search(r"[Tt]ried to allocate ([\d.]+ *\w+)", str(error))
-    if not (isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and asked)):
+    no_stack = "can't start new thread" in str(error)  # a thread's stack is memory, too
+    if not (isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and (asked or no_stack))):
         return None
     import psutil  # not at the top: `--help` needs none of it
 
