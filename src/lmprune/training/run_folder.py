@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from ..checkpoints.writing import prove, written_aside
 from ..errors import UserError, shown
-from ..foreign import NUMBER, json_file, json_of, misfit, reading, text_of
+from ..foreign import NUMBER, clipped, json_file, json_of, misfit, reading, text_of
 from . import manifest
 
 MARK = manifest.MARK
@@ -61,7 +61,7 @@ class RunFolder:
             told = ", ".join(
                 f"{n.replace('_', '-')} (was {_said(before.get(n))}, is now {_said(now.get(n))})" for n in differing
             )
-            raise UserError(f"the run in {self.path} had other settings: {told}; resume it with its own")
+            raise UserError(clipped(f"the run in {self.path} had other settings: {told}; resume it with its own"))
 
     @contextmanager
     def begun(self) -> Iterator[None]:
