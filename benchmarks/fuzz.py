@@ -78,11 +78,14 @@ class Watch:
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self.room is None or event != "open" or not isinstance(arguments[0], str | bytes):
             return
-        path = str(Path.cwd() / os.fsdecode(arguments[0]))
+        name = os.fsdecode(arguments[0])
+        path = str(Path.cwd() / name)
         mode = arguments[1]
         writes = (isinstance(mode, str) and set(mode) & set("wax+")) or arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        inside = path.startswith(str(self.room)) or path.startswith(tempfile.gettempdir() + "/lmprune")
-        if not inside and ((writes and not path.startswith("/dev/")) or not path.startswith(_HARMLESS)):
+        inside = path.startswith((str(self.room), f"{tempfile.gettempdir()}/lmprune"))
+        inside = inside or not (Path(name).is_absolute() or ".." in name)  # in a folder that was opened before
+        may = path.startswith("/dev/") if writes else self.names or path.startswith(_HARMLESS)
+        if not (inside or may):
             self.seen.append(path)
 
 
