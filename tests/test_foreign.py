@@ -157,6 +157,7 @@ def test_numbers_of_a_config_that_no_memory_holds(folder: Path) -> None:
     assert "says 6,000 layers, and the weights are" in said(
         models.load, changed(folder, **{**before, "num_hidden_layers": 6_000})
     )
+    models.load(changed(folder, **{**before, "vocab_size_per_layer_input": 262_144}))  # no number of layers
     assert "says 0 layers" in said(models.load, changed(folder, **{**before, "num_hidden_layers": 0}))
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_checkpoint import per_layer_plan
 from test_gguf import bpe, model_of
-from tiny_checkpoints import lmprune, tiny_checkpoint
+from tiny_checkpoints import byte_tokenizer, lmprune, tiny_checkpoint
 from tiny_models import tiny_model
 
 from lmprune.checkpoints.shrinking import shrink
@@ -33,6 +33,13 @@ def caught(model: Any, out: Path, to: str, dtype: str | None = None) -> str:
 
 
 # -- llama.cpp
+
+
+def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
+    """Whose first token is none of the model's."""
+    order = Order(tiny_model("llama"), [], byte_tokenizer(), None, "tiny")
+    with pytest.raises(UserError, match="begins texts with token 256, and the model knows 128 tokens"):
+        verify.prepare(order, "hf-uniform")
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8_0", "q5_0", "q4_0"])

@@ -38,7 +38,7 @@ def check_raw(file: str | None, place: object) -> None:
 
 def _check(key: str, value: Any, place: object, most: int | None = None) -> None:
     """most: what a whole number may be, where its name doesn't say."""
-    if isinstance(value, int) and abs(value) > (most or (_LAYERS if "layer" in key else _COUNT)):
+    if isinstance(value, int) and abs(value) > (most or (_LAYERS if key.endswith(("layer", "layers")) else _COUNT)):
         raise UserError(f"{place}: config.json has {shown(key)} = {shown(value)}; no model has that")
     if isinstance(value, dict):
         for inner, each in value.items():

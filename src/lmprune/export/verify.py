@@ -134,6 +134,11 @@ def _texts(order: Order) -> tuple[tuple[tuple[int, ...], ...], int | None]:
     number = min(number, len(tokenizer)) if tokenizer is not None else number
     ids = torch.randint(0, number, (length,), generator=torch.Generator().manual_seed(0)).tolist()
     if (first := getattr(tokenizer, "bos_token_id", None)) is not None:
+        if first >= (known := model.get_input_embeddings().weight.shape[0]):
+            raise UserError(
+                f"the tokenizer begins texts with token {first}, and the model knows {known} tokens; "
+                "is it the model's own?"
+            )
         ids[0] = first
     unreached = min((step for step in steps if step >= length), default=None)
     return (tuple(ids[: min([LAST, length, *(step - 1 for step in steps)])]), tuple(ids)), unreached
