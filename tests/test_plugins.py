@@ -257,7 +257,9 @@ def test_a_file_s_method_from_the_command_line(model: Path, tmp_path: Path) -> N
     assert [m["name"] for m in command_line("methods", "--plugin", file, "--json").record["methods"]][-1] == "sums"
     given = ("prune", model, "--out", tmp_path / "other", "--scores-out")
     assert "drop --scores-out, or --plan" in refused(*given, scores, "--plan", out / "prune_plan.json")
-    assert "is there already" in refused(*given, scores) and "ends in .safetensors" in refused(*given, "scores.pt")
+    assert "exists; choose another --scores-out" in refused(*given, scores) and "ends in .safetensors" in refused(
+        *given, "scores.pt"
+    )
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,11 @@ def test_a_run_ends_in_what_its_commands_make_and_goes_on_where_it_was(written: 
     assert len((out / "run.jsonl").read_text().splitlines()) == 4
 
     sentence = refused("run", written(("keep: 0.5", "keep: 0.25")))
-    assert "holds a run in which this step was" in sentence and "--keep 0.5" in sentence and "--force" in sentence
+    assert (
+        "holds a run in which this step was asked for with" in sentence
+        and "--keep 0.5" in sentence
+        and "--force" in sentence
+    )
 
 
 def test_a_step_that_fails_keeps_what_was_done_and_is_tried_again(written: Any, text: Path, tmp_path: Path):

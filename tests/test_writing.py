@@ -340,7 +340,7 @@ def test_a_report_that_is_stopped_leaves_nothing_and_nobody(number: int, tmp_pat
 
     from lmprune.study.records import RESULTS_FILE
 
-    rows = [made_up(m, k) for m in ("gum", "top_v", "random") for k in (0.75, 0.5)]
+    rows = [made_up(m, k) for m in ("gum", "top_v", "random") for k in (0.75, 0.5)] * 100  # which take some seconds
     (tmp_path / RESULTS_FILE).write_text("".join(json.dumps(row) + "\n" for row in [made_up("dense"), *rows]))
     child = subprocess.Popen(
         [sys.executable, "-m", "lmprune", "report", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -349,6 +349,7 @@ def test_a_report_that_is_stopped_leaves_nothing_and_nobody(number: int, tmp_pat
     end = time.monotonic() + 60
     while not list(tmp_path.glob(f"{rooms.PREFIX}*")) and time.monotonic() < end:
         time.sleep(0.02)
+    time.sleep(0.5)  # until its workers draw
     child.send_signal(number)
     child.communicate(timeout=60)
     assert child.returncode == 130 and entries(tmp_path) == [RESULTS_FILE]

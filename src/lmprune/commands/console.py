@@ -72,7 +72,7 @@ class Terminal:
             return
         try:
             self._tell(record, views)
-        except BrokenPipeError:
+        except (BrokenPipeError, SystemExit):  # which rich makes of it
             _stop_talking()
             raise UserError("nobody hears the result: stdout was closed; what was to be written is written") from None
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +74,20 @@ def _done(place: Path, found: Recipe) -> list[dict[str, Any]]:
         if before["command"] != step.command():
             raise found.fail(
                 step,
-                f"{place} holds a run in which this step was {' '.join(before['command'])}; "
-                "choose another out, or start again with --force",
+                f"{place} holds a run in which this step was asked for with "
+                f"{_other(before['command'], step.command())}; choose another out, or start again with --force",
             )
     if len(done) > len(found.steps):
         raise UserError(f"{place} holds a run with more steps; choose another out, or start again with --force")
     kept = next((n for n, step in enumerate(found.steps[: len(done)]) if not _is_there(step)), len(done))
     return done[:kept]
+
+
+def _other(before: Sequence[str], now: Sequence[str]) -> str:
+    """The options that one command has and another has not."""
+    theirs = {f"{a} {b}" for a, b in pairwise(now)}
+    found = [said for a, b in pairwise(before) if a.startswith("--") and (said := f"{a} {b}") not in theirs]
+    return ", ".join(found) or "fewer options"
 
 
 def steps_of(records: Path) -> list[dict[str, Any]]:
