@@ -74,7 +74,7 @@ def room_of(folder: Path) -> Path:
     return folder
 
 
-def begun(words: tuple[str, ...], folder: Path, **how: Any) -> subprocess.Popen[bytes]:
+def begun(words: tuple[str, ...], folder: Path, **how: Any) -> subprocess.Popen[Any]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", _MARK: str(folder), **how.pop("env", {})}
     return subprocess.Popen(
         [sys.executable, "-m", "lmprune", *words], cwd=folder, env=environment, stdout=subprocess.DEVNULL,
