@@ -60,11 +60,15 @@ def bpe(
 def model_of(name: str, **changes: Any) -> Any:
     """A tiny model for `bpe`, whose norms are no longer the identity."""
     sizes = {"vocab_size": VOCABULARY, "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 0}
-    model = tiny_model(name, **{**sizes, **_FOR_LLAMA_CPP.get(name, {}), **changes})
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(torch.randn_like(parameter) * 0.2)
+    return with_other_norms(tiny_model(name, **{**sizes, **_FOR_LLAMA_CPP.get(name, {}), **changes}))
+
+
+@torch.no_grad()
+def with_other_norms(model: Any) -> Any:
+    """The model, whose norms (and other vectors) are no longer the identity."""
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.add_(torch.randn_like(parameter) * 0.2)
     return model
 
 

@@ -10,7 +10,7 @@ import gguf
 import pytest
 import torch
 from llamacpp import serving
-from test_gguf import VOCABULARY, bpe, difference, field
+from test_gguf import VOCABULARY, bpe, difference, field, with_other_norms
 from test_gguf_reading import rewritten
 from tiny_mixtures import EXPERTS, TOP_K, tiny_mixture
 from tiny_models import tiny_model
@@ -39,12 +39,7 @@ NAMES = sorted(MIXTURES_IN_GGUF)
 def mixture_of_words(name: str, **changes: Any) -> Any:
     """A tiny one for `bpe`, whose norms are no longer the identity."""
     sizes = {"vocab_size": VOCABULARY, "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 0}
-    model = tiny_mixture(name, **{**sizes, **_FOR_LLAMA_CPP.get(name, {}), **changes})
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(torch.randn_like(parameter) * 0.2)
-    return model
+    return with_other_norms(tiny_mixture(name, **{**sizes, **_FOR_LLAMA_CPP.get(name, {}), **changes}))
 
 
 def written(model: Any, out: Path, to: str = "gguf", dtype: str | None = "f32") -> dict[str, Any]:

@@ -18,8 +18,9 @@ from transformers import CONFIG_MAPPING
 from variants import variants_of
 
 from lmprune.errors import UserError
-from lmprune.export.gguf_metadata import ROWS, SHOWN_BY_TENSORS, WITHOUT_EFFECT, WRITTEN, spec_of, unaccounted
+from lmprune.export.gguf_metadata import SHOWN_BY_TENSORS, WITHOUT_EFFECT, WRITTEN, spec_of, unaccounted
 from lmprune.runtimes.architectures import GGUF, NOT_IN_LLAMA_CPP
+from lmprune.runtimes.mixtures import ROWS
 from lmprune.sites.families import FAMILIES
 from lmprune.sites.find import find_sites
 

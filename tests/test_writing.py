@@ -99,12 +99,15 @@ def test_what_had_to_make_way_comes_back(tmp_path: Path) -> None:
 # -- replacing
 
 
-@pytest.mark.parametrize("exchange", [True, False])
-def test_a_folder_is_replaced_only_as_it_was_seen(
-    exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not exchange:
+@pytest.fixture(params=[True, False], ids=["names exchanged", "one after the other"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Linux replaces, and as other systems do."""
+    if not request.param:
         monkeypatch.setattr(writing, "_renamed", lambda *_: False)
+
+
+@pytest.mark.usefixtures("either_way")
+def test_a_folder_is_replaced_only_as_it_was_seen(tmp_path: Path) -> None:
     out = tmp_path / "o"
     out.mkdir()
     (out / "f").write_text("old")
@@ -131,12 +134,8 @@ def test_a_folder_is_replaced_only_as_it_was_seen(
         assert (tmp_path / f"{name}-2" / "f").read_text() == "newer"
 
 
-@pytest.mark.parametrize("exchange", [True, False])
-def test_a_file_is_replaced_only_as_it_was_seen(
-    exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not exchange:
-        monkeypatch.setattr(writing, "_renamed", lambda *_: False)
+@pytest.mark.usefixtures("either_way")
+def test_a_file_is_replaced_only_as_it_was_seen(tmp_path: Path) -> None:
     out = tmp_path / "o.txt"
     with (
         pytest.raises(UserError, match=r"o\.txt is left alone"),

@@ -11,11 +11,11 @@ from transformers import CONFIG_MAPPING
 
 from ..errors import UserError
 from ..foreign import misfit
-from ..runtimes.architectures import GGUF, KEYS
+from ..runtimes.architectures import KEYS
 from ..runtimes.gguf_file import GGUFFile
 from ..runtimes.gguf_keys import IRRELEVANT, NEUTRAL, READ_KEYS, UNTOLD
 from ..runtimes.gguf_spec import GGUFSpec
-from ..runtimes.mixtures import MIXTURES_IN_GGUF, TOP_K
+from ..runtimes.mixtures import ROWS, TOP_K
 from ..sites.families import FAMILIES
 from ..sites.mixtures import MIXTURES
 from .gguf_rope import rope_parameters
@@ -25,10 +25,6 @@ _REQUIRED = ("embedding_length", "block_count", "attention.head_count", "feed_fo
 _IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 _HEADS = ("attention.head_count", "attention.head_count_kv")
 _SLIDING, _FULL = "sliding_attention", "full_attention"
-
-
-#: model type -> its row
-ROWS = GGUF | MIXTURES_IN_GGUF
 
 
 def model_types(file: GGUFFile) -> list[str]:
@@ -46,14 +42,15 @@ def model_types(file: GGUFFile) -> list[str]:
 def widths(file: GGUFFile) -> list[int]:
     """Neurons of each layer."""
     settings = file.settings()
-    count, found = settings["block_count"], settings["feed_forward_length"]
-    return list(found) if isinstance(found, Sequence) else [found] * count
+    return _by_layer(settings, settings["feed_forward_length"])
 
 
 def groups(file: GGUFFile) -> list[int]:
     """Groups of heads of each layer. Raises: UserError where layers have none, or groups of other sizes."""
     settings = file.settings()
-    queries, found = (_by_layer(settings, key) for key in _HEADS)
+    heads, few = _HEADS
+    queries = _by_layer(settings, settings[heads])
+    found = _by_layer(settings, settings.get(few, settings[heads]))
     if 0 in queries or 0 in found:
         raise Settings(file).refused(_HEADS[0], "and layers without an attention are written, and not read")
     if len({a / b for a, b in zip(queries, found, strict=True)}) > 1:
@@ -61,9 +58,9 @@ def groups(file: GGUFFile) -> list[int]:
     return found
 
 
-def _by_layer(settings: Mapping[str, Any], key: str) -> list[int]:
-    found, layers = settings.get(key, settings[_HEADS[0]]), settings["block_count"]
-    return list(found) if isinstance(found, Sequence) else [found] * layers
+def _by_layer(settings: Mapping[str, Any], found: Any) -> list[int]:
+    """A setting of each layer: it is a list, or one number for all."""
+    return list(found) if isinstance(found, Sequence) else [found] * settings["block_count"]
 
 
 def config_of(file: GGUFFile, model_type: str) -> Any:
@@ -148,7 +145,7 @@ def _experts(settings: Settings, names: _Names, model_type: str, fields: dict[st
 def _heads(settings: Settings, names: _Names, fields: dict[str, Any]) -> int:
     """Fill in the heads, and return the size of one."""
     found = groups(settings.file)
-    each = _by_layer(settings.left, _HEADS[0])[0] // found[0]
+    each = _by_layer(settings.left, settings.left[_HEADS[0]])[0] // found[0]
     most = _sayable(settings, names, max(found), each)
     heads = most * each
     for key in _HEADS:

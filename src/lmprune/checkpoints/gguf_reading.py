@@ -21,11 +21,11 @@ from ..errors import UserError
 from ..runtimes.gguf_file import GGUFFile, read_gguf
 from ..runtimes.gguf_layout import TensorPlace, num_kv_heads, places
 from ..runtimes.gguf_spec import GGUFSpec
-from ..runtimes.mixtures import stored
+from ..runtimes.mixtures import ROWS, stored
 from ..sites.find import find_sites
 from ..sites.mixtures import is_mixture
 from .dtypes import GGUF_FLOATS
-from .gguf_config import ROWS, config_of, groups, model_types, widths
+from .gguf_config import config_of, groups, model_types, widths
 from .gguf_rope import ROPE_TENSORS
 from .shrinking import record_shapes
 from .stored import Unchanged
@@ -125,8 +125,7 @@ def _described(file: GGUFFile, model_type: str) -> Described:
         raise UserError(f"{file.path}: lmprune knows no {file.arch} with these settings; start from its safetensors")
     model, found = placed(config)
     there -= zeros - {place.theirs for place in found}
-    fewer = _cut_heads(model, groups(file))
-    if fewer:
+    if _cut_heads(model, groups(file)):
         found = tuple(places(model, spec, file.arch))
     if not is_mixture(config) and _cut(model, _reader_biases(model, found, there), widths(file)):
         found = tuple(places(model, spec, file.arch))

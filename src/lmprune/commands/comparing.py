@@ -24,6 +24,19 @@ from .options import (
 )
 from .parameters import given
 
+#: what models are compared on, here and in `sweep`
+MaxTokens = Annotated[int, typer.Option(metavar="N", min=2, help="Tokens of the text that are read.")]
+Window = Annotated[
+    int | None, typer.Option(metavar="N", help="Tokens a window.", show_default="1024, or the model's maximum if less")
+]
+PairTasks = Annotated[
+    str | None, typer.Option(metavar="A,B", help="Tasks as well: wikisql, samsum, e2e, a .jsonl of pairs.")
+]
+Items = Annotated[int, typer.Option(metavar="N", min=1, help="Items of each task.")]
+SpeedEngine = Annotated[str, typer.Option(metavar="NAME", help="For the speed: torch, onnxruntime, llamacpp.")]
+EngineThreads = Annotated[int, typer.Option(metavar="N", min=1, help="Of the engine.")]
+SpeedTurns = Annotated[int, typer.Option(metavar="N", min=1, help="Turns that are measured.")]
+
 
 def compare(
     models: Annotated[
@@ -33,18 +46,13 @@ def compare(
     data: EvaluationText,
     data_dir: DataDir = None,
     split: Split = "validation",
-    max_tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Tokens of the text that are read.")] = 16384,
-    context: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Tokens a window.", show_default="1024, or the model's maximum if less"),
-    ] = None,
-    tasks: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Tasks as well: wikisql, samsum, e2e, a .jsonl of pairs.")
-    ] = None,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, help="Items of each task.")] = 100,
-    engine: Annotated[str, typer.Option(metavar="NAME", help="For the speed: torch, onnxruntime, llamacpp.")] = "torch",
-    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Of the engine.")] = 2,
-    repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Turns that are measured.")] = 5,
+    max_tokens: MaxTokens = 16384,
+    context: Window = None,
+    tasks: PairTasks = None,
+    limit: Items = 100,
+    engine: SpeedEngine = "torch",
+    threads: EngineThreads = 2,
+    repeats: SpeedTurns = 5,
     prompts: PromptsFile = None,
     answer_tokens: AnswerTokens = ANSWER_TOKENS,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also a page, one `.html` file.")] = None,

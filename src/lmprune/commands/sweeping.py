@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .comparing import shown
+from .comparing import EngineThreads, Items, MaxTokens, PairTasks, SpeedEngine, SpeedTurns, Window, shown
 from .console import talking
 from .options import Json, Model
 from .parameters import given
@@ -30,13 +30,13 @@ def sweep(
             show_default="validation split of --data; for a mix python-docs",
         ),
     ] = None,
-    max_tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Of the text that is compared on.")] = 16384,
-    context: Annotated[int | None, typer.Option(metavar="N", help="Tokens a window.", show_default="1024")] = None,
-    tasks: Annotated[str | None, typer.Option(metavar="A,B", help="Tasks as well, as in `compare`.")] = None,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, help="Items of each task.")] = 100,
-    engine: Annotated[str, typer.Option(metavar="NAME", help="For the speed: torch, onnxruntime, llamacpp.")] = "torch",
-    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Of the engine.")] = 2,
-    repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Turns that are measured.")] = 5,
+    max_tokens: MaxTokens = 16384,
+    context: Window = None,
+    tasks: PairTasks = None,
+    limit: Items = 100,
+    engine: SpeedEngine = "torch",
+    threads: EngineThreads = 2,
+    repeats: SpeedTurns = 5,
     force: Annotated[bool, typer.Option("--force", metavar="", help="Begin again.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from ..errors import UserError
-from ..runtimes.architectures import GGUF, KEYS, NOT_IN_LLAMA_CPP
+from ..runtimes.architectures import KEYS, NOT_IN_LLAMA_CPP
 from ..runtimes.gguf_spec import GGUFSpec
-from ..runtimes.mixtures import MIXTURES_IN_GGUF, NOT_IN_GGUF, elsewhere
+from ..runtimes.mixtures import NOT_IN_GGUF, ROWS, elsewhere
 from ..sites.expert_neurons import ExpertNeurons
 from ..sites.experts import Experts
 from ..sites.find import find_sites
@@ -56,9 +56,6 @@ WRITTEN = frozenset(
     sliding_window use_sliding_window max_window_layers layer_types sliding_window_pattern
     """.split()
 )
-
-
-ROWS = GGUF | MIXTURES_IN_GGUF
 
 
 def spec_of(config: Any) -> GGUFSpec:

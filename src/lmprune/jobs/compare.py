@@ -61,7 +61,7 @@ def compare(
     record = {
         "models": [{name: value for name, value in each.items() if name != "data"} for each in found],
         "data": told, "max_tokens": max_tokens, "limit": limit if wanted else None, "engine": engine,
-        "threads": threads, "out": out and str(out.expanduser().resolve()), "seconds": time.perf_counter() - start,
+        "threads": threads, "out": place and str(place.path), "seconds": time.perf_counter() - start,
     }  # fmt: skip
     if place is not None:
         with written_aside(place, folder=False) as aside:

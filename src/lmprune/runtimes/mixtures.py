@@ -13,7 +13,9 @@ from typing import Any
 from gguf import MODEL_TENSOR as T
 from torch import Tensor, nn
 
+from ..sites.experts import experts
 from ..sites.mixtures import is_mixture, mixture_of
+from .architectures import GGUF
 from .gguf_spec import OFF, GGUFSpec, Only, one_of
 
 _SILU = {"hidden_act": one_of("silu", "swish")}
@@ -77,6 +79,8 @@ MIXTURES_IN_GGUF: dict[str, GGUFSpec] = {
     "minimax_m2": GGUFSpec("minimax-m2", assumes=_SILU, counts={"expert_gating_func": _SIGMOID}),
 }  # fmt: skip
 
+#: every model type that can be a GGUF file -> its row
+ROWS = GGUF | MIXTURES_IN_GGUF
 #: the config fields that may hold how many experts a token goes to
 TOP_K = ("num_experts_per_tok", "moe_k", "moe_topk")
 #: mixtures that can't be written, with the reason that a user gets
@@ -97,7 +101,7 @@ def expert_tensors(model: Any) -> dict[str, tuple[T, ...]]:
         return {}
     spec, found = mixture_of(model.config), {}
     for layer, block in enumerate(model.get_submodule(spec.blocks)):
-        if not _has(block, f"{spec.home}.{spec.experts}"):
+        if experts(block, spec, layer) is None:
             continue
         home = f"{spec.blocks}.{layer}.{spec.home}."
         found[f"{home}{spec.experts}.{spec.up}"] = (T.FFN_GATE_EXP, T.FFN_UP_EXP)
@@ -106,10 +110,6 @@ def expert_tensors(model: Any) -> dict[str, tuple[T, ...]]:
         if spec.choice:
             found[f"{home}{spec.choice}"] = (T.FFN_EXP_PROBS_B,)
     return found
-
-
-def _has(block: nn.Module, path: str) -> bool:
-    return path in dict(block.named_modules())
 
 
 def stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
