@@ -38,7 +38,8 @@ from lmprune.export.gguf_tokenizer import lost, tokenizer_metadata  # noqa: E402
 from lmprune.export.modelfile import modelfile  # noqa: E402
 from lmprune.jobs import inspection  # noqa: E402
 from lmprune.jobs.report import drawn  # noqa: E402
-from lmprune.jobs.run import _done  # noqa: E402
+from lmprune.jobs.run import steps_done  # noqa: E402
+from lmprune.jobs.steps import Steps  # noqa: E402
 from lmprune.plan import PLAN_FILE, PrunePlan  # noqa: E402
 from lmprune.progress import silent  # noqa: E402
 from lmprune.sites.find import find_sites  # noqa: E402
@@ -364,7 +365,7 @@ READERS: dict[str, Reader] = {
     "run file": Reader(a_run, "run.yaml", "lines", lambda f: recipe.read(f / "run.yaml", COMMANDS), 8),
     "records of a run": Reader(
         a_run, "run.jsonl", "json",
-        lambda f: _done(f, recipe.read(f / "run.yaml", COMMANDS)), 4,
+        lambda f: steps_done(Steps(f / "run.jsonl", "run", "no"), recipe.read(f / "run.yaml", COMMANDS)), 4,
     ),
     "results": Reader(some_results, RESULTS, "json", lambda f: records.read(f / RESULTS).notes(), 6),
     "report": Reader(some_results, RESULTS, "json", draw, 3),

@@ -115,13 +115,22 @@ def test_memory_has_an_end() -> None:
     bytearray(2**29)
 
 
-def test_out_of_memory_says_what_was_needed_and_what_helps() -> None:
+def none_left() -> None:
+    raise MemoryError
+
+
+def test_out_of_memory_says_what_was_needed_and_what_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**55)
     sentence = out_of_memory(caught.value)
     assert sentence is not None and "144115188.1 GB more were asked for" in sentence and "--stream" in sentence
     assert "more was asked for" in str(out_of_memory(RuntimeError("can't start new thread")))
     assert out_of_memory(RuntimeError("something else")) is None
+    unloaded = ImportError("libtorch_cpu.so: failed to map segment from shared object")
+    assert "more was asked for, and" in str(out_of_memory(unloaded))
+    with monkeypatch.context() as nothing_left:
+        nothing_left.setattr("psutil.virtual_memory", none_left)
+        assert str(out_of_memory(MemoryError())).startswith("out of memory: more was asked for; less is needed with")
 
 
 def test_shown_is_short_whatever_it_is() -> None:

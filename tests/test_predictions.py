@@ -6,10 +6,11 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
+from lmprune.checkpoints.fingerprint import weights_fingerprint
 from lmprune.data.pairs import Item
 from lmprune.errors import UserError
 from lmprune.evaluation.decoding import Output
-from lmprune.evaluation.predictions import PREDICTIONS, SETTINGS, Predictions, weights_fingerprint
+from lmprune.evaluation.predictions import PREDICTIONS, SETTINGS, Predictions
 
 ITEMS = [Item(f"context {i}", (f" right {i}", f" also right {i}")) for i in range(4)]
 SETTINGS_OF_ALL = {"weights": "abc", "max_new_tokens": 8}

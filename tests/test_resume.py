@@ -6,6 +6,7 @@ import errno
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import transformers
 from test_bad_input import refused
 from tiny_checkpoints import TEXT, Outcome, as_many_threads, lmprune, tiny_checkpoint
 
+from lmprune.errors import UserError
 from lmprune.plan import PLAN_FILE, PrunePlan
 from lmprune.training import callbacks, prune_callback
 from lmprune.training.run_folder import MARK, RunFolder
@@ -58,12 +60,16 @@ def arguments(name: str, models: dict[str, Path], text: Path, out: Path) -> list
 
 
 def result(out: Path) -> dict[str, Any]:
-    """All that a run leaves: weights, kept neurons and log, to the last bit."""
+    """All that a run leaves, to the last bit; it says where it was written, which is left out."""
+    files = {file.name: file.read_bytes().replace(str(out).encode(), b"OUT") for file in out.iterdir()}
+    name = out.name.encode()
+    files["README.md"] = files["README.md"].replace(b"# " + name, b"# OUT")
     plan = out / PLAN_FILE
     return {
-        "weights": (out / "model.safetensors").read_bytes(),
+        "weights": files.pop("model.safetensors"),
         "kept": PrunePlan.load(plan).kept if plan.exists() else None,
-        "log": (out / "training_log.jsonl").read_text(),
+        "log": files.pop("training_log.jsonl").decode(),
+        **files,
     }
 
 
@@ -194,7 +200,8 @@ def test_ctrl_c_finishes_the_step_and_says_how_to_resume(
     assert not (tmp_path / "o").exists()
     assert lmprune(*args, "--resume", "--save-every", 5).code == 0
     assert lmprune(*arguments("gum", models, text, tmp_path / "whole")).code == 0
-    assert result(tmp_path / "o") == result(tmp_path / "whole")
+    found, whole = result(tmp_path / "o"), result(tmp_path / "whole")
+    assert all(found[part] == whole[part] for part in ("weights", "kept", "log"))  # it tells of --save-every 5
 
 
 def test_ctrl_c_before_the_first_step_leaves_nothing(
@@ -245,6 +252,46 @@ def test_other_settings_are_named(stopped: list[object], tmp_path: Path) -> None
     assert (tmp_path / "o.training" / "checkpoint-4" / MARK).exists()
 
 
+@pytest.mark.parametrize("changed", ["model", "text"])
+def test_inputs_that_changed_under_their_names_are_named(
+    changed: str, models: dict[str, Path], text: Path, forks: Any, tmp_path: Path
+) -> None:
+    """Before the first step of the resumed run; as they were, it goes on."""
+    mine = {"llama": Path(shutil.copytree(models["llama"], tmp_path / "m"))}
+    words = tmp_path / "cats.txt"
+    words.write_text(text.read_text())
+    args = arguments("soft", mine, words, tmp_path / "o")
+    killed(forks, args, "after", 6)
+    file = words if changed == "text" else mine["llama"] / "model.safetensors"
+    before = file.read_bytes()
+    file.write_bytes(b"bats" + before[4:] if changed == "text" else before[:-4] + b"bats")
+    assert refused(*args, "--resume") == (
+        f"the run in {tmp_path / 'o.training'} began with another {changed}, which has changed since under the same "
+        "name; put it back, or begin again with --force"
+    )
+    assert (tmp_path / "o.training" / "checkpoint-4" / MARK).exists()
+    file.write_bytes(before)
+    assert lmprune(*args, "--resume").code == 0
+
+
+def test_a_run_folder_that_is_removed_meanwhile_is_told_at_the_next_step(
+    models: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    real = callbacks.Log.on_step_end
+
+    def removing(self: Any, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        real(self, args, state, control, **rest)
+        steps.append(state.global_step)
+        if state.global_step == 6:
+            shutil.rmtree(tmp_path / "o.training")
+
+    monkeypatch.setattr(callbacks.Log, "on_step_end", removing)
+    sentence = refused(*arguments("gum", models, text, tmp_path / "o"))
+    assert sentence == f"{tmp_path / 'o.training'} was removed while the run was at work in it; begin it again"
+    assert steps[-1] == 6 and list(tmp_path.iterdir()) == []
+
+
 def test_an_unfinished_run_is_not_thrown_away_unasked(stopped: list[object], tmp_path: Path) -> None:
     folder = tmp_path / "o.training"
     assert refused(*stopped) == (
@@ -263,8 +310,10 @@ def test_two_runs_do_not_share_a_folder(models: dict[str, Path], text: Path, for
     lines_of(tmp_path / "o.training" / "training_log.jsonl", 5)
     for option in ("--resume", "--force"):
         assert refused(*args, option) == (
-            f"a run is at work in {tmp_path / 'o.training'}; let it end, stop it, or choose another --out"
+            f"another command is at work on {tmp_path / 'o'}; let it end, stop it, or choose another --out"
         )
+    with pytest.raises(UserError, match="a run is at work in"), RunFolder(tmp_path / "o", {}, force=True).begun():
+        pass
     assert receiver.recv().code == 0
     process.join(60)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["o"]

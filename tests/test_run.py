@@ -75,6 +75,9 @@ def test_a_run_ends_in_what_its_commands_make_and_goes_on_where_it_was(written: 
     assert file.read_text().strip() in (out / "finetuned" / "README.md").read_text()
     assert "--run-file" not in plan.provenance["command"]
 
+    ended = lmprune("run", file, "--resume", "--json")
+    assert ended.record["steps"] == done["steps"] and "that run has ended, all of it in" in ended.err
+
     lines = (out / "run.jsonl").read_text().splitlines(keepends=True)
     (out / "run.jsonl").write_text("".join(lines[:3]))  # as it was when the last step was killed
     weights = (out / "pruned" / "model.safetensors").stat().st_mtime_ns
@@ -86,7 +89,7 @@ def test_a_run_ends_in_what_its_commands_make_and_goes_on_where_it_was(written: 
 
     sentence = refused("run", written(("keep: 0.5", "keep: 0.25")))
     assert (
-        "holds a run in which this step was asked for with" in sentence
+        "holds a run in which prune was asked for with" in sentence
         and "--keep 0.5" in sentence
         and "--force" in sentence
     )
@@ -137,6 +140,7 @@ def test_files_that_are_no_run(tmp_path: Path, model: Path, written: Any):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "letters.txt").write_text("dear")
     assert "no run's folder" in refused("run", written())
+    assert "there is no run to resume in" in refused("run", written(), "--resume")
     assert (tmp_path / "out" / "letters.txt").read_text() == "dear"
 
 

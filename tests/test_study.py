@@ -17,6 +17,7 @@ from made_up_records import made_up
 from test_bad_input import refused
 from tiny_checkpoints import documented, lmprune
 
+from lmprune.checkpoints.writing import claimed
 from lmprune.commands.cli import app
 from lmprune.errors import UserError
 from lmprune.report.figures import _bits
@@ -384,12 +385,28 @@ def test_a_killed_study_goes_on(
     assert len(lines(out)) == 3
 
 
-@pytest.mark.slow
 def test_two_studies_in_one_folder(written: Any, tmp_path: Path) -> None:
-    from lmprune.study.runner import _locked
+    with claimed(tmp_path / "o"):
+        assert "another command is at work on" in refused("study", written(), "--out", tmp_path / "o")
 
-    with _locked(tmp_path / "o"):
-        assert "another study is at work in" in refused("study", written(), "--out", tmp_path / "o")
+
+def test_a_study_that_has_ended_says_so(written: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler repeats the command."""
+    file, out = written(), tmp_path / "o"
+    assert refused("study", file, "--out", out, "--resume") == (
+        f"there is no study to resume in {out}; leave out --resume"
+    )
+    stand_in = tmp_path / "python"
+    stand_in.write_text("#!/bin/sh\necho '{}'\n")
+    stand_in.chmod(0o755)
+    with monkeypatch.context() as other:
+        other.setattr(sys, "executable", str(stand_in))
+        assert lmprune("study", file, "--out", out, "--json").record["finished"] == 5
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    again = lmprune("study", file, "--out", out, "--resume", "--json")
+    assert again.record["finished"] == 5 and again.record["failed"] == []
+    assert f"that study has ended, all 5 runs are in {out / 'results.jsonl'}: there is nothing to resume" in again.err
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.slow

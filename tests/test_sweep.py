@@ -15,6 +15,7 @@ from lmprune.errors import UserError
 from lmprune.jobs import sweep as job
 from lmprune.jobs.sweep import parse_aims
 from lmprune.report import comparison
+from lmprune.training.run_folder import SETTINGS, place_of
 
 SMALL = ("--max-tokens", 512, "--context", 64, "--threads", 1, "--repeats", 1, "--answer-tokens", 0)
 PRUNE = ("--method", "magnitude", "--multiple-of", 1)
@@ -82,16 +83,48 @@ def test_each_target_is_a_prune_and_all_are_compared(swept: Any, model: Path, tm
 
 
 def test_it_goes_on_where_it_was(swept: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "compare", lambda *_, **__: {"models": [], "out": ""})
+    compared: list[Any] = []
+
+    def compare(*_: Any, out: Path, **how: Any) -> dict[str, Any]:
+        compared.append(how["models"])
+        out.write_text("page")
+        return {"models": [], "out": str(out)}
+
+    monkeypatch.setattr(job, "compare", compare)
     monkeypatch.setattr("lmprune.commands.sweeping.shown", lambda record: [])
+    assert "there is no sweep to resume in" in swept("0.5", "--resume")[0].err
     swept("0.5")
     shown, ran = swept("0.5,0.25")
-    assert shown.code == 0 and [Path(words[3]).name for words in ran] == ["keep-0.25"]
-    assert "1 of 2 targets were reached before: keep-0.5" in shown.err
+    assert shown.code == 0 and [Path(words[3]).name for words in ran] == ["keep-0.25"] and len(compared) == 2
+    assert "1 of 3 steps were done before: keep-0.5" in shown.err
+    shown, ran = swept("0.5,0.25", "--resume")
+    assert shown.code == 0 and not ran and len(compared) == 2
+    assert f"that sweep has ended, all of it in {tmp_path / 'out'}: there is nothing to resume" in shown.err
+    assert swept("0.5,0.25", "--limit", 7)[0].code == 0 and len(compared) == 3  # compared otherwise
     shown, _ = swept("0.5", "--seed", 1)
-    assert shown.code == 2 and "holds keep-0.5 from lmprune prune" in shown.err
+    assert shown.code == 2 and "holds a sweep in which keep-0.5 was asked for with fewer options" in shown.err
     shown, ran = swept("0.5", "--seed", 1, "--force")
     assert shown.code == 0 and len(ran) == 1
+
+
+def test_what_was_killed_goes_on(swept: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between a checkpoint and its line, and in the middle of a training."""
+    monkeypatch.setattr(job, "compare", lambda *_, **__: {"models": [], "out": ""})
+    monkeypatch.setattr("lmprune.commands.sweeping.shown", lambda record: [])
+
+    def killed(words: list[str]) -> None:
+        assert lmprune(*words).code == 0
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as dying:
+        dying.setattr(job, "record_of", killed)
+        assert swept("0.5")[0].code == 130
+    assert (tmp_path / "out" / "keep-0.5" / "config.json").exists()
+    shown, ran = swept("0.5")
+    assert shown.code == 0 and ran[0][-1] == "--force"
+    (run := place_of(tmp_path / "out" / "keep-0.25")).mkdir()
+    (run / SETTINGS).write_text("{}")
+    assert "had other settings" in swept("0.25", "--steps", 20)[0].err  # it was asked to go on
 
 
 def test_what_a_mix_is_compared_on(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

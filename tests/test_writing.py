@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -12,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 from tiny_checkpoints import TEXT, byte_tokenizer, lmprune, tiny_checkpoint
 from tiny_models import tiny_model
 
 from lmprune.checkpoints import checkpoint, models, rooms, writing
-from lmprune.checkpoints.writing import Destination, check_file, check_folder, written_aside
+from lmprune.checkpoints.writing import Destination, check_file, check_folder, claimed, written_aside
 from lmprune.errors import UserError
 from lmprune.training import manifest
 
@@ -94,6 +96,86 @@ def test_what_had_to_make_way_comes_back(tmp_path: Path) -> None:
     (left / rooms.LOCK).write_text(str(tmp_path / "o"))
     rooms.sweep(tmp_path)
     assert entries(tmp_path) == ["o"] and (tmp_path / "o" / "f").read_text() == "old"
+
+
+def test_a_room_that_was_not_quite_removed_is_nobodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock goes last, and an impatient interrupt does not leave it."""
+    real = rooms.shutil.rmtree
+
+    def killed(path: Path, **how: Any) -> None:
+        monkeypatch.setattr(rooms.shutil, "rmtree", real)
+        raise stop
+
+    for stop, left in ((KeyboardInterrupt(), 0), (SystemExit(), 1)):  # the second stands for a kill
+        with pytest.raises(type(stop)), rooms.room(tmp_path) as mine:
+            (mine / "new").mkdir()
+            monkeypatch.setattr(rooms.shutil, "rmtree", killed)
+        assert len(entries(tmp_path)) == left
+    (found,) = tmp_path.iterdir()
+    assert rooms.sweep(tmp_path) == [found] and entries(tmp_path) == []
+
+
+def test_a_folder_is_looked_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at each small file: a training writes many."""
+    looked: list[Path] = []
+    monkeypatch.setattr(rooms, "sweep", lambda parent: looked.append(parent) or [])
+    for number in range(5):
+        with written_aside(tmp_path / f"{number}.txt", folder=False) as aside:
+            aside.write_text("x")
+    assert looked == [tmp_path] and len(entries(tmp_path)) == 5
+
+
+# -- two at once
+
+
+def test_a_place_is_one_commands_at_a_time(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "o"
+    with claimed(out):
+        assert not (tmp_path / "deep").exists()
+        with (
+            pytest.raises(UserError, match=rf"another command is at work on {out}; let it end, stop it, or"),
+            claimed(out),
+        ):
+            pytest.fail("it is taken")
+        with claimed(tmp_path / "deep" / "other"), written_aside(out):
+            pass
+        assert rooms.sweep(tmp_path) == []
+    with claimed(out):
+        pass
+    assert entries(tmp_path) == ["deep"] and entries(out.parent) == ["o"]
+
+
+def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
+    out = tmp_path / "o"
+    reads, writes = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with claimed(out):
+            os.write(writes, b"x")
+            signal.pause()
+    os.read(reads, 1)
+    with pytest.raises(UserError, match="at work"), claimed(out):
+        pass
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert len(entries(tmp_path)) == 1
+    with claimed(out):
+        assert len(entries(tmp_path)) == 1
+    assert entries(tmp_path) == []
+
+
+@pytest.mark.parametrize("verb", ["prune", "finetune", "teach", "analyze", "export", "report", "eval"])
+def test_a_second_writer_is_told_before_its_work(
+    verb: str, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("too late"))
+    out = tmp_path / ("o.safetensors" if verb == "teach" else "o")
+    words = {"report": [tmp_path], "export": [model, "--to", "hf-uniform"], "finetune": [model, "--steps", 2]}
+    data = [] if verb in ("report", "export") else ["--data", text]
+    with claimed(out):
+        shown = lmprune(verb, *words.get(verb, [model]), *data, "--out", out)
+    assert shown.code == 2 and f"another command is at work on {out}" in shown.err
+    assert entries(tmp_path) == []
 
 
 # -- replacing
@@ -194,6 +276,18 @@ def test_names_that_no_disk_takes_are_told_before_the_work(
     with pytest.raises(UserError, match="can't write"):
         check_file(tmp_path / f"{name}.gguf", force=False)
     assert entries(tmp_path) == []
+
+
+def test_a_folder_for_levels_is_proved_before_the_work(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("too late"))
+    args = ["prune", model, "--data", text, "--budget", "dp", "--out", tmp_path / "o", "--levels"]
+    (tmp_path / "file").write_text("x")
+    too_long = "File name too long; choose another --levels"
+    for levels, why in ((tmp_path / ("x" * 256), too_long), (tmp_path / "file", "is a file")):
+        shown = lmprune(*args, levels)
+        assert shown.code == 2 and why in shown.err and entries(tmp_path) == ["file"]
 
 
 def test_links_in_a_circle(tmp_path: Path) -> None:
@@ -305,9 +399,31 @@ def test_a_run_that_has_ended_is_not_resumed_and_says_so(model: Path, text: Path
     assert lmprune(*args, "--resume", "--json").record == {"out": str(tmp_path / "o"), "finished": True}
     assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "o").iterdir()} == before
     assert lmprune(*args, "--resume", "--lr", 0.1).code == 2  # another run
+    once = ["prune", model, "--data", text, "--method", "magnitude", "--multiple-of", 8, "--out", tmp_path / "q"]
+    assert lmprune(*once, "--resume").code == 0  # which has nothing to go on with, and begins
+    assert "that run has ended" in lmprune(*once, "--resume").out
     gum = ["prune", model, "--data", text, "--method", "gum", "--multiple-of", 8, "--steps", 12, "--seq-len", 32]
     gum += ["--train-tokens", 320, "--out", tmp_path / "p"]
     assert lmprune(*gum).code == 0 and lmprune(*gum, "--resume").code == 0
+
+
+@pytest.mark.parametrize("limit", [errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENOSPC])
+def test_what_a_disk_refuses_is_a_sentence_wherever(
+    limit: int, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Temporary files, too: of ours, and those that safetensors writes, which has an exception of its own."""
+    from lmprune.scores import passes
+
+    args = ["prune", model, "--data", text, "--stream", "--multiple-of", 8, "--answer-tokens", 0, "--seq-len", 32]
+    for error in (OSError(limit, "x"), SafetensorError(f"Error while serializing: I/O error: x (os error {limit})")):
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(passes, "save_file", refuse)
+        shown = lmprune(*args, "--out", tmp_path / "o")
+        assert shown.code == 2 and f"error: {os.strerror(limit)}: what it writes, or keeps in" in shown.err
+    assert entries(tmp_path) == []
 
 
 # -- streams

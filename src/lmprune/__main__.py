@@ -1,5 +1,14 @@
 """`python -m lmprune` is `lmprune`."""
 
-from .commands.cli import main
+from .commands import interrupts
 
-main()
+
+def main() -> None:
+    interrupts.end_at_once()
+    from .commands.cli import main as command
+
+    command()
+
+
+if __name__ == "__main__":
+    main()

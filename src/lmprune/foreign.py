@@ -21,6 +21,8 @@ LONGEST = 399
 #: bytes of what is read as text and as a whole: configs, plans, studies
 _LARGEST = 64 * 2**20
 _BEYOND = 10**18
+#: a thread's stack is memory, too, and so is a library
+_NO_STACK, _NO_MAP = "can't start new thread", re.compile("failed to map segment|[Cc]annot allocate memory")
 #: values that a YAML file may stand for, its aliases written out
 _MOST_VALUES = 100_000
 
@@ -80,16 +82,24 @@ def reason(error: BaseException) -> str:
 def out_of_memory(error: BaseException) -> str | None:
     """What was needed, and what would help; None for any other error."""
     asked = re.search(r"[Tt]ried to allocate ([\d.]+ *\w+)", str(error))
-    no_stack = "can't start new thread" in str(error)  # a thread's stack is memory, too
-    if not (isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and (asked or no_stack))):
+    short = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and (asked or _NO_STACK in str(error)))
+    if not (short or (isinstance(error, ImportError | OSError) and _NO_MAP.search(str(error)))):
         return None
-    import psutil  # not at the top: `--help` needs none of it
-
     more = f"{_in_gigabytes(asked[1])} more were asked for" if asked else "more was asked for"
     return (
-        f"out of memory: {more}, and {psutil.virtual_memory().available / 1e9:.1f} GB are free; less is needed with "
+        f"out of memory: {more}{_free()}; less is needed with "
         "--stream, --dtype bfloat16, or a smaller --seq-len, --batch-size or --calibration-tokens"
     )
+
+
+def _free() -> str:
+    """A clause on what is free; empty where there is not even room to ask."""
+    try:
+        import psutil  # not at the top: `--help` needs none of it
+
+        return f", and {psutil.virtual_memory().available / 1e9:.1f} GB are free"
+    except (MemoryError, ImportError, OSError):
+        return ""
 
 
 def _in_gigabytes(asked: str) -> str:

@@ -130,7 +130,9 @@ def how_made(plan: PrunePlan, methods: Mapping[str, str] = {}) -> str:
     if (dtype := plan.provenance.get("dtype")) and dtype["computed"] != dtype["saved"]:
         lines += [f"Computed in {dtype['computed']}, saved in {dtype['saved']}."]
     if versions := plan.provenance.get("versions"):
-        lines += ["Made with " + ", ".join(inline(f"{name} {number}") for name, number in versions.items()) + "."]
+        lines += [
+            "Made with " + ", ".join(inline(f"{name} {number}") for name, number in sorted(versions.items())) + "."
+        ]
     if command := plan.provenance.get("command"):
         lines += ["To make it again:", "", fenced(shlex.join(command), "sh")]
     if run := plan.provenance.get("run"):

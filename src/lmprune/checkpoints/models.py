@@ -191,13 +191,12 @@ def load_tokenizer(
     with _explained(found, "tokenizer"), quiet():
         if found.gguf:
             tokenizer = read_tokenizer(read_gguf(Path(str(found))))
-            tokenizer("a")
-            return tokenizer
-        options = hub_options(found)
-        tokenizer = AutoTokenizer.from_pretrained(found.place, trust_remote_code=trust_remote_code, **options)
-        file = cached_file(found.place, FILE, _raise_exceptions_for_missing_entries=False, **options)
-        if file and (sentence := read_otherwise(tokenizer, Path(file))):
-            note(sentence)
+        else:
+            options = hub_options(found)
+            tokenizer = AutoTokenizer.from_pretrained(found.place, trust_remote_code=trust_remote_code, **options)
+            file = cached_file(found.place, FILE, _raise_exceptions_for_missing_entries=False, **options)
+            if file and (sentence := read_otherwise(tokenizer, Path(file))):
+                note(sentence)
         tokenizer("a")  # it reads a text, or is refused here
         return tokenizer
 

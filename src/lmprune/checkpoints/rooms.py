@@ -7,20 +7,27 @@ from a process that is killed: a room that can be locked is nobody's.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 PREFIX = ".lmprune-"
 LOCK = "lock"
 #: in a room, what was taken away from where its lock says, to make way for something else
 OLD = "old"
 #: seconds that a room may be there without a lock: it is just being made
-_YOUNG = 60
+_YOUNG = 5
+#: seconds to wait before a claim is tried, and tried again: somebody who sweeps may hold it for a moment
+_WAITS = (0.0, 0.02, 0.1)
+#: where this process has looked for rooms that are nobody's: once is enough, a training makes many
+_swept: set[Path] = set()
 
 
 @contextmanager
@@ -30,9 +37,12 @@ def room(parent: Path, purpose: str = "") -> Iterator[Path]:
     purpose: where what is made there will go, for whoever finds the room later.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    sweep(parent)
-    found = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+    if parent not in _swept:
+        _swept.add(parent)
+        sweep(parent)
+    found = parent / f"{PREFIX}{secrets.token_hex(8)}"
     try:
+        found.mkdir(mode=0o700)
         with (found / "new-lock").open("w", encoding="utf-8", errors="surrogateescape") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # before it has its name: so nobody ever finds it open
             lock.write(purpose)
@@ -40,7 +50,41 @@ def room(parent: Path, purpose: str = "") -> Iterator[Path]:
             (found / "new-lock").rename(found / LOCK)
             yield found
     finally:
-        remove(found)
+        _certainly(_empty, found)
+
+
+@contextmanager
+def claim(place: Path) -> Iterator[bool]:
+    """Whether what will be written to a place is nobody else's for the length of a `with` block. Raises: OSError."""
+    beside = next(folder for folder in place.parents if folder.is_dir())  # no other is made before there is a result
+    found = beside / f"{PREFIX}at-{hashlib.sha256(os.fsencode(place)).hexdigest()[:16]}"
+    lock = None
+    try:
+        lock = next(filter(None, (_locked(found, wait) for wait in _WAITS)), None)
+        yield lock is not None
+    finally:
+        if lock is not None:
+            fcntl.flock(lock, fcntl.LOCK_UN)  # a process that we began may have it, too
+            lock.close()
+        _certainly(_is_nobodys, found)
+        with suppress(OSError):
+            found.rmdir()  # empty where we were interrupted
+
+
+def _locked(found: Path, wait: float) -> IO[str] | None:
+    """The file of a claim's room, where it is ours; None where it is another's, or was removed in between."""
+    time.sleep(wait)
+    found.mkdir(mode=0o700, exist_ok=True)
+    try:
+        lock = (found / LOCK).open("a", encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    with suppress(BlockingIOError, FileNotFoundError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(lock.fileno()), (found / LOCK).stat()):
+            return lock
+    lock.close()
+    return None
 
 
 def sweep(parent: Path) -> list[Path]:
@@ -61,7 +105,7 @@ def _is_nobodys(place: Path) -> bool:
             purpose, old = lock.read(), place / OLD
             if purpose and old.exists() and not os.path.lexists(purpose):
                 old.rename(purpose)
-            remove(place)
+            _empty(place)
     except FileNotFoundError:
         with suppress(OSError):
             if time.time() - place.stat().st_mtime < _YOUNG:
@@ -70,6 +114,24 @@ def _is_nobodys(place: Path) -> bool:
     except OSError:  # locked: somebody works there; or it is another user's
         return False
     return not place.exists()
+
+
+def _empty(place: Path) -> None:
+    """The lock goes last: who finds what a killed process did not come to remove sees that it is nobody's."""
+    with suppress(OSError):
+        for entry in place.iterdir():
+            if entry.name != LOCK:
+                remove(entry)
+    remove(place)
+
+
+def _certainly(work: Callable[[Path], object], place: Path) -> None:
+    """Though somebody be impatient, and interrupt it once."""
+    try:
+        work(place)
+    except KeyboardInterrupt:
+        work(place)
+        raise
 
 
 def remove(path: Path) -> None:

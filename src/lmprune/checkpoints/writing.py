@@ -6,14 +6,14 @@ import ctypes
 import errno
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from ..errors import UserError
-from .rooms import LOCK, OLD, room
+from .rooms import LOCK, OLD, claim, room
 
 _AT_FDCWD, _NOREPLACE, _EXCHANGE = -100, 1, 2  # of Linux's renameat2
 #: what says that this file system, or this system, can't
@@ -135,6 +135,23 @@ def _identity(path: Path) -> Identity | None:
     return status.st_dev, status.st_ino
 
 
+@contextmanager
+def claimed(out: Destination | Path) -> Iterator[None]:
+    """For the length of a `with` block no other command works for that place. Raises: UserError where one does.
+
+    So two of them don't find out at the end that one was for nothing.
+    """
+    place = out.path if isinstance(out, Destination) else resolved(out)
+    with ExitStack() as held:
+        try:
+            ours = held.enter_context(claim(place))
+        except OSError as error:
+            raise UserError(f"can't write {place}: {error.strerror}; choose another --out") from None
+        if not ours:
+            raise UserError(f"another command is at work on {place}; let it end, stop it, or choose another --out")
+        yield
+
+
 def put(folder: Path, files: Mapping[str, str | bytes]) -> None:
     """Write files, by name, into a folder that is there."""
     for name, content in files.items():
@@ -150,8 +167,9 @@ def resolved(out: Path) -> Path:
         raise UserError(f"can't write {out}: {why}; choose another --out") from None
 
 
-def prove(out: Path) -> None:
+def prove(out: Path, option: str = "--out") -> None:
     """Whether a file or a folder of that name can be made there, tried before long work. Raises: UserError."""
+    out = resolved(out)
     try:
         if out.exists():
             beside, name = out.parent, None
@@ -167,7 +185,7 @@ def prove(out: Path) -> None:
                 (tried / name).mkdir(parents=True)
     except (OSError, ValueError) as error:  # the second: a name that the system can't spell
         reason = getattr(error, "strerror", None) or "the system can't spell that name"
-        raise UserError(f"can't write {out}: {reason}; choose another --out") from None
+        raise UserError(f"can't write {out}: {reason}; choose another {option}") from None
 
 
 def check_folder(out: Path, what: str, amiss: Callable[[Path], str | None], *, force: bool) -> Destination:

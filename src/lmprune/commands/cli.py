@@ -6,13 +6,24 @@ torch and transformers are imported inside the commands, so that `--help` is ins
 from __future__ import annotations
 
 import os
-import signal
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
-from . import comparing, deploying, measuring, pruning, running, serving, streams, studies, sweeping, training
+from . import (
+    comparing,
+    deploying,
+    interrupts,
+    measuring,
+    pruning,
+    running,
+    serving,
+    streams,
+    studies,
+    sweeping,
+    training,
+)
 from .console import CommandGroup
 
 #: in the order in which `--help` shows them
@@ -75,7 +86,7 @@ for _name, _command in COMMANDS.items():
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill cleans up like Ctrl-C
-    os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars; ours tell what goes on
-    streams.prepare()
-    app(prog_name="lmprune")
+    with interrupts.answered():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars; ours tell what goes on
+        streams.prepare()
+        app(prog_name="lmprune")

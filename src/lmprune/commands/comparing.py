@@ -68,7 +68,7 @@ def compare(
     JSON: `models` (a list), `data`, `max_tokens`, `limit`, `engine`, `threads`, `out`, `seconds`.
     """
     options = given(locals())
-    with talking(as_json) as terminal:
+    with talking(as_json, out) as terminal:
         from ..jobs.compare import compare as work
 
         record = work(terminal, **options)

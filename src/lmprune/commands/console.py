@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
@@ -22,14 +23,16 @@ from typer.core import TyperGroup
 from ..errors import Finished, Interrupted, UserError, one_line, spelt_out
 from ..foreign import out_of_memory
 from ..progress import Phase, Stages
-from . import bars
+from . import bars, interrupts
 
 #: what a command shows: tables, and texts that are printed as they are
 Views = list[RenderableType | str]
 
 #: in JSON, characters that some terminals obey, and halves of characters
 _UNSHOWN = re.compile("[\x7f-\x9f\ud800-\udfff]")
-INTERRUPTED = 130  # the exit code that typer gives to Ctrl-C
+
+#: what says that a disk is full, or broken, or that a process may not have more files, or larger ones
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
 
 
 class Terminal:
@@ -39,8 +42,8 @@ class Terminal:
         self._as_json = as_json
         self._stdout = sys.stdout
         # under torchrun every process runs the command, and the first one speaks
-        self._silent = os.environ.get("RANK", "0") != "0"
-        self._stderr = Console(stderr=True, highlight=False, emoji=False, quiet=self._silent)
+        self.silent = os.environ.get("RANK", "0") != "0"
+        self._stderr = Console(stderr=True, highlight=False, emoji=False, quiet=self.silent)
 
     def note(self, text: str) -> None:
         """What the user should know on the way, on stderr."""
@@ -62,13 +65,13 @@ class Terminal:
 
     def write(self, text: str) -> None:
         """What is said on stdout as it comes, to people only."""
-        if not (self._as_json or self._silent):
+        if not (self._as_json or self.silent):
             self._stdout.write(spelt_out(text, keep="\n\t"))
             self._stdout.flush()
 
     def result(self, record: dict[str, Any], *views: RenderableType | str) -> None:
         """What the command found out. views: the same for people; a text is printed as it is, whatever the width."""
-        if self._silent:
+        if self.silent:
             return
         try:
             self._tell(record, views)
@@ -88,12 +91,18 @@ class Terminal:
 
 
 @contextmanager
-def talking(as_json: bool) -> Iterator[Terminal]:
-    """The Terminal of one command; with JSON, nothing that a library prints gets between."""
+def talking(as_json: bool, out: Path | None = None) -> Iterator[Terminal]:
+    """The Terminal of one command; with JSON, nothing that a library prints gets between.
+
+    out: what the command is to write, for which no other works meanwhile.
+    """
+    from ..checkpoints.writing import claimed
+
     terminal = Terminal(as_json=as_json)
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         try:
-            yield terminal
+            with claimed(out) if out is not None and not terminal.silent else nullcontext():
+                yield terminal
         except Finished as done:
             terminal.result({"out": done.out, "finished": True}, str(done))
 
@@ -108,9 +117,9 @@ class CommandGroup(TyperGroup):
             if (sentence := explain(error)) is None:
                 raise
             complain(sentence)
-            sys.exit(INTERRUPTED if isinstance(error, Interrupted) else 2)
-        if code == INTERRUPTED:
-            complain("interrupted; nothing was left half-written")
+            sys.exit(interrupts.CODE if isinstance(error, Interrupted) else 2)
+        if code == interrupts.CODE:
+            complain(interrupts.SENTENCE)
         sys.exit(code)
 
 
@@ -120,12 +129,22 @@ def explain(error: Exception) -> str | None:
         return str(error)
     if (told := out_of_memory(error)) is not None:
         return told
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{error.strerror}: {error.filename or 'the output'}; make room and run it again"
+    if (told := _of_the_disk(error)) is not None:
+        return told
     if (wrong_usage := getattr(error, "format_message", None)) is None:  # what typer's own errors have
         return None
     context = getattr(error, "ctx", None)
     return f"{wrong_usage()} (see {context.command_path if context else 'lmprune'} --help)"
+
+
+def _of_the_disk(error: Exception) -> str | None:
+    """For what a disk refuses, or a limit on files, wherever; safetensors has an exception of its own for it."""
+    number = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    code = int(number[1]) if number else getattr(error, "errno", None) if isinstance(error, OSError) else None
+    if code not in _DISK:
+        return None
+    place = getattr(error, "filename", None) or f"what it writes, or keeps in {tempfile.gettempdir()} meanwhile"
+    return f"{os.strerror(code)}: {place}; make room, or raise the limit, and run it again"
 
 
 def _stop_talking() -> None:

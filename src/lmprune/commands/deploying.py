@@ -47,7 +47,7 @@ def export(
     `peak_memory_mb`, `out`, `modelfile`, `command`, `pushed`.
     """
     options = given(locals())
-    with talking(as_json) as terminal:
+    with talking(as_json, out) as terminal:
         from ..jobs import deploy
         from . import views
 

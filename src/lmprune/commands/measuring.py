@@ -122,7 +122,7 @@ def evaluate(
     JSON of --tasks: `tasks` (an object), `mean_accuracy`; of --texts: `texts` (an object), `mean_log_ratio`.
     """
     options = given(locals())
-    with talking(as_json) as terminal:
+    with talking(as_json, out) as terminal:
         from .quality_views import EVALUATED
 
         way = check_usage(ctx)
@@ -209,7 +209,7 @@ def analysis(
     `sensitivity_ratio`, `units`, `tokens`, `seq_len`, `data`, `dtype`, `seconds`, `peak_memory_mb`, `out`.
     """
     options = given(locals())
-    with talking(as_json) as terminal:
+    with talking(as_json, out) as terminal:
         from ..jobs.analyze import analyze
         from . import measured_views as views
 
@@ -273,7 +273,7 @@ def latency(
     `seconds`.
     """
     options = given(locals())
-    with talking(as_json) as terminal:
+    with talking(as_json, out) as terminal:
         from ..jobs.latency import latency as measure
         from . import measured_views as views
 

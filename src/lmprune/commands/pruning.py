@@ -134,7 +134,7 @@ def prune(
     """
     options = given(locals())
     check_usage(ctx)
-    with talking(as_json) as terminal:
+    with talking(as_json, out) as terminal:
         from ..jobs.next_steps import after_prune
         from ..jobs.prune import prune as work
         from . import views
@@ -182,7 +182,7 @@ def demo(
     (each: `params`, `megabytes`, `perplexity`, `perplexity_se`, `prefill_tokens_per_second`,
     `decode_tokens_per_second`), `seconds`, `out`, `commands`.
     """
-    with talking(as_json) as terminal:
+    with talking(as_json, out) as terminal:
         from ..jobs.demo import run_demo
         from . import views
 

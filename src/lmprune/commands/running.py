@@ -24,6 +24,7 @@ def run(
     force: Annotated[
         bool, typer.Option("--force", metavar="", help="Begin again, and replace what an earlier run wrote.")
     ] = False,
+    resume: Annotated[bool, typer.Option("--resume", metavar="", help="Only go on with one that was begun.")] = False,
     as_json: Json = False,
 ) -> None:
     """Carry out a whole run from one file, such as prune, finetune, eval, export; a stopped run goes on where it was.
@@ -41,8 +42,8 @@ def run(
                 terminal.result({}, "", f"{name}:", *views.of_step(name, record))
 
         record = carry_out(
-            terminal, file=file, dry_run=dry_run, force=force, check=functools.partial(check_words, ctx), shown=shown,
-            commands=known_options(ctx),
+            terminal, file=file, dry_run=dry_run, force=force, resume=resume, 
+            check=functools.partial(check_words, ctx), shown=shown, commands=known_options(ctx),
         )  # fmt: skip
         terminal.result(record, *views.run(record))
 

@@ -30,6 +30,7 @@ def study(
     keep_going: Annotated[
         bool, typer.Option("--keep-going", metavar="", help="Exit with 0 though runs failed.")
     ] = False,
+    resume: Annotated[bool, typer.Option("--resume", metavar="", help="Only go on with one that was begun.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compare methods: run a whole grid, add each run's record to `results.jsonl`; a killed study goes on.
@@ -46,7 +47,7 @@ def study(
 
         record = carry_out(
             terminal, file=file, out=out, jobs=jobs, ray=ray, keep_checkpoints=keep_checkpoints, dry_run=dry_run,
-            commands=known_options(ctx), check=functools.partial(check_words, ctx),
+            resume=resume, commands=known_options(ctx), check=functools.partial(check_words, ctx),
         )  # fmt: skip
         terminal.result(record, *views.study(record))
     if record.get("failed") and not keep_going:
@@ -64,7 +65,7 @@ def report(
 
     JSON: `records`, `failed`, `broken`, `notes`, `figures`, `claims`, `out`, `seconds`.
     """
-    with talking(as_json) as terminal:
+    with talking(as_json, out or folder / "report") as terminal:
         from ..jobs.report import report as write
         from . import measured_views as views
 

@@ -38,6 +38,7 @@ def sweep(
     threads: EngineThreads = 2,
     repeats: SpeedTurns = 5,
     force: Annotated[bool, typer.Option("--force", metavar="", help="Begin again.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", metavar="", help="Only go on with one that was begun.")] = False,
     as_json: Json = False,
 ) -> None:
     """Prune a model to several targets, and compare them with it: quality, size, speed, as a table and a page.
@@ -49,7 +50,7 @@ def sweep(
     `seconds`.
     """
     options = given(locals())
-    with talking(as_json) as terminal:
+    with talking(as_json, out) as terminal:
         from ..jobs.sweep import sweep as work
         from .checks import check_words
 

@@ -61,7 +61,7 @@ def finetune(
     `pushed`.
     """
     options = given(locals())
-    with talking(as_json) as terminal:
+    with talking(as_json, out) as terminal:
         from ..jobs import training as training_jobs
         from . import views
 
@@ -107,7 +107,7 @@ def recover(
     `ended_by`), `seconds`, `peak_memory_mb`, `out`, `command`, `pushed`.
     """
     options = given(locals())
-    with talking(as_json) as terminal:
+    with talking(as_json, out) as terminal:
         from ..jobs import recovery
         from . import views
 
@@ -140,7 +140,7 @@ def teach(
     JSON: `model`, `data`, `examples`, `tokens`, `top_k`, `temperature`, `fingerprint`, `bytes`, `seconds`, `out`.
     """
     options = given(locals())
-    with talking(as_json) as terminal:
+    with talking(as_json, out) as terminal:
         from ..jobs import training as training_jobs
         from . import views
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ..data.pairs import Item
 from ..errors import UserError, shown
@@ -72,15 +69,6 @@ def check_predictions_folder(folder: Path) -> None:
         raise UserError(f"{folder} is a file; expected a folder for predictions and scores")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / SETTINGS).exists():
         raise UserError(f"{folder} holds something other than predictions; choose another --out")
-
-
-def weights_fingerprint(model: Any) -> str:
-    """SHA-256 of the model's weights: a checkpoint's path may come to hold another model."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _line(index: int, item: Item, output: Output) -> dict[str, Any]:

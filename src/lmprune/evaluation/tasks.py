@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.fingerprint import weights_fingerprint
 from ..data.beginning import Beginning
 from ..data.pairs import Item, begun, encode_pairs, items_of, token_ids
 from ..data.records import PairData
@@ -17,7 +18,7 @@ from ..sites.limits import max_context
 from . import bleu, rouge, wikisql
 from .decoding import Decoding, decode, first_choices_right
 from .intervals import Estimate, share
-from .predictions import Predictions, weights_fingerprint
+from .predictions import Predictions
 
 _ENDLESS = 10**9  # tokens, for a model that names no limit
 

@@ -16,6 +16,7 @@ from ..budget.selection import Scope
 from ..budget.target import CostTarget, Wish, parse_target
 from ..budget.timing import TIMED, LatencyTable
 from ..checkpoints import dtypes
+from ..checkpoints.writing import prove
 from ..errors import UserError, unknown
 from ..methods import Method
 from ..plan import PrunePlan
@@ -41,12 +42,21 @@ def budget_of(options: Mapping[str, Any]) -> Budget | None:
     for name, given in (("search-minutes", minutes), ("levels", options.get("levels"))):
         if given is not None and by not in SEARCHES:
             raise UserError(f"--{name} is about a search; name it with --budget dp or evolution")
+    if (levels := options.get("levels")) is not None:
+        check_levels(levels)
     if minutes is not None and not minutes > 0:
         raise UserError(f"search-minutes must be above 0, got {minutes:g}")
     if target is None and options.get("budget") is None:
         return None
     loaded = LatencyTable.load(Path(table), phase) if table is not None else None
     return Budget(target, by, Effort(seed=options["seed"], minutes=minutes), loaded, levels=options.get("levels"))
+
+
+def check_levels(folder: Path) -> None:
+    """Raises: UserError where no levels can be kept there."""
+    prove(folder, "--levels")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; expected a folder for levels: name another --levels")
 
 
 def check_spread(

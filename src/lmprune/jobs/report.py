@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ from ..foreign import reading
 from ..report import claims, figures, page, raster, rows, svg, tables
 from ..report.page import Page
 from ..study import records
-from ..study.children import end_with_parent
+from ..study.children import end_with
 from ..study.records import RESULTS_FILE, Results
 
 FIGURES = "figures"
@@ -33,7 +34,9 @@ def report(folder: Path, out: Path | None) -> dict[str, Any]:
         for name, text in texts.items():
             (aside / name).write_text(text, encoding="utf-8")
         pictures = [aside / FIGURES / f"{chart.id}.png" for chart in made.charts]
-        with ProcessPoolExecutor(initializer=end_with_parent) as processes:  # matplotlib takes a tenth of a second each
+        with ProcessPoolExecutor(
+            initializer=end_with, initargs=(os.getpid(),)
+        ) as processes:  # matplotlib takes a tenth of a second each
             list(processes.map(raster.write_png, made.charts, pictures))
     return {
         "records": len(results.latest),

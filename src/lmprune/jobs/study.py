@@ -21,14 +21,17 @@ from ..study.yaml_file import Commands
 
 def study(
     terminal: Teller, *, file: Path, out: Path, jobs: int, ray: str | None, keep_checkpoints: bool, dry_run: bool,
-    commands: Commands, check: Callable[[Sequence[str]], object],
+    resume: bool, commands: Commands, check: Callable[[Sequence[str]], object],
 ) -> dict[str, Any]:  # fmt: skip
     """`lmprune study`, whose options these are. Raises: UserError; failed runs are told in the record instead.
 
     check: what each command would refuse before it reads a weight; asked of every run where nothing is carried out.
+    resume: only go on with one that was begun.
     """
     found = grid.read(file, commands)
     results = out / RESULTS_FILE
+    if resume and not (results.is_file() or (out / RUNS).is_dir()):
+        raise UserError(f"there is no study to resume in {out}; leave out --resume")
     done = finished(found, out)
     todo = [run for run in found.runs if run.id not in done]
     workers = Workers(jobs, ray)
@@ -40,7 +43,10 @@ def study(
         with terminal.busy("estimating"):
             seconds = estimate(found.runs, before, jobs=jobs, threads=workers.threads)
         return {**head, "todo": [run.id for run in todo], "estimated_seconds": seconds}
-    terminal.note(f"{len(todo)} of {len(found.runs)} runs to do, {len(done)} finished before")
+    if todo:
+        terminal.note(f"{len(todo)} of {len(found.runs)} runs to do, {len(done)} finished before")
+    else:
+        terminal.note(f"that study has ended, all {len(done)} runs are in {results}: there is nothing to resume")
     start = time.perf_counter()
     with terminal.stages() as stages:
         carry_out(found, out, workers=workers, keep_checkpoints=keep_checkpoints, stages=stages)

@@ -5,7 +5,6 @@ A sweep that was stopped goes on where it was.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,16 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.writing import written_aside
 from ..data import mix
 from ..errors import UserError
 from ..progress import Teller
+from ..study.run import spelt
 from .compare import check as check_compared
 from .compare import compare
-from .run import record_of, steps_of
+from .steps import Steps, going_on, record_of
 
 #: in the sweep's folder: a line for each target that is reached, and the page
 RECORDS, PAGE = "sweep.jsonl", "sweep.html"
+#: the last line, once all are compared
+COMPARISON = "comparison"
 #: what models are compared on that were calibrated on a mix
 FOR_MIXES = "python-docs"
 #: how a target is written -> the option of `prune` that it is
@@ -70,37 +71,46 @@ def parse_aims(text: str) -> list[Aim]:
 
 def sweep(
     terminal: Teller, *, model: str, out: Path, targets: str, words: Sequence[str],
-    check: Callable[[Sequence[str]], Mapping[str, Any]], force: bool, eval_data: str | None, **how: Any,
+    check: Callable[[Sequence[str]], Mapping[str, Any]], force: bool, eval_data: str | None,
+    resume: bool = False, **how: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """words: options of `prune` for all targets. check: what `prune` would refuse, before the first; what it was given
-    is returned. how: options of `lmprune compare`.
+    is returned. resume: only go on with one that was begun. how: options of `lmprune compare`.
 
     Raises: UserError, before the first model is pruned for all that can be known to be wrong by then.
     """
     start, place = time.perf_counter(), out.expanduser().resolve()
-    steps = {
+    asked = {
         aim.name: ["prune", model, "--out", str(place / aim.name), f"--{aim.option}", aim.text, *words]
         for aim in parse_aims(targets)
     }
-    done = {} if force else _done(place, steps)
-    asked = [check([*step, *(["--force"] if force else [])]) for name, step in steps.items() if name not in done]
-    text = _text(steps, check, asked[0] if asked else None, eval_data)
+    steps = Steps(place / RECORDS, "sweep", "choose another --out")
+    steps.check_begun(resume)
+    done = {} if force else _done(steps, asked)
+    todo = {name: [*step, *going_on(place / name, force=force, ours=(place / name).exists())]
+            for name, step in asked.items() if name not in done}  # fmt: skip
+    checked = [check(step) for step in todo.values()]
+    text = _text(asked, check, checked[0] if checked else None, eval_data)
     check_compared([model, model], how["tasks"], how["engine"], None, force=force)
+    how |= {"models": [model, *(str(place / name) for name in asked)], "out": place / PAGE, **text}
+    comparing = ["lmprune", "compare", *how["models"], *spelt({**how, "models": None})]
+    if COMPARISON in done and not (done[COMPARISON]["command"] == comparing and how["out"].is_file()):
+        del done[COMPARISON]  # it was another
     place.mkdir(parents=True, exist_ok=True)
-    if done:
-        terminal.note(f"{len(done)} of {len(steps)} targets were reached before: {', '.join(done)}")
-    for name, step in steps.items():
+    steps.write(done.values())
+    steps.tell(terminal, [*done], len(asked) + 1)
+    for name, step in asked.items():
         if name not in done:
             terminal.note(f"lmprune {' '.join(step)}")
-            done[name] = {"name": name, "command": ["lmprune", *step], "record": _carried_out(name, step, force=force)}
-            _write(place, done, steps)
-    found = compare(
-        terminal, models=[model, *(str(place / name) for name in steps)], out=place / PAGE, force=True, **text, **how
-    )
+            done[name] = {"name": name, "command": ["lmprune", *step], "record": _carried_out(name, todo[name])}
+            steps.write(done.values())
+    if COMPARISON not in done:
+        done[COMPARISON] = {"name": COMPARISON, "command": comparing, "record": compare(terminal, force=True, **how)}
+        steps.write(done.values())
     return {
         "model": model,
-        "targets": [done[name] for name in steps],
-        "comparison": found,
+        "targets": [done[name] for name in asked],
+        "comparison": done[COMPARISON]["record"],
         "page": str(place / PAGE),
         "out": str(place),
         "seconds": time.perf_counter() - start,
@@ -122,32 +132,21 @@ def _text(
     return found | {"split": "validation"} | ({} if eval_data is None else {"data": eval_data, "data_dir": None})
 
 
-def _done(place: Path, steps: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def _done(steps: Steps, asked: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """What was reached before, by name.
 
     Raises: UserError where the folder is something else, or holds the same target asked for differently.
     """
-    records = place / RECORDS
-    if place.exists() and not (place.is_dir() and (records.is_file() or not any(place.iterdir()))):
-        raise UserError(f"{place} is there already, and no sweep's folder; choose another --out")
-    found = {each["name"]: each for each in steps_of(records)}
-    for name, step in steps.items():
-        if name in found and found[name]["command"] != ["lmprune", *step]:
-            raise UserError(
-                f"{place} holds {name} from {' '.join(found[name]['command'])}; choose another --out, or begin again "
-                "with --force"
-            )
-    return {name: found[name] for name in steps if name in found and (place / name).is_dir()}
+    steps.check(RECORDS)
+    found = {each["name"]: each for each in steps.read()}
+    for name in asked.keys() & found.keys():
+        steps.check_same(found[name], ["lmprune", *asked[name]])
+    kept = {name: found[name] for name in asked if name in found and (steps.folder / name).is_dir()}
+    return kept | {name: found[name] for name in (COMPARISON,) if name in found and len(kept) == len(asked)}
 
 
-def _write(place: Path, done: Mapping[str, Any], steps: Mapping[str, Any]) -> None:
-    lines = [json.dumps(done[name], ensure_ascii=False) + "\n" for name in steps if name in done]
-    with written_aside(place / RECORDS, folder=False) as aside:
-        aside.write_text("".join(lines), encoding="utf-8")
-
-
-def _carried_out(name: str, step: Sequence[str], *, force: bool) -> dict[str, Any]:
-    code, record = record_of([*step, *(["--force"] if force else [])])
+def _carried_out(name: str, words: Sequence[str]) -> dict[str, Any]:
+    code, record = record_of(words)
     if record is None:
         raise UserError(
             f"{name} ended with exit code {code}, and said why above; the same command goes on when it is mended"

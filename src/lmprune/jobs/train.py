@@ -19,6 +19,7 @@ from .. import pruning
 from ..budget.keeps import Keep
 from ..budget.selection import Scope
 from ..checkpoints import checkpoint, dtypes, models
+from ..checkpoints.fingerprint import weights_fingerprint
 from ..checkpoints.shrinking import shrink
 from ..data import TextData
 from ..data.beginning import Beginning
@@ -39,7 +40,7 @@ from ..training.examples import Corpus, check_examples
 from ..training.lora import add_lora, merged
 from ..training.run_folder import RunFolder
 from ..training.settings import TrainSettings
-from ..training.teachers import STORED, OnlineTeacher, StoredTeacher
+from ..training.teachers import STORED, OnlineTeacher, StoredTeacher, fingerprint
 from ..training.train import TrainResult, check_enough, check_tracker, train
 from ..training.trainer import Teacher
 from .opening import check_tokenizer
@@ -92,7 +93,11 @@ class Job:
         check_tracker(settings.report_to)
         held_out = self.held_out()
         check_examples(held_out, model)
-        return Prepared(examples, settings, self.teacher(model, examples), held_out)
+        teacher = self.teacher(model, examples)
+        if PartialState().is_main_process:
+            known = {"model": weights_fingerprint(model), "text": fingerprint(examples)}
+            self.folder.check_inputs(known | ({"teacher": teacher.identity()} if teacher else {}))
+        return Prepared(examples, settings, teacher, held_out)
 
     def run(
         self, model: Any, prepared: Prepared, pruner: Pruner | None = None

@@ -27,6 +27,8 @@ def training_of(options: Mapping[str, Any]) -> Training | None:
     """
     values = {f.name: options.get(f.name) for f in fields(Training)}
     given = {name: value for name, value in values.items() if value is not None and value is not False}
+    if given.keys() == {"resume"}:  # what is pruned at once has ended, or begins again: it keeps nothing on the way
+        return None
     if "steps" in given and "epochs" in given:
         raise UserError("give --steps or --epochs, not both")
     if given and not {"steps", "epochs"} & given.keys():

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..data.pairs import is_source
 from ..plan import PLAN_FILE, PrunePlan
 from ..pruning import versions
 from ..training.run_folder import TRAINING_LOG
-from .children import end_with_parent
+from .children import end_with
 from .grid import Run
 from .records import RECORD_FORMAT
 
@@ -140,7 +141,12 @@ def _call(arguments: Sequence[str], errand: Errand) -> tuple[dict[str, Any], int
         errors.flush()
         line = [sys.executable, "-m", "lmprune", *arguments, "--json"]
         child = subprocess.Popen(
-            line, stdout=subprocess.PIPE, stderr=errors, env=environment, cwd=errand.cwd, preexec_fn=end_with_parent
+            line,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment,
+            cwd=errand.cwd,
+            preexec_fn=partial(end_with, os.getpid()),
         )
         _children.add(child)
         try:

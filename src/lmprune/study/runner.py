@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.writing import claimed
 from ..errors import UserError
 from ..progress import Stages, silent
 from . import records
@@ -42,10 +41,14 @@ def carry_out(
     """Do the runs that `out`/results.jsonl does not have yet, or has as failed, and add their records to it.
 
     A run whose reference failed is recorded as failed, without being tried.
-    Raises: UserError where `out` can't be written, or another study is at work in it.
+    Raises: UserError where `out` can't be written, or another command is at work in it.
     """
     out = out.resolve()
-    with _locked(out):
+    with claimed(out):
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"can't write {out}: {error.strerror}; choose another --out") from None
         for references in (True, False):
             done = finished(study, out)
             todo = [run for run in study.runs if run.reference == references and run.id not in done]
@@ -119,18 +122,3 @@ def _on_ray(errands: Sequence[Errand], address: str) -> Iterator[dict[str, Any]]
             yield ray.get(done)
     finally:
         ray.shutdown()
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = (out / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"can't write {out}: {error.strerror}; choose another --out") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another study is at work in {out}; wait for it, or choose another --out") from None
-        yield

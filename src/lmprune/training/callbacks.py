@@ -58,6 +58,7 @@ class Log(TrainerCallback):
         self.known |= values
         self.lines.append({"step": state.global_step, **values})
         if self.folder is not None and PartialState().is_main_process:
+            self.folder.check_there()
             with self.folder.log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(self.lines[-1]) + "\n")
 

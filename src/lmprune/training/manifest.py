@@ -19,7 +19,7 @@ def seal(state: Path) -> None:
     files = {str(file.relative_to(state)): file for file in sorted(state.rglob("*")) if file.is_file()}
     for file in files.values():
         _to_disk(file)
-    told = {name: {"bytes": file.stat().st_size, "sha256": _digest(file)} for name, file in files.items()}
+    told = {name: {"bytes": file.stat().st_size, "sha256": digest_of(file)} for name, file in files.items()}
     aside = state / f"{MARK}.new"
     aside.write_text(json.dumps(told, indent=1), encoding="utf-8")
     _to_disk(aside)
@@ -37,14 +37,14 @@ def damage(state: Path) -> str | None:
             file = state / name
             if not file.is_file():
                 return f"{name} is missing"
-            if file.stat().st_size != about["bytes"] or _digest(file) != about["sha256"]:
+            if file.stat().st_size != about["bytes"] or digest_of(file) != about["sha256"]:
                 return f"{name} has changed"
     except (UserError, OSError, KeyError, TypeError, ValueError):
         return f"{MARK} can't be read"
     return None
 
 
-def _digest(file: Path) -> str:
+def digest_of(file: Path) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 

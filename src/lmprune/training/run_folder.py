@@ -23,7 +23,7 @@ from . import manifest
 
 MARK = manifest.MARK
 _SHORT, _DIGITS = 200, 16
-LOCK, SETTINGS = "lock", "settings.json"
+LOCK, SETTINGS, INPUTS = "lock", "settings.json", "inputs.json"
 #: a JSON object a line, in the run's folder and then in the checkpoint's
 TRAINING_LOG = "training_log.jsonl"
 
@@ -98,6 +98,27 @@ class RunFolder:
             yield
         finally:
             lock.release()
+
+    def check_there(self) -> None:
+        """Raises: UserError where somebody has removed the folder since it was begun."""
+        if not (self.path / LOCK).is_file():
+            raise UserError(f"{self.path} was removed while the run was at work in it; begin it again")
+
+    def check_inputs(self, inputs: Mapping[str, str]) -> None:
+        """A run goes on with what it began with. inputs: what each of them is known by.
+
+        Raises: UserError where one is another than before, though its name and the settings are the same.
+        """
+        file = self.path / INPUTS
+        if not (self.resume and file.is_file()):
+            self._write(file, json.dumps(inputs, indent=1))
+            return
+        before = json_file(file, "damaged", "throw the run away with --force")
+        if changed := [name for name, value in inputs.items() if before.get(name) != value]:
+            raise UserError(
+                f"the run in {self.path} began with another {changed[0]}, which has changed since under the same name; "
+                "put it back, or begin again with --force"
+            )
 
     def _clear(self) -> None:
         for entry in self.path.iterdir():

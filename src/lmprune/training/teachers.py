@@ -17,12 +17,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..checkpoints.fingerprint import weights_fingerprint
 from ..checkpoints.stored import Unchanged
 from ..checkpoints.writing import Destination, check_file, written_aside
 from ..errors import UserError, shown
 from ..foreign import json_of, reading
 from ..progress import Progress
 from .distillation import TopK, divergence, divergence_from_top_k, top_k
+from .manifest import digest_of
 
 TEACHER_FORMAT = "lmprune teacher 1"
 #: the suffix by which a stored teacher is known
@@ -46,6 +48,9 @@ class OnlineTeacher:
         self.model.to(inputs["input_ids"].device)  # where the Trainer has put the student
         seen = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
         return self.model(**seen, use_cache=False).logits[where]
+
+    def identity(self) -> str:
+        return weights_fingerprint(self.model)
 
     def divergence(self, inputs: dict[str, Tensor], rows: Tensor | None, student_NV: Tensor, where: Tensor) -> Tensor:
         return divergence(student_NV, self._logits(inputs, where), self.temperature)
@@ -98,6 +103,9 @@ class StoredTeacher:
         device = student_NV.device
         seen = TopK(log_probs.to(device)[where], ids.to(device)[where].long())
         return divergence_from_top_k(student_NV, seen, self.temperature)
+
+    def identity(self) -> str:
+        return digest_of(self.path)
 
 
 def check_teacher_file(path: Path) -> Destination:

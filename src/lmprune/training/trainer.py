@@ -28,6 +28,10 @@ class Teacher(Protocol):
         """
         ...
 
+    def identity(self) -> str:
+        """What tells it from other teachers, wherever it is."""
+        ...
+
 
 class PruneTrainer(Trainer):
     """A Trainer with the scores' penalty and a teacher's divergence in its loss; learned scores have their own rate.
