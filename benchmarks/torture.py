@@ -2,10 +2,13 @@
 
     python benchmarks/torture.py [--moments N] [--only WORD …] [--record FILE]     # as `make torture` runs it
 
-A command is carried out once undisturbed, then again and again: killed (KILL, TERM, INT in turn) after a share of its
-time that the number of the moment decides, and run once more, a training with --resume. Counted are results that are
-others, what is left over beside them, and processes that still live. A shortage ends in one sentence, or in the same
-result, and what was at --out before is still there.
+A command is carried out once undisturbed, then again and again: killed by KILL, TERM or INT in turn, at its n-th change
+of the disk (so that some kills are inside saves), after a share of its time, or as a user begins it, imports and all;
+and then run once more, a training with --resume. The number of the moment decides which. A fault is a result that is
+another, what is left over, and a process that still lives. A shortage (`torture_shortages.py`) ends in one sentence, or
+in the same result, and what was at --out before is still there.
+
+Each trial is a line of the record, written when it ends; trials that the record has as good are not done again.
 """
 
 from __future__ import annotations
@@ -14,164 +17,154 @@ import argparse
 import json
 import os
 import random
-import resource
-import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-from made_up_records import made_up  # noqa: E402
-from tiny_checkpoints import TEXT, tiny_checkpoint  # noqa: E402
-
-from lmprune.checkpoints.rooms import PREFIX  # noqa: E402
+os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+import torch
+from torture_commands import COMMANDS, a_while_later, again, clear, make_room, result, rooms_in, runs_in
+from torture_forks import LOG, TOLD, How, ended, forked, fresh, import_all, outlived
+from torture_shortages import SHORTAGES, Trial, fits, tried
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-_MARK = "LMPRUNE_TORTURE"
-_SHORT = ("--data", "cats.txt", "--seq-len", "32")
-_TRAIN = (*_SHORT, "--train-tokens", "640", "--steps", "12", "--save-every", "3")
-_KEEP = ("--keep", "0.5", "--multiple-of", "8", "--answer-tokens", "0")
-#: a command's words; `out` is where it writes, in a folder with a model `m`, a text and results
-COMMANDS: Mapping[str, tuple[str, ...]] = {
-    "prune": ("prune", "m", *_SHORT, *_KEEP, "--calibration-tokens", "640", "--out", "out"),
-    "gum": ("prune", "m", "--method", "gum", *_TRAIN, *_KEEP, "--out", "out"),
-    "oneshot and steps": (
-        "prune",
-        "m",
-        "--method",
-        "magnitude",
-        "--schedule",
-        "oneshot",
-        *_TRAIN,
-        *_KEEP,
-        "--out",
-        "out",
-    ),
-    "finetune": ("finetune", "m", *_TRAIN, "--out", "out"),
-    "teach": ("teach", "m", *_SHORT, "--train-tokens", "640", "--out", "out.safetensors"),
-    "analyze": ("analyze", "m", *_SHORT, "--max-tokens", "320", "--out", "out"),
-    "export": ("export", "m", "--to", "hf-uniform", "--out", "out"),
-    "report": ("report", ".", "--out", "out"),
-}
-#: what differs from run to run in a file: seconds and memory
-_TIMED = ("analysis.json",)
+#: moments at which a command is killed as a user begins it, one for each signal: imports take long
+_FRESH = frozenset({4, 11, 21})
 
 
-def room_of(folder: Path) -> Path:
-    """What all commands read."""
-    tiny_checkpoint(folder / "m")
-    (folder / "cats.txt").write_text(TEXT)
-    rows = [made_up("dense"), made_up("gum", 0.5), made_up("random", 0.5)]
-    (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+@dataclass(frozen=True)
+class Subject:
+    """A command in its folder, and what it does undisturbed. seconds: forked; fresh: as a user begins it."""
+
+    name: str
+    folder: Path
+    whole: Mapping[str, bytes]
+    changes: int
+    opened: int
+    seconds: float
+    fresh: float
 
 
-def begun(words: tuple[str, ...], folder: Path, **how: Any) -> subprocess.Popen[Any]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", _MARK: str(folder), **how.pop("env", {})}
-    return subprocess.Popen(
-        [sys.executable, "-m", "lmprune", *words], cwd=folder, env=environment, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, **how,
-    )  # fmt: skip
+@contextmanager
+def subject(name: str) -> Iterator[Subject]:
+    with tempfile.TemporaryDirectory(prefix="torture-") as place:
+        folder = Path(place)
+        _in_a_process(lambda: make_room(folder))
+        told = undisturbed(name, folder)  # which imports what it needs
+        import_all(told["modules"])
+        clear(folder)
+        start = time.monotonic()
+        told = undisturbed(name, folder)
+        forks, whole = time.monotonic() - start, result(folder)
+        clear(folder)
+        start = time.monotonic()
+        assert ended(fresh(COMMANDS[name], folder)) == 0, (folder / LOG).read_text()
+        assert result(folder) == whole, f"{name}: a fork and a new process make other bytes"
+        yield Subject(name, folder, whole, told["changes"], told["opened"], forks, time.monotonic() - start)
 
 
-def done(words: tuple[str, ...], folder: Path, **how: Any) -> tuple[int, str]:
-    """(exit code, stderr)."""
-    child = begun(words, folder, **how)
-    _, said = child.communicate(timeout=900)
-    return child.returncode, said.decode(errors="replace")
+def undisturbed(name: str, folder: Path) -> dict[str, Any]:
+    assert ended(forked(COMMANDS[name], folder)) == 0, (folder / LOG).read_text()
+    return json.loads((folder / TOLD).read_text())
 
 
-def result(folder: Path) -> dict[str, bytes]:
-    """All that a command wrote, by name."""
-    found: dict[str, bytes] = {}
-    for place in folder.glob("out*"):
-        for file in [place] if place.is_file() else sorted(place.rglob("*")):
-            if file.is_file() and file.name not in _TIMED:
-                found[str(file.relative_to(folder))] = file.read_bytes()
-    return found
-
-
-def left_over(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir() if path.name.startswith(PREFIX) or path.name.endswith(".training")]
-
-
-def orphans(folder: Path) -> list[str]:
-    """Processes that a command of this folder began and that still live."""
-    found = []
-    for place in Path("/proc").glob("[0-9]*/environ"):
+def _in_a_process(work: Any) -> None:
+    pid = os.fork()
+    if pid == 0:
         try:
-            if f"{_MARK}={folder}".encode() in place.read_bytes() and place.parent.name != str(os.getpid()):
-                found.append(place.parent.name)
-        except OSError:
-            continue
-    return found
+            work()
+        finally:
+            os._exit(0)
+    ended(pid)
 
 
-def again(words: tuple[str, ...], folder: Path) -> tuple[str, ...]:
-    return (*words, "--resume") if (folder / "out.training" / "settings.json").exists() else words
+def way_of(moment: int) -> str:
+    return "fresh" if moment in _FRESH else ("disk", "clock")[moment % 2]
 
 
-def killed(name: str, moment: int, folder: Path, seconds: float, whole: Mapping[str, bytes]) -> Counter[str]:
-    """What came of one kill."""
-    words, found = COMMANDS[name], Counter(kills=1)
-    share = random.Random(f"{name}:{moment}").uniform(0.3, 1.02)
-    child = begun(words, folder)
-    time.sleep(share * seconds)
-    number = SIGNALS[moment % len(SIGNALS)]
-    if child.poll() is None:
-        child.send_signal(number)
+def killed(it: Subject, moment: int) -> dict[str, Any]:
+    """What came of one kill: `faults` is empty where all is well."""
+    way, number = way_of(moment), SIGNALS[moment % len(SIGNALS)]
+    share = random.Random(f"{it.name}:{moment}").uniform(0, 1.02)
+    clear(it.folder)
+    if way == "disk":
+        at = 1 + int(share * it.changes)
+        pid = forked(COMMANDS[it.name], it.folder, How(dies=(at, number)))
     else:
-        found["too late"] += 1
-    child.communicate(timeout=600)
-    time.sleep(1.0)
-    found["orphans"] += len(orphans(folder))
-    if number != signal.SIGKILL and [path for path in left_over(folder) if path.startswith(PREFIX)]:
-        found["left by a polite kill"] += 1
-    if result(folder) != whole:
-        code, said = done(again(words, folder), folder)
-        if code:
-            print(f"{name} {moment}: exit code {code}: {said[-300:]}", flush=True)
-        found["lost"] += int(code != 0 or result(folder) != whole)
-    found["leftovers"] += len([path for path in left_over(folder) if path.startswith(PREFIX)])
-    return found
+        at = round(share * (it.fresh if way == "fresh" else it.seconds), 3)
+        pid = (fresh if way == "fresh" else forked)(COMMANDS[it.name], it.folder)
+        time.sleep(at)
+        os.kill(pid, number)  # which is there until `ended` has heard of it
+    code = ended(pid)
+    faults, said = [], (it.folder / LOG).read_text(errors="replace")
+    faults += [f"orphan {found}" for found in outlived(pid)]
+    if number != signal.SIGKILL:
+        faults += [f"left by a polite kill: {name}" for name in rooms_in(it.folder)]
+        quiet = code in (0, 130, -number) and "Traceback" not in said and "Exception ignored" not in said
+        faults += [] if quiet else [f"exit code {code}: {said[-300:]}"]
+    a_while_later(it.folder)
+    if result(it.folder) != it.whole or runs_in(it.folder):
+        words = again(it.name, it.folder)
+        second = ended(forked(words, it.folder))
+        if second:
+            faults.append(f"lost: exit code {second} of {words[-1]}: {(it.folder / LOG).read_text()[-300:]}")
+        elif differing := _differing(result(it.folder), it.whole):
+            faults.append(f"lost: other bytes in {differing}")
+    elif rooms_in(it.folder):  # there is nothing left to do, and the next command that writes here does this
+        ended(forked(("clean", "."), it.folder))
+    faults += [f"left over: {name}" for name in (*rooms_in(it.folder), *runs_in(it.folder))]
+    return {"way": way, "signal": number.name, "at": at, "ended": code, "faults": faults}
 
 
-def limited(which: int, value: int) -> Callable[[], None]:
-    return lambda: resource.setrlimit(which, (value, value))
+def _differing(found: Mapping[str, bytes], whole: Mapping[str, bytes]) -> list[str]:
+    return sorted(name for name in {**found, **whole} if found.get(name) != whole.get(name))
 
 
-#: a shortage -> how a command is begun in it
-SHORTAGES: Mapping[str, Callable[[Path], dict[str, Any]]] = {
-    "files of 20 kB": lambda _: {"preexec_fn": limited(resource.RLIMIT_FSIZE, 20_000)},
-    "30 descriptors": lambda _: {"preexec_fn": limited(resource.RLIMIT_NOFILE, 30)},
-    "700 MB": lambda _: {"preexec_fn": limited(resource.RLIMIT_AS, 700 * 2**20)},
-    "no home": lambda _: {"env": {"HOME": "/nowhere", "XDG_CACHE_HOME": "/nowhere/cache"}},
-    "umask 077": lambda _: {"preexec_fn": lambda: os.umask(0o077) and None},
-}
+class Record:
+    """Lines of trials, the latest of each counting; a trial that was good is not done again."""
 
+    def __init__(self, file: Path | None) -> None:
+        self.file = file
+        lines = file.read_text().splitlines() if file is not None and file.exists() else []
+        self.trials = {self._key(line): line for line in map(json.loads, lines)}
 
-def short(name: str, shortage: str, folder: Path, whole: Mapping[str, bytes]) -> Counter[str]:
-    """One command in one shortage, where its earlier result stands."""
-    before = result(folder)
-    words = COMMANDS[name] if name in ("report", "teach") else (*COMMANDS[name], "--force")
-    code, said = done(words, folder, **SHORTAGES[shortage](folder))
-    found = Counter(shortages=1)
-    errors = [line for line in said.splitlines() if line.startswith("error: ")]
-    same = result(folder) in (before, dict(whole))
-    sentence = code == 0 or (code == 2 and len(errors) == 1 and "Traceback" not in said)
-    if not (same and sentence):
-        print(f"{name}, {shortage}: exit code {code}, same {same}: {said[-300:]}", flush=True)
-    found["damaged by a shortage"] += not same
-    found["more than a sentence"] += not sentence
-    return found
+    @staticmethod
+    def _key(line: Mapping[str, Any]) -> tuple[str, str]:
+        return line["command"], str(line["trial"])
+
+    def has(self, command: str, trial: object) -> bool:
+        found = self.trials.get((command, str(trial)))
+        return found is not None and not found["faults"]
+
+    def add(self, command: str, trial: object, told: Mapping[str, Any]) -> None:
+        line = {"command": command, "trial": str(trial), "date": date.today().isoformat(), **told}
+        self.trials[self._key(line)] = line
+        if line["faults"]:
+            print(f"{command}, {trial}: {line}", flush=True)
+        if self.file is not None:
+            self.file.write_text("".join(json.dumps(each) + "\n" for each in self.trials.values()))
+
+    def summary(self) -> dict[str, Any]:
+        kills = [line for line in self.trials.values() if "signal" in line]
+        short = [line for line in self.trials.values() if "signal" not in line]
+        kinds = Counter(fault.split(":")[0].split(" ")[0] for line in kills for fault in line["faults"])
+        return {
+            "kills": len(kills),
+            **{way: sum(line["way"] == way for line in kills) for way in ("disk", "clock", "fresh")},
+            "stopped": sum(line["ended"] != 0 for line in kills),
+            "faults": dict(kinds),
+            "shortages": len(short),
+            "refused": sum(line["ended"] != 0 for line in short),
+            "faults of shortages": sum(bool(line["faults"]) for line in short),
+        }
 
 
 def main() -> None:
@@ -181,27 +174,25 @@ def main() -> None:
     parser.add_argument("--no-shortages", action="store_true")
     parser.add_argument("--record", type=Path)
     asked = parser.parse_args()
-    counts: Counter[str] = Counter()
-    start = time.monotonic()
-    names = [name for name in COMMANDS if any(word in name for word in asked.only)]
-    for name in names:
-        with tempfile.TemporaryDirectory(prefix="torture-") as place:
-            folder, began = room_of(Path(place)), time.monotonic()
-            code, said = done(COMMANDS[name], folder)
-            assert code == 0, said
-            seconds, whole = time.monotonic() - began, result(folder)
-            for moment in range(asked.moments):
-                for path in [*folder.glob("out*")]:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-                counts += killed(name, moment, folder, seconds, whole)
-            for shortage in () if asked.no_shortages else SHORTAGES:
-                counts += short(name, shortage, folder, whole)
-        print(f"{name}: {dict(counts)}", flush=True)
-        if asked.record is not None:
-            told = {"date": date.today().isoformat(), "seconds": round(time.monotonic() - start), "commands": names}
-            asked.record.write_text(json.dumps({**told, "moments": asked.moments, **counts}, indent=1) + "\n")
-    bad = ("lost", "leftovers", "orphans", "left by a polite kill", "damaged by a shortage", "more than a sentence")
-    sys.exit(any(counts[name] for name in bad))
+    torch.set_num_threads(1)
+    import_all()
+    record, start = Record(asked.record), time.monotonic()
+    for name in (name for name in COMMANDS if any(word in name for word in asked.only)):
+        moments = [moment for moment in range(asked.moments) if not record.has(name, moment)]
+        shortages = [s for s in SHORTAGES if fits(name, s) and not record.has(name, s) and not asked.no_shortages]
+        if not moments and not shortages:
+            continue
+        with subject(name) as it:
+            print(
+                f"{name}: {it.seconds:.1f} s, {it.fresh:.1f} s fresh, {it.changes} changes", file=sys.stderr, flush=True
+            )
+            for moment in moments:
+                record.add(name, moment, killed(it, moment))
+            for shortage in shortages:
+                record.add(name, shortage, tried(shortage, Trial(name, (), it.folder, it.whole, it.seconds, it.opened)))
+    told = record.summary()
+    print(json.dumps({**told, "seconds": round(time.monotonic() - start)}))
+    sys.exit(bool(told["faults"] or told["faults of shortages"]))
 
 
 if __name__ == "__main__":
