@@ -39,7 +39,7 @@ fuzz: $(STAMP)  # damaged files for every reader, for MINUTES
 	$(BIN)/python benchmarks/fuzz.py --minutes $(MINUTES) --record benchmarks/records/fuzz.json
 
 torture: $(STAMP)  # commands killed at 25 moments each, and run where something is short
-	$(BIN)/python benchmarks/torture.py --record benchmarks/records/torture.json
+	$(BIN)/python benchmarks/torture.py --record benchmarks/records/torture.jsonl
 
 docs: $(STAMP)  # the documents as a site in build/docs/site, every link of it checked
 	$(BIN)/pip install --quiet 'mkdocs-material>=9.6'

@@ -174,7 +174,7 @@ def changed(trial: Trial, path: str, content: bytes | None) -> tuple[int, list[s
 def private(trial: Trial) -> tuple[int, list[str]]:
     """Nobody else reads what is written."""
     code, faults = under(trial, How(limit=lambda: os.umask(0o077)))
-    new = (file for path in trial.folder.glob("out*") for file in (path, *path.rglob("*")))
+    new = (file for path in trial.folder.glob("out*") if path.suffix != ".levels" for file in (path, *path.rglob("*")))
     seen = [str(file) for file in new if file.stat().st_mode & 0o077 and file.stat().st_ctime > time.time() - 60]
     return code, faults + [f"others may read {name}" for name in seen[:1] if trial.name in FORCED and code == 0]
 
