@@ -14,7 +14,7 @@ from lmprune.budget.budget import num_params
 from lmprune.budget.costs import Curve, costs_of, counts_before, weight_costs
 from lmprune.budget.dynamic import allocate
 from lmprune.budget.levels import Choice, Choices, Levels
-from lmprune.budget.search import BUDGETS, SEARCHES, Course, Effort, coefficients, mutated, promise, ranking
+from lmprune.budget.search import BUDGETS, SEARCHES, Course, Effort, coefficients, mutated, nearby, promise, ranking
 from lmprune.budget.selection import num_kept
 from lmprune.budget.target import CostTarget, parse_target, uniform_keep
 from lmprune.errors import UserError
@@ -106,6 +106,32 @@ def test_dp_measures_the_coefficients_that_the_errors_lack():
     SEARCHES["dp"](choices, course)
     assert course.best != start and judge.loss(course.best, 1) < 0.7 * judge.loss(start, 1)
     assert course.loss <= 1.1 * judge.loss(best, 1)
+
+
+class Narrow(Known):
+    """A judge whose slopes at the ranking's levels are true of the next level only; further off all is lost."""
+
+    def loss(self, choice: Choice, amount: int) -> float:
+        far = max(abs(a - b) for a, b in zip(choice, ranking(self.choices), strict=True)) > 1
+        return super().loss(choice, amount) + 1e6 * far
+
+
+def test_dp_takes_a_smaller_step_where_a_large_one_is_worse():
+    choices = made_up(units=24)
+    judge = Narrow(choices, [1.0, 8.0, 0.2, 1.0, 5.0, 0.5])
+    start, course = ranking(choices), Course(judge, Effort(reweighings=3))
+    SEARCHES["dp"](choices, course)
+    assert [line["loss"] > 1e5 for line in course.log] == [False, True, True, False]
+    assert course.loss < Known.loss(judge, start, 1)
+
+
+@pytest.mark.parametrize("reach", [0, 1, 3])
+def test_a_step_goes_no_further_than_its_reach(reach: int):
+    choices = made_up(cheap=2)
+    at = ranking(choices)
+    found = nearby(choices, at, np.array([1.0, 8.0, 0.2, 1.0, 5.0, 0.5]), reach)
+    far = max(abs(a - b) for a, b in zip(found, at, strict=True))
+    assert choices.fits(found) and (far == reach or (reach == 3 and far > 1))
 
 
 def test_coefficients_of_a_judge_that_agrees_are_one():

@@ -107,22 +107,41 @@ def ranking(choices: Choices) -> Choice:
     return found
 
 
+#: how many levels away from its own a site may go in one step of `dp`, at first
+_REACH = 4
+
+
 def dp(choices: Choices, course: Course) -> None:
     """The least sum of errors, each site's times a coefficient: one at first, and then what the judge's slopes are of
-    the errors' own where the sites stand; the best of all that come out so."""
-    weights = np.ones(len(choices.levels))
+    the errors' own where the sites stand.
+
+    Slopes are true nearby: a step goes no further than some levels, half as many after each that made it worse.
+    """
     if not course.best:
         course.offer(ranking(choices), "ranking")
+    reach, slopes = _REACH, None
     for turn in range(course.effort.reweighings):
-        if course.over:
+        if course.over or not reach:
             return
         course.told(turn)
-        measured = coefficients(choices, course.best, course.judge.slopes(course.best))
-        weights = np.sqrt(weights * measured)  # half of the way there
-        found = allocate([w * e for w, e in zip(weights, choices.errors, strict=True)], choices.costs, choices.most)
-        assert found is not None
-        if found == course.best or not course.offer(found, "dp"):
-            return
+        slopes = slopes or course.judge.slopes(course.best)
+        found = nearby(choices, course.best, coefficients(choices, course.best, slopes), reach)
+        if found != course.best and course.offer(found, "dp"):
+            slopes = None
+        else:
+            reach //= 2
+
+
+def nearby(choices: Choices, choice: Choice, weights: np.ndarray, reach: int) -> Choice:
+    """The least weighted sum of errors of all within the budget that are no more than `reach` levels away."""
+    within = [
+        np.where(abs(np.arange(len(errors)) - level) <= reach, weight * errors, np.inf)
+        for errors, level, weight in zip(choices.errors, choice, weights, strict=True)
+    ]
+    found = allocate(within, choices.costs, choices.most)
+    assert found is not None
+    reached = all(np.isfinite(errors[level]) for errors, level in zip(within, found, strict=True))
+    return found if reached else choice  # buckets of cost are rounded up, so that not even the choice may fit
 
 
 def coefficients(choices: Choices, choice: Choice, slopes: Sequence[Mapping[int, float]]) -> np.ndarray:
