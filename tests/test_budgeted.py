@@ -128,30 +128,26 @@ def test_the_judges_loss_is_the_divergence_of_the_model_put_together(name: str, 
                 p, q = (m(text(4, 5)).logits.log_softmax(-1) for m in (dense, model))
             expected = functional.kl_div(q, p, log_target=True, reduction="none").sum(-1).mean()
             assert found == pytest.approx(float(expected), rel=1e-3, abs=1e-8) and found > 1e-6
-        judge.slopes(choice)  # from now on what is the same as in this choice is not run again
+        judge.settle(choice)  # from now on what is the same as in this choice is not run again
         assert judge.loss(later, 2) == pytest.approx(found, rel=1e-5)
         assert judge._first_difference(later) == 2
         assert judge.loss(choice, 0) != judge.loss(choice, 2)
 
 
-def test_slopes_are_what_small_steps_measure(tmp_path: Path):
-    model = tiny_model("llama").double()
+def test_changes_are_what_the_judge_says_of_each_site_alone(tmp_path: Path):
+    model = tiny_model("llama")
     walk, judge = judge_of(model, tmp_path / "levels")
-    choice = tuple(min(3, len(levels.counts) - 2) for levels in judge.levels)
+    last = [len(levels.counts) - 1 for levels in judge.levels]
+    choice = (1, last[1], *(1 for _ in last[2:]))
     with as_before(walk.sites):
-        slopes = judge.slopes(choice)
-        for place in (1, 3, 5):
-            at, site = choice[place], walk.sites[place]
-            for near in (at - 1, at + 1):
-                here, there = (judge.reader(place, level)[0].double() for level in (at, near))
-                losses = []
-                for step in (-0.05, 0.05):
-                    judge.put(choice)
-                    site.set_reader(here + step * (there - here))
-                    judge.base = None
-                    losses.append(judge.loss(choice, 1))
-                    judge.now[place] = None
-                assert slopes[place][near] == pytest.approx((losses[1] - losses[0]) / 0.1, rel=0.03, abs=1e-7)
+        changes = judge.changes(choice)
+        for place, (level, near) in enumerate(zip(choice, changes, strict=True)):
+            ((other, change),) = near.items()
+            assert other in ((level + 1, level + 2) if level < last[place] else (level - 1, level - 2))
+            judge.base = None  # nothing is used again
+            moved = judge.loss((*choice[:place], other, *choice[place + 1 :]), 0)
+            assert change == pytest.approx(moved - judge.loss(choice, 0), rel=1e-3, abs=1e-6)
+            assert abs(change) > 1e-6
 
 
 # -- prune

@@ -1,7 +1,7 @@
 """Which level each site gets: pure functions of errors, costs and a judge of whole choices; a seed gives one answer.
 
 Sources: SPDY and ZipLM (`dp`), EvoPress and DarwinLM (`evolution`). Where theirs draw at random, these ask the judge
-for slopes: what the loss of the whole model would change by, to first order, if one site had another level.
+first: what the loss of the whole model changes by where one site alone has another level.
 """
 
 from __future__ import annotations
@@ -34,8 +34,12 @@ class Judge(Protocol):
         """On the first of `rounds` amounts of text, or a later one."""
         ...
 
-    def slopes(self, choice: Choice) -> list[Mapping[int, float]]:
-        """Of each site: a level near its own -> what the loss would change by, to first order."""
+    def settle(self, choice: Choice) -> None:
+        """What is judged from now on differs from this choice in few sites."""
+        ...
+
+    def changes(self, choice: Choice) -> list[Mapping[int, float]]:
+        """Of each site: a level near its own -> what the loss changes by where that site alone takes it."""
         ...
 
 
@@ -108,26 +112,27 @@ def ranking(choices: Choices) -> Choice:
 
 
 #: how many levels away from its own a site may go in one step of `dp`, at first
-_REACH = 4
+_REACH = 8
 
 
 def dp(choices: Choices, course: Course) -> None:
-    """The least sum of errors, each site's times a coefficient: one at first, and then what the judge's slopes are of
-    the errors' own where the sites stand.
+    """The least sum of errors, each site's times a coefficient: one at first, and then how many times as much the loss
+    rises from where the site stands as its error.
 
-    Slopes are true nearby: a step goes no further than some levels, half as many after each that made it worse.
+    That is true nearby: a step goes no further than some levels, half as many after each that made it worse.
     """
     if not course.best:
         course.offer(ranking(choices), "ranking")
-    reach, slopes = _REACH, None
+    reach, weights = _REACH, None
     for turn in range(course.effort.reweighings):
         if course.over or not reach:
             return
         course.told(turn)
-        slopes = slopes or course.judge.slopes(course.best)
-        found = nearby(choices, course.best, coefficients(choices, course.best, slopes), reach)
+        if weights is None:
+            weights = coefficients(choices, course.best, course.judge.changes(course.best))
+        found = nearby(choices, course.best, weights, reach)
         if found != course.best and course.offer(found, "dp"):
-            slopes = None
+            weights = None
         else:
             reach //= 2
 
@@ -144,11 +149,11 @@ def nearby(choices: Choices, choice: Choice, weights: np.ndarray, reach: int) ->
     return found if reached else choice  # buckets of cost are rounded up, so that not even the choice may fit
 
 
-def coefficients(choices: Choices, choice: Choice, slopes: Sequence[Mapping[int, float]]) -> np.ndarray:
-    """How many times as steep the loss is at a site's level as its error; their median stands for those not known, and
-    none is more than ten times as far from it."""
+def coefficients(choices: Choices, choice: Choice, changes: Sequence[Mapping[int, float]]) -> np.ndarray:
+    """How many times as much the loss rises from a site's level as its error; their median stands for those not known,
+    and none is more than ten times as far from it."""
     found = np.full(len(choice), np.nan)
-    for place, (errors, level, near) in enumerate(zip(choices.errors, choice, slopes, strict=True)):
+    for place, (errors, level, near) in enumerate(zip(choices.errors, choice, changes, strict=True)):
         low, high = min((level, *near)), max((level, *near))
         rise = errors[high] - errors[low]
         if high > low and rise > 0:
@@ -161,15 +166,17 @@ def coefficients(choices: Choices, choice: Choice, slopes: Sequence[Mapping[int,
 
 def evolution(choices: Choices, course: Course) -> None:
     """From `dp`'s answer on: each generation's offspring differ from the best by a few swaps at equal cost, drawn and
-    sifted by the slopes; fewer and fewer are judged on more and more text, and the last one takes the parent's place
-    where it is better."""
+    sifted by the errors with `dp`'s coefficients; fewer and fewer are judged on more and more text, and the last one
+    takes the parent's place where it is better."""
     dp(choices, course)
+    if course.over:
+        return
     draw = Random(course.effort.seed)
-    slopes = None
+    weights = coefficients(choices, course.best, course.judge.changes(course.best))
     for turn in range(course.effort.generations):
         course.told(course.effort.reweighings + turn)
-        slopes = slopes or course.judge.slopes(course.best)
-        brood = list(dict.fromkeys(_brood(choices, course, draw, slopes)))
+        course.judge.settle(course.best)
+        brood = list(dict.fromkeys(_brood(choices, course, draw, weights)))
         for amount in range(course.judge.rounds - 1):
             if course.over:
                 return
@@ -177,30 +184,25 @@ def evolution(choices: Choices, course: Course) -> None:
             brood = sorted(brood, key=losses.__getitem__)[: max(len(brood) // 2, 1)]
         if course.over or not brood:
             return
-        if course.offer(brood[0], "evolution"):
-            slopes = None
+        course.offer(brood[0], "evolution")
 
 
 #: how many random children each child is the most promising of
 _SIFTED = 8
 
 
-def _brood(choices: Choices, course: Course, draw: Random, slopes: Sequence[Mapping[int, float]]) -> Iterator[Choice]:
+def _brood(choices: Choices, course: Course, draw: Random, weights: np.ndarray) -> Iterator[Choice]:
     for _ in range(course.effort.offspring):
         swaps = min(draw.randint(1, 3), draw.randint(1, 3))
         drawn = [mutated(choices, course.best, draw, swaps) for _ in range(_SIFTED)]
         new = [each for each in drawn if each != course.best]
         if new:
-            yield min(new, key=lambda child: promise(child, course.best, slopes))
+            yield min(new, key=lambda child: weighted(choices, child, weights))
 
 
-def promise(child: Choice, parent: Choice, slopes: Sequence[Mapping[int, float]]) -> float:
-    """What the slopes say of a child's loss, less its parent's; a level further off counts as the nearest known."""
-    total = 0.0
-    for new, old, near in zip(child, parent, slopes, strict=True):
-        if new != old and near:
-            total += near[min(near, key=lambda level: abs(level - new))]
-    return total
+def weighted(choices: Choices, choice: Choice, weights: np.ndarray) -> float:
+    """The sum of a choice's errors, each site's times its coefficient."""
+    return float(sum(w * errors[level] for w, errors, level in zip(weights, choices.errors, choice, strict=True)))
 
 
 def mutated(choices: Choices, parent: Choice, draw: Random, swaps: int) -> Choice:

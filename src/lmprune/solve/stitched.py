@@ -9,20 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..budget.levels import Choice, Levels
-from ..scores.passes import gradients_from_embeddings, undisturbed
-from ..sites.linears import rows_are_inputs
 from ..sites.site import Site
 from ..sites.walk import Blocks, list_of
 from .database import Database
 
 #: how many refitted readers are kept in memory
 _AT_HAND = 256
+#: by how many levels a site is moved to see what the loss makes of it
+_STEP = 2
 
 
 class DenseEnds:
@@ -91,44 +91,26 @@ class Stitched:
         changed = (site.layer for site, a, b in zip(self.sites, choice, self.base, strict=True) if a != b)
         return min(changed, default=len(self.dense.blocks.blocks) - 1)
 
-    def slopes(self, choice: Choice) -> list[Mapping[int, float]]:
-        """To first order, at the levels next to each site's own; and the choice becomes the base."""
-        self.put(choice)
-        self._rebase(choice)
-        weights = [cast(nn.Parameter, site.reader_linear.weight) for site in self.sites]
-        number = self.amounts[-2] if self.rounds > 1 else self.amounts[-1]
-        with undisturbed(self.model), gradients_from_embeddings(self.model), torch.enable_grad():
-            for weight in weights:
-                weight.requires_grad_(True)
-            try:
-                for place in range(number):
-                    self._backward(place, number)
-                grads = [weight.grad for weight in weights]
-            finally:
-                for weight in weights:
-                    weight.requires_grad_(False)
-                    weight.grad = None
-        return [self._near(place, level, grads[place]) for place, level in enumerate(choice)]
+    def changes(self, choice: Choice) -> list[Mapping[int, float]]:
+        """Of each site, `_STEP` levels further, or the other way where that is the last; on the first amount of text.
 
-    def _near(self, place: int, level: int, grad: Tensor | None) -> Mapping[int, float]:
-        if grad is None:
-            return {}
-        site = self.sites[place]
-        grad_FD = grad if rows_are_inputs(site.reader_linear) else grad.T
-        own_FD, _ = self.reader(place, level)
-        near = [at for at in (level - 1, level + 1) if 0 <= at < len(self.levels[place].counts)]
-        return {at: float(((self.reader(place, at)[0] - own_FD) * grad_FD.cpu()).sum()) for at in near}
-
-    def _backward(self, place: int, number: int) -> None:
-        """Gradients of the mean divergence of a sequence, over `number` of them."""
-        batch_BT = self.dense.batches[place]
-        logits_TV = self.model(batch_BT, use_cache=False).logits[0]
-        with torch.no_grad():
-            grad_TV = logits_TV.float().softmax(-1) - self.dense.logits(place).softmax(-1)
-        logits_TV.backward((grad_TV / (len(grad_TV) * number)).to(logits_TV))
+        The choice becomes the base.
+        """
+        self.settle(choice)
+        before, found = self.loss(choice, 0), []
+        for place, (level, known) in enumerate(zip(choice, self.levels, strict=True)):
+            further = min(level + _STEP, len(known.counts) - 1)
+            other = further if further > level else max(level - _STEP, 0)
+            changed = (*choice[:place], other, *choice[place + 1 :])
+            found.append({other: self.loss(changed, 0) - before} if other != level else {})
+        return found
 
     @torch.no_grad()
-    def _rebase(self, choice: Choice) -> None:
+    def settle(self, choice: Choice) -> None:
+        """The choice becomes the base: what is the same as in it is not run again."""
+        if choice == self.base:
+            return
+        self.put(choice)
         blocks = self.dense.blocks
         self.entries, self.base = [], choice
         for batch_BT in self.dense.batches:
