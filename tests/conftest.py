@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import quick_python as quick
 import torch
 from tiny_checkpoints import TEXT, as_many_threads, tiny_checkpoint
 
@@ -79,13 +84,42 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Any]], dict[str,
 
 
 @pytest.fixture(scope="session")
+def quick_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Stands for `sys.executable` where commands are started: see quick_python.py."""
+    room = tmp_path_factory.mktemp("python")
+    server = subprocess.Popen([sys.executable, quick.__file__, room / "socket"])
+    while not (room / "socket").exists():
+        assert server.poll() is None, "it ended"
+        time.sleep(0.05)
+    yield quick.client(room)
+    server.kill()
+    server.wait()
+
+
+@pytest.fixture
+def quickly(quick_python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that the test's code starts need not import everything anew."""
+    monkeypatch.setattr(sys, "executable", str(quick_python))
+
+
+@pytest.fixture(scope="session")
 def forks() -> Iterator[Any]:
     """Makes processes quickly: a server that has imported everything, and forks."""
     context = get_context("forkserver")
     context.set_forkserver_preload(
-        ["tiny_checkpoints", "lmprune.jobs.prune", "lmprune.jobs.training", "lmprune.jobs.train"]
+        ["tiny_checkpoints", "lmprune.jobs.prune", "lmprune.jobs.training", "lmprune.jobs.train", "lmprune.jobs.bench"]
     )
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), before]))
     yield context
     os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+
+
+@pytest.fixture(scope="module")
+def quick_workers(forks: Any) -> Iterator[None]:
+    """The processes in which models are timed are forked, too."""
+    from lmprune.evaluation import workers
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "multiprocessing", SimpleNamespace(get_context=lambda _: forks))
+        yield

@@ -21,6 +21,8 @@ from lmprune.evaluation.engines import ENGINES, LlamaCpp, Torch
 from lmprune.jobs import bench
 from lmprune.sites.find import find_sites
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 SMALL = ("--threads", 1, "--prompt-tokens", 20, "--new-tokens", 4, "--repeats", 2)
 
 
@@ -28,7 +30,7 @@ SMALL = ("--threads", 1, "--prompt-tokens", 20, "--new-tokens", 4, "--repeats", 
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A dense checkpoint and the same cut to a third."""
     room = tmp_path_factory.mktemp("pair")
-    model = model_of("llama-tied")
+    model = model_of("llama-tied", num_hidden_layers=2)
     dense = checkpoint.save(model, room / "dense", tokenizer=bpe())
     return dense, checkpoint.save(shrink(model, uniform_plan(model)), room / "third", tokenizer=bpe())
 

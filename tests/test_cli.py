@@ -350,13 +350,13 @@ def test_an_interrupt_while_writing_leaves_nothing(model: Path, tmp_path: Path, 
 
 
 @pytest.fixture
-def at_work(model: Path, text: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def at_work(model: Path, text: Path, quick_python: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A pruning that would go on for long."""
     long = tmp_path / "long.txt"
     long.write_text(TEXT * 100)
     command = ["prune", model, "--data", long, "--calibration-tokens", 10**6, "--seq-len", 32, "--out", tmp_path / "o"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "lmprune", *map(str, command)],
+        [quick_python, "-m", "lmprune", *map(str, command)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
         preexec_fn=hear_ctrl_c,
     )  # fmt: skip

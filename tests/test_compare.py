@@ -12,6 +12,8 @@ from tiny_checkpoints import documented, lmprune, tiny_checkpoint
 
 from lmprune.report import comparison, page
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 SMALL = ("--max-tokens", 512, "--context", 64, "--threads", 1, "--repeats", 1, "--answer-tokens", 4)
 
 
@@ -25,7 +27,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory, text: Path) -> tuple[Path, Pa
 
 
 @pytest.fixture(scope="module")
-def compared(pair: tuple[Path, Path], text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def compared(
+    quick_workers: None, pair: tuple[Path, Path], text: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     tasks = tmp_path_factory.mktemp("tasks") / "pairs.jsonl"
     tasks.write_text("".join(json.dumps({"context": f"cat {i}", "completion": " saw"}) + "\n" for i in range(4)))
     out = tasks.with_name("page.html")

@@ -16,6 +16,8 @@ from lmprune.plan import PrunePlan
 from lmprune.study.recipe import Step
 from lmprune.training.run_folder import SETTINGS, place_of
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 DOCS = Path(__file__).parents[1] / "docs"
 RUN = """\
 model: {model}

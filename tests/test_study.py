@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,12 +17,14 @@ from test_bad_input import refused
 from tiny_checkpoints import documented, lmprune
 
 from lmprune.checkpoints.writing import claimed
-from lmprune.commands.cli import app
+from lmprune.commands.cli import app, main
 from lmprune.errors import UserError
 from lmprune.report.figures import _bits
 from lmprune.study import grid, records, run
 from lmprune.study.estimate import estimate
 from lmprune.study.run import Errand, bitmap
+
+pytestmark = pytest.mark.usefixtures("quickly")
 
 STUDY = """\
 name: tiny
@@ -353,28 +354,34 @@ echo $$ >> {pids}
 sleep 0.5
 echo '{{}}'
 """
-#: a study whose commands another Python runs
-WITH = "import sys; sys.executable = sys.argv.pop(1); from lmprune.commands.cli import main; main()"
+
+
+def study_with(python: Path, words: list[str], errors: Path) -> None:
+    """A study whose commands another Python runs."""
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+    sys.executable, sys.argv = str(python), ["lmprune", *words]
+    main()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_study_goes_on(
-    written: Any, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+    written: Any, forks: Any, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, file = tmp_path / "o", written(("keep: [0.5, 0.25]", "keep: [0.5]"))
     stand_in, pids = tmp_path / "python", tmp_path / "pids"
     stand_in.write_text(STAND_IN.format(pids=pids))
     stand_in.chmod(0o755)
-    study = [sys.executable, "-c", WITH, str(stand_in), "study", str(file), "--out", str(out)]
-    going = subprocess.Popen(study, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    words = ["study", str(file), "--out", str(out)]
+    going = forks.Process(target=study_with, args=(stand_in, words, tmp_path / "errors"))
+    going.start()
     for _ in range(6000):
         if (out / "results.jsonl").is_file() and len(list((out / "runs").iterdir())) > 1:
             break
         time.sleep(0.01)
-    going.send_signal(number)
-    _, err = going.communicate(timeout=60)
-    assert number != signal.SIGTERM or (going.returncode == 130 and "interrupted" in err)
+    os.kill(going.pid, number)
+    going.join(60)
+    assert number != signal.SIGTERM or (going.exitcode == 130 and "interrupted" in (tmp_path / "errors").read_text())
     before = lines(out)
     assert all(r["error"] is None for r in before) and 1 <= len(before) < 3  # what was interrupted has not failed
     time.sleep(0.2)

@@ -17,6 +17,8 @@ from lmprune.jobs.sweep import parse_aims
 from lmprune.report import comparison
 from lmprune.training.run_folder import SETTINGS, place_of
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 SMALL = ("--max-tokens", 512, "--context", 64, "--threads", 1, "--repeats", 1, "--answer-tokens", 0)
 PRUNE = ("--method", "magnitude", "--multiple-of", 1)
 

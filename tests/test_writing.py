@@ -450,7 +450,7 @@ def test_notes_do_not_end_the_work_and_letters_are_found(model: Path, text: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_report_that_is_stopped_leaves_nothing_and_nobody(number: int, tmp_path: Path) -> None:
+def test_a_report_that_is_stopped_leaves_nothing_and_nobody(number: int, quick_python: Path, tmp_path: Path) -> None:
     from made_up_records import made_up
 
     from lmprune.study.records import RESULTS_FILE
@@ -458,7 +458,7 @@ def test_a_report_that_is_stopped_leaves_nothing_and_nobody(number: int, tmp_pat
     rows = [made_up(m, k) for m in ("gum", "top_v", "random") for k in (0.75, 0.5)] * 100  # which take some seconds
     (tmp_path / RESULTS_FILE).write_text("".join(json.dumps(row) + "\n" for row in [made_up("dense"), *rows]))
     child = subprocess.Popen(
-        [sys.executable, "-m", "lmprune", "report", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [quick_python, "-m", "lmprune", "report", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     end = time.monotonic() + 60
