@@ -67,9 +67,8 @@ def test_gguf_cells_that_were_wrong(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["falcon-old", "falcon-new"])
-def test_alibi_that_onnx_runtime_has_no_product_for(family: str, tmp_path: Path) -> None:
-    found = cell(BY_NAME[f"{family}-alibi"], "onnx", tmp_path)
+def test_alibi_that_onnx_runtime_has_no_product_for(tmp_path: Path) -> None:
+    found = cell(BY_NAME["falcon-new-alibi"], "onnx", tmp_path)
     assert found["outcome"] == "refused" and "biases of half precision" in found["why"]
 
 

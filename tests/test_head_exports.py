@@ -242,9 +242,8 @@ def test_heads_for_vllm(tmp_path: Path) -> None:
 # -- ONNX
 
 
-@pytest.mark.parametrize(
-    "name", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma3_text", "gpt2"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gemma3_text", "gpt2"])
 def test_onnx_has_a_cache_of_each_layers_heads(name: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not here: pip install 'lmprune[onnx]'")
     groups = {} if name == "gpt2" else _GROUPED

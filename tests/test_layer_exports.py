@@ -62,8 +62,7 @@ def job_of(model: Any, dtype: str | None = None) -> Order:
 @pytest.mark.parametrize(
     ("name", "kept"),
     [
-        ("llama", {"attentions": [1, 3], "ffns": [0, 2]}),
-        ("gemma2", {"attentions": [1, 3]}),  # whose places in the cache are 0 and 1, of 4
+        ("gemma2", {"attentions": [1, 3], "ffns": [0, 2]}),  # whose places in the cache are 0 and 1, of 4
         ("gpt2", {"layers": [0, 3]}),
     ],
 )
