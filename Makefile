@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test fast check mutants numerics fuzz torture docs release clean
+.PHONY: demo test conformance fast check mutants numerics fuzz torture docs release clean
 
 demo: $(STAMP)
 	$(BIN)/lmprune demo
@@ -11,8 +11,11 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
+conformance: $(STAMP)  # what `make test` has one of each, in all variants of all families
+	$(BIN)/python -m pytest -n auto -m conformance
+
 fast: $(STAMP)  # the unit tests only
-	$(BIN)/python -m pytest -m "not slow and not benchmark"
+	$(BIN)/python -m pytest -m "not slow and not benchmark and not conformance"
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -103,7 +103,7 @@ def run_tests(scratch: Path, tests: Sequence[str], answer: Any) -> None:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
         first = First()
-        how = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not benchmark"]
+        how = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not benchmark and not conformance"]
         code = pytest.main([*how, *tests], plugins=[first])
         answer.put((int(code), first.failed))
 

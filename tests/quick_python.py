@@ -50,9 +50,9 @@ def client(folder: Path) -> Path:
 def serve(at: Path) -> None:
     """Answer questions until the process that started this one ends."""
     from lmprune import commands, jobs
-    from lmprune.study.children import end_with_parent
+    from lmprune.study.children import end_with
 
-    end_with_parent()
+    end_with(os.getppid())
     for package in (commands, jobs):
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             import_module(module.name)

@@ -92,7 +92,7 @@ def test_what_is_written_is_read(name: str, tmp_path: Path) -> None:
     pytest.fail(f"no variant of {name} is written")
 
 
-@pytest.mark.slow
+@pytest.mark.conformance
 @pytest.mark.parametrize("name", NAMES_IN_GGUF)
 def test_every_variant_that_is_written_is_read(name: str, tmp_path: Path) -> None:
     """The guard of the export need not look at what comes back the same; what does not, it must have refused."""

@@ -243,7 +243,7 @@ def test_heads_for_vllm(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gemma3_text", "gpt2"])
+@pytest.mark.parametrize("name", ["gemma3_text", pytest.param("gpt2", marks=pytest.mark.conformance)])
 def test_onnx_has_a_cache_of_each_layers_heads(name: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not here: pip install 'lmprune[onnx]'")
     groups = {} if name == "gpt2" else _GROUPED

@@ -125,7 +125,8 @@ def test_curvature_is_the_second_moment_of_unit_gradients(name: str):
     nn.functional.cross_entropy(
         logits_BTV[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten(), reduction="sum"
     ).backward()
-    for layer, curvature_DD in enumerate(found):
+    assert sorted(found) == [ffn.layer for ffn in ffns]
+    for layer, curvature_DD in found.items():
         grad = outs[layer].grad
         assert grad is not None
         grad_BTD = grad.double().view(3, 10, -1)[:, :-1]  # the last token predicts nothing

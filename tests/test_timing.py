@@ -106,7 +106,7 @@ def test_phases_are_the_stages_that_come():
         solver = get_method(method).solver_of(("neurons",))
         sites, ids = find_sites(model), tokens(4, 16)
         work = Work(sites, ids.numel(), 16, 0.5, scope)  # type: ignore[arg-type]
-        expected = [phase.name for phase in solver.phases(work, measure(model, 16))]
+        expected = [phase.name for phase in solver.phases(work, measure(model, 16, gradients=True))]
 
         def stages(name: str, seen: list[str] = seen) -> None:
             seen.append(name)

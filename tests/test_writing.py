@@ -417,7 +417,7 @@ def test_what_a_disk_refuses_is_a_sentence_wherever(
     args = ["prune", model, "--data", text, "--stream", "--multiple-of", 8, "--answer-tokens", 0, "--seq-len", 32]
     for error in (OSError(limit, "x"), SafetensorError(f"Error while serializing: I/O error: x (os error {limit})")):
 
-        def refuse(*_: Any, **__: Any) -> None:
+        def refuse(*_: Any, error: Exception = error, **__: Any) -> None:
             raise error
 
         monkeypatch.setattr(passes, "save_file", refuse)

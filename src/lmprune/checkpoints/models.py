@@ -85,7 +85,9 @@ def skeleton(
         if not found.on_hub and not found.gguf:
             return _from_files(found, "auto", trust_remote_code, note, blank=True)
         if found.gguf:
-            return gguf_reading.described(Path(str(found))).model
+            model = gguf_reading.described(Path(str(found))).model
+            dtypes.remember(model, dtypes.of_gguf(Path(str(found))))
+            return model
         config, cls = _configured(found, trust_remote_code, hub_options(found))
         return _blank(config, cls, trust_remote_code)
 

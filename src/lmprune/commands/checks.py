@@ -27,6 +27,8 @@ _ENOUGH = 1000
 
 def _prune(ctx: Any) -> None:
     pruning.check_usage(ctx)
+    if ctx.params["dry_run"]:
+        raise UserError("drop dry_run: such a step would make no model; the command that carries out the file takes it")
     asked = prune.check(**given(ctx.params))
     ctx.params |= {"data": asked["data"]}
     if asked.calibrates or asked.training:

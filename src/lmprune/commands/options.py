@@ -97,6 +97,9 @@ CalibrationTokens = Annotated[
 Quick = Annotated[
     bool, typer.Option("--quick", metavar="", help="A first look: 4,096 tokens of calibration; a worse choice.")
 ]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", metavar="", help="Tell what would be left, and the memory, disk and time it takes.")
+]
 TimeBudget = Annotated[
     str | None,
     typer.Option(metavar="TIME", help="As much calibration as fits into 90s, 10m, 1h.", show_default=False),

@@ -47,7 +47,7 @@ def _option(name: str, about: Mapping[str, Any]) -> Any:
 
 def given(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """A command's parameters, without what concerns only the command line."""
-    ours = ("ctx", "as_json", "push_to_hub", "plugin", "training", "save_config")
+    ours = ("ctx", "as_json", "push_to_hub", "plugin", "training", "save_config", "dry_run")
     own = {name: value for name, value in parameters.items() if name not in ours}
     return own | parameters.get("training", {})
 
@@ -82,7 +82,7 @@ def known_options(ctx: Any) -> dict[str, dict[str, bool]]:
 
 def as_given(ctx: Any) -> dict[str, Any]:
     """The parameters that were given, by name, without what only concerns how the command talks and overwrites."""
-    ours = {"save_config", "as_json", "force", "resume"}
+    ours = {"save_config", "as_json", "force", "resume", "dry_run"}
     return {name: value for name, value in ctx.params.items() if name not in ours and _was_given(ctx, name)}
 
 

@@ -19,6 +19,7 @@ from .options import (
     Checkpoint,
     DataDir,
     Device,
+    DryRun,
     Dtype,
     Ffn,
     Force,
@@ -103,6 +104,7 @@ def prune(
     seed: Seed = 0,
     dtype: Dtype = "float32",
     device: Device = "cpu",
+    dry_run: DryRun = False,
     force: Force = False,
     as_json: Json = False,
     holdout: Holdout = None,
@@ -131,9 +133,13 @@ def prune(
     `estimated_seconds`, `peak_memory_mb`, `answers`, `quality`, `out`, `scores_out`, `command`, `pushed`;
     with training also `training` (its settings, `schedule`, `seconds`, `first_loss`, `last_loss`, `first_perplexity`,
     `perplexity`).
+    With --dry-run another one: what would be left, and `ways`, what it takes as a whole and block by block.
     """
     options = given(locals())
     check_usage(ctx)
+    if dry_run:
+        _tell(as_json, options)
+        return
     with talking(as_json, out) as terminal:
         from ..jobs.next_steps import after_prune
         from ..jobs.prune import prune as work
@@ -142,6 +148,16 @@ def prune(
         with pushed(terminal, push_to_hub) as push:
             record = push(work(terminal, **options))
         terminal.result(record, *views.pruning(record), next_commands(after_prune(record, options)))
+
+
+def _tell(as_json: bool, options: dict[str, Any]) -> None:
+    """What the work would leave and take."""
+    with talking(as_json) as terminal:
+        from ..jobs.forecast import forecast
+        from . import views
+
+        record = forecast(terminal, **options)
+        terminal.result(record, *views.forecast(record))
 
 
 def check_usage(ctx: typer.Context) -> None:

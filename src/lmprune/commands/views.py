@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..checkpoints.card import counted as counted_units
 from ..checkpoints.card import held, width_summary
+from ..progress import duration
 from .answer_views import answers
 from .console import Views, table
 from .numbers import counted, megabytes, span, with_error
@@ -50,6 +51,30 @@ def inspection(record: Mapping[str, Any]) -> Views:
             table(["keep", "widths", "parameters", "saved", "MB", "saved MB"], savings),
         ]),
     ]  # fmt: skip
+
+
+def forecast(record: Mapping[str, Any]) -> Views:
+    def told(value: float | None, show: Callable[[float], str]) -> str:
+        return "not known" if value is None else show(value)
+
+    rows = [
+        [
+            {"whole": "in memory as a whole", "streamed": "block by block (--stream)"}[name],
+            *(told(way[part], megabytes) for part in ("memory_mb", "temporary_mb", "result_mb")),
+            told(way["seconds"], lambda seconds: f"about {duration(seconds)}"),
+        ]
+        for name, way in record["ways"].items()
+    ]
+    before, after = record["params_before"], record["params_after"]
+    return [
+        f"{record['model']} by {record['method']}: {before:,} → {after:,} parameters ({after / before:.1%}), "
+        f"{megabytes(record['megabytes_after'])} MB",
+        "",
+        table(["the model", "memory MB", "temporary MB", "result MB", "time here"], rows),
+        f"free now: {megabytes(record['available_mb'])} MB of memory, {megabytes(record['free_disk_mb'])} MB for the "
+        f"result, {megabytes(record['free_temporary_mb'])} MB for what is temporary",
+        "it would be read block by block" if record["would_stream"] else "it would be loaded as a whole",
+    ]
 
 
 def _units(record: Mapping[str, Any]) -> Views:

@@ -40,7 +40,9 @@ def fit(
 
     budget: as given; spent: seconds of it that have gone, or will go beside. Raises: UserError.
     """
-    pace = measure(model, work.seq_len) if pages_of(model) is None else None  # its files set another pace
+    pace = None  # of a model that is read block by block the files set it
+    if pages_of(model) is None:
+        pace = measure(model, work.seq_len, gradients=solver.needs_gradients)
     seconds = parse_budget(budget)
 
     def phases(tokens: int) -> list[Phase]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections import Counter
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..checkpoints.rooms import scratch
 from ..progress import Progress
 from ..sites.pages import pages_of
 from ..sites.site import Site
@@ -18,10 +23,37 @@ from .passes import backward, backward_by_blocks, gradients_from_embeddings, und
 
 def output_curvature(
     model: Any, sites: Sequence[Site], input_ids: Tensor, *, rel_damp: float = 1e-3, progress: Progress | None = None
-) -> list[Tensor]:
-    """`curvature_after` each site's reader."""
+) -> Mapping[int, Tensor]:
+    """`curvature_after` each site's reader, by the site's place; of a model that is read block by block they are on the
+    disk, one of them as large as a part of the block."""
     readers = [site.reader_linear for site in sites]
-    return curvature_after(model, readers, input_ids, rel_damp=rel_damp, progress=progress)
+    into = Shelf() if pages_of(model) else None
+    return curvature_after(model, readers, input_ids, rel_damp=rel_damp, into=into, progress=progress)
+
+
+class Shelf(MutableMapping[int, Tensor]):
+    """Matrices that lie on the disk by their numbers, until nobody knows of them any more."""
+
+    def __init__(self) -> None:
+        life = ExitStack()
+        self.folder, self.numbers = life.enter_context(scratch("curvature")), dict[int, Path]()
+        weakref.finalize(self, life.close)
+
+    def __setitem__(self, number: int, values: Tensor) -> None:
+        self.numbers[number] = self.folder / f"{number}.safetensors"
+        save_file({"values": values}, self.numbers[number])
+
+    def __getitem__(self, number: int) -> Tensor:
+        return load_file(self.numbers[number])["values"]
+
+    def __delitem__(self, number: int) -> None:
+        self.numbers.pop(number).unlink()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.numbers)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
 
 
 def curvature_after(
@@ -30,9 +62,10 @@ def curvature_after(
     input_ids: Tensor,
     *,
     rel_damp: float = 1e-3,
+    into: MutableMapping[int, Tensor] | None = None,
     progress: Progress | None = None,
-) -> list[Tensor]:
-    """s · E[ĝ ĝᵀ] (D, D) of each module, float64: which directions of its output the end loss cares about.
+) -> Mapping[int, Tensor]:
+    """s · E[ĝ ĝᵀ] (D, D), float64, of each module by its place: which directions of its output the end loss minds.
 
     g is the gradient of a sequence's summed token losses there, ĝ = g / ‖g‖ and s the median of ‖g‖² (a mean over
     sequences of it). With the second moments of a reader's input it makes a Kronecker-factored empirical Fisher of the
@@ -40,9 +73,12 @@ def curvature_after(
     E[g gᵀ] itself the few tokens with the largest gradients decide, and the choice got worse with it
     (docs/lab_notes.md).
     input_ids: (sequences, T); a few thousand tokens are enough. rel_damp: a ridge, relative to the mean diagonal.
+    into: what the matrices are put into as they are complete; a dictionary if None.
     """
     num_sequences, seq_len = input_ids.shape
     sums: dict[int, Tensor] = {}
+    seen: Counter[int] = Counter()
+    found: MutableMapping[int, Tensor] = {} if into is None else into
 
     def watch(place: int):
         def on_gradient(grad: Tensor) -> None:
@@ -52,6 +88,9 @@ def curvature_after(
             unit_ND = grad_ND / norm_N
             gram_DD = (unit_ND.T @ unit_ND).double().cpu() * norm_N.square().median().item()
             sums[place] = sums[place] + gram_DD if place in sums else gram_DD
+            seen[place] += 1
+            if seen[place] == num_sequences:  # one at a time is read
+                found[place] = _damped(sums.pop(place) / (num_sequences * (seq_len - 1)), rel_damp)
 
         return lambda _module, _args, out: out.register_hook(on_gradient) and None
 
@@ -71,7 +110,7 @@ def curvature_after(
                 backward(model, batch_BT)
                 if progress:
                     progress(done, num_sequences)
-    return [_damped(gram / (num_sequences * (seq_len - 1)), rel_damp) for _, gram in sorted(sums.items())]
+    return found
 
 
 def _damped(curvature_DD: Tensor, rel_damp: float) -> Tensor:

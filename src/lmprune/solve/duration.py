@@ -18,6 +18,7 @@ from ..progress import Phase
 from ..scores.passes import backward, gradients_from_embeddings, undisturbed
 from ..sites.place import Place
 from ..sites.site import Site
+from .memory import Shape
 
 _PROBE = 512  # tokens that are read for it, at most
 _SIZE = 768  # of the matrices that rates are measured on
@@ -55,8 +56,23 @@ class Pace:
     double: float
 
 
-def measure(model: Any, seq_len: int) -> Pace:
-    """By reading one sequence, twice, and multiplying a few matrices."""
+#: how much of the speed of large products a model's blocks reach
+_REACHED = 0.6
+
+
+def guess(shape: Shape) -> Pace:
+    """From the model's shapes and products of matrices here, for a model that is not in memory."""
+    single, double = _product(torch.float32), _product(torch.float64)
+    blocks = sum(shape.blocks) * single / _REACHED
+    forward = blocks + shape.vocabulary * shape.hidden * single / _REACHED
+    return Pace(blocks, forward, 2 * forward, single, double)
+
+
+def measure(model: Any, seq_len: int, *, gradients: bool) -> Pace:
+    """By reading one sequence, twice, and multiplying a few matrices.
+
+    gradients: whether it is read back, too, which takes memory; otherwise that is taken for as long as forwards.
+    """
     vocabulary = model.get_input_embeddings().weight.shape[0]
     length = min(seq_len, _PROBE)
     ids_1T = torch.randint(vocabulary, (1, length), generator=torch.Generator().manual_seed(0)).to(model.device)
@@ -66,8 +82,10 @@ def measure(model: Any, seq_len: int) -> Pace:
             forward = _seconds(lambda: model(ids_1T, use_cache=False))
             with torch.no_grad():
                 head = _seconds(lambda: _head(model, length))
-        with gradients_from_embeddings(model), torch.enable_grad():
-            both = _seconds(lambda: backward(model, ids_1T))
+        both = 2 * forward
+        if gradients:
+            with gradients_from_embeddings(model), torch.enable_grad():
+                both = _seconds(lambda: backward(model, ids_1T))
     blocks = max(forward - head, 0.1 * forward)
     single, double = _product(torch.float32), _product(torch.float64)
     return Pace(blocks / length, forward / length, both / length, single, double)

@@ -46,9 +46,10 @@ class LeastSquares:
         mean = powers_F.mean().clamp_min(1e-30)
         ridge_F = torch.zeros(len(moment_FF), dtype=torch.float64)
         ridge_F[:number] = rel_damp * (powers_F.clamp_min(1e-6 * mean) if per_neuron else mean)
-        gram_FF = moment_FF.double() + ridge_F.diag()
+        gram_FF = moment_FF.to(torch.float64, copy=True)
+        gram_FF.diagonal().add_(ridge_F)
         while torch.linalg.cholesky_ex(gram_FF).info:  # the moments' fp32 rounding can outweigh a small ridge
-            gram_FF += 9 * ridge_F.diag()
+            gram_FF.diagonal().add_(9 * ridge_F)
             ridge_F *= 10
         return cls(gram_FF, cross_FD.double() + ridge_F[:, None] * reader_FD.double(), pinned, size)
 

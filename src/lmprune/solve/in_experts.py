@@ -91,7 +91,8 @@ class InExperts(Solver):
         if not self.settings.end_loss:
             return [None] * len(sites)
         stacked, number = [site.stacked for site in sites], max(self.settings.gradient_tokens // input_ids.shape[1], 1)
-        return [*curvature_after(model, stacked, input_ids[:number], progress=stages("gradients of the end loss"))]
+        found = curvature_after(model, stacked, input_ids[:number], progress=stages("gradients of the end loss"))
+        return [found[place] for place in range(len(sites))]
 
     @torch.no_grad()
     def _seen(

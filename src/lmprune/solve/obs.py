@@ -8,7 +8,7 @@ the next block its input. Memory holds the model, the hidden states of the calib
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -23,9 +23,10 @@ from ..scores.curvature import output_curvature
 from ..sites.address import Address, Kind
 from ..sites.place import Place
 from ..sites.site import Site, seams
-from . import duration
+from . import duration, memory
 from .duration import Pace, Work
 from .elimination import Elimination, LeastSquares, eliminate
+from .memory import Memory, Shape
 from .solver import Selection, Solution, Solver
 from .targets import layer_problems
 
@@ -50,8 +51,16 @@ class ObsSettings:
 
 PLAIN = ObsSettings(sequential=False, end_loss=False, compensation=0.0, rel_damp=1e-3, per_neuron=False)
 
-#: see `end_loss_metrics`
-Metrics = Mapping[Address, Tensor | None]
+
+@dataclass(frozen=True)
+class Metrics:
+    """See `end_loss_metrics`. places: of the sites' matrices in `found`, which may lie on the disk."""
+
+    places: Mapping[Address, int] = field(default_factory=dict)
+    found: Mapping[int, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, at: Address) -> Tensor | None:
+        return self.found[self.places[at]] if self.places else None
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,10 @@ class Obs(Solver):
         done = eliminations(model, found, input_ids, keep, settings=self.settings, stages=stages, **how)
         return Solution([gone.kept for gone in done], [gone.scores() for gone in done])
 
+    @property
+    def needs_gradients(self) -> bool:
+        return self.settings.end_loss
+
     def phases(self, work: Work, pace: Pace) -> list[Phase]:
         sites, how, tokens = seams(work.sites, self.name), self.settings, work.tokens
         passes = 1 + how.sequential + (how.sequential and how.compensation > 0)
@@ -90,6 +103,16 @@ class Obs(Solver):
         curves = duration.eliminations("error curves", pace, sites, [1] * len(sites), tokens, passes=1)
         pruning = duration.eliminations("pruning", pace, sites, work.kept(), tokens, passes=passes)
         return [*gradients, *(curves if work.scope == "global" else []), *pruning]
+
+    def memory(self, work: Work, shape: Shape) -> Memory | None:
+        sites, how = seams(work.sites, self.name), self.settings
+        few = work.read(how.gradient_tokens)
+        metrics = memory.curvatures(shape, sites) if how.end_loss else Memory(0.0)
+        back = memory.backwards(shape, few, work.seq_len) if how.end_loss else Memory(0.0)
+        streams = 1 + (how.sequential and how.compensation > 0)
+        solving = max(memory.elimination(sites), memory.moments(sites) + memory.forwards(shape, work.seq_len))
+        walking = memory.states(shape, work.tokens, streams) + solving
+        return Memory(metrics.peak + max(back.peak, walking), metrics.disk + back.disk)
 
     def check_spends(self, kinds: Iterable[Kind]) -> None:
         """Errors of neurons and of heads are in one unit of measure."""
@@ -211,10 +234,10 @@ def end_loss_metrics(
 ) -> Metrics:
     """How much the end loss cares about each direction of each reader's output, (D, D); None = all alike."""
     if not settings.end_loss:
-        return {site.address: None for site in sites}
+        return Metrics()
     few = input_ids[: max(settings.gradient_tokens // input_ids.shape[1], 1)]
     found = output_curvature(model, sites, few, progress=stages("gradients of the end loss"))
-    return {site.address: metric_DD for site, metric_DD in zip(sites, found, strict=True)}
+    return Metrics({site.address: place for place, site in enumerate(sites)}, found)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Unpack
 
 from torch import Tensor
@@ -16,10 +16,11 @@ from ..scores.statistics import GRADIENT, collect
 from ..sites.address import SEAM_KINDS, Kind
 from ..sites.pages import here
 from ..sites.place import Place
-from ..sites.site import seams
-from . import duration
+from ..sites.site import Site, seams
+from . import duration, memory
 from .bias import MEAN, bias_compensation
 from .duration import Pace, Work
+from .memory import Memory, Shape
 from .solver import Selection, Solution, Solver
 
 #: how many of the calibration tokens a criterion that needs gradients reads
@@ -65,11 +66,27 @@ class Scored(Solver):
     ) -> None:
         self._cut(sites, kept, self._statistics(model, sites, input_ids, self._needs(chosen=True), stages))
 
+    @property
+    def needs_gradients(self) -> bool:
+        return bool(self._needs() & GRADIENT)
+
     def phases(self, work: Work, pace: Pace) -> list[Phase]:
-        needs = self._needs()
-        gradients = bool(needs & GRADIENT)
+        gradients = self.needs_gradients
         tokens = work.read(GRADIENT_TOKENS) if gradients else work.tokens
-        return duration.statistics(pace, tokens, gradients=gradients) if needs else []
+        return duration.statistics(pace, tokens, gradients=gradients) if self._needs() else []
+
+    def memory(self, work: Work, shape: Shape) -> Memory | None:
+        needs = self._needs()
+        if any(not isinstance(site, Site) for site in work.sites):
+            return None if needs else Memory(0.0)
+        if not needs:
+            return Memory(0.0)
+        if needs & GRADIENT:
+            copies = sum(shape.blocks) * 4 if "weight_taylor" in needs else 0
+            found = memory.backwards(shape, work.read(GRADIENT_TOKENS), work.seq_len)
+            return replace(found, peak=found.peak + copies)
+        kept = memory.states(shape, work.tokens, 2) if shape.streamed else 0.0
+        return Memory(kept + memory.forwards(shape, work.seq_len))
 
     def _needs(self, chosen: bool = False) -> frozenset[str]:
         """Names of the statistics that are read."""

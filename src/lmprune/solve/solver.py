@@ -17,6 +17,7 @@ from ..progress import Phase, Stages
 from ..sites.address import SEAM_KINDS, Kind
 from ..sites.place import Place
 from .duration import Pace, Work
+from .memory import Memory, Shape
 
 
 class Selection(TypedDict):
@@ -75,9 +76,18 @@ class Solver(ABC):
     ) -> Solution:
         """Choose, cut and repair all sites in place. input_ids: calibration text (sequences, T), where it is read."""
 
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether `solve` reads text back as well."""
+        return False
+
     def phases(self, work: Work, pace: Pace) -> list[Phase]:
         """The stages of `solve` and what each will take; empty where that is not known."""
         return []
+
+    def memory(self, work: Work, shape: Shape) -> Memory | None:
+        """What `solve` will hold beside the weights; None where that is not known."""
+        return None
 
     def spend(
         self,

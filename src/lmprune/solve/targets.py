@@ -60,12 +60,13 @@ def layer_problems(
         for together in [[site] for site in group] if sequential else [group]:
             readers = [site.reader().clone() for site in together]
             new = [site for site in together if site.address not in known]
-            seen = streams.moments(layer, new, last=not sequential) if new or not sequential else streams.pass_by(layer)
-            moments = dict(zip([site.address for site in new], seen, strict=True))
+            moments = streams.moments(layer, new, last=not sequential) if new or not sequential else {}
+            if not new and sequential:
+                streams.pass_by(layer)
             for site, reader_FD in zip(together, readers, strict=True):
                 at = site.address
                 how = {"rel_damp": rel_damp, "per_neuron": per_neuron}
-                yield site, moments[at].problem(site, **how) if at in moments else known[at]
+                yield site, moments.pop(at).problem(site, **how) if at in moments else known[at]
                 streams.apart = streams.apart or not torch.equal(site.reader(), reader_FD)
         if sequential and layer + 1 < last:
             streams.run(layer)
@@ -106,11 +107,10 @@ class _Streams:
             if self.dense and not self.apart:
                 self.dense[i] = self.hidden[i]
 
-    def pass_by(self, layer: int) -> list[Moments]:
+    def pass_by(self, layer: int) -> None:
         """What `moments` does of no sites: the dense model's states go on while the two are one."""
         if self.dense and not self.apart:
             self.dense = [self._pruned(layer, states_BTD) for states_BTD in self.hidden]
-        return []
 
     def _pruned(self, layer: int, states_BTD: Tensor) -> Tensor:
         """The states after the block as the pruned model has it."""
@@ -122,7 +122,7 @@ class _Streams:
         finally:
             end()
 
-    def moments(self, layer: int, together: Sequence[Site], *, last: bool) -> list[Moments]:
+    def moments(self, layer: int, together: Sequence[Site], *, last: bool) -> dict[Address, Moments]:
         """Of each of the sites of the block. last: this pass is also the one that goes on through it."""
         found = [Moments(site) for site in together]
         with ExitStack() as stack:
@@ -137,7 +137,7 @@ class _Streams:
                     tap.clear()
                 if last:
                     self.hidden[i] = out_BTD
-        return found
+        return {moments.address: moments for moments in found}
 
     def _target(self, i: int, out_BTD: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The weights of batch i's tokens, and what the readers should put out beyond what the dense ones do."""
@@ -153,6 +153,7 @@ class Moments:
     """Weighted second moments over tokens of one layer's neuron outputs, with a row of ones for the reader's bias."""
 
     def __init__(self, site: Site):
+        self.address = site.address
         self.pinned = int(site.reader_bias() is not None)
         size, width = site.width + self.pinned, site.reader().shape[1]
         self.weight = 0.0
@@ -175,7 +176,8 @@ class Moments:
             self.drift_FD += (weighted_FN @ drift_BTD.flatten(0, -2).float()).cpu()
 
     def problem(self, site: Site, *, rel_damp: float, per_neuron: bool) -> LeastSquares:
-        moment_FF = self.sum_FF / self.weight
+        """The sums are used up by it: they are as large as all that the solver has."""
+        moment_FF = self.sum_FF.div_(self.weight)
         reader_FD = site.reader().detach().double().cpu()
         if (bias_D := site.reader_bias()) is not None:
             reader_FD = torch.cat([reader_FD, bias_D.detach().double().cpu()[None]])

@@ -1,0 +1,100 @@
+"""What pruning at once will hold, from shapes alone: in memory, and of a model that is read block by block on the disk.
+
+No more than arithmetic over what walks and solvers keep at the same time; `lmprune prune --dry-run` tells it, and
+benchmarks/memory.py compares it with what was held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..sites.place import Place
+from ..sites.site import Site
+from ..sites.walk import list_of
+
+_DOUBLE, _SINGLE = 8, 4
+#: sequences that are read at once where no gradient is wanted
+_BATCH = 4
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a model: parameters of its blocks and of all else, D, vocabulary and the FFN's width.
+
+    number: bytes of one that is computed with. streamed: its blocks stay in their files.
+    """
+
+    blocks: tuple[int, ...]
+    outside: int
+    hidden: int
+    vocabulary: int
+    width: int
+    number: int
+    streamed: bool
+
+    @classmethod
+    def of(cls, model: Any, sites: Sequence[Place], *, number: int, streamed: bool) -> Shape:
+        """model: may be one without weights."""
+        blocks = [sum(p.numel() for p in block.parameters()) for block in list_of(model, sites[0].block)]
+        every = sum(p.numel() for p in model.parameters())
+        vocabulary, hidden = model.get_input_embeddings().weight.shape
+        width = max((site.width for site in sites if isinstance(site, Site)), default=hidden)
+        return cls(tuple(blocks), every - sum(blocks), hidden, vocabulary, width, number, streamed)
+
+    @property
+    def params(self) -> int:
+        return sum(self.blocks) + self.outside
+
+    @property
+    def weights(self) -> int:
+        """Bytes in memory throughout; of a streamed model with a block, and what it is read from."""
+        if not self.streamed:
+            return self.params * self.number
+        return self.outside * self.number + 2 * max(self.blocks) * self.number
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes beside the weights: at most at once, and in the temporary folder."""
+
+    peak: float
+    disk: float = 0.0
+
+
+def states(shape: Shape, tokens: int, streams: int = 1) -> float:
+    """Of hidden states that are kept, and what a block makes of a batch of them."""
+    return streams * tokens * shape.hidden * shape.number
+
+
+def forwards(shape: Shape, seq_len: int) -> float:
+    """A batch on its way through one block."""
+    return _BATCH * seq_len * (8 * shape.hidden + 3 * shape.width) * shape.number
+
+
+def backwards(shape: Shape, tokens: int, seq_len: int) -> Memory:
+    """One sequence forwards and back: what its blocks keep for it, and the logits with their gradient."""
+    logits = 3 * seq_len * shape.vocabulary * shape.number
+    block = seq_len * (10 * shape.hidden + 4 * shape.width) * shape.number
+    if not shape.streamed:
+        return Memory(logits + block * len(shape.blocks))
+    entered = states(shape, tokens)
+    return Memory(max(logits, block) + 3 * entered, disk=entered * len(shape.blocks))
+
+
+def curvatures(shape: Shape, sites: Sequence[Site]) -> Memory:
+    """The metrics of the end loss, float64; on the disk but for one where the model is streamed."""
+    each = [site.reader().shape[1] ** 2 * _DOUBLE for site in sites]
+    return Memory(2 * max(each), disk=sum(each)) if shape.streamed else Memory(sum(each) + max(each))
+
+
+def elimination(sites: Sequence[Site]) -> float:
+    """The largest layer's problem while it is solved: three square matrices, and as many with the rows of a reader as
+    the compensation has."""
+    return max(width * (3 * width + 5 * out) * _DOUBLE for width, out in (site.reader().shape for site in sites))
+
+
+def moments(sites: Sequence[Site]) -> float:
+    """The sums of the largest layer, and one batch's part of them."""
+    return max(site.reader().shape[0] ** 2 * (_DOUBLE + _SINGLE) for site in sites)

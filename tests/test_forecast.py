@@ -1,0 +1,90 @@
+"""`lmprune prune --dry-run`: the result that is told is what comes, and the memory that is told follows the shapes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_bad_input import refused
+from tiny_checkpoints import lmprune
+from tiny_models import tiny_model
+
+from lmprune.methods import get_method
+from lmprune.sites.find import find_sites
+from lmprune.solve.duration import Work
+from lmprune.solve.memory import Shape
+
+CUT = ("--seq-len", 32, "--keep", 0.5, "--multiple-of", 8, "--answer-tokens", 0)
+
+
+@pytest.mark.parametrize("how", [("--method", "magnitude"), ("--units", "heads", "--method", "activation")])
+def test_what_is_told_is_what_comes(how: tuple[str, ...], model: Path, text: Path, tmp_path: Path) -> None:
+    args = ("prune", model, "--data", text, *how, *CUT)
+    told = lmprune(*args, "--out", tmp_path / "o", "--dry-run", "--json").record
+    assert list(tmp_path.iterdir()) == []
+    done = lmprune(*args, "--out", tmp_path / "o", "--json").record
+    assert (told["params_before"], told["params_after"]) == (done["params_before"], done["params_after"])
+    written = sum(file.stat().st_size for file in (tmp_path / "o").glob("*.safetensors")) / 1e6
+    assert told["megabytes_after"] == pytest.approx(written, rel=0.1)  # a tiny model's file is a tenth names
+    assert set(told["ways"]) == {"whole", "streamed"} and not told["would_stream"]
+    keys = {"memory_mb", "result_mb", "temporary_mb", "seconds"}
+    assert all(set(way) == keys for way in told["ways"].values())
+    shown = lmprune(*args, "--out", tmp_path / "p", "--dry-run")
+    assert f"{told['params_before']:,} → {told['params_after']:,} parameters" in shown.out
+    assert "it would be loaded as a whole" in shown.out and "block by block (--stream)" in shown.out
+
+
+def test_a_target_is_what_is_told(model: Path, tmp_path: Path) -> None:
+    args = ("--target-params", "40000", "--method", "magnitude", "--multiple-of", 1, "--dry-run", "--json")
+    told = lmprune("prune", model, "--out", tmp_path / "o", *args).record
+    assert 38_000 < told["params_after"] <= 40_000
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--steps", 30), "tells of pruning at once"),
+        (("--budget", "dp"), "what --budget dp holds and takes is not known"),
+        (("--max-ppl-ratio", 1.1), "how small a model holds --max-ppl-ratio is not known"),
+        (("--keep", 0), "keep"),
+        (("--seq-len", 300), "seq_len 300 is more than the model's 256 positions"),
+    ],
+)
+def test_what_can_not_be_told(words: tuple[Any, ...], sentence: str, model: Path, text: Path, tmp_path: Path) -> None:
+    said = refused("prune", model, "--data", text, "--out", tmp_path / "o", "--dry-run", *words)
+    assert sentence in said
+
+
+def test_a_step_of_a_file_makes_a_model(model: Path, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(f"model: {model}\nout: o\nsteps:\n  - prune: {{data: {text}, dry_run: true}}\n")
+    assert "dry_run" in refused("run", tmp_path / "run.yaml")
+
+
+def needed(method: str, tokens: int, **changes: Any) -> float:
+    model = tiny_model("llama")
+    sites = find_sites(model)
+    shape = Shape.of(model, sites, number=4, streamed=changes.get("streamed", False))
+    held = get_method(method).solver_of(("neurons",)).memory(Work(sites, tokens, 16, 0.5, "local"), shape)
+    assert held is not None
+    return shape.weights + held.peak
+
+
+def test_memory_follows_what_is_read() -> None:
+    many = 1 << 20
+    assert needed("magnitude", many) == needed("magnitude", 16) < needed("activation", 16) < needed("obs", 16)
+    assert needed("activation", many) == needed("activation", 16)  # batches come and go
+    assert needed("obs", many) - needed("obs", many // 2) == 2 * (many // 2) * 32 * 4  # two streams of hidden states
+    assert needed("taylor", many) > needed("activation", many)
+    assert (
+        needed("activation", many, streamed=True) - needed("activation", 16, streamed=True) == 2 * (many - 16) * 32 * 4
+    )
+
+
+def test_a_streamed_model_is_its_largest_block() -> None:
+    model = tiny_model("llama-untied")
+    sites = find_sites(model)
+    whole, streamed = (Shape.of(model, sites, number=4, streamed=way) for way in (False, True))
+    assert whole.weights == 4 * sum(p.numel() for p in model.parameters()) == 4 * whole.params
+    blocks = [sum(p.numel() for p in block.parameters()) for block in model.model.layers]
+    assert streamed.weights == 4 * (whole.params - sum(blocks)) + 2 * 4 * max(blocks)
