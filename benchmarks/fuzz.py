@@ -3,10 +3,10 @@
     python benchmarks/fuzz.py [--inputs N | --minutes M] [--only WORD …] [--record FILE]     # as `make fuzz` runs it
 
 An input is a reader of `fuzz_readers.py` and a number, the seed of the damage (`fuzz_mutations.py`), so that `--only
-READER --first NUMBER --inputs 1` does it again. Inputs are read one after the other in a process forked from one that
-has everything loaded; it may take 2 GB more than it has, and 20 seconds of the processor an input, and is given up
-otherwise. Findings: a traceback, a message of several lines or of 400 characters, a hang, memory, a file opened outside
-the input's folder.
+READER --first NUMBER --inputs 1` does it again. A record is added to: the next run begins behind the ones before it.
+Inputs are read one after the other in a process forked from one that has everything loaded; it may take 2 GB more than
+it has, and 20 seconds of the processor an input, and is given up otherwise. Findings: a traceback, a message of several
+lines or of 400 characters, a hang, memory, a file opened or changed outside the input's folder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from itertools import islice
@@ -36,6 +36,7 @@ import torch
 from fuzz_mutations import mutated
 from fuzz_readers import READERS, ROOT, Reader
 
+from lmprune.checkpoints.rooms import PREFIX
 from lmprune.errors import UserError, one_line
 
 SECONDS, MEGABYTES, CHARACTERS = 20, 2048, 400
@@ -45,7 +46,7 @@ _OURS = str(ROOT / "src")
 #: what a library reads of its own, and of the machine
 _HARMLESS = ("/proc", "/sys", "/dev", "/usr", "/lib", "/etc", sys.prefix, sys.base_prefix, str(ROOT))
 
-
+_CHANGES = frozenset({"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink"})
 GOOD = ("read", "refused")
 
 
@@ -76,17 +77,26 @@ class Watch:
         sys.addaudithook(self)
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self.room is None or event != "open" or not isinstance(arguments[0], str | bytes):
+        if self.room is None:
+            return
+        if event in _CHANGES:
+            names = [os.fsdecode(name) for name in arguments if isinstance(name, str | bytes)]
+            self.seen += [name for name in names if Path(name).is_absolute() and not self._inside(name)]
+        if event != "open" or not isinstance(arguments[0], str | bytes):
             return
         name = os.fsdecode(arguments[0])
         path = str(Path.cwd() / name)
         mode = arguments[1]
         writes = (isinstance(mode, str) and set(mode) & set("wax+")) or arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        inside = path.startswith((str(self.room), f"{tempfile.gettempdir()}/lmprune"))
-        inside = inside or not (Path(name).is_absolute() or ".." in name)  # in a folder that was opened before
+        inside = self._inside(path) or not (
+            Path(name).is_absolute() or ".." in name
+        )  # in a folder that was opened before
         may = path.startswith("/dev/") if writes else self.names or path.startswith(_HARMLESS)
         if not (inside or may):
             self.seen.append(path)
+
+    def _inside(self, path: str) -> bool:
+        return path.startswith((str(self.room), f"{tempfile.gettempdir()}/{PREFIX}"))
 
 
 def outcome(reader: Reader, room: Path, watch: Watch) -> tuple[str, str]:
@@ -227,14 +237,22 @@ def rounds(names: Sequence[str], first: int) -> Iterator[tuple[str, range]]:
             begins[name] += size
 
 
+#: called with what came of each reader's inputs, the findings, and the number after the last
+Told = Callable[[Counter[tuple[str, str]], list[Finding], int], object]
+
+
 def fuzz(
     names: Sequence[str], folder: Path, *, inputs: int | None = None, minutes: float | None = None, first: int = 0,
-    size: int | None = None, tell: bool = False,
+    size: int | None = None, tell: bool = False, each: Told | None = None,
 ) -> tuple[Counter[tuple[str, str]], list[Finding]]:  # fmt: skip
-    """How many inputs each reader got and what came of them, and the findings. size: of smaller batches."""
+    """How many inputs each reader got and what came of them, and the findings. size: of smaller batches.
+
+    each: told of both after every batch, with the number that the next ones may begin at.
+    """
     places, start = seeds(names, folder), time.monotonic()
     counts: Counter[tuple[str, str]] = Counter()
     findings: list[Finding] = []
+    following = first
     for name, numbers in rounds(names, first):
         left = None if inputs is None else inputs - counts.total()
         if left == 0 or (minutes is not None and time.monotonic() - start > 60 * minutes):
@@ -246,40 +264,72 @@ def fuzz(
                 findings.append(found)
                 if tell:
                     print(f"{found.reader} #{found.number}: {found.kind}: {found.what}", flush=True)
+        following = max(following, chosen[-1] + 1)
+        if each is not None:
+            each(counts, findings, following)
         if tell:
             print(f"{counts.total():,} inputs, {len(findings)} findings; {name}", file=sys.stderr, flush=True)
     raise AssertionError("rounds go on for ever")
+
+
+class Record:
+    """What came of all runs together, in a file: a run adds its counts to those before it, and begins behind them."""
+
+    def __init__(self, file: Path | None) -> None:
+        self.file = file
+        known = json.loads(file.read_text()) if file is not None and file.exists() else {}
+        self.before: dict[str, dict[str, int]] = known.get("of_each_reader", {})
+        self.runs: list[dict[str, Any]] = known.get("runs", [])
+        self.next = known.get("next", 0)
+        self.found: list[dict[str, Any]] = known.get("found", [])
+
+    def told(
+        self, run: dict[str, Any], counts: Counter[tuple[str, str]], findings: Sequence[Finding], following: int
+    ) -> dict[str, Any]:
+        """The record with this run in it."""
+        each = {name: Counter(kinds) for name, kinds in self.before.items()}
+        for (name, kind), number in counts.items():
+            each.setdefault(name, Counter())[kind] += number
+        total = sum(each.values(), Counter[str]())
+        return {
+            "inputs": total.total(),
+            **{kind: total[kind] for kind in GOOD},
+            "findings": {kind: number for kind, number in total.items() if kind not in GOOD},
+            "runs": [*self.runs, {**run, "inputs": counts.total(), "findings": len(findings)}],
+            "next": following,
+            "of_each_reader": each,
+            "found": [*self.found, *map(asdict, findings)][-200:],
+        }
+
+    def write(self, record: dict[str, Any]) -> None:
+        if self.file is not None:
+            aside = self.file.with_suffix(".new")
+            aside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            aside.rename(self.file)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--inputs", type=int)
     parser.add_argument("--minutes", type=float)
-    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--first", type=int)
     parser.add_argument("--only", nargs="*", default=[""])
     parser.add_argument("--record", type=Path)
     asked = parser.parse_args()
     names = [name for name in READERS if any(word in name for word in asked.only)]
     torch.set_num_threads(1)
-    start = time.monotonic()
+    start, record = time.monotonic(), Record(asked.record)
+    first = record.next if asked.first is None else asked.first
+    run = {"date": date.today().isoformat(), "machine": f"{platform.machine()}, {os.cpu_count()} cores", "first": first}
+
+    def told(counts: Counter[tuple[str, str]], findings: Sequence[Finding], following: int) -> None:
+        record.write(record.told({**run, "seconds": round(time.monotonic() - start)}, counts, findings, following))
+
     with tempfile.TemporaryDirectory(prefix="fuzz-") as room:
         counts, findings = fuzz(
-            names, Path(room), inputs=asked.inputs, minutes=asked.minutes, first=asked.first, tell=True
+            names, Path(room), inputs=asked.inputs, minutes=asked.minutes, first=first, tell=True, each=told
         )
-    record = {
-        "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "seconds": round(time.monotonic() - start),
-        "first": asked.first,
-        "inputs": counts.total(),
-        **{kind: sum(number for (_, k), number in counts.items() if k == kind) for kind in GOOD},
-        "findings": dict(Counter(found.kind for found in findings)),
-        "of_each_reader": {name: {k: counts[name, k] for n, k in counts if n == name} for name in names},
-        "found": [asdict(found) for found in findings[:200]],
-    }
-    print(json.dumps({key: value for key, value in record.items() if key != "found"}))
-    if asked.record is not None:
-        asked.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(f"{counts.total():,} inputs, {len(findings)} findings, in {time.monotonic() - start:.0f} s")
     sys.exit(bool(findings))
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,7 +28,7 @@ from typer.testing import CliRunner  # noqa: E402
 
 from lmprune import data as texts  # noqa: E402
 from lmprune.budget.timing import TABLE_FORMAT, LatencyTable  # noqa: E402
-from lmprune.checkpoints import checkpoint, licences, models, sources  # noqa: E402
+from lmprune.checkpoints import checkpoint, licences, models, rooms, sources  # noqa: E402
 from lmprune.checkpoints.card import card_of  # noqa: E402
 from lmprune.checkpoints.shrinking import shrink  # noqa: E402
 from lmprune.commands.cli import app  # noqa: E402
@@ -42,9 +45,13 @@ from lmprune.jobs.run import steps_done  # noqa: E402
 from lmprune.jobs.steps import Steps  # noqa: E402
 from lmprune.plan import PLAN_FILE, PrunePlan  # noqa: E402
 from lmprune.progress import silent  # noqa: E402
+from lmprune.sites.address import Address  # noqa: E402
 from lmprune.sites.find import find_sites  # noqa: E402
+from lmprune.solve.database import Database  # noqa: E402
+from lmprune.solve.elimination import Elimination, LeastSquares  # noqa: E402
 from lmprune.study import grid, recipe, records  # noqa: E402
 from lmprune.study.yaml_file import Commands  # noqa: E402
+from lmprune.training import manifest  # noqa: E402
 from lmprune.training.examples import token_blocks  # noqa: E402
 from lmprune.training.run_folder import RunFolder  # noqa: E402
 from lmprune.training.teachers import StoredTeacher, write_teacher  # noqa: E402
@@ -213,6 +220,51 @@ def a_teacher(folder: Path) -> None:
 LONG = "a cat " * 200_000
 
 
+SITE: Any = SimpleNamespace(address=Address("neurons", 0))
+
+
+def levels(folder: Path) -> None:
+    problem = LeastSquares(torch.eye(8).double(), torch.ones(8, 4).double())
+    gone = Elimination(torch.arange(7), torch.arange(7).double(), torch.tensor([7]))
+    Database(folder / "dense", {"counts": None}).put(SITE, problem, gone)
+
+
+def a_sweep(folder: Path) -> None:
+    steps = [{"name": f"keep-{k}", "command": ["lmprune", "prune", "--keep", k], "record": {"a": 1}} for k in "12"]
+    some_text(folder, "sweep.jsonl", lines_of(steps))
+
+
+def a_sealed_state(folder: Path) -> None:
+    state = folder / "o.training" / "checkpoint-2"
+    state.mkdir(parents=True)
+    some_text(state, "model.safetensors", "weights")
+    manifest.seal(state)
+
+
+def a_left_room(folder: Path) -> None:
+    (folder / ".lmprune-x" / "old").mkdir(parents=True)
+    some_text(folder / ".lmprune-x", "lock", str(folder / "out"))
+
+
+def an_adapter(folder: Path) -> None:
+    some_text(folder, "adapter_config.json", json.dumps({"base_model_name_or_path": "a/b", "peft_type": "LORA"}))
+
+
+def an_old_plan(folder: Path) -> None:
+    """Of format 1, of neurons alone."""
+    record = {"kept": [[0, 2], [1]], "widths_before": [4, 3], "settings": SETTINGS, "provenance": PROVENANCE}
+    some_text(folder, PLAN_FILE, json.dumps({"format": 1, **record}))
+
+
+def without_layers(folder: Path) -> None:
+    """A model whose config says which layers are gone (format 3)."""
+    net = tiny_model("llama", vocab_size=258, bos_token_id=257, eos_token_id=257)
+    (site,) = find_sites(net, ["layers"])
+    plan = PrunePlan({site.address: (0, 2)}, {site.address: site.count}, SETTINGS, PROVENANCE)
+    shrink(net, plan)
+    checkpoint.save(net, folder, tokenizer=a_tokenizer(), plan=plan, force=True)
+
+
 def a_cache(folder: Path) -> None:
     with cache_in(folder):
         token_cache.cached(student()[1], [LONG], lambda: list(range(200)) * 10)
@@ -302,6 +354,32 @@ def read_run_folder(folder: Path) -> None:
     run.read_log()
 
 
+def read_inputs(folder: Path) -> None:
+    run = RunFolder(folder / "o", {}, resume=True)
+    run.check_inputs({"model": "a", "text": "b"})
+
+
+def read_levels(folder: Path) -> None:
+    found = Database(folder / "dense", {"counts": None})
+    if SITE.address in found:
+        problem = found.levels(SITE.address, (8, 4, 1))
+        found.reader(problem, 4)
+
+
+def sweep_rooms(folder: Path) -> None:
+    os.utime(folder / ".lmprune-x", (0, 0))
+    rooms.sweep(folder)
+    for left in folder.iterdir():
+        shutil.rmtree(left)
+    a_left_room(folder)
+
+
+def read_a_plan(folder: Path) -> None:
+    plan = PrunePlan.load(folder / PLAN_FILE)
+    inspection.plan_summary(plan)
+    plan.to_json()
+
+
 def read_plan(folder: Path) -> None:
     plan = PrunePlan.load(folder / PLAN_FILE)
     net = tiny_model("llama", vocab_size=258)
@@ -341,6 +419,11 @@ def command(*words: str) -> Callable[[Path], None]:
             raise UserError(errors[0].removeprefix("error: "))
 
     return run
+
+
+def exported(to: str) -> Callable[[Path], None]:
+    out = "{}.out.gguf" if to == "gguf" else "{}.out"
+    return command("export", "{}", "--to", to, "--out", out, "--no-verify", "--force")
 
 
 _DIR = ("--data-dir", "{}")
@@ -411,6 +494,33 @@ READERS: dict[str, Reader] = {
         predictions, "settings.json", "json", read_predictions, 6
     ),
     "predictions": Reader(predictions, "predictions.jsonl", "json", read_predictions, 6),
+    "plan of format 1": Reader(an_old_plan, PLAN_FILE, "json", read_a_plan, 8),
+    "config without layers": Reader(without_layers, "config.json", "json", open_model, 3),
+    "shard": Reader(
+        partial(a_model, shards=True), "model-00001-of-00001.safetensors", "safetensors", open_model, 3
+    ),
+    "index, opened": Reader(
+        partial(a_model, shards=True), "model.safetensors.index.json", "json", open_model, 3
+    ),
+    "adapter": Reader(an_adapter, "adapter_config.json", "json", open_model, 6),
+    "levels": Reader(levels, "dense/neurons.0.safetensors", "safetensors", read_levels, 6),
+    "what levels are of": Reader(levels, "dense/about.json", "json", read_levels, 6),
+    "records of a sweep": Reader(
+        a_sweep, "sweep.jsonl", "json", lambda f: Steps(f / "sweep.jsonl", "sweep", "no").read(), 6
+    ),
+    "inputs of a training": Reader(
+        lambda f: (a_training(f), some_text(f / "o.training", "settings.json", "{}"),
+                   some_text(f / "o.training", "inputs.json", json.dumps({"model": "a", "text": "b"}))),
+        "o.training/inputs.json", "json", read_inputs, 6,
+    ),
+    "seal of a state": Reader(
+        a_sealed_state, f"o.training/checkpoint-2/{manifest.MARK}", "json",
+        lambda f: manifest.damage(f / "o.training" / "checkpoint-2"), 6,
+    ),
+    "a room that was left": Reader(a_left_room, ".lmprune-x/lock", "lines", sweep_rooms, 6),
+    "export of a config": Reader(a_model, "config.json", "json", exported("gguf"), 2),
+    "export of a tokenizer": Reader(a_model, "tokenizer.json", "json", exported("gguf"), 2),
+    "export of a plan": Reader(partial(a_model, cut=True), PLAN_FILE, "json", exported("hf-uniform"), 2),
     "lmprune inspect": Reader(a_model, "config.json", "json", command("inspect", "{}"), 1),
     "lmprune inspect of a plan": Reader(a_model, PLAN_FILE, "json", command("inspect", "{}"), 1),
     "lmprune study --dry-run": Reader(

@@ -23,7 +23,7 @@ _TRAIN = (*_SHORT, "--train-tokens", "640", "--steps", "12", "--save-every", "3"
 _KEEP = ("--keep", "0.5", "--multiple-of", "8", "--answer-tokens", "0")
 _ONCE = ("--method", "magnitude", "--schedule", "oneshot")
 _CUT = ("prune", "m", *_SHORT, *_KEEP, "--calibration-tokens", "640", "--out", "out")
-#: a command's words; what it writes is all `out…`, in a folder with a model `m`, a text, results, a study, a run file
+#: a command's words; what it writes is all `out…`, in a folder with models, a text, results, a study, a run file
 COMMANDS: Mapping[str, tuple[str, ...]] = {
     "prune": _CUT,
     "prune --stream": (*_CUT, "--stream"),
@@ -34,7 +34,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "teach": ("teach", "m", *_SHORT, "--train-tokens", "640", "--out", "out.safetensors"),
     "study": ("study", "study.yaml", "--out", "out"),
     "run": ("run", "run.yaml"),
-    "export gguf": ("export", "m", "--to", "gguf", "--out", "out.gguf"),
+    "export gguf": ("export", "g", "--to", "gguf", "--out", "out.gguf"),
     "export onnx": ("export", "m", "--to", "onnx", "--out", "out"),
     "report": ("report", ".", "--out", "out"),
     "analyze": ("analyze", "m", *_SHORT, "--max-tokens", "320", "--out", "out"),
@@ -70,6 +70,7 @@ _LOGS = frozenset({"log.txt", ".lock"})
 def make_room(folder: Path) -> None:
     """What all commands read."""
     tiny_checkpoint(folder / "m")
+    tiny_checkpoint(folder / "g", tokenizer=False)  # for llama.cpp, which does not take that one
     (folder / "cats.txt").write_text(TEXT)
     (folder / "study.yaml").write_text(_STUDY)
     (folder / "run.yaml").write_text(_RUN)

@@ -143,7 +143,8 @@ def _command(words: Sequence[str], how: How = AS_ALWAYS) -> tuple[int, Changes]:
     except BaseException:
         traceback.print_exc()
         code = 1
-    threading._shutdown()  # type: ignore[attr-defined]
+    with suppress(AssertionError, RuntimeError):  # forked from a thread, which is no main one to Python
+        threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):

@@ -95,6 +95,21 @@ def test_a_database_goes_on_where_it_stopped(tmp_path: Path, counted: bool):
         torch.testing.assert_close(torch.tensor(ours.errors), torch.tensor(theirs.errors), rtol=1e-3, atol=1e-9)
 
 
+def test_a_damaged_file_of_a_database_is_made_again(tmp_path: Path):
+    """To the bit what it was, and never used."""
+    walk, whole = filled(tiny_model("llama"), tmp_path / "levels")
+    file = tmp_path / "levels" / f"{walk.sites[1].address}.safetensors"
+    before = file.read_bytes()
+    for harm in (before[:-8] + b"\0\0\0\0\1\0\0\0", before[:-5], b"nothing"):
+        file.write_bytes(harm)
+        again = Database(tmp_path / "levels", walk.about(None))
+        assert walk.sites[1].address not in again and walk.sites[0].address in again
+        with pytest.raises(UserError, match="is damaged"):
+            again.levels(walk.sites[1].address, (walk.sites[1].count,))
+        walk.fill(again, None, lambda _name: None)
+        assert file.read_bytes() == before and len(again) == len(whole)
+
+
 def test_a_database_of_something_else_is_refused(tmp_path: Path):
     filled(tiny_model("llama"), tmp_path / "levels")
     with pytest.raises(UserError, match="holds levels of another model, text or setting"):

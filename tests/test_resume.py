@@ -20,10 +20,11 @@ import transformers
 from test_bad_input import refused
 from tiny_checkpoints import TEXT, Outcome, as_many_threads, lmprune, tiny_checkpoint
 
+from lmprune.checkpoints import rooms
 from lmprune.errors import UserError
 from lmprune.plan import PLAN_FILE, PrunePlan
 from lmprune.training import callbacks, prune_callback
-from lmprune.training.run_folder import MARK, RunFolder
+from lmprune.training.run_folder import MARK, SETTINGS, RunFolder
 
 SHORT = ("--steps", 14, "--seq-len", 32, "--save-every", 4)
 PRUNE = ("--keep", 0.5, "--multiple-of", 1)
@@ -335,6 +336,29 @@ def test_half_a_line_of_log_is_forgotten(tmp_path: Path) -> None:
         (run.path / "checkpoint-4").mkdir()
         (run.path / "checkpoint-4" / MARK).touch()
         assert run.rewind() == run.path / "checkpoint-4" and [line["step"] for line in run.read_log()] == [1]
+
+
+def test_a_run_that_is_killed_while_its_folder_goes_has_ended(
+    models: dict[str, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody finds half of that folder: it is there whole, and --resume says so and removes it, or it is gone."""
+    args = arguments("finetune", models, text, tmp_path / "o")
+    real = rooms.shutil.rmtree
+
+    def killed_there(path: Path, **how: Any) -> None:
+        if (found := next(Path(path).rglob(SETTINGS), None)) is None:
+            real(path, **how)
+            return
+        found.unlink()  # as far as it came
+        raise SystemExit(9)
+
+    with monkeypatch.context() as dying:
+        dying.setattr(rooms.shutil, "rmtree", killed_there)
+        assert lmprune(*args).code == 9
+    assert (tmp_path / "o").is_dir() and not (tmp_path / "o.training").exists()
+    assert lmprune(*args, "--resume").code == 0
+    lmprune("clean", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["o"]
 
 
 # -- what goes wrong on the way

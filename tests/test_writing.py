@@ -125,6 +125,21 @@ def test_a_folder_is_looked_through_once(tmp_path: Path, monkeypatch: pytest.Mon
     assert looked == [tmp_path] and len(entries(tmp_path)) == 5
 
 
+def test_a_room_that_a_stranger_made_moves_nothing_elsewhere(tmp_path: Path) -> None:
+    """It came with what somebody unpacked here."""
+    here, victim = tmp_path / "here", tmp_path / "victim"
+    for number, purpose in enumerate((str(victim), "../victim", "", "\0")):
+        left = here / f"{rooms.PREFIX}{number}"
+        (left / rooms.OLD).mkdir(parents=True)
+        (left / rooms.LOCK).write_text(purpose)
+    (link := here / f"{rooms.PREFIX}link").mkdir()
+    (link / rooms.LOCK).symlink_to(tmp_path / "secret")
+    (pipe := here / f"{rooms.PREFIX}pipe").mkdir()
+    os.mkfifo(pipe / rooms.LOCK)  # of which no end is ever read
+    assert len(rooms.sweep(here)) == 4
+    assert entries(tmp_path) == ["here"] and entries(here) == [link.name, pipe.name, "victim"]
+
+
 # -- two at once
 
 

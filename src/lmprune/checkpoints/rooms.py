@@ -24,6 +24,8 @@ LOCK = "lock"
 OLD = "old"
 #: seconds that a room may be there without a lock: it is just being made
 _YOUNG = 5
+#: characters that are read of a lock: of a path
+_LONGEST = 8192
 #: seconds to wait before a claim is tried, and tried again: somebody who sweeps may hold it for a moment
 _WAITS = (0.0, 0.02, 0.1)
 #: where this process has looked for rooms that are nobody's: once is enough, a training makes many
@@ -66,9 +68,14 @@ def claim(place: Path) -> Iterator[bool]:
         if lock is not None:
             fcntl.flock(lock, fcntl.LOCK_UN)  # a process that we began may have it, too
             lock.close()
-        _certainly(_is_nobodys, found)
-        with suppress(OSError):
-            found.rmdir()  # empty where we were interrupted
+        _certainly(_give_back, found)
+
+
+def _give_back(found: Path) -> None:
+    """A claim's room, unless somebody else has it by now."""
+    _is_nobodys(found)
+    with suppress(OSError):
+        found.rmdir()  # empty where we were interrupted
 
 
 def _locked(found: Path, wait: float) -> IO[str] | None:
@@ -98,13 +105,17 @@ def sweep(parent: Path) -> list[Path]:
 
 
 def _is_nobodys(place: Path) -> bool:
-    """Whether it was, and is gone now."""
+    """Whether it was, and is gone now. What its lock says may be anybody's word: what comes back is in this folder."""
+    lock_file = place / LOCK
+    if lock_file.is_symlink() or (lock_file.exists() and not lock_file.is_file()):
+        return False  # none of ours
     try:
-        with (place / LOCK).open("r+", encoding="utf-8", errors="surrogateescape") as lock:
+        with lock_file.open("r+", encoding="utf-8", errors="surrogateescape") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            purpose, old = lock.read(), place / OLD
-            if purpose and old.exists() and not os.path.lexists(purpose):
-                old.rename(purpose)
+            home, old = place.parent / Path(lock.read(_LONGEST)).name, place / OLD
+            if home != place.parent and old.exists() and not os.path.lexists(home):
+                with suppress(ValueError):  # a name that the system can't spell, and so none of ours
+                    old.rename(home)
             _empty(place)
     except FileNotFoundError:
         with suppress(OSError):
@@ -141,6 +152,15 @@ def remove(path: Path) -> None:
     else:
         with suppress(OSError):
             path.unlink()
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder so that nobody ever finds half of it: it goes into a room first."""
+    try:
+        with room(folder.parent) as found:
+            folder.rename(found / "gone")
+    except OSError:  # there is none, or no room for a room
+        remove(folder)
 
 
 @contextmanager

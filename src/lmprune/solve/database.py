@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..budget.levels import Levels
+from ..checkpoints.fingerprint import tensors_fingerprint
 from ..checkpoints.writing import written_aside
 from ..errors import UserError
 from ..foreign import reading, text_of
@@ -27,20 +29,22 @@ from .elimination import Elimination, LeastSquares
 #: of how many sites the problems are kept in memory
 _AT_HAND = 4
 _ABOUT, _SUFFIX = "about.json", ".safetensors"
+#: in a file's metadata, what its tensors are known by
+_SEAL = "sha256"
 
 
 class Database(Mapping[Address, LeastSquares]):
     """The problems by address. folder: where the files are, `neurons.0.safetensors`, …
 
     about: what they depend on; a folder that holds those of something else is refused (UserError), and what is there of
-    the same is not computed again.
+    the same is not computed again. A file that is not, to the bit, what was written is as good as none.
     """
 
     def __init__(self, folder: Path, about: Mapping[str, Any]):
         self.folder, told = folder, json.dumps(about, sort_keys=True)
-        folder.mkdir(parents=True, exist_ok=True)
         note = folder / _ABOUT
         with reading(f"can't read {note}"):
+            folder.mkdir(parents=True, exist_ok=True)
             same = not note.exists() or text_of(note) == told
         if not same:
             raise UserError(f"{folder} holds levels of another model, text or setting; name another --levels folder")
@@ -56,8 +60,10 @@ class Database(Mapping[Address, LeastSquares]):
     def put(self, site: Site, problem: LeastSquares, found: Elimination) -> None:
         about = torch.tensor([problem.pinned, problem.size, problem.drifted])
         stated = {"gram": problem.gram_FF.float(), "cross": problem.cross_FD.float().contiguous(), "about": about}
+        whole = {**stated, "gone": found.gone, "cost": found.cost}
         with written_aside(self._file(site.address), folder=False) as aside:
-            save_file({**stated, "gone": found.gone, "cost": found.cost}, aside)
+            save_file(whole, aside, {_SEAL: tensors_fingerprint(whole)})
+        self._read.cache_clear()
 
     def __getitem__(self, address: Address) -> LeastSquares:
         held = self._read(address)
@@ -65,7 +71,13 @@ class Database(Mapping[Address, LeastSquares]):
         return LeastSquares(held["gram"].double(), held["cross"].double(), pinned, size, bool(drifted))
 
     def __contains__(self, address: object) -> bool:
-        return (self.folder / f"{address}{_SUFFIX}").exists()
+        if not (isinstance(address, Address) and self._file(address).exists()):
+            return False
+        try:
+            self._read(address)
+        except UserError:
+            return False
+        return True
 
     def __iter__(self) -> Iterator[Address]:
         return (Address.parse(file.stem) for file in sorted(self.folder.glob(f"*{_SUFFIX}")))
@@ -89,10 +101,10 @@ class Database(Mapping[Address, LeastSquares]):
 
     def _load(self, address: Address) -> dict[str, Tensor]:
         file = self._file(address)
-        with reading(f"{file} is damaged", "remove it, and it is made again"):
-            found = load_file(file)
-            if not {"gram", "cross", "about", "gone", "cost"} <= found.keys() or found["about"].shape != (3,):
-                raise ValueError("it lacks a part of a level")
+        with reading(f"{file} is damaged", "remove it, and it is made again"), safe_open(file, "pt") as opened:
+            found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+            if (opened.metadata() or {}).get(_SEAL) != tensors_fingerprint(found):
+                raise ValueError("it is not what was written there")
             return found
 
     def _file(self, address: Address) -> Path:

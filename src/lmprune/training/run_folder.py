@@ -16,6 +16,7 @@ from typing import Any
 from accelerate import PartialState
 from filelock import FileLock, Timeout
 
+from ..checkpoints.rooms import discard
 from ..checkpoints.writing import prove, written_aside
 from ..errors import UserError, shown
 from ..foreign import NUMBER, clipped, json_file, json_of, misfit, reading, text_of
@@ -177,7 +178,7 @@ class RunFolder:
         process.wait_for_everyone()
 
     def remove(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
+        discard(self.path)
 
     def _states(self) -> list[Path]:
         return list(self.path.glob("checkpoint-*"))
@@ -204,7 +205,7 @@ def forget(out: Path) -> None:
     if not (run / SETTINGS).is_file():
         return
     with suppress(Timeout, OSError), FileLock(run / LOCK, timeout=0):
-        shutil.rmtree(run, ignore_errors=True)
+        discard(run)
 
 
 def unfinished(out: Path) -> bool:
