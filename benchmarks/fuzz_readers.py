@@ -421,11 +421,6 @@ def command(*words: str) -> Callable[[Path], None]:
     return run
 
 
-def exported(to: str) -> Callable[[Path], None]:
-    out = "{}.out.gguf" if to == "gguf" else "{}.out"
-    return command("export", "{}", "--to", to, "--out", out, "--no-verify", "--force")
-
-
 _DIR = ("--data-dir", "{}")
 NEO = partial(a_model, name="gpt_neo")
 READERS: dict[str, Reader] = {
@@ -518,9 +513,6 @@ READERS: dict[str, Reader] = {
         lambda f: manifest.damage(f / "o.training" / "checkpoint-2"), 6,
     ),
     "a room that was left": Reader(a_left_room, ".lmprune-x/lock", "lines", sweep_rooms, 6),
-    "export of a config": Reader(a_model, "config.json", "json", exported("gguf"), 2),
-    "export of a tokenizer": Reader(a_model, "tokenizer.json", "json", exported("gguf"), 2),
-    "export of a plan": Reader(partial(a_model, cut=True), PLAN_FILE, "json", exported("hf-uniform"), 2),
     "lmprune inspect": Reader(a_model, "config.json", "json", command("inspect", "{}"), 1),
     "lmprune inspect of a plan": Reader(a_model, PLAN_FILE, "json", command("inspect", "{}"), 1),
     "lmprune study --dry-run": Reader(

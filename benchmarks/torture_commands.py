@@ -14,7 +14,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 from made_up_records import made_up  # noqa: E402
-from tiny_checkpoints import TEXT, tiny_checkpoint  # noqa: E402
+from tiny_checkpoints import TEXT, byte_tokenizer, tiny_checkpoint  # noqa: E402
 
 from lmprune.checkpoints.rooms import PREFIX  # noqa: E402
 
@@ -70,7 +70,9 @@ _LOGS = frozenset({"log.txt", ".lock"})
 def make_room(folder: Path) -> None:
     """What all commands read."""
     tiny_checkpoint(folder / "m")
-    tiny_checkpoint(folder / "g", tokenizer=False)  # for llama.cpp, which does not take that one
+    sizes = {"vocab_size": 258, "bos_token_id": 257, "eos_token_id": 257}
+    tiny_checkpoint(folder / "g", tokenizer=False, **sizes)
+    byte_tokenizer(merges=[("a", "t")]).save_pretrained(folder / "g")  # llama.cpp wants one with merges
     (folder / "cats.txt").write_text(TEXT)
     (folder / "study.yaml").write_text(_STUDY)
     (folder / "run.yaml").write_text(_RUN)

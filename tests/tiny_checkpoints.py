@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,10 +31,10 @@ DOCS = Path(__file__).parents[1] / "docs" / "json.md"
 TEXT = "".join(f"On day {i} the cat number {i % 7} saw {i % 11} birds, and it was glad.\n" for i in range(200))
 
 
-def byte_tokenizer(**extra: Any) -> PreTrainedTokenizerFast:
-    """256 bytes, and `<s>` as the start and end of a text."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
+def byte_tokenizer(*, merges: Sequence[tuple[str, str]] = (), **extra: Any) -> PreTrainedTokenizerFast:
+    """256 bytes and what is merged of them, which llama.cpp wants, and `<s>` as the start and end of a text."""
+    symbols = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
+    tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[*merges]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>", **extra)
