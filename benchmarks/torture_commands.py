@@ -70,7 +70,7 @@ _LOGS = frozenset({"log.txt", ".lock"})
 def make_room(folder: Path) -> None:
     """What all commands read."""
     tiny_checkpoint(folder / "m")
-    sizes = {"vocab_size": 258, "bos_token_id": 257, "eos_token_id": 257}
+    sizes: dict[str, Any] = {"vocab_size": 258, "bos_token_id": 257, "eos_token_id": 257}
     tiny_checkpoint(folder / "g", tokenizer=False, **sizes)
     byte_tokenizer(merges=[("a", "t")]).save_pretrained(folder / "g")  # llama.cpp wants one with merges
     (folder / "cats.txt").write_text(TEXT)
