@@ -1,11 +1,13 @@
 """Budgets spread over the layers: perplexity as a ratio to the dense model's, by how the budget is spread.
 
-    OMP_NUM_THREADS=1 python benchmarks/budgets.py [--keep 0.5] [--by uniform ranking dp evolution] [--seed 0]
+    OMP_NUM_THREADS=1 python benchmarks/budgets.py [--keep 0.5] [--by uniform ranking dp evolution global] [--seed 0]
+    OMP_NUM_THREADS=1 python benchmarks/budgets.py --by global --rounds 2
     python benchmarks/budgets.py --table
 
 The setting of the one-shot table (oneshot.py): 128 × 512 tokens of WikiText train, widths not rounded, the first 32,768
-tokens of WikiText validation; and 4,096 of C4 and of code, which the calibration has none of. Resumable: rows go to
-benchmarks/records/budgets.jsonl as they come, and levels stay in benchmarks/runs.
+tokens of WikiText validation; and 4,096 of C4 and of code, which the calibration has none of. `global` is the scope of
+that name, without a budget; in rounds the model is pruned again, as often as it takes, by equal ratios. Resumable: rows
+go to benchmarks/records/budgets.jsonl as they come, and levels stay in benchmarks/runs.
 """
 
 from __future__ import annotations
@@ -33,6 +35,11 @@ RECORDS = Path(__file__).parent / "records" / "budgets.jsonl"
 FOREIGN = 4096
 
 
+#: beside the ways to spread a budget
+GLOBAL = "global"
+WAYS = (*BUDGETS, GLOBAL)
+
+
 def texts_of(bench: Bench) -> dict[str, Tensor]:
     """What is measured on, by name."""
     foreign = {
@@ -50,13 +57,16 @@ def measured(
     bench: Bench, key: Mapping[str, Any], dense: Mapping[str, float], texts: Mapping[str, Tensor]
 ) -> dict[str, Any]:
     units, keep, by = str(key["units"]), float(key["keep"]), key["by"]
+    rounds = int(key.get("rounds", 1))
     levels = RUNS / f"levels-{bench.name}-{units}-{bench.seed}"
-    budget = Budget(by=by, effort=Effort(seed=bench.seed), levels=levels, note=lambda said: print(said, flush=True))
+    spread = Budget(by=by, effort=Effort(seed=bench.seed), levels=levels, note=lambda said: print(said, flush=True))
+    how: dict[str, Any] = {"scope": "global"} if by == GLOBAL else {"budget": spread}
     model, start = copy.deepcopy(bench.model), time.perf_counter()
-    plan = lmprune.prune(
-        model, units=units.split("+"), method="obs", keep=keep,  # type: ignore[arg-type]
-        data=bench.calibration, multiple_of=1, seed=bench.seed, budget=budget,
-    )  # fmt: skip
+    for _ in range(rounds):
+        plan = lmprune.prune(
+            model, units=units.split("+"), method="obs", keep=keep ** (1 / rounds),  # type: ignore[arg-type]
+            data=bench.calibration, multiple_of=1, seed=bench.seed, **how,
+        )  # fmt: skip
     seconds, found = time.perf_counter() - start, perplexities(model, texts)
     return {
         **key, "perplexity": found, "dense": dense,
@@ -67,15 +77,21 @@ def measured(
     }  # fmt: skip
 
 
+def name_of(record: Mapping[str, Any]) -> str:
+    rounds = record.get("rounds", 1)
+    return f"{record['by']}, {rounds} rounds" if rounds > 1 else record["by"]
+
+
 def table(records: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: a row a run."""
     rows = [
         "| model | units | keep | seed | budget | parameters | WikiText | C4 | code | minutes |",
         "| --- " * 10 + "|",
     ]
-    for r in sorted(records, key=lambda r: (r["model"], r["units"], r["keep"], r["seed"], BUDGETS.index(r["by"]))):
+    by_setting = sorted(records, key=lambda r: (r["model"], r["units"], r["keep"], r["seed"], WAYS.index(r["by"])))
+    for r in sorted(by_setting, key=lambda r: r.get("rounds", 1)):
         ratios = " | ".join(f"{r['ratio'][name]:.3f}" for name in ("wikitext", "c4", "code"))
-        told = f"| {r['model']} | {r['units']} | {r['keep']:g} | {r['seed']} | {r['by']} | {r['params'] / 1e6:.1f} M"
+        told = f"| {r['model']} | {r['units']} | {r['keep']:g} | {r['seed']} | {name_of(r)} | {r['params'] / 1e6:.1f} M"
         rows.append(f"{told} | {ratios} | {r['seconds'] / 60:.0f} |")
     return "\n".join(rows)
 
@@ -85,7 +101,8 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--units", default="neurons", help="neurons, heads or neurons+heads")
     parser.add_argument("--keep", type=float, nargs="*", default=[0.5])
-    parser.add_argument("--by", nargs="*", default=list(BUDGETS))
+    parser.add_argument("--by", nargs="*", default=list(BUDGETS), choices=WAYS)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
     parser.add_argument("--table", action="store_true", help="print what has been measured so far")
@@ -99,6 +116,7 @@ def main() -> None:
         for keep in asked.keep:
             for by in asked.by:
                 key = {"model": name, "units": asked.units, "keep": keep, "seed": asked.seed, "by": by}
+                key |= {"rounds": asked.rounds} if asked.rounds > 1 or by == GLOBAL else {}
                 if results.find(**key) is None:
                     results.add(measured(bench, key, dense, texts))
     print(table(results.records))

@@ -171,7 +171,7 @@ class Results:
         self.records: list[dict[str, Any]] = [json.loads(line) for line in lines]
 
     def find(self, **key: Any) -> dict[str, Any] | None:
-        return next((r for r in self.records if all(r[k] == v for k, v in key.items())), None)
+        return next((r for r in self.records if all(r.get(k) == v for k, v in key.items())), None)
 
     def add(self, record: dict[str, Any]) -> None:
         self.records.append(record)
