@@ -241,7 +241,7 @@ def test_an_adapter_is_no_model(folder: Path, tmp_path: Path) -> None:
     place = adapter(tmp_path / "lora", folder)
     sentence = (
         f"{place} holds a PEFT adapter (adapter_config.json) for {folder}, not a whole model; merge it first, "
-        f"in Python with peft's AutoPeftModelForCausalLM.from_pretrained('{place}').merge_and_unload()"
+        f"in Python with peft's AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload()"
         ".save_pretrained('merged'), and give the merged folder"
     )
     text = tmp_path / "cats.txt"

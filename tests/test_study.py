@@ -196,6 +196,14 @@ def test_studies_that_are_shipped_can_be_read(name: str, shared: Path, monkeypat
 # -- records
 
 
+def test_a_folder_whose_name_is_in_no_alphabet_comes_back(tmp_path: Path) -> None:
+    """Linux's names are bytes; Python has those that are no letters as half characters."""
+    file, record = tmp_path / "results.jsonl", made_up("gum", 0.5)
+    record["commands"] = [["lmprune", "eval", "a\udc80b", "é"]]
+    records.append(file, record)
+    assert records.read(file).records[0]["commands"] == record["commands"]
+
+
 def test_a_line_cut_short_is_ended_and_the_latest_record_counts(tmp_path: Path) -> None:
     file = tmp_path / "results.jsonl"
     records.append(file, made_up("gum", 0.5, error="lost"))

@@ -20,7 +20,7 @@ from lmprune.errors import UserError
 from lmprune.training.callbacks import perplexity_of
 from lmprune.training.distillation import divergence, divergence_from_top_k, top_k
 from lmprune.training.examples import token_blocks
-from lmprune.training.teachers import OnlineTeacher, StoredTeacher, fingerprint, write_teacher
+from lmprune.training.teachers import OnlineTeacher, StoredTeacher, check_teacher_file, fingerprint, write_teacher
 from lmprune.training.trainer import IGNORED, collate
 
 TEMPERATURE = 2.0
@@ -129,6 +129,11 @@ def test_other_data_is_named_on_the_command_line(model: Path, text: Path, tmp_pa
     sentence = refused(*args, "--train-tokens", 320, "--out", tmp_path / "o")
     assert sentence.endswith("run `lmprune teach` with this run's --data, --seq-len, --train-tokens and --temperature")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.safetensors"]
+
+
+def test_a_name_that_is_too_long_is_said(tmp_path: Path):
+    with pytest.raises(UserError, match="can't write"):
+        check_teacher_file(tmp_path / ("x" * 250 + ".safetensors"))
 
 
 def test_files_that_are_no_teacher(student: Any, tmp_path: Path):

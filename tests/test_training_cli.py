@@ -329,7 +329,6 @@ def fails(model: Path, text: Path, tmp_path: Path) -> Any:
         ("--method gum --steps 20 --schedule oneshot", "--schedule oneshot leaves it no time"),
         ("--lr 0.1", "--lr is about training; say how long with --steps or --epochs, or leave it out"),
         ("--score-lr 0", "--score-lr is about training"),
-        ("--resume", "--resume is about training"),
         ("--steps 20 --method soft --scope global", "method 'soft' has a threshold for all layers, and no --scope"),
         ("--steps 0", "steps must be at least 1, got 0"),
         ("--steps 9 --method gum", "9 training steps are too few for the cubic schedule, which needs at least 10"),

@@ -74,7 +74,7 @@ def refuse_adapter(config: Path, place: object) -> NoReturn:
     except UserError:
         base = None
     of = f" for {one_line(base)[:_LONGEST_NAME]}" if isinstance(base, str) else ""
-    merge = f"AutoPeftModelForCausalLM.from_pretrained({str(place)!r}).merge_and_unload().save_pretrained('merged')"
+    merge = "AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload().save_pretrained('merged')"
     raise UserError(
         f"{place} holds a PEFT adapter ({ADAPTER}){of}, not a whole model; merge it first, "
         f"in Python with peft's {merge}, and give the merged folder"

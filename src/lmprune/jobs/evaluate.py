@@ -114,7 +114,7 @@ def evaluate_task(
         "seconds": time.perf_counter() - start,
     }
     if out is not None:
-        (out / predictions.SCORES).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (out / predictions.SCORES).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return record
 
 

@@ -55,7 +55,7 @@ class Steps:
 
     def write(self, done: Iterable[Mapping[str, Any]]) -> None:
         with written_aside(self.records, folder=False) as aside:
-            aside.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in done), encoding="utf-8")
+            aside.write_text("".join(json.dumps(each) + "\n" for each in done), encoding="utf-8")
 
     def check_same(self, before: Mapping[str, Any], command: Sequence[str]) -> None:
         """Raises: UserError where a step was asked for otherwise when it was done."""

@@ -145,7 +145,7 @@ def lacking(record: Any, path: str) -> bool:
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
     """Add one record; a line that an earlier, killed run left unfinished is ended first."""
-    line = json.dumps(record, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+    line = json.dumps(record, allow_nan=False).encode() + b"\n"
     with path.open("a+b") as file:
         if file.seek(0, 2) and (file.seek(-1, 2), file.read(1))[1] != b"\n":
             line = b"\n" + line

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..checkpoints.fingerprint import weights_fingerprint
 from ..checkpoints.stored import Unchanged
-from ..checkpoints.writing import Destination, check_file, written_aside
+from ..checkpoints.writing import Destination, check_file, prove, written_aside
 from ..errors import UserError, shown
 from ..foreign import json_of, reading
 from ..progress import Progress
@@ -112,6 +112,7 @@ def check_teacher_file(path: Path) -> Destination:
     """Raises: UserError where `write_teacher` would refuse `path`; call it before long work."""
     if path.suffix != STORED:
         raise UserError(f"a teacher file ends in {STORED}, got {path}")
+    prove(path)
     if path.exists():
         raise UserError(f"{path} is there already; choose another --out, or remove it")
     return check_file(path, force=False)
