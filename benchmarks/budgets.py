@@ -62,11 +62,13 @@ def measured(
     spread = Budget(by=by, effort=Effort(seed=bench.seed), levels=levels, note=lambda said: print(said, flush=True))
     how: dict[str, Any] = {"scope": "global"} if by == GLOBAL else {"budget": spread}
     model, start = copy.deepcopy(bench.model), time.perf_counter()
-    for _ in range(rounds):
-        plan = lmprune.prune(
+    *_, plan = [
+        lmprune.prune(
             model, units=units.split("+"), method="obs", keep=keep ** (1 / rounds),  # type: ignore[arg-type]
             data=bench.calibration, multiple_of=1, seed=bench.seed, **how,
-        )  # fmt: skip
+        )
+        for _ in range(rounds)
+    ]  # fmt: skip
     seconds, found = time.perf_counter() - start, perplexities(model, texts)
     return {
         **key, "perplexity": found, "dense": dense,
