@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test conformance fast check mutants numerics fuzz torture docs release clean
+.PHONY: demo test conformance fast check mutants numerics matrix fuzz torture docs release clean
 
 demo: $(STAMP)
 	$(BIN)/lmprune demo
@@ -36,6 +36,9 @@ mutants: $(STAMP)  # faults put into the code one at a time; the fast tests shou
 
 numerics: $(STAMP)  # the numerical tests under other thread counts, vector widths and paths of MKL
 	$(BIN)/python benchmarks/numerics.py
+
+matrix: $(STAMP)  # the fast tests with the oldest and newest versions that are allowed, an environment each
+	$(BIN)/python benchmarks/matrix.py
 
 MINUTES ?= 10
 fuzz: $(STAMP)  # damaged files for every reader, for MINUTES
