@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -84,16 +85,17 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Any]], dict[str,
 
 
 @pytest.fixture(scope="session")
-def quick_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def quick_python() -> Iterator[Path]:
     """Stands for `sys.executable` where commands are started: see quick_python.py."""
-    room = tmp_path_factory.mktemp("python")
-    server = subprocess.Popen([sys.executable, quick.__file__, room / "socket"])
-    while not (room / "socket").exists():
-        assert server.poll() is None, "it ended"
-        time.sleep(0.05)
-    yield quick.client(room)
-    server.kill()
-    server.wait()
+    with TemporaryDirectory(prefix="python-") as place:  # pytest's own names are too long for a socket's
+        room = Path(place)
+        server = subprocess.Popen([sys.executable, quick.__file__, room / "socket"])
+        while not (room / "socket").exists():
+            assert server.poll() is None, "it ended"
+            time.sleep(0.05)
+        yield quick.client(room)
+        server.kill()
+        server.wait()
 
 
 @pytest.fixture
