@@ -158,6 +158,23 @@ def test_plain_save_pretrained_keeps_working(tmp_path: Path) -> None:
     assert config["per_layer_config"] == {str(i): {"ffn_dim": w} for i, w in enumerate((24, 16, 12))}
 
 
+def test_a_width_of_one_layer_that_is_no_number_is_refused_before_a_text_is_read(tmp_path: Path) -> None:
+    model = tiny_model("opt")
+    shrink(model, per_layer_plan(model)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["per_layer_config"]["1"]["ffn_dim"] = "a"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=f"can't load the model of {tmp_path}: .*ffn_dim"):
+        models.load(tmp_path)
+
+
+def test_a_plan_without_one_before_it_names_its_own_model() -> None:
+    kept, before = [torch.tensor([0])], [2]
+    addresses = [site.address for site in find_sites(tiny_model("opt"))[:1]]
+    plan = PrunePlan.of(addresses, kept, before, {}, {"plan": None, "model": {"source": "m"}})
+    assert plan.first_source() == "m"
+
+
 def test_built_from_its_config_it_has_the_widths() -> None:
     model = tiny_model("gpt2")
     shrink(model, per_layer_plan(model))

@@ -146,7 +146,7 @@ class PrunePlan:
     def first_source(self) -> str | None:
         """The model whose neurons the indices name: that of the plan which was not made with another."""
         provenance: Mapping[str, Any] = self.provenance
-        while "plan" in provenance:
+        while provenance.get("plan"):
             provenance = provenance["plan"]["provenance"]
         return (provenance.get("model") or {}).get("source")
 

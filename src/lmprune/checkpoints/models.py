@@ -237,8 +237,11 @@ def hub_options(found: Source) -> dict[str, Any]:
 def _check_config(config: Any, found: Source) -> None:
     if is_encoder(config):
         raise UserError(f"{found} is an encoder ({config.model_type}); lmprune prunes generative decoders")
-    if misfit(config.to_dict().get("per_layer_config"), {str: {str: (int, str, bool)}}):
+    layers = config.to_dict().get("per_layer_config") or {}
+    if misfit(layers, {str: {str: (int, str, bool)}}):
         raise UserError(f"{found}: the per_layer_config of config.json has numbers that are no whole ones")
+    for layer in layers:
+        config.per_layer_config[int(layer)]  # transformers looks at its values no sooner than a text is read
     if getattr(config, "quantization_config", None) is not None:
         method = config.quantization_config.get("quant_method", "some format")
         raise UserError(f"{found} is quantised ({method}); lmprune prunes float weights: start from the original model")

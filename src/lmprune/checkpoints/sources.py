@@ -19,7 +19,7 @@ UPSTREAM = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 ADAPTER = "adapter_config.json"  # what PEFT writes beside its weights
 
-_LONGEST_NAME = 200
+_LONGEST_NAME = 60
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
