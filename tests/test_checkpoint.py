@@ -168,6 +168,14 @@ def test_a_width_of_one_layer_that_is_no_number_is_refused_before_a_text_is_read
         models.load(tmp_path)
 
 
+def test_fewer_heads_than_none_are_refused(tmp_path: Path) -> None:
+    checkpoint.save(tiny_model("gpt_neo"), tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "num_heads": -config["num_heads"]}))
+    with pytest.raises(UserError, match=r"config.json has 'num_heads' = -4; no model has that"):
+        models.load(tmp_path / "m")
+
+
 def test_a_plan_without_one_before_it_names_its_own_model() -> None:
     kept, before = [torch.tensor([0])], [2]
     addresses = [site.address for site in find_sites(tiny_model("opt"))[:1]]

@@ -12,6 +12,8 @@ from ..foreign import reading, text_of
 
 #: layers that a model has at most, and how often a pattern of them is repeated
 _LAYERS = 10_000
+#: ends of the names of what a model has at least none of; -1 says "no window" elsewhere
+_COUNTS = ("heads", "n_head", "hidden_size", "intermediate_size", "vocab_size", "n_embd", "d_model")
 #: no config counts anything beyond
 _COUNT = 2**63
 #: numbers in parameters, and bytes in buffers, that a model may have whatever its files hold
@@ -38,7 +40,10 @@ def check_raw(file: str | None, place: object) -> None:
 
 def _check(key: str, value: Any, place: object, most: int | None = None) -> None:
     """most: what a whole number may be, where its name doesn't say."""
-    if isinstance(value, int) and abs(value) > (most or (_LAYERS if key.endswith(("layer", "layers")) else _COUNT)):
+    if isinstance(value, int) and (
+        abs(value) > (most or (_LAYERS if key.endswith(("layer", "layers")) else _COUNT))
+        or (value < 0 and key.endswith(_COUNTS))
+    ):
         raise UserError(f"{place}: config.json has {shown(key)} = {shown(value)}; no model has that")
     if isinstance(value, dict):
         for inner, each in value.items():
