@@ -240,8 +240,8 @@ def adapter(folder: Path, base: Path) -> Path:
 def test_an_adapter_is_no_model(folder: Path, tmp_path: Path) -> None:
     place = adapter(tmp_path / "lora", folder)
     sentence = (
-        f"{place} holds a PEFT adapter (adapter_config.json) for {str(folder)[:60]}, not a whole model; merge it first, "
-        f"in Python with peft's AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload()"
+        f"{place} holds a PEFT adapter (adapter_config.json) for {str(folder)[:60]}, not a whole model; "
+        f"merge it first, in Python with peft's AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload()"
         ".save_pretrained('merged'), and give the merged folder"
     )
     text = tmp_path / "cats.txt"
