@@ -115,18 +115,19 @@ def ranking(choices: Choices) -> Choice:
 _REACH = 8
 
 
-def dp(choices: Choices, course: Course) -> None:
+def dp(choices: Choices, course: Course) -> np.ndarray | None:
     """The least sum of errors, each site's times a coefficient: one at first, and then how many times as much the loss
     rises from where the site stands as its error.
 
     That is true nearby: a step goes no further than some levels, half as many after each that made it worse.
+    Returns the coefficients at the best choice, where they were measured.
     """
     if not course.best:
         course.offer(ranking(choices), "ranking")
     reach, weights = _REACH, None
     for turn in range(course.effort.reweighings):
         if course.over or not reach:
-            return
+            break
         course.told(turn)
         if weights is None:
             weights = coefficients(choices, course.best, course.judge.changes(course.best))
@@ -135,6 +136,7 @@ def dp(choices: Choices, course: Course) -> None:
             weights = None
         else:
             reach //= 2
+    return weights
 
 
 def nearby(choices: Choices, choice: Choice, weights: np.ndarray, reach: int) -> Choice:
@@ -168,11 +170,12 @@ def evolution(choices: Choices, course: Course) -> None:
     """From `dp`'s answer on: each generation's offspring differ from the best by a few swaps at equal cost, drawn and
     sifted by the errors with `dp`'s coefficients; fewer and fewer are judged on more and more text, and the last one
     takes the parent's place where it is better."""
-    dp(choices, course)
+    weights = dp(choices, course)
     if course.over:
         return
     draw = Random(course.effort.seed)
-    weights = coefficients(choices, course.best, course.judge.changes(course.best))
+    if weights is None:
+        weights = coefficients(choices, course.best, course.judge.changes(course.best))
     for turn in range(course.effort.generations):
         course.told(course.effort.reweighings + turn)
         course.judge.settle(course.best)
@@ -233,4 +236,4 @@ def mutated(choices: Choices, parent: Choice, draw: Random, swaps: int) -> Choic
 
 
 #: the searches that ask a judge
-SEARCHES: Mapping[Budgeting, Callable[[Choices, Course], None]] = {"dp": dp, "evolution": evolution}
+SEARCHES: Mapping[Budgeting, Callable[[Choices, Course], object]] = {"dp": dp, "evolution": evolution}

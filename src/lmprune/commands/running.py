@@ -42,7 +42,7 @@ def run(
                 terminal.result({}, "", f"{name}:", *views.of_step(name, record))
 
         record = carry_out(
-            terminal, file=file, dry_run=dry_run, force=force, resume=resume, 
+            terminal, file=file, dry_run=dry_run, force=force, resume=resume,
             check=functools.partial(check_words, ctx), shown=shown, commands=known_options(ctx),
         )  # fmt: skip
         terminal.result(record, *views.run(record))

@@ -50,7 +50,7 @@ def forecast(terminal: Teller, **options: Any) -> dict[str, Any]:
     before, after = _parameters(asked, skeleton)
     saved = after * (asked.kind or dtypes.main(skeleton, None)).itemsize
     ways = {
-        name: _way(asked, skeleton, number, streamed=name == "streamed", before=before, after=after, saved=saved)
+        name: _way(asked, skeleton, number, streamed=name == "streamed", after=after, saved=saved)
         for name in ("whole", "streamed")
         if name == "whole" or _can_stream(asked)
     }
@@ -81,9 +81,7 @@ def _parameters(asked: Asked, skeleton: Any) -> tuple[int, int]:
     return before, before - gone
 
 
-def _way(
-    asked: Asked, skeleton: Any, number: int, *, streamed: bool, before: int, after: int, saved: int
-) -> dict[str, Any]:
+def _way(asked: Asked, skeleton: Any, number: int, *, streamed: bool, after: int, saved: int) -> dict[str, Any]:
     """What the work holds and takes where the model is in memory as a whole, or read block by block."""
     sites, solver = find_sites(skeleton, asked.kinds, asked.spec), asked.row.solver_of(asked.kinds)
     shape = Shape.of(skeleton, sites, number=number, streamed=streamed)

@@ -34,9 +34,8 @@ def report(folder: Path, out: Path | None) -> dict[str, Any]:
         for name, text in texts.items():
             (aside / name).write_text(text, encoding="utf-8")
         pictures = [aside / FIGURES / f"{chart.id}.png" for chart in made.charts]
-        with ProcessPoolExecutor(
-            initializer=end_with, initargs=(os.getpid(),)
-        ) as processes:  # matplotlib takes a tenth of a second each
+        # matplotlib takes a tenth of a second each
+        with ProcessPoolExecutor(initializer=end_with, initargs=(os.getpid(),)) as processes:
             list(processes.map(raster.write_png, made.charts, pictures))
     return {
         "records": len(results.latest),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from .passes import backward, backward_by_blocks, gradients_from_embeddings, und
 
 def output_curvature(
     model: Any, sites: Sequence[Site], input_ids: Tensor, *, rel_damp: float = 1e-3, progress: Progress | None = None
-) -> Mapping[int, Tensor]:
+) -> Matrices:
     """`curvature_after` each site's reader, by the site's place; of a model that is read block by block they are on the
     disk, one of them as large as a part of the block."""
     readers = [site.reader_linear for site in sites]
@@ -31,7 +31,7 @@ def output_curvature(
     return curvature_after(model, readers, input_ids, rel_damp=rel_damp, into=into, progress=progress)
 
 
-class Shelf(MutableMapping[int, Tensor]):
+class Shelf:
     """Matrices that lie on the disk by their numbers, until nobody knows of them any more."""
 
     def __init__(self) -> None:
@@ -46,14 +46,9 @@ class Shelf(MutableMapping[int, Tensor]):
     def __getitem__(self, number: int) -> Tensor:
         return load_file(self.numbers[number])["values"]
 
-    def __delitem__(self, number: int) -> None:
-        self.numbers.pop(number).unlink()
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.numbers)
-
-    def __len__(self) -> int:
-        return len(self.numbers)
+#: by the places of modules
+Matrices = dict[int, Tensor] | Shelf
 
 
 def curvature_after(
@@ -62,9 +57,9 @@ def curvature_after(
     input_ids: Tensor,
     *,
     rel_damp: float = 1e-3,
-    into: MutableMapping[int, Tensor] | None = None,
+    into: Matrices | None = None,
     progress: Progress | None = None,
-) -> Mapping[int, Tensor]:
+) -> Matrices:
     """s · E[ĝ ĝᵀ] (D, D), float64, of each module by its place: which directions of its output the end loss minds.
 
     g is the gradient of a sequence's summed token losses there, ĝ = g / ‖g‖ and s the median of ‖g‖² (a mean over
@@ -78,7 +73,7 @@ def curvature_after(
     num_sequences, seq_len = input_ids.shape
     sums: dict[int, Tensor] = {}
     seen: Counter[int] = Counter()
-    found: MutableMapping[int, Tensor] = {} if into is None else into
+    found: Matrices = {} if into is None else into
 
     def watch(place: int):
         def on_gradient(grad: Tensor) -> None:

@@ -19,7 +19,7 @@ from ..budget.choosing import alike, choose, counts_of
 from ..budget.keeps import Keep
 from ..budget.selection import Scope
 from ..progress import Phase, Progress, Stages, silent
-from ..scores.curvature import output_curvature
+from ..scores.curvature import Matrices, output_curvature
 from ..sites.address import Address, Kind
 from ..sites.place import Place
 from ..sites.site import Site, seams
@@ -57,7 +57,7 @@ class Metrics:
     """See `end_loss_metrics`. places: of the sites' matrices in `found`, which may lie on the disk."""
 
     places: Mapping[Address, int] = field(default_factory=dict)
-    found: Mapping[int, Tensor] = field(default_factory=dict)
+    found: Matrices = field(default_factory=dict)
 
     def __getitem__(self, at: Address) -> Tensor | None:
         return self.found[self.places[at]] if self.places else None
