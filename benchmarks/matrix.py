@@ -20,9 +20,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from numerics import FAST
+
 ROOT = Path(__file__).parents[1]
 PLACE, RECORD = ROOT / "build" / "matrix", Path(__file__).parent / "records" / "matrix.jsonl"
-FAST = "not slow and not benchmark and not conformance"
 #: what pins one of these would contradict a row
 _FREE = ("torch", "transformers", "huggingface_hub", "tokenizers", "safetensors", "numpy")
 

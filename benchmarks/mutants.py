@@ -29,6 +29,7 @@ from py_compile import PycInvalidationMode
 from typing import Any
 
 from mutant_list import MUTANTS
+from numerics import FAST
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path("src/lmprune")
@@ -103,7 +104,7 @@ def run_tests(scratch: Path, tests: Sequence[str], answer: Any) -> None:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
         first = First()
-        how = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not benchmark and not conformance"]
+        how = ["-x", "-q", "-p", "no:cacheprovider", "-m", FAST]
         code = pytest.main([*how, *tests], plugins=[first])
         answer.put((int(code), first.failed))
 

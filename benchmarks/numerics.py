@@ -43,6 +43,9 @@ TESTS = """
     sites statistics tasks teachers training_cli verify
 """.split()
 
+#: the tests that `make fast` runs
+FAST = "not slow and not benchmark and not conformance"
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -53,7 +56,7 @@ def main() -> None:
     failed = []
     for name in options.setting or SETTINGS:
         start = time.perf_counter()
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow and not benchmark and not conformance", *files]
+        command = [sys.executable, "-m", "pytest", "-q", "-m", FAST, *files]
         done = subprocess.run(command, cwd=ROOT, env=os.environ | SETTINGS[name], capture_output=True, text=True)
         told = done.stdout.strip().splitlines()
         lines = [line for line in told if line.startswith(("FAILED", "ERROR"))]

@@ -15,7 +15,7 @@ def weights_fingerprint(model: Any) -> str:
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(_raw(tensor))
     return digest.hexdigest()
 
 
@@ -24,5 +24,10 @@ def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(_raw(tensor))
     return digest.hexdigest()
+
+
+def _raw(tensor: Tensor) -> memoryview:
+    """Its numbers as bytes."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

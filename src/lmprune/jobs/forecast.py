@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from ..budget.choosing import alike, choose
+from ..budget.keeps import Keep
 from ..checkpoints import dtypes, models
 from ..checkpoints.sources import resolve
 from ..errors import UserError
@@ -17,6 +19,7 @@ from ..progress import Teller
 from ..sites.address import STREAMED
 from ..sites.find import find_sites
 from ..sites.limits import check_seq_len
+from ..sites.place import Place
 from ..solve.duration import Work, guess
 from ..solve.memory import Memory, Shape
 from . import budgeting, timing
@@ -47,10 +50,17 @@ def forecast(terminal: Teller, **options: Any) -> dict[str, Any]:
         check_seq_len(skeleton, asked["seq_len"])
     kind = models.check_dtype(asked["dtype"])
     number = (skeleton.dtype if isinstance(kind, str) else kind).itemsize
-    before, after = _parameters(asked, skeleton)
+    keep = asked["keep"]
+    if asked.plan is None:  # with a target, what it leaves of every layer
+        keep, _ = budgeting.uniform_share(asked.budget, skeleton, asked.kind, asked.kinds, asked.options)
+    sites = find_sites(skeleton, asked.kinds, asked.spec)
+    before, after = _parameters(asked, skeleton, sites, keep)
+    work = Work(sites, asked.calibration_tokens, asked["seq_len"], keep, asked["scope"] or asked.row.scope)
     saved = after * (asked.kind or dtypes.main(skeleton, None)).itemsize
     ways = {
-        name: _way(asked, skeleton, number, streamed=name == "streamed", after=after, saved=saved)
+        name: _way(
+            asked, Shape.of(skeleton, sites, number=number, streamed=name == "streamed"), work, after=after, saved=saved
+        )
         for name in ("whole", "streamed")
         if name == "whole" or _can_stream(asked)
     }
@@ -68,24 +78,20 @@ def forecast(terminal: Teller, **options: Any) -> dict[str, Any]:
     }
 
 
-def _parameters(asked: Asked, skeleton: Any) -> tuple[int, int]:
-    """Of the model, before and after; with a target, what is asked for is what is told."""
-    sites = find_sites(skeleton, asked.kinds, asked.spec)
+def _parameters(asked: Asked, skeleton: Any, sites: Sequence[Place], keep: Keep) -> tuple[int, int]:
+    """Of the model, before and after."""
     before = sum(p.numel() for p in skeleton.parameters())
     if asked.plan is not None:
         kept = asked.plan.indices([site.address for site in sites])
     else:
-        keep, _ = budgeting.uniform_share(asked.budget, skeleton, asked.kind, asked.kinds, asked.options)
         kept = choose(sites, alike(sites), keep, scope="local", multiple_of=asked["multiple_of"], seed=0)
     gone = sum((site.count - len(units)) * site.params for site, units in zip(sites, kept, strict=True))
     return before, before - gone
 
 
-def _way(asked: Asked, skeleton: Any, number: int, *, streamed: bool, after: int, saved: int) -> dict[str, Any]:
+def _way(asked: Asked, shape: Shape, work: Work, *, after: int, saved: int) -> dict[str, Any]:
     """What the work holds and takes where the model is in memory as a whole, or read block by block."""
-    sites, solver = find_sites(skeleton, asked.kinds, asked.spec), asked.row.solver_of(asked.kinds)
-    shape = Shape.of(skeleton, sites, number=number, streamed=streamed)
-    work = Work(sites, asked.calibration_tokens, asked["seq_len"], asked["keep"], asked["scope"] or asked.row.scope)
+    solver, number, streamed = asked.row.solver_of(asked.kinds), shape.number, shape.streamed
     held = solver.memory(work, shape) if asked.calibrates or asked.plan is None else Memory(0.0)
     base = psutil.Process().memory_info().rss + (_TEXT if asked.calibrates else 0)
     # a file is made of a copy, and of another where the dtype is not the one that was computed with
