@@ -218,6 +218,9 @@ def check_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
 
 
 def check_device(device: str | torch.device) -> torch.device:
+    """The device of that name; `auto` is the machine's accelerator, or the processor where it has none."""
+    if device == "auto":
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
     try:
         target = torch.device(device)
         torch.empty(0, device=target)

@@ -156,7 +156,10 @@ Dtype = Annotated[
     str,
     typer.Option(metavar="TYPE", help="To compute with: float32, bfloat16, float16, float64; auto: as it was saved."),
 ]
-Device = Annotated[str, typer.Option(metavar="NAME", help="As torch names it: cpu, cuda, cuda:1, mps.")]
+Device = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps, xpu, …; auto: the accelerator there is."),
+]
 Seed = Annotated[int, typer.Option(metavar="N", help="Of the order of documents, of ties and random choices.")]
 Force = Annotated[bool, typer.Option("--force", metavar="", help="Replace the checkpoint that is already at --out.")]
 Json = Annotated[bool, typer.Option("--json", metavar="", help="One JSON object on stdout, and nothing else there.")]

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..checkpoints.rooms import scratch
+from ..precision import full_products, in_float64
 from ..progress import Progress
 from ..sites.pages import pages_of
 from ..sites.site import Site
@@ -81,11 +82,12 @@ def curvature_after(
             grad_ND = grad.flatten(0, -2)[:-1].float() * (seq_len - 1)
             norm_N = grad_ND.norm(dim=1, keepdim=True).clamp_min(1e-30)
             unit_ND = grad_ND / norm_N
-            gram_DD = (unit_ND.T @ unit_ND).double().cpu() * norm_N.square().median().item()
+            with full_products():
+                gram_DD = in_float64(unit_ND.T @ unit_ND) * norm_N.square().median()
             sums[place] = sums[place] + gram_DD if place in sums else gram_DD
             seen[place] += 1
             if seen[place] == num_sequences:  # one at a time is read
-                found[place] = _damped(sums.pop(place) / (num_sequences * (seq_len - 1)), rel_damp)
+                found[place] = _damped(sums.pop(place).cpu() / (num_sequences * (seq_len - 1)), rel_damp)
 
         return lambda _module, _args, out: out.register_hook(on_gradient) and None
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..checkpoints.rooms import scratch
+from ..precision import precise
 from ..progress import Progress
 from ..sites.pages import pages_of
 from ..sites.place import Place
@@ -154,11 +154,6 @@ def loss_gradient(logits_BTV: Tensor, input_ids_BT: Tensor) -> Tensor:
     grad_BTV[:, :-1].scatter_add_(2, targets, grad_BTV.new_full((1,), -1.0).expand(targets.shape))
     grad_BTV[:, -1] = 0
     return grad_BTV.div_(input_ids_BT.shape[1] - 1).to(logits_BTV.dtype)
-
-
-def precise(values: Tensor) -> torch.dtype:
-    """fp32, or fp64 where the values already are."""
-    return torch.promote_types(values.dtype, torch.float32)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..precision import full_products, in_float64, precise
 from ..progress import Progress, Stages, silent
 from ..sites.site import Site
 from ..sites.walk import Blocks, list_of
@@ -158,8 +159,9 @@ class _Seen:
 
     def add(self, h: Tensor) -> None:
         """h: (B, T, F), or (B·T, F) in families that flatten before the FFN."""
-        h_NF = h.to(torch.promote_types(h.dtype, torch.float32)).flatten(0, -2)
-        moment_FF = (h_NF.T @ h_NF).cpu().double()
+        h_NF = h.to(precise(h)).flatten(0, -2)
+        with full_products():
+            moment_FF = in_float64(h_NF.T @ h_NF)
         self.moment_FF = self.moment_FF.add_(moment_FF) if self.num_tokens else moment_FF
         if self.num_peaks:
             self._add_peaks(h_NF.view(-1, self.seq_len, h_NF.shape[1]).abs())
@@ -177,7 +179,7 @@ class _Seen:
         if not self.moment_FF.isfinite().all():
             cure = "check the checkpoint's weights, or use a wider dtype (--dtype float32)"
             raise UserError(f"layer {layer}: neurons put out NaN or infinite values; {cure}")
-        return compare(self.moment_FF, self.tokens_KF.T)
+        return compare(self.moment_FF.cpu(), self.tokens_KF.T)
 
 
 def compare(moment_FF: Tensor, peak_tokens_FK: Tensor | None = None) -> LayerRedundancy:

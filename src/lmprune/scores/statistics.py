@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..precision import in_float64, precise
 from ..progress import Progress
 from ..sites.address import Kind
 from ..sites.expert_neurons import ExpertNeurons
 from ..sites.pages import here
 from ..sites.place import Place
 from ..sites.site import Site, Writer
-from .passes import precise, read, undisturbed
+from .passes import read, undisturbed
 from .routing import ROUTING, RoutingObserver
 
 #: statistics that a forward pass gives, and those that need the loss's gradient too
@@ -178,7 +179,7 @@ class _Observer:
 
     def _add(self, name: str, value: Tensor) -> None:
         if name in self.needs:
-            self.sums[name] = self.sums.get(name, 0) + value.cpu().double()
+            self.sums[name] = self.sums.get(name, 0) + in_float64(value)
 
     def _add_theta_grad(self, part_BU: Tensor) -> None:
         self.theta_grad_BU = part_BU if self.theta_grad_BU is None else self.theta_grad_BU + part_BU
@@ -212,13 +213,14 @@ class _Observer:
             grads.append(self.weight_grads.pop(site.reader_linear))
             for weight, grad in zip([*site.writers(), site.reader()], grads, strict=True):
                 self._add("weight_taylor", site.per_unit((weight.detach() * grad).abs().sum(1)))
-        for name, value in self.sums.items():
+        sums = {name: value.cpu() for name, value in self.sums.items()}
+        for name, value in sums.items():
             if not value.isfinite().all():
                 raise UserError(
                     f"layer {self.site.layer}: {int((~value.isfinite()).sum())} {self.site.address.kind} have NaN or "
                     f"infinite {name}; check the checkpoint's weights, or use a wider dtype (--dtype float32)"
                 )
-        return SeamStatistics(self.num_tokens, num_sequences, **self.sums)
+        return SeamStatistics(self.num_tokens, num_sequences, **sums)
 
 
 class _OfEachExpert:

@@ -67,7 +67,7 @@ class Pages:
     def _stored(self, number: int) -> Mapping[str, Tensor]:
         if number not in self._changed:
             return self.read(self.names[number])
-        return load_file(self._file(number), str(self.device))
+        return {name: values.to(self.device) for name, values in load_file(self._file(number)).items()}
 
     def _leave(self, number: int) -> None:
         block, before = self.blocks[number], self._here.pop(number)

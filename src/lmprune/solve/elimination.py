@@ -44,7 +44,7 @@ class LeastSquares:
         number = len(moment_FF) - pinned
         powers_F = moment_FF.diagonal()[:number].double()
         mean = powers_F.mean().clamp_min(1e-30)
-        ridge_F = torch.zeros(len(moment_FF), dtype=torch.float64)
+        ridge_F = torch.zeros(len(moment_FF), dtype=torch.float64, device=moment_FF.device)
         ridge_F[:number] = rel_damp * (powers_F.clamp_min(1e-6 * mean) if per_neuron else mean)
         gram_FF = moment_FF.to(torch.float64, copy=True)
         gram_FF.diagonal().add_(ridge_F)
@@ -64,12 +64,13 @@ class LeastSquares:
         return self.width // self.size
 
     def rows(self, units: Tensor) -> Tensor:
-        """The rows of `units` (K,), (K · size,)."""
-        return runs_of(units, self.size)
+        """The rows of `units` (K,), (K · size,), where the problem is."""
+        return runs_of(units.to(self.gram_FF.device), self.size)
 
     def refit(self, kept: Tensor) -> Tensor:
         """(H_KK)⁻¹ G_K: the exact least-squares reader on the kept units, (K · size + pinned, D)."""
-        rows = torch.cat([self.rows(kept), torch.arange(self.width, self.width + self.pinned)])
+        pinned = torch.arange(self.width, self.width + self.pinned, device=self.gram_FF.device)
+        rows = torch.cat([self.rows(kept), pinned])
         return torch.cholesky_solve(self.cross_FD[rows], torch.linalg.cholesky(self.gram_FF[rows][:, rows]))
 
 
@@ -108,27 +109,27 @@ def eliminate(
     inverse_FF = torch.cholesky_inverse(torch.linalg.cholesky(problem.gram_FF))
     reader_FD = inverse_FF @ problem.cross_FD
     if metric_DD is not None:
-        reader_FD = reader_FD @ torch.linalg.cholesky(metric_DD.double())
-    alive = torch.randperm(problem.count, generator=torch.Generator().manual_seed(seed))
+        reader_FD = reader_FD @ torch.linalg.cholesky(metric_DD.to(reader_FD))
+    alive = torch.randperm(problem.count, generator=torch.Generator().manual_seed(seed)).to(reader_FD.device)
     order, costs = [torch.empty(0, dtype=torch.long)], [torch.empty(0, dtype=torch.float64)]
     while len(alive) > until:
         cost_A = _costs(problem, alive, reader_FD, inverse_FF)
         pool = alive[cost_A.argsort(stable=True)[: 2 * step]]
         rows = problem.rows(pool)
         candidates_PD = reader_FD[rows]
-        picked, cost = _cheapest(
-            candidates_PD @ candidates_PD.T, inverse_FF[rows][:, rows],
+        picked, cost = _cheapest(  # on the processor: it is small, and takes a step for each unit
+            (candidates_PD @ candidates_PD.T).cpu(), inverse_FF[rows][:, rows].cpu(),
             size=problem.size, number=min(step, len(alive) - until, len(pool)),
         )  # fmt: skip
-        gone = pool[picked]
+        gone = pool[picked.to(pool.device)]
         rows = problem.rows(gone)
         compensation_FJ = inverse_FF[:, rows] @ torch.linalg.inv(inverse_FF[rows][:, rows])
         reader_FD.addmm_(compensation_FJ, reader_FD[rows], alpha=-1)
         inverse_FF.addmm_(compensation_FJ, inverse_FF[rows], alpha=-1)
         alive = alive[~torch.isin(alive, gone)]
-        order.append(gone)
+        order.append(gone.cpu())
         costs.append(cost)
-    return Elimination(torch.cat(order), torch.cat(costs), alive.sort().values)
+    return Elimination(torch.cat(order), torch.cat(costs), alive.cpu().sort().values)
 
 
 def _costs(problem: LeastSquares, alive: Tensor, reader_FD: Tensor, inverse_FF: Tensor) -> Tensor:
@@ -148,11 +149,11 @@ def replaceable(problem: LeastSquares) -> Tensor:
     """
     inverse_FF = torch.cholesky_inverse(torch.linalg.cholesky(problem.gram_FF))
     reader_FD = inverse_FF @ problem.cross_FD
-    refitted_U = _costs(problem, torch.arange(problem.count), reader_FD, inverse_FF)
+    refitted_U = _costs(problem, torch.arange(problem.count, device=reader_FD.device), reader_FD, inverse_FF)
     rows_US = problem.rows(torch.arange(problem.count)).view(problem.count, problem.size)
     gram_USS = problem.gram_FF[rows_US[:, :, None], rows_US[:, None, :]]
     alone_U = 0.5 * (reader_FD[rows_US] * (gram_USS @ reader_FD[rows_US])).sum((1, 2))
-    return (1 - refitted_U / alone_U.clamp_min(1e-300)).clamp(0, 1)
+    return (1 - refitted_U / alone_U.clamp_min(1e-300)).clamp(0, 1).cpu()
 
 
 def _cheapest(readers_PP: Tensor, inverse_PP: Tensor, *, size: int, number: int) -> tuple[Tensor, Tensor]:

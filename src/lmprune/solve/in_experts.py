@@ -115,7 +115,7 @@ class InExperts(Solver):
                     after = [blocks.run(layer, states_BTD) for states_BTD in hidden]
                 for seam, moments in zip(seams, seen, strict=True):
                     if not moments.weight:
-                        moments.add(torch.eye(seam.width))
+                        moments.add(torch.eye(seam.width, device=seam.reader().device))
                 yield place, sites[place], seams, seen
             if self.settings.sequential or after is None:
                 after = [blocks.run(layer, states_BTD) for states_BTD in hidden]

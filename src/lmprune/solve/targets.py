@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..precision import full_products, in_float64, place_of_float64
 from ..progress import Progress
 from ..sites.address import Address
 from ..sites.pages import here
@@ -157,8 +158,9 @@ class Moments:
         self.pinned = int(site.reader_bias() is not None)
         size, width = site.width + self.pinned, site.reader().shape[1]
         self.weight = 0.0
-        self.sum_FF = torch.zeros(size, size, dtype=torch.float64)
-        self.drift_FD = torch.zeros(size, width, dtype=torch.float64)
+        self.place = place_of_float64(site.reader().device)
+        self.sum_FF = torch.zeros(size, size, dtype=torch.float64, device=self.place)
+        self.drift_FD = torch.zeros(size, width, dtype=torch.float64, device=self.place)
 
     def add(self, h_NF: Tensor, weights_N: Tensor | None = None, drift_BTD: Tensor | None = None) -> None:
         """weights_N: of the tokens, 1 if None.
@@ -171,16 +173,17 @@ class Moments:
             x_NF = torch.cat([x_NF, x_NF.new_ones(len(x_NF), 1)], dim=1)
         weighted_FN = (x_NF * weights_N[:, None]).T
         self.weight += float(weights_N.sum())
-        self.sum_FF += (weighted_FN @ x_NF).cpu()
-        if drift_BTD is not None:
-            self.drift_FD += (weighted_FN @ drift_BTD.flatten(0, -2).float()).cpu()
+        with full_products():
+            self.sum_FF += (weighted_FN @ x_NF).to(self.place)
+            if drift_BTD is not None:
+                self.drift_FD += (weighted_FN @ drift_BTD.flatten(0, -2).float()).to(self.place)
 
     def problem(self, site: Site, *, rel_damp: float, per_neuron: bool) -> LeastSquares:
         """The sums are used up by it: they are as large as all that the solver has."""
         moment_FF = self.sum_FF.div_(self.weight)
-        reader_FD = site.reader().detach().double().cpu()
+        reader_FD = in_float64(site.reader().detach())
         if (bias_D := site.reader_bias()) is not None:
-            reader_FD = torch.cat([reader_FD, bias_D.detach().double().cpu()[None]])
+            reader_FD = torch.cat([reader_FD, in_float64(bias_D.detach())[None]])
         cross_FD = moment_FF @ reader_FD + self.drift_FD / self.weight
         problem = LeastSquares.of(
             moment_FF,

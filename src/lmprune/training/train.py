@@ -171,9 +171,12 @@ def _arguments(settings: TrainSettings, folder: str, device: torch.device) -> Tr
         remove_unused_columns=False,
         seed=settings.seed,
     )
-    if (device.index or 0) != (arguments.device.index or 0) and arguments.world_size == 1:
+    place = arguments.device
+    if arguments.world_size == 1 and place.type not in (device.type, "cpu"):
+        raise UserError(f"a training runs on {place}, and the model is on {device}; use --device {place.type}")
+    if arguments.world_size == 1 and (device.index or 0) != (place.index or 0):
         raise UserError(
-            f"a training runs on {arguments.device}, and the model is on {device}; "
+            f"a training runs on {place}, and the model is on {device}; "
             f"make that GPU the only one with CUDA_VISIBLE_DEVICES={device.index}, and use --device {device.type}"
         )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # more would be DataParallel, whose copies have no masks; see torchrun

@@ -1,0 +1,107 @@
+"""Commands whose result must be the processor's on every device: `python device_cases.py DEVICE FOLDER [CASE …]`.
+
+For each case one line of JSON: what differs, or the last line of an error. The device `elsewhere` is pretended.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from tiny_checkpoints import TEXT, as_many_threads, byte_tokenizer, lmprune, tiny_checkpoint
+from tiny_mixtures import tiny_mixture
+
+from lmprune.checkpoints import checkpoint
+from lmprune.plan import PLAN_FILE
+
+SHORT = ("--seq-len", 32, "--calibration-tokens", 512, "--answer-tokens", 0, "--multiple-of", 1, "--keep", 0.5)
+TRAINED = (
+    "--steps", 12, "--batch-size", 2, "--seq-len", 32, "--lr", 1e-2, "--answer-tokens", 0, "--multiple-of", 1,
+    "--keep", 0.5, "--eval-every", 3,
+)  # fmt: skip
+
+#: name -> (model, words after `lmprune prune MODEL`)
+PRUNED: dict[str, tuple[str, tuple[Any, ...]]] = {
+    **{
+        method: ("llama", ("--method", method, *SHORT))
+        for method in ("obs", "plain_obs", "activation", "fluctuation", "taylor", "sensitivity", "magnitude", "random",
+                       "flap", "two_ssp", "llm_pruner")
+    },
+    "obs global, biases": ("gpt2", ("--method", "obs", "--scope", "global", *SHORT)),
+    "obs of heads": ("llama", ("--method", "obs", "--units", "heads", *SHORT)),
+    "heads and neurons": ("llama", ("--method", "obs", "--units", "neurons,heads", "--scope", "global", *SHORT)),
+    "obs of layers": ("llama", ("--method", "obs", "--units", "layers", *SHORT)),
+    "taylor of heads": ("gpt_neo", ("--method", "taylor", "--units", "heads", *SHORT)),
+    "experts by reap": ("mixtral", ("--method", "reap", "--units", "experts", *SHORT)),
+    "obs in experts": ("mixtral", ("--method", "obs", "--units", "expert_neurons", *SHORT)),
+    "budget by evolution": (
+        "llama", ("--target-params", "28000", "--budget", "evolution", "--search-minutes", 0.05, *SHORT[:-2])
+    ),
+    "obs streamed": ("llama", ("--method", "obs", "--stream", *SHORT)),
+    **{method: ("gpt_neo", ("--method", method, *TRAINED)) for method in ("gum", "top_v", "hard", "soft", "random")},
+    "oneshot, then trained": ("llama", ("--method", "activation", *TRAINED)),
+    "taught": ("llama", ("--method", "gum", "--teacher", "{model}", *TRAINED)),
+}  # fmt: skip
+
+
+def made(folder: Path) -> None:
+    for name in ("llama", "gpt2", "gpt_neo"):
+        tiny_checkpoint(folder / name, name) if not (folder / name).exists() else None
+    if not (folder / "mixtral").exists():
+        sizes = {"vocab_size": 257, "max_position_embeddings": 256, "bos_token_id": 256, "eos_token_id": 256}
+        checkpoint.save(tiny_mixture("mixtral", **sizes), folder / "mixtral", tokenizer=byte_tokenizer())
+    (folder / "text.txt").write_text(TEXT)
+
+
+def pruned(case: str, folder: Path, device: str) -> tuple[Any, dict[str, torch.Tensor]]:
+    model, words = PRUNED[case]
+    out = folder / device.replace(":", "_") / case.replace(" ", "_")
+    words = tuple(str(word).format(model=folder / model) for word in words)
+    told = lmprune(
+        "prune", folder / model, "--out", out, "--data", folder / "text.txt", "--device", device, "--force", *words
+    )
+    if told.code:
+        raise RuntimeError(told.err.strip().splitlines()[-1])
+    plan = json.loads((out / PLAN_FILE).read_text())
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted(out.glob("*.safetensors")):
+        tensors |= load_file(file)
+    return plan["kept"], tensors
+
+
+def difference(case: str, folder: Path, device: str) -> str | None:
+    """In what the result differs from the processor's."""
+    kept, weights = pruned(case, folder, "cpu")
+    with sys.modules["elsewhere"].pretended() if device == "elsewhere" else nullcontext():
+        kept_there, weights_there = pruned(case, folder, device)
+    if kept != kept_there:
+        return "other units are kept"
+    if weights.keys() != weights_there.keys():
+        return "other tensors are saved"
+    worst = max(float((weights[name] - weights_there[name]).abs().max()) for name in weights)
+    return f"weights differ by {worst:.2g}" if worst > 1e-3 else None
+
+
+def main() -> None:
+    as_many_threads()
+    device, folder, *only = sys.argv[1:]
+    if device == "elsewhere":  # before the first gradient: torch then counts devices
+        import elsewhere  # noqa: F401
+    made(Path(folder))
+    for case in only or PRUNED:
+        try:
+            found = difference(case, Path(folder), device)
+        except Exception as error:
+            traceback.print_exc()
+            found = f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:300]}"
+        print(json.dumps({case: found}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
