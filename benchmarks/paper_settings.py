@@ -1,6 +1,6 @@
 """The learning rate and GUM's weights on SmolLM2-135M, chosen on a held-out part of the training text.
 
-    OMP_NUM_THREADS=1 python benchmarks/paper_settings.py [--shared ../shared]  [--only NAME …]
+    OMP_NUM_THREADS=1 python benchmarks/paper_settings.py [--shared ../shared] [--only NAME …] [--device cuda --jobs 8]
     python benchmarks/paper_settings.py --table
 
 Each run is `lmprune prune` on WikiText-2's train file with 200 steps of 4 × 256 tokens, all parameters trained, and
@@ -14,23 +14,25 @@ import argparse
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+from lmprune.study.run import accelerator
 from lmprune.training.run_folder import unfinished
 
 RECORDS = Path(__file__).parent / "records" / "paper_settings.jsonl"
 KEEP, STEPS, HOLDOUT = 0.25, 200, 0.03
 #: name -> options of `lmprune prune`; the learning rate is chosen by top_v first, GUM's weights at the best of them
 SETTINGS: dict[str, dict[str, Any]] = {
-    **{f"top_v, lr {lr:g}": {"method": "top_v", "lr": lr} for lr in (2e-4, 5e-4, 1e-4)},
+    **{f"top_v, lr {lr:g}": {"method": "top_v", "lr": lr} for lr in (1e-4, 2e-4, 5e-4, 1e-3)},
     **{
         f"gum, λ_f {f:g}, λ_u {u:g}, lr {lr:g}": {
             "method": "gum", "penalty-weight": f, "similarity-weight": u, "lr": lr
         }
         for lr in (2e-4,)
-        for f, u in ((0.67, 5), (0.67, 1), (0.2, 5), (0.67, 20))
+        for f, u in ((0.67, 5), (0.67, 1), (0.2, 5), (0.67, 20), (0.2, 1), (2, 5))
     },
 }  # fmt: skip
 
@@ -40,18 +42,33 @@ def lmprune(*words: object) -> dict[str, Any]:
     return json.loads(subprocess.run(line, stdout=subprocess.PIPE, check=True).stdout)
 
 
-def measured(name: str, options: dict[str, Any], text: Path, out: Path, steps: int) -> dict[str, Any]:
+def measured(name: str, asked: argparse.Namespace, text: Path) -> dict[str, Any]:
+    options, steps, out, device = SETTINGS[name], asked.steps, asked.out, ("--device", asked.device)
     place = out / name.replace(", ", "_").replace(" ", "")
     spelt = [word for option, value in options.items() for word in (f"--{option}", value)]
     data = ("--data", text, "--holdout", HOLDOUT)
     training = ("--steps", steps, "--batch-size", 4, "--seq-len", 256, "--save-every", 20)
     again = ("--resume",) if unfinished(place) else ("--force",)
     pruned = lmprune(
-        "prune", "smollm2-135m", "--out", place, "--keep", KEEP, "--multiple-of", 1, *data, *training, *spelt, *again
+        "prune",
+        "smollm2-135m",
+        "--out",
+        place,
+        "--keep",
+        KEEP,
+        "--multiple-of",
+        1,
+        *data,
+        *training,
+        *spelt,
+        *again,
+        *(["--bf16"] if asked.bf16 else []),
+        *device,
     )
-    found = lmprune("eval", place, *data, "--max-tokens", 32768, "--context", 256)
+    found = lmprune("eval", place, *data, "--max-tokens", 32768, "--context", 256, *device)
     return {
         "name": name, "steps": steps, "keep": KEEP, "date": date.today().isoformat(), "options": options,
+        "accelerator": accelerator(asked.device), "bf16": asked.bf16,
         **{key: found[key] for key in ("perplexity", "perplexity_se", "tokens")},
         **{key: pruned[key] for key in ("widths", "seconds", "peak_memory_mb", "training", "command")},
     }  # fmt: skip
@@ -68,15 +85,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/paper_settings"))
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--only", nargs="*", default=list(SETTINGS))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args()
     lines = RECORDS.read_text(encoding="utf-8").splitlines() if RECORDS.is_file() else []
     records = [json.loads(line) for line in lines]
     if not asked.table:
         text = next((asked.shared / "data" / "wikitext").glob("wiki.train*"))
-        for name in asked.only:
-            if not any((r["name"], r["steps"]) == (name, asked.steps) for r in records):
-                records.append(measured(name, SETTINGS[name], text.resolve(), asked.out, asked.steps))
+        known = {(r["name"], r["steps"]) for r in records}
+        todo = [name for name in asked.only if (name, asked.steps) not in known]
+        with ThreadPoolExecutor(asked.jobs) as pool:
+            for ended in as_completed([pool.submit(measured, name, asked, text.resolve()) for name in todo]):
+                records.append(ended.result())
                 with RECORDS.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(records[-1]) + "\n")
     print(table(records))

@@ -44,16 +44,18 @@ def model_125m() -> Any:
 
 
 class Stepper:
-    """One model with its Trainer, made to take single steps."""
+    """One model with its Trainer, made to take single steps. device: where the Trainer takes it by itself."""
 
-    def __init__(self, method: str | None):
-        self.model = model_125m()
+    def __init__(self, method: str | None, *, device: str = "cpu", bf16: bool = False, **how: Any):
+        self.model = model_125m().to(device)
         self.pruner = None
         if method:
-            self.pruner = GradualPruner(self.model, method=method, keep=CUBIC_KEEP, num_steps=STEPS, multiple_of=32)
+            self.pruner = GradualPruner(
+                self.model, method=method, keep=CUBIC_KEEP, num_steps=STEPS, multiple_of=32, **how
+            )  # fmt: skip
         args = TrainingArguments(
-            output_dir=tempfile.mkdtemp(), max_steps=STEPS, learning_rate=5e-4, report_to="none", use_cpu=True,
-            remove_unused_columns=False, per_device_train_batch_size=BATCH,
+            output_dir=tempfile.mkdtemp(), max_steps=STEPS, learning_rate=5e-4, report_to="none",
+            use_cpu=device == "cpu", bf16=bf16, remove_unused_columns=False, per_device_train_batch_size=BATCH,
         )  # fmt: skip
         self.trainer = PruneTrainer(model=self.model, args=args, pruner=self.pruner, data_collator=collate)
         self.trainer.create_optimizer_and_scheduler(STEPS)
@@ -73,6 +75,8 @@ class Stepper:
         self.model.zero_grad()
         if self.pruner is not None:
             self.pruner.end_step()
+        if not self.trainer.args.use_cpu:
+            torch.accelerator.synchronize()
         return time.perf_counter() - start
 
     def refresh_seconds(self) -> float:

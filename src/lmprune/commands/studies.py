@@ -30,6 +30,10 @@ def study(
     keep_going: Annotated[
         bool, typer.Option("--keep-going", metavar="", help="Exit with 0 though runs failed.")
     ] = False,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Where all commands work, instead of what the file says: cpu, cuda, auto."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", metavar="", help="Only go on with one that was begun.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -47,7 +51,7 @@ def study(
 
         record = carry_out(
             terminal, file=file, out=out, jobs=jobs, ray=ray, keep_checkpoints=keep_checkpoints, dry_run=dry_run,
-            resume=resume, commands=known_options(ctx), check=functools.partial(check_words, ctx),
+            resume=resume, device=device, commands=known_options(ctx), check=functools.partial(check_words, ctx),
         )  # fmt: skip
         terminal.result(record, *views.study(record))
     if record.get("failed") and not keep_going:

@@ -21,14 +21,14 @@ from ..study.yaml_file import Commands
 
 def study(
     terminal: Teller, *, file: Path, out: Path, jobs: int, ray: str | None, keep_checkpoints: bool, dry_run: bool,
-    resume: bool, commands: Commands, check: Callable[[Sequence[str]], object],
+    resume: bool, device: str | None, commands: Commands, check: Callable[[Sequence[str]], object],
 ) -> dict[str, Any]:  # fmt: skip
     """`lmprune study`, whose options these are. Raises: UserError; failed runs are told in the record instead.
 
     check: what each command would refuse before it reads a weight; asked of every run where nothing is carried out.
-    resume: only go on with one that was begun.
+    resume: only go on with one that was begun. device: instead of what the file says.
     """
-    found = grid.read(file, commands)
+    found = grid.read(file, commands, device=device)
     results = out / RESULTS_FILE
     if resume and not (results.is_file() or (out / RUNS).is_dir()):
         raise UserError(f"there is no study to resume in {out}; leave out --resume")

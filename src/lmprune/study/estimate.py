@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..checkpoints import models
+from ..checkpoints.models import check_device
 from ..data.pairs import is_source
 from ..methods import get_method, needs_text
 from .grid import Run
@@ -31,8 +32,8 @@ def estimate(runs: Sequence[Run], done: Sequence[Mapping[str, Any]], *, jobs: in
     done: records of finished runs; where they are of the same study, what they took corrects the estimate.
     """
     parameters = {model: _parameters(model) for model in {run.model for run in runs}}
-    rate = _rate(threads) * _EFFICIENCY
-    predicted = {run.id: _seconds(run, parameters[run.model], rate) for run in runs}
+    rates = {device: _rate(threads, device) * _EFFICIENCY for device in {_device(run) for run in runs}}
+    predicted = {run.id: _seconds(run, parameters[run.model], rates[_device(run)]) for run in runs}
     known = {record["id"]: record["seconds"]["total"] for record in done}
     correction = statistics.median([known[i] / predicted[i] for i in known if i in predicted] or [1.0])
     return sum(predicted[run.id] * correction for run in runs if run.id not in known) / jobs
@@ -42,15 +43,20 @@ def _parameters(model: str) -> int:
     return sum(parameter.numel() for parameter in models.skeleton(model).parameters())
 
 
-def _rate(threads: int) -> float:
-    """Operations a second in matrix products of a size that models have."""
-    before = torch.get_num_threads()
+def _device(run: Run) -> str:
+    return str(run.sections["eval"].get("device", "cpu"))
+
+
+def _rate(threads: int, device: str) -> float:
+    """Operations a second in matrix products of a size that models have. Raises: UserError where there is no device."""
+    before, place = torch.get_num_threads(), check_device(device)
     torch.set_num_threads(threads)
-    a, b = torch.randn(512, 768), torch.randn(768, 768)
+    a, b = torch.randn(512, 768, device=place), torch.randn(768, 768, device=place)
     number, start = 0, time.perf_counter()
     while time.perf_counter() - start < 0.3:
         a = (a @ b).tanh_()
         number += 1
+        float(a[0, 0])  # an accelerator is waited for
     seconds = time.perf_counter() - start
     torch.set_num_threads(before)
     return number * 2 * 512 * 768 * 768 / seconds

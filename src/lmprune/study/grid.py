@@ -89,9 +89,13 @@ class Study:
         return next((r for r in dense if r.seed == run.seed), dense[0])
 
 
-def read(path: Path, commands: Commands) -> Study:
-    """Raises: UserError, with the line, for an unknown key, method, model or option, and for a value out of range."""
+def read(path: Path, commands: Commands, *, device: str | None = None) -> Study:
+    """device: where every command of it works, whatever the file says; None = as the file says.
+
+    Raises: UserError, with the line, for an unknown key, method, model or option, and for a value out of range.
+    """
     file = _StudyFile(path, "study", commands, _OURS)
+    file.device = device
     return file.study(file.root)
 
 
@@ -102,6 +106,8 @@ def check_label(name: str) -> None:
 
 
 class _StudyFile(YamlFile):
+    device: str | None = None
+
     def study(self, node: yaml.Node | None) -> Study:
         keys = self.mapping(node, _KEYS)
         for name in ("models", "tasks", "methods", "keep"):
@@ -152,6 +158,8 @@ class _StudyFile(YamlFile):
             options = {k: v for layer in layers for k, v in layer.get("all", {}).items() if k in self.commands[command]}
             for layer in layers:
                 options |= layer.get(command, {})
+            if self.device and "device" in self.commands[command]:
+                options["device"] = self.device
             found[command] = {name: value for name, value in options.items() if value is not None}
         return found
 

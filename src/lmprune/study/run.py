@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..budget.keeps import spelt_keep
 from ..data.pairs import is_source
 from ..plan import PLAN_FILE, PrunePlan
@@ -121,7 +123,12 @@ def execute(errand: Errand, *, error: str | None = None) -> dict[str, Any]:
         "commands": [["lmprune", *arguments] for arguments in todo.values()],
         "versions": versions(),
         "commit": commit(),
-        "machine": {"platform": platform.platform(), "cpus": os.cpu_count(), "threads": errand.threads},
+        "machine": {
+            "platform": platform.platform(),
+            "cpus": os.cpu_count(),
+            "threads": errand.threads,
+            "accelerator": accelerator(errand.run.sections["eval"].get("device", "cpu")),
+        },
         "seconds": {**seconds, "total": sum(seconds.values())},
         "peak_memory_mb": peak_kb * 1024 / 1e6,
         **told,
@@ -201,6 +208,14 @@ def bitmap(kept: Sequence[int], width: int) -> str:
     """
     digits = -(-width // 4)
     return f"{sum(1 << (4 * digits - 1 - index) for index in kept):0{digits}x}"
+
+
+def accelerator(device: str) -> str | None:
+    """Its name, of what `--device` asked for; None for the processor."""
+    if device == "cpu" or not torch.accelerator.is_available():
+        return None
+    module = torch.get_device_module(torch.accelerator.current_accelerator())
+    return module.get_device_name() if hasattr(module, "get_device_name") else device
 
 
 def commit() -> str | None:
