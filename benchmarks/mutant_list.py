@@ -80,7 +80,7 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
                 "sequential=True, end_loss=False, compensation=0.0, rel_damp=1e-3",
             ),
             ("few = input_ids[: max(", "few = input_ids[:1] if True else input_ids[: max("),
-            ("replace(settings, sequential=False), stages(", "settings, stages("),
+            ("dense = replace(settings, sequential=False)", "dense = settings"),
             ("until=1, metric_DD=metrics[site.address]", "until=1"),
             ("metric_DD = metrics[site.address]", "metric_DD = None"),
             ("reader[site.width] if problem.pinned else None", "None"),

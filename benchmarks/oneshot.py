@@ -37,9 +37,10 @@ from lmprune.scores.statistics import SeamStatistics, collect
 from lmprune.sites.find import find_sites
 from lmprune.solve.bias import bias_compensation
 from lmprune.solve.elimination import eliminate
-from lmprune.solve.obs import PLAIN, ObsSettings, cut, error_curves, obs_to_counts
+from lmprune.solve.obs import PLAIN, ObsSettings, error_curves, obs_to_counts
 from lmprune.solve.scored import GRADIENT_TOKENS
 from lmprune.solve.targets import layer_problems
+from lmprune.solve.walks import cut
 
 RUNS = Path(__file__).parent / "runs"
 ONE_SHOT = [name for name, method in METHODS.items() if not method.learned and "neurons" in method.kinds]

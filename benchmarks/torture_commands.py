@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from made_up_records import made_up  # noqa: E402
 from tiny_checkpoints import TEXT, byte_tokenizer, tiny_checkpoint  # noqa: E402
 
+from lmprune.checkpoints.begun import PRUNING, SETTINGS, TRAINING, place_of  # noqa: E402
 from lmprune.checkpoints.rooms import PREFIX  # noqa: E402
 
 _SHORT = ("--data", "cats.txt", "--seq-len", "32")
@@ -26,7 +27,9 @@ _CUT = ("prune", "m", *_SHORT, *_KEEP, "--calibration-tokens", "640", "--out", "
 #: a command's words; what it writes is all `out…`, in a folder with models, a text, results, a study, a run file
 COMMANDS: Mapping[str, tuple[str, ...]] = {
     "prune": _CUT,
-    "prune --stream": (*_CUT, "--stream"),
+    "prune --stream": (*_CUT, "--stream", "--scope", "global"),
+    "activation --stream": (*_CUT, "--stream", "--method", "activation"),
+    "taylor --stream": (*_CUT, "--stream", "--method", "taylor"),
     "search": (*_CUT, "--budget", "evolution", "--levels", "out.levels"),
     "gum": ("prune", "m", "--method", "gum", *_TRAIN, *_KEEP, "--out", "out"),
     "oneshot and steps": ("prune", "m", *_ONCE, *_TRAIN, *_KEEP, "--out", "out"),
@@ -125,10 +128,11 @@ def a_while_later(folder: Path) -> None:
 
 
 def runs_in(folder: Path) -> list[str]:
-    return [path.name for path in folder.glob("*.training")]
+    return [path.name for kind in (TRAINING, PRUNING) for path in folder.glob(f"*.{kind}")]
 
 
 def again(name: str, folder: Path) -> tuple[str, ...]:
     """The words with which a scheduler would repeat the command."""
-    on = (folder / "out.training" / "settings.json").exists() and "--steps" in COMMANDS[name]
+    kind = TRAINING if "--steps" in COMMANDS[name] else PRUNING
+    on = (place_of(folder / "out", kind) / SETTINGS).exists() and name not in OF_SEVERAL
     return (*COMMANDS[name], "--resume") if on else COMMANDS[name]

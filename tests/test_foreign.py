@@ -405,7 +405,8 @@ def test_a_report_of_names_that_are_markup(tmp_path: Path) -> None:
 
 
 def test_names_that_no_disk_takes_are_no_models(tmp_path: Path) -> None:
-    from lmprune.training.run_folder import SETTINGS, RunFolder
+    from lmprune.checkpoints.begun import SETTINGS
+    from lmprune.training.run_folder import RunFolder
 
     assert "no model at 999" in said(models.load, "9" * 5000)
     (tmp_path / "o.training").mkdir()

@@ -21,10 +21,11 @@ from test_bad_input import refused
 from tiny_checkpoints import TEXT, Outcome, as_many_threads, lmprune, tiny_checkpoint
 
 from lmprune.checkpoints import rooms
+from lmprune.checkpoints.begun import SETTINGS
 from lmprune.errors import UserError
 from lmprune.plan import PLAN_FILE, PrunePlan
 from lmprune.training import callbacks, prune_callback
-from lmprune.training.run_folder import MARK, SETTINGS, RunFolder
+from lmprune.training.run_folder import MARK, RunFolder
 
 SHORT = ("--steps", 14, "--seq-len", 32, "--save-every", 4)
 PRUNE = ("--keep", 0.5, "--multiple-of", 1)

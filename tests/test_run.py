@@ -11,10 +11,10 @@ import yaml
 from test_bad_input import refused
 from tiny_checkpoints import documented, lmprune
 
+from lmprune.checkpoints.begun import SETTINGS, TRAINING, place_of
 from lmprune.jobs.run import _again
 from lmprune.plan import PrunePlan
 from lmprune.study.recipe import Step
-from lmprune.training.run_folder import SETTINGS, place_of
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -152,8 +152,8 @@ def test_what_was_begun_is_gone_on_with_and_only_our_own_makes_room(tmp_path: Pa
     assert _again(tmp_path, own, force=False) == _again(tmp_path, other, force=False) == []
     (tmp_path / "run.yaml").write_text("model: m")
     assert _again(tmp_path, own, force=False) == ["--force"] and _again(tmp_path, other, force=False) == []
-    place_of(tmp_path / "finetuned").mkdir()
-    (place_of(tmp_path / "finetuned") / SETTINGS).write_text("{}")
+    place_of(tmp_path / "finetuned", TRAINING).mkdir()
+    (place_of(tmp_path / "finetuned", TRAINING) / SETTINGS).write_text("{}")
     assert _again(tmp_path, own, force=False) == ["--resume"] and _again(tmp_path, own, force=True) == ["--force"]
 
 

@@ -11,11 +11,11 @@ import pytest
 from test_bad_input import refused
 from tiny_checkpoints import documented, lmprune, tiny_checkpoint
 
+from lmprune.checkpoints.begun import SETTINGS, TRAINING, place_of
 from lmprune.errors import UserError
 from lmprune.jobs import sweep as job
 from lmprune.jobs.sweep import parse_aims
 from lmprune.report import comparison
-from lmprune.training.run_folder import SETTINGS, place_of
 
 pytestmark = pytest.mark.usefixtures("quick_workers")
 
@@ -124,7 +124,7 @@ def test_what_was_killed_goes_on(swept: Any, tmp_path: Path, monkeypatch: pytest
     assert (tmp_path / "out" / "keep-0.5" / "config.json").exists()
     shown, ran = swept("0.5")
     assert shown.code == 0 and ran[0][-1] == "--force"
-    (run := place_of(tmp_path / "out" / "keep-0.25")).mkdir()
+    (run := place_of(tmp_path / "out" / "keep-0.25", TRAINING)).mkdir()
     (run / SETTINGS).write_text("{}")
     assert "had other settings" in swept("0.25", "--steps", 20)[0].err  # it was asked to go on
 

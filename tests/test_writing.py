@@ -427,15 +427,16 @@ def test_what_a_disk_refuses_is_a_sentence_wherever(
     limit: int, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Temporary files, too: of ours, and those that safetensors writes, which has an exception of its own."""
-    from lmprune.scores import passes
+    from lmprune.sites import pages
 
-    args = ["prune", model, "--data", text, "--stream", "--multiple-of", 8, "--answer-tokens", 0, "--seq-len", 32]
+    args = ["prune", model, "--data", text, "--stream", "--multiple-of", 8, "--answer-tokens", 0]
+    args += ["--method", "magnitude"]
     for error in (OSError(limit, "x"), SafetensorError(f"Error while serializing: I/O error: x (os error {limit})")):
 
         def refuse(*_: Any, error: Exception = error, **__: Any) -> None:
             raise error
 
-        monkeypatch.setattr(passes, "save_file", refuse)
+        monkeypatch.setattr(pages, "save_file", refuse)
         shown = lmprune(*args, "--out", tmp_path / "o")
         assert shown.code == 2 and f"error: {os.strerror(limit)}: what it writes, or keeps in" in shown.err
     assert entries(tmp_path) == []

@@ -17,6 +17,7 @@ from .budget.choosing import alike, check_counts, check_widths, choose
 from .budget.costs import Costs
 from .budget.keeps import Keep, check_keeps
 from .budget.selection import SCOPES, Scope
+from .checkpoints.journal import journal_of
 from .checkpoints.shrinking import check_plan, record_shapes
 from .data import TextData
 from .data.beginning import Beginning
@@ -186,6 +187,7 @@ def _solved(
 ) -> tuple[list[Tensor], list[Tensor] | None, dict[str, Any]]:  # fmt: skip
     """Choose, unless that was done before, cut and repair: what stays of each site, the scores, and what a plan says of
     a search."""
+    _check_as_begun(model, input_ids, plan)
     if isinstance(share, Spending):
         if plan is not None or given is not None:
             raise UserError("a plan or scores say which units stay, so no budget is searched beside them; drop one")
@@ -198,6 +200,18 @@ def _solved(
     check_left(sites, kept)
     solver.carry_out(model, sites, input_ids, kept, stages)
     return kept, given, {}
+
+
+def _check_as_begun(model: Any, input_ids: Tensor | None, plan: PrunePlan | None) -> None:
+    """Raises: UserError where a run that goes on has another text, plan or model than it began with; of blocks that is
+    seen when they are read."""
+    if (journal := journal_of(model)) is None:
+        return
+    if input_ids is not None:
+        journal.check("text", {"input_ids": input_ids})
+    if plan is not None:
+        journal.check("plan", {str(at): units for at, units in zip(plan.addresses, plan.indices(), strict=True)})
+    journal.check("model", {name: values for name, values in model.state_dict().items() if not values.is_meta})
 
 
 def versions() -> dict[str, str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError, shown
 from ..foreign import json_file
@@ -89,22 +89,26 @@ class Unchanged:
     def check(self) -> None:
         """Raises: UserError where one of them has changed since."""
         for path, version in self._versions.items():
-            if _version(path) != version:
-                raise UserError(f"{path} changed while it was read; try again when nothing writes to it")
+            if (now := _version(path)) != version:
+                shorter = None not in (now, version) and now[2] < version[2]
+                what = "disappeared" if now is None else "was cut short" if shorter else "changed"
+                raise UserError(f"{path} {what} while it was read; try again when nothing writes to it")
 
 
 @contextmanager
 def opened(files: Sequence[Path], *, blank: bool = False) -> Iterator[dict[str, Stored]]:
     """The tensors of some files by name, readable while the `with` block lasts.
 
-    Raises: UserError where two files hold one tensor, or, at the end, where a file changed meanwhile.
+    Raises: UserError where a file is damaged, where two hold one tensor, or, at the end, where one changed meanwhile.
     """
     seen = Unchanged(files)
     tensors: dict[str, Stored] = {}
     with ExitStack() as stack:
         for path in files:
-            # pread gives every tensor memory of its own
-            file = stack.enter_context(safe_open(path, "pt", backend="pread"))
+            try:  # pread gives every tensor memory of its own
+                file = stack.enter_context(safe_open(path, "pt", backend="pread"))
+            except SafetensorError as error:
+                raise UserError(f"{path} is damaged or cut short ({error}); copy or download it again") from error
             for name in file.keys():  # noqa: SIM118 - no mapping
                 if name in tensors:
                     raise UserError(f"{path.parent}: {name} is in two files, one of them {path.name}; remove one")

@@ -91,8 +91,10 @@ class _Reader:
 
     def block(self, path: str) -> dict[str, Tensor]:
         """What lies under a path, by the names below it."""
-        found = dict(self(name for name in self.groups if name.startswith(f"{path}.")))
-        self.files.check()
+        try:
+            found = dict(self(name for name in self.groups if name.startswith(f"{path}.")))
+        finally:
+            self.files.check()  # which tells more than whatever came of it
         return {name.removeprefix(f"{path}."): values for name, values in found.items()}
 
     def __call__(self, targets: Iterable[str]) -> Iterator[tuple[str, Tensor]]:

@@ -17,11 +17,12 @@ from ..data import TextData
 from ..data.prompts import Prompts
 from ..methods import Method
 from ..plan import PrunePlan
-from ..progress import Phase
+from ..progress import Phase, Teller
 from ..sites.address import Kind
 from ..sites.families import FFNSpec
 from ..training.examples import Corpus
 from ..training.run_folder import RunFolder
+from .kept import Kept
 from .training_options import Training
 
 
@@ -32,6 +33,7 @@ class Asked:
     options: as the command line has them. row: the method, or the plan's. kinds: of units that go.
     how: dtype, device, … that models are loaded with. kind: what is saved, None = as the original.
     prompts: of the user's. run: where a training keeps its states, or None. budget: a target, and how it is spread.
+    kept: where pruning at once keeps what it has worked out of a model that is read block by block, or None.
     phases: of pruning at once, and how long they will take, once the model is open. destination: where it will go."""
 
     options: Mapping[str, Any]
@@ -49,6 +51,7 @@ class Asked:
     phases: Sequence[Phase] = ()
     budget: Budget | None = None
     destination: Destination | None = None
+    kept: Kept | None = None
 
     def __getitem__(self, name: str) -> Any:
         return self.options[name]
@@ -66,7 +69,10 @@ class Asked:
         """Whether this process is the one that writes files."""
         return self.run is None or PartialState().is_main_process
 
-    def begun(self) -> AbstractContextManager[None]:
+    def begun(self, model: Any, terminal: Teller) -> AbstractContextManager[None]:
+        """Around the work on the model that was opened."""
+        if self.kept is not None:
+            return self.kept.keeping(model, terminal)
         return self.run.begun() if self.run else nullcontext()
 
     def named(self, *names: str) -> dict[str, Any]:

@@ -53,6 +53,12 @@ def check_streams(stream: bool, kinds: Sequence[Kind], ffn: str | None) -> None:
         )
 
 
+def check_trains(stream: bool) -> None:
+    """Raises: UserError for a training of a model that is read block by block."""
+    if stream:
+        raise UserError("--stream prunes at once: a training needs the whole model in memory; leave out one of the two")
+
+
 def streaming(terminal: Teller, source: str, how: Mapping[str, Any]) -> dict[str, Any]:
     """`how` to load the model; where it is streamed by itself, because memory is short, that is said."""
     if how.get("stream") is False and not fits(source, how["dtype"], how["trust_remote_code"]):

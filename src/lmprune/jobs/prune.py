@@ -12,15 +12,17 @@ from .. import pruning
 from ..budget.keeps import check_keeps, parse_keep, parse_units
 from ..budget.selection import SCOPES
 from ..checkpoints import checkpoint, dtypes
+from ..checkpoints.begun import PRUNING, forget
 from ..checkpoints.licences import find_licence
 from ..checkpoints.writing import check_not_read
-from ..errors import UserError, unknown
+from ..errors import unknown
 from ..evaluation.memory import peak_memory_mb
 from ..methods import get_method
 from ..plan import PrunePlan
 from ..progress import Teller
 from ..sites.families import parse_spec
 from ..sites.find import find_sites
+from ..sites.pages import pages_of
 from ..solve.duration import Work
 from ..training.examples import Corpus
 from ..training.run_folder import RunFolder
@@ -29,7 +31,8 @@ from .answers import answers, check_prompts, compared
 from .asked import Asked, Made, Opened, goes_on_schedule, usual_text
 from .card import model_card
 from .earlier_plan import history, tell_of_plan
-from .opening import check_streams, open_model
+from .kept import Kept, kept_before
+from .opening import check_streams, check_trains, open_model
 from .reproduce import (
     check_unfinished,
     command,
@@ -53,7 +56,9 @@ def prune(terminal: Teller, **options: Any) -> dict[str, Any]:
     began = time.perf_counter()
     asked = check(**options)
     opened = open_asked(terminal, asked)
-    with asked.begun():
+    walks = pages_of(opened.dense) is not None and asked.calibrates and asked["max_ppl_ratio"] is None
+    asked = replace(asked, kept=(asked.kept or Kept(asked["out"], asked.options)) if walks else None)
+    with asked.begun(opened.dense, terminal):
         before = answers(terminal, opened.dense, opened.tokenizer, asked.prompts, asked["answer_tokens"])
         asked, opened = in_time(terminal, asked, opened, began, before.seconds if before else 0.0)
         start = time.perf_counter()
@@ -63,6 +68,8 @@ def prune(terminal: Teller, **options: Any) -> dict[str, Any]:
         record = write(terminal, asked, opened, made, seconds, compared(terminal, before, made.model))
     if asked.run is not None:
         asked.run.finish()
+    else:
+        forget(asked["out"], PRUNING)
     return record
 
 
@@ -99,19 +106,19 @@ def check(
     spec = parse_spec(ffn) if ffn else None
     loss_on = training.given("loss_on") if training else {}
     corpus = Corpus(data, data_dir, chat_template, seed, **loss_on, held_out=holdout)
-    run = None
+    how, run, kept = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}, None, None
     if training is not None:
         check_source(data, training.train_tokens, training)
+        check_trains(stream)
         run = RunFolder(out, result_settings(options), resume=training.resume, force=force)
-    how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-    if training is None:
-        how["stream"] = stream
-        check_streams(stream, kinds, ffn)
-    elif stream:
-        raise UserError("--stream prunes at once: a training needs the whole model in memory; leave out one of the two")
+    else:
+        kept = kept_before(out, options, walks=stream and row.solver_of(kinds).reads_text(chosen=chosen is not None))
+        how["stream"] = stream or (kept is not None and kept.resume)
+        check_streams(how["stream"], kinds, ffn)
     return Asked(
-        options, row, kinds, chosen, training, tokens, corpus, how, kind, spec, questions, run, (), spent, destination
-    )
+        options, row, kinds, chosen, training, tokens, corpus, how, kind, spec, questions, run, (), spent, destination,
+        kept,
+    )  # fmt: skip
 
 
 def open_asked(terminal: Teller, asked: Asked) -> Opened:

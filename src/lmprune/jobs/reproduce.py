@@ -11,6 +11,7 @@ import torch
 
 from .. import plugins
 from ..checkpoints import dtypes, sources
+from ..checkpoints.begun import PRUNING, TRAINING, forget
 from ..checkpoints.licences import Licence
 from ..data import TextData
 from ..data.beginning import Beginning
@@ -19,10 +20,12 @@ from ..errors import Finished
 from ..plan import PLAN_FILE, PrunePlan
 from ..progress import Teller
 from ..study.run import spelt
-from ..training.run_folder import TRAINING_LOG, forget
+from ..training.run_folder import TRAINING_LOG
 
-#: options that a training's result does not depend on
-_WITHOUT_EFFECT = frozenset("out scores_out force resume save_every report_to run_file prompts answer_tokens".split())
+#: options that a run's result does not depend on
+_WITHOUT_EFFECT = frozenset(
+    "out scores_out force resume save_every report_to run_file prompts answer_tokens stream".split()
+)
 
 
 def log_file(log: Iterable[Mapping[str, Any]]) -> dict[str, str]:
@@ -76,7 +79,7 @@ def check_unfinished(verb: str, options: Mapping[str, Any], out: Path) -> None:
         return
     made = PrunePlan.load(out / PLAN_FILE).provenance.get("command") or []
     if sorted(made) == sorted(command(verb, options)):
-        forget(out)
+        forget(out, TRAINING, PRUNING)
         raise Finished(f"{out} is there, whole: that run has ended, and there is nothing to resume", str(out))
 
 

@@ -14,12 +14,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.begun import unfinished
 from ..checkpoints.writing import written_aside
 from ..errors import UserError
 from ..foreign import json_of, misfit, reading, text_of
 from ..progress import Teller
 from ..study.children import end_with
-from ..training.run_folder import unfinished
 
 
 @dataclass(frozen=True)

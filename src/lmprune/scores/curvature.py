@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..checkpoints.rooms import scratch
+from ..checkpoints.journal import Tensors, stage_of
 from ..precision import full_products, in_float64
 from ..progress import Progress
 from ..sites.pages import pages_of
@@ -25,31 +23,29 @@ from .passes import backward, backward_by_blocks, gradients_from_embeddings, und
 def output_curvature(
     model: Any, sites: Sequence[Site], input_ids: Tensor, *, rel_damp: float = 1e-3, progress: Progress | None = None
 ) -> Matrices:
-    """`curvature_after` each site's reader, by the site's place; of a model that is read block by block they are on the
-    disk, one of them as large as a part of the block."""
+    """`curvature_after` each site's reader, by the site's place."""
     readers = [site.reader_linear for site in sites]
-    into = Shelf() if pages_of(model) else None
-    return curvature_after(model, readers, input_ids, rel_damp=rel_damp, into=into, progress=progress)
+    return curvature_after(model, readers, input_ids, rel_damp=rel_damp, progress=progress)
 
 
-class Shelf:
-    """Matrices that lie on the disk by their numbers, until nobody knows of them any more."""
+@dataclass(frozen=True)
+class Matrices(Mapping[int, Tensor]):
+    """By the places of modules. found: where they lie, of a model that is read block by block on the disk: one of them
+    is as large as a part of the block."""
 
-    def __init__(self) -> None:
-        life = ExitStack()
-        self.folder, self.numbers = life.enter_context(scratch("curvature")), dict[int, Path]()
-        weakref.finalize(self, life.close)
+    found: MutableMapping[str, Tensors] = field(default_factory=dict)
 
-    def __setitem__(self, number: int, values: Tensor) -> None:
-        self.numbers[number] = self.folder / f"{number}.safetensors"
-        save_file({"values": values}, self.numbers[number])
+    def __getitem__(self, place: int) -> Tensor:
+        return self.found[str(place)]["values"]
 
-    def __getitem__(self, number: int) -> Tensor:
-        return load_file(self.numbers[number])["values"]
+    def put(self, place: int, values: Tensor) -> None:
+        self.found[str(place)] = {"values": values}
 
+    def __iter__(self) -> Iterator[int]:
+        return map(int, self.found)
 
-#: by the places of modules
-Matrices = dict[int, Tensor] | Shelf
+    def __len__(self) -> int:
+        return len(self.found)
 
 
 def curvature_after(
@@ -58,7 +54,6 @@ def curvature_after(
     input_ids: Tensor,
     *,
     rel_damp: float = 1e-3,
-    into: Matrices | None = None,
     progress: Progress | None = None,
 ) -> Matrices:
     """s · E[ĝ ĝᵀ] (D, D), float64, of each module by its place: which directions of its output the end loss minds.
@@ -69,12 +64,12 @@ def curvature_after(
     E[g gᵀ] itself the few tokens with the largest gradients decide, and the choice got worse with it
     (docs/lab_notes.md).
     input_ids: (sequences, T); a few thousand tokens are enough. rel_damp: a ridge, relative to the mean diagonal.
-    into: what the matrices are put into as they are complete; a dictionary if None.
     """
     num_sequences, seq_len = input_ids.shape
     sums: dict[int, Tensor] = {}
     seen: Counter[int] = Counter()
-    found: Matrices = {} if into is None else into
+    stage = stage_of(model, "curvature")
+    found = Matrices(stage.found)
 
     def watch(place: int):
         def on_gradient(grad: Tensor) -> None:
@@ -87,7 +82,7 @@ def curvature_after(
             sums[place] = sums[place] + gram_DD if place in sums else gram_DD
             seen[place] += 1
             if seen[place] == num_sequences:  # one at a time is read
-                found[place] = _damped(sums.pop(place).cpu() / (num_sequences * (seq_len - 1)), rel_damp)
+                found.put(place, _damped(sums.pop(place).cpu() / (num_sequences * (seq_len - 1)), rel_damp))
 
         return lambda _module, _args, out: out.register_hook(on_gradient) and None
 
@@ -99,7 +94,7 @@ def curvature_after(
     batches = input_ids.to(device).split(1)
     with undisturbed(model), ExitStack() as stack, torch.enable_grad():
         if (pages := pages_of(model)) is not None:
-            backward_by_blocks(Blocks(model, pages.blocks), batches, attach, progress=progress)
+            backward_by_blocks(Blocks(model, pages.blocks), batches, attach, stage, progress=progress)
         else:
             stack.enter_context(gradients_from_embeddings(model))
             attach(stack)

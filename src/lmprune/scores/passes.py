@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Protocol
 
-from safetensors.torch import load_file, save_file
+import torch
 from torch import Tensor, nn
 
-from ..checkpoints.rooms import scratch
+from ..checkpoints.journal import Stage, Tensors, listed, numbered, stage_of
 from ..precision import precise
 from ..progress import Progress
 from ..sites.pages import pages_of
@@ -30,6 +31,14 @@ class Observer(Protocol):
         """A batch has been through the site, backwards too if it goes back."""
         ...
 
+    def state(self) -> Tensors:
+        """What was added up, when all batches have been through the site."""
+        ...
+
+    def restore(self, state: Tensors) -> None:
+        """Be as an observer was that had this state."""
+        ...
+
 
 def read(
     model: nn.Module,
@@ -48,18 +57,8 @@ def read(
         for observer in observers:
             observer.attach(stack)
 
-    def end_batch(layer: int | None = None) -> None:
-        for observer in observers:
-            if layer in (None, observer.site.address.layer):
-                observer.end_batch()
-
     if (pages := pages_of(model)) is not None:
-        blocks = Blocks(model, pages.blocks)
-        if gradients:
-            backward_by_blocks(blocks, batches, attach, end_batch, progress)
-        else:
-            last = max(observer.site.address.layer for observer in observers)
-            _forward_by_blocks(blocks, batches, attach, end_batch, last + 1, progress)
+        _read_by_blocks(Blocks(model, pages.blocks), observers, batches, attach, gradients, progress)
         return
     done = 0
     with ExitStack() as stack:
@@ -71,30 +70,54 @@ def read(
                 backward(model, batch_BT)
             else:  # the trunk alone: the output embedding is a large part of a small model's time
                 getattr(model, "base_model", model)(batch_BT, use_cache=False)
-            end_batch()
+            for observer in observers:
+                observer.end_batch()
             done += len(batch_BT)
             if progress:
                 progress(done, sum(map(len, batches)))
 
 
-def _forward_by_blocks(
+def _read_by_blocks(
     blocks: Blocks,
+    observers: Sequence[Observer],
     batches: Sequence[Tensor],
-    watch: Callable[[ExitStack], None],
-    after: Callable[[int], None],
-    number: int,
+    attach: Callable[[ExitStack], None],
+    gradients: bool,
     progress: Progress | None,
 ) -> None:
-    """Through the first `number` of the blocks; see `backward_by_blocks`."""
+    """`read`, each block with all batches before the next; of a run that goes on, the blocks that are left."""
+    stage, number = stage_of(blocks.model, "calibration"), len(blocks.blocks)
+    done = range(number - stage.done, number) if gradients else range(stage.done)
+
+    def end_batch(layer: int) -> None:
+        for observer in observers:
+            if observer.site.address.layer == layer:
+                observer.end_batch()
+
+    def end_block(layer: int) -> None:
+        for observer in observers:
+            if observer.site.address.layer == layer:
+                stage.found[str(observer.site.address)] = observer.state()
+
+    for observer in observers:
+        if observer.site.address.layer in done:
+            observer.restore(stage.found[str(observer.site.address)])
+    if gradients:
+        backward_by_blocks(blocks, batches, attach, stage, end_batch, end_block, progress)
+        return
+    last = 1 + max(observer.site.address.layer for observer in observers)
     hidden = [blocks.inputs(batch_BT) for batch_BT in batches]
+    hidden = listed(stage.state, batches[0].device) or hidden
     with ExitStack() as stack:
-        watch(stack)
-        for layer in range(number):
+        attach(stack)
+        for layer in range(stage.done, last):
             for i, states_BTD in enumerate(hidden):
                 hidden[i] = blocks.run(layer, states_BTD)
-                after(layer)
+                end_batch(layer)
+            end_block(layer)
+            stage.end(partial(numbered, hidden))
             if progress:
-                progress(layer + 1, number)
+                progress(layer + 1, last)
 
 
 def backward(model: nn.Module, batch_BT: Tensor) -> None:
@@ -107,41 +130,64 @@ def backward_by_blocks(
     blocks: Blocks,
     batches: Sequence[Tensor],
     watch: Callable[[ExitStack], None],
+    stage: Stage,
     after: Callable[[int], None] = lambda _layer: None,
+    ended: Callable[[int], None] = lambda _layer: None,
     progress: Progress | None = None,
 ) -> None:
     """`backward` of each batch, block by block: every block is run once forwards, then, from the last to the first, for
     each batch forwards and backwards. For a model whose blocks are not all in memory.
 
     What enters each block lies on the disk meanwhile. watch: puts hooks in place for the way back, in which each block
-    sees each batch once. after: is called with the block's number when a batch has been through it.
+    sees each batch once. stage: the way back. after: is called with the block's number when a batch has been through
+    it; ended: when all have.
     """
-    with scratch("inputs") as folder:
-        files = [folder / f"{layer}.safetensors" for layer in range(len(blocks.blocks))]
-        hidden = [blocks.inputs(batch_BT) for batch_BT in batches]
-        for layer, file in enumerate(files):
-            save_file({str(i): states_BTD.contiguous() for i, states_BTD in enumerate(hidden)}, file)
-            hidden = [blocks.run(layer, states_BTD) for states_BTD in hidden]
-        grads: list[Tensor] = []
-        for states_BTD, batch_BT in zip(hidden, batches, strict=True):
-            leaf_BTD = states_BTD.requires_grad_()
-            logits_BTV = blocks.head(leaf_BTD, batch_BT)
-            logits_BTV.backward(loss_gradient(logits_BTV.detach(), batch_BT))
-            assert leaf_BTD.grad is not None
-            grads.append(leaf_BTD.grad)
-        with ExitStack() as stack:
-            watch(stack)
-            for layer, file in reversed([*enumerate(files)]):
-                entered = load_file(file)
-                file.unlink()
-                for i in range(len(batches)):
-                    leaf_BTD = entered[str(i)].to(grads[i].device).requires_grad_()
-                    blocks.through(layer, leaf_BTD).backward(grads[i])
-                    assert leaf_BTD.grad is not None
-                    grads[i] = leaf_BTD.grad
-                    after(layer)
-                if progress:
-                    progress(len(files) - layer, len(files))
+    inputs = stage_of(blocks.model, "inputs").found
+    number, device = len(blocks.blocks), batches[0].device
+    hidden = _entering(blocks, batches, inputs, number - stage.done)
+    grads = listed(stage.state, device) or [
+        _gradient(blocks, states_BTD, batch_BT) for states_BTD, batch_BT in zip(hidden, batches, strict=True)
+    ]
+    del hidden
+    with ExitStack() as stack:
+        watch(stack)
+        for layer in reversed(range(number - stage.done)):
+            for i, states_BTD in enumerate(listed(inputs[str(layer)], device)):
+                leaf_BTD = states_BTD.requires_grad_()
+                blocks.through(layer, leaf_BTD).backward(grads[i])
+                assert leaf_BTD.grad is not None
+                grads[i] = leaf_BTD.grad
+                after(layer)
+            ended(layer)
+            stage.end(partial(numbered, grads))
+            del inputs[str(layer)]
+            if progress:
+                progress(number - layer, number)
+
+
+def _entering(
+    blocks: Blocks, batches: Sequence[Tensor], inputs: MutableMapping[str, Tensors], number: int
+) -> list[Tensor]:
+    """What comes out of the first `number` of the blocks; what enters each of them is put into `inputs`, where it is
+    not there yet."""
+    first = next((layer for layer in range(number) if str(layer) not in inputs), number)
+    hidden = [blocks.inputs(batch_BT) for batch_BT in batches]
+    if first:
+        hidden = listed(inputs[str(first - 1)], hidden[0].device)
+    for layer in range(max(first - 1, 0), number):
+        if layer >= first:
+            inputs[str(layer)] = numbered(hidden)
+        hidden = [blocks.run(layer, states_BTD) for states_BTD in hidden]
+    return hidden
+
+
+def _gradient(blocks: Blocks, states_BTD: Tensor, batch_BT: Tensor) -> Tensor:
+    """Of what comes out of the last block."""
+    leaf_BTD = states_BTD.requires_grad_()
+    logits_BTV = blocks.head(leaf_BTD, batch_BT)
+    logits_BTV.backward(loss_gradient(logits_BTV.detach(), batch_BT))
+    assert leaf_BTD.grad is not None
+    return leaf_BTD.grad
 
 
 def loss_gradient(logits_BTV: Tensor, input_ids_BT: Tensor) -> Tensor:

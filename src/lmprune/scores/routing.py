@@ -5,7 +5,7 @@ Axes: N tokens, D model width, E experts, k experts of a token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -70,6 +70,13 @@ class RoutingObserver:
 
     def end_batch(self) -> None:
         """Nothing is left open between batches."""
+
+    def state(self) -> dict[str, Tensor]:
+        return {"num_tokens": torch.tensor(self.num_tokens), **self.sums}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self.sums = {name: values for name, values in state.items() if name != "num_tokens"}
+        self.num_tokens = int(state["num_tokens"])
 
     def result(self, num_sequences: int) -> RoutingStatistics:
         if self.num_tokens != num_sequences * self.seq_len:

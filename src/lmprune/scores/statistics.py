@@ -205,14 +205,7 @@ class _Observer:
             return SeamStatistics(1, num_sequences, **dict.fromkeys(self.needs, nothing))
         if self.seq_len is not None and self.num_tokens != num_sequences * self.seq_len:
             raise UserError(f"layer {self.site.layer}: {self.site.what!r} did not see every token; is it the reader?")
-        if "weight_taylor" in self.needs:
-            here((site := self.site).block)
-            grads = [
-                run for w in site.made_by for run in w.split(self.weight_grads.pop(w.linear), site.count)
-            ]  # fmt: skip
-            grads.append(self.weight_grads.pop(site.reader_linear))
-            for weight, grad in zip([*site.writers(), site.reader()], grads, strict=True):
-                self._add("weight_taylor", site.per_unit((weight.detach() * grad).abs().sum(1)))
+        self._with_weights()
         sums = {name: value.cpu() for name, value in self.sums.items()}
         for name, value in sums.items():
             if not value.isfinite().all():
@@ -221,6 +214,24 @@ class _Observer:
                     f"infinite {name}; check the checkpoint's weights, or use a wider dtype (--dtype float32)"
                 )
         return SeamStatistics(self.num_tokens, num_sequences, **sums)
+
+    def _with_weights(self) -> None:
+        """What the gradients of the weights were added up for, once all of them are there."""
+        if not self.weight_grads:
+            return
+        here((site := self.site).block)
+        grads = [run for w in site.made_by for run in w.split(self.weight_grads.pop(w.linear), site.count)]
+        grads.append(self.weight_grads.pop(site.reader_linear))
+        for weight, grad in zip([*site.writers(), site.reader()], grads, strict=True):
+            self._add("weight_taylor", site.per_unit((weight.detach() * grad).abs().sum(1)))
+
+    def state(self) -> dict[str, Tensor]:
+        self._with_weights()
+        return {"num_tokens": torch.tensor(self.num_tokens), **self.sums}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self.sums = {name: values for name, values in state.items() if name != "num_tokens"}
+        self.num_tokens = int(state["num_tokens"])
 
 
 class _OfEachExpert:
@@ -241,6 +252,16 @@ class _OfEachExpert:
 
     def result(self, num_sequences: int) -> list[SeamStatistics]:
         return [observer.result(num_sequences) for observer in self.observers]
+
+    def state(self) -> dict[str, Tensor]:
+        states = enumerate(observer.state() for observer in self.observers)
+        return {f"{expert}.{name}": values for expert, state in states for name, values in state.items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        for expert, observer in enumerate(self.observers):
+            begin = f"{expert}."
+            own = {name: values for name, values in state.items() if name.startswith(begin)}
+            observer.restore({name.removeprefix(begin): values for name, values in own.items()})
 
 
 #: what watches the units of a kind

@@ -25,8 +25,9 @@ from ..progress import Stages, silent
 from ..sites.site import Site
 from .database import Database
 from .elimination import eliminate
-from .obs import Metrics, ObsSettings, problems
+from .obs import Metrics, ObsSettings
 from .stitched import DenseEnds, Stitched
+from .walks import problems
 
 #: levels that a site of many units has
 _LEVELS = 32

@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..budget.levels import Levels
-from ..checkpoints.fingerprint import tensors_fingerprint
+from ..checkpoints import sealed
 from ..checkpoints.writing import written_aside
 from ..errors import UserError
 from ..foreign import reading, text_of
@@ -29,8 +27,6 @@ from .elimination import Elimination, LeastSquares
 #: of how many sites the problems are kept in memory
 _AT_HAND = 4
 _ABOUT, _SUFFIX = "about.json", ".safetensors"
-#: in a file's metadata, what its tensors are known by
-_SEAL = "sha256"
 
 
 class Database(Mapping[Address, LeastSquares]):
@@ -59,10 +55,9 @@ class Database(Mapping[Address, LeastSquares]):
 
     def put(self, site: Site, problem: LeastSquares, found: Elimination) -> None:
         about = torch.tensor([problem.pinned, problem.size, problem.drifted])
-        stated = {"gram": problem.gram_FF.float(), "cross": problem.cross_FD.float().contiguous(), "about": about}
+        stated = {"gram": problem.gram_FF.float(), "cross": problem.cross_FD.float(), "about": about}
         whole = {**stated, "gone": found.gone, "cost": found.cost}
-        with written_aside(self._file(site.address), folder=False) as aside:
-            save_file(whole, aside, {_SEAL: tensors_fingerprint(whole)})
+        sealed.write(self._file(site.address), whole)
         self._read.cache_clear()
 
     def __getitem__(self, address: Address) -> LeastSquares:
@@ -100,12 +95,7 @@ class Database(Mapping[Address, LeastSquares]):
         return full, refitted[len(rows)] if problem.pinned else None
 
     def _load(self, address: Address) -> dict[str, Tensor]:
-        file = self._file(address)
-        with reading(f"{file} is damaged", "remove it, and it is made again"), safe_open(file, "pt") as opened:
-            found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
-            if (opened.metadata() or {}).get(_SEAL) != tensors_fingerprint(found):
-                raise ValueError("it is not what was written there")
-            return found
+        return sealed.read(self._file(address), "remove it, and it is made again")
 
     def _file(self, address: Address) -> Path:
         return self.folder / f"{address}{_SUFFIX}"

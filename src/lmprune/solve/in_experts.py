@@ -20,9 +20,10 @@ from ..sites.expert_neurons import ExpertNeurons
 from ..sites.site import Site
 from ..sites.walk import Blocks, list_of
 from .elimination import eliminate
-from .obs import ObsSettings, cut
+from .obs import ObsSettings
 from .solver import Selection, Solution, Solver
 from .targets import Moments
+from .walks import cut
 
 _BATCH = 4
 

@@ -19,9 +19,10 @@ from ..scores.layers import LAYER_RULES, LayerRule, score_layers
 from ..sites.address import LAYER_KINDS, Address, Kind, SeamKind
 from ..sites.layers import Layers, check_left
 from ..sites.site import Site
-from .obs import ObsSettings, cut
+from .obs import ObsSettings
 from .solver import Selection, Solution, Solver
 from .targets import layer_problems
+from .walks import cut
 
 
 @dataclass(frozen=True)

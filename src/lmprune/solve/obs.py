@@ -7,7 +7,7 @@ the next block its input. Memory holds the model, the hidden states of the calib
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Unpack
 
@@ -18,7 +18,8 @@ from ..budget.budget import Spending
 from ..budget.choosing import alike, choose, counts_of
 from ..budget.keeps import Keep
 from ..budget.selection import Scope
-from ..progress import Phase, Progress, Stages, silent
+from ..checkpoints.journal import Tensors
+from ..progress import Phase, Stages, silent
 from ..scores.curvature import Matrices, output_curvature
 from ..sites.address import Address, Kind
 from ..sites.place import Place
@@ -28,7 +29,7 @@ from .duration import Pace, Work
 from .elimination import Elimination, LeastSquares, eliminate
 from .memory import Memory, Shape
 from .solver import Selection, Solution, Solver
-from .targets import layer_problems
+from .walks import cut, each
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Metrics:
     """See `end_loss_metrics`. places: of the sites' matrices in `found`, which may lie on the disk."""
 
     places: Mapping[Address, int] = field(default_factory=dict)
-    found: Matrices = field(default_factory=dict)
+    found: Matrices = field(default_factory=Matrices)
 
     def __getitem__(self, at: Address) -> Tensor | None:
         return self.found[self.places[at]] if self.places else None
@@ -198,12 +199,13 @@ def error_curves(
     metrics: the dense model's `end_loss_metrics`, where they were taken already.
     """
     metrics = metrics or end_loss_metrics(model, sites, input_ids, settings, stages)
-    dense = problems(model, sites, input_ids, replace(settings, sequential=False), stages("error curves"))
-    curves = {
-        site.address: eliminate(problem, until=1, metric_DD=metrics[site.address], seed=seed).scores()
-        for site, problem in dense
-    }
-    return [curves[site.address] for site in sites]
+
+    def curve(site: Site, problem: LeastSquares) -> Tensors:
+        return {"scores": eliminate(problem, until=1, metric_DD=metrics[site.address], seed=seed).scores()}
+
+    dense = replace(settings, sequential=False)
+    curves = each(model, sites, input_ids, dense, stages, "error curves", curve, rewrites=False)
+    return [curves[site.address]["scores"] for site in sites]
 
 
 @torch.no_grad()
@@ -221,12 +223,15 @@ def obs_to_counts(
     """Like `eliminations`, to given numbers of units, one a site. metrics: see `error_curves`."""
     metrics = metrics or end_loss_metrics(model, sites, input_ids, settings, stages)
     until = {site.address: count for site, count in zip(sites, counts, strict=True)}
-    done: dict[Address, Elimination] = {}
-    for site, problem in problems(model, sites, input_ids, settings, stages("pruning")):
+
+    def prune(site: Site, problem: LeastSquares) -> Tensors:
         metric_DD = metrics[site.address]
-        found = done[site.address] = eliminate(problem, until=until[site.address], metric_DD=metric_DD, seed=seed)
+        found = eliminate(problem, until=until[site.address], metric_DD=metric_DD, seed=seed)
         cut(site, found.kept, problem)
-    return [done[site.address] for site in sites]
+        return {"gone": found.gone, "cost": found.cost, "kept": found.kept}
+
+    done = each(model, sites, input_ids, settings, stages, "pruning", prune)
+    return [Elimination(*(done[site.address][name] for name in ("gone", "cost", "kept"))) for site in sites]
 
 
 def end_loss_metrics(
@@ -255,29 +260,9 @@ def obs_refit(
     kept: sorted indices, one tensor a site.
     """
     chosen = {site.address: units for site, units in zip(sites, kept, strict=True)}
-    for site, problem in problems(model, sites, input_ids, settings, stages("refitting")):
+
+    def refit(site: Site, problem: LeastSquares) -> Tensors:
         cut(site, chosen[site.address], problem)
+        return {"kept": chosen[site.address]}
 
-
-def problems(
-    model: Any, sites: Sequence[Site], input_ids: Tensor, settings: ObsSettings, progress: Progress | None,
-    known: Mapping[Address, LeastSquares] = {},
-) -> Iterator[tuple[Site, LeastSquares]]:  # fmt: skip
-    """`layer_problems` as the settings have them."""
-    return layer_problems(
-        model, sites, input_ids,
-        sequential=settings.sequential, compensation=settings.compensation,
-        rel_damp=settings.rel_damp, per_neuron=settings.per_neuron, known=known, progress=progress,
-    )  # fmt: skip
-
-
-def cut(site: Site, kept: Tensor, problem: LeastSquares) -> None:
-    """Cut the site and give it the least-squares reader (and bias) of the units that stay.
-
-    Where all stay and nothing is to be made up for, the solution is the reader as it is: rounding must not change it.
-    """
-    if len(kept) == site.count and not problem.drifted:
-        return
-    reader = problem.refit(kept)
-    site.keep(kept)
-    site.set_reader(reader[: site.width], reader[site.width] if problem.pinned else None)
+    each(model, sites, input_ids, settings, stages, "refitting", refit)

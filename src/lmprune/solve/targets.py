@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints.journal import Stage, Tensors, listed, numbered
 from ..precision import full_products, in_float64, place_of_float64
 from ..progress import Progress
 from ..sites.address import Address
@@ -38,6 +39,7 @@ def layer_problems(
     batch_size: int = 4,
     without: Mapping[int, Skip] = {},
     known: Mapping[Address, LeastSquares] = {},
+    stage: Stage | None = None,
     progress: Progress | None = None,
 ) -> Iterator[tuple[Site, LeastSquares]]:
     """Each site, in order, with its least-squares problem; the caller may cut the site before asking for the next.
@@ -49,11 +51,13 @@ def layer_problems(
         layer is asked to make up for. 0 asks for what the dense reader puts out on the pruned inputs.
     without: a layer -> what switches off the part of its block that the pruned model no longer has.
     known: problems that the caller has from an earlier walk that was the same, so that they are not stated again.
+    stage: the walk, where it may go on from blocks that were done before; the caller has made these what they became.
     """
     groups = {group[0].layer: group for group in by_layer(sites)}
     probe = max(sites, key=lambda site: (site.address.order()[-1], -site.layer))
-    streams = _Streams(model, probe, input_ids.split(batch_size), compensation if sequential else 0.0, without)
-    for layer in range(last := max(groups) + 1):
+    begin, state = (stage.done, stage.state) if stage else (0, {})
+    streams = _Streams(model, probe, input_ids.split(batch_size), compensation if sequential else 0.0, without, state)
+    for layer in range(begin, last := max(groups) + 1):
         group = groups.get(layer, [])
         here(streams.blocks.blocks[layer])
         streams.run_dense(layer)
@@ -71,6 +75,8 @@ def layer_problems(
                 streams.apart = streams.apart or not torch.equal(site.reader(), reader_FD)
         if sequential and layer + 1 < last:
             streams.run(layer)
+        if stage:
+            stage.end(streams.state)
         if progress:
             progress(layer + 1, last)
 
@@ -81,18 +87,43 @@ class _Streams:
 
     probe: a site of those that act last in a block, by which is seen what a block adds to the stream.
     apart: whether a reader was changed, so that the two differ.
+    state: of streams that are taken up where they were left, what `state` gave of them.
     """
 
     def __init__(
-        self, model: Any, probe: Site, batches: Sequence[Tensor], compensation: float, without: Mapping[int, Skip]
-    ):
+        self, model: Any, probe: Site, batches: Sequence[Tensor], compensation: float, without: Mapping[int, Skip],
+        state: Tensors,
+    ):  # fmt: skip
         self.blocks = Blocks(model, [*list_of(model, probe.block)])
         device = next(model.parameters()).device
         self.hidden = [self.blocks.inputs(batch_BT.to(device)) for batch_BT in batches]
+        self.without = without
+        if state:
+            self._take_up(state, device)
+            return
         gain = residual_gain(self.blocks, probe, self.hidden[0]) if compensation else None
         self.dense = list(self.hidden) if gain else None
         self.share = compensation / gain if gain else 0.0
-        self.apart, self.without = False, without
+        self.apart = False
+
+    def state(self) -> dict[str, Tensor]:
+        """What enters the next block, and what else is to be known then."""
+        parts = {"hidden": numbered(self.hidden)}
+        if self.dense is not None and self.apart:
+            parts["dense"] = numbered(self.dense)
+        about = torch.tensor([self.share, self.apart, self.dense is not None], dtype=torch.float64)
+        return {"about": about, **{f"{part}.{n}": v for part, values in parts.items() for n, v in values.items()}}
+
+    def _take_up(self, state: Tensors, device: torch.device) -> None:
+        self.share, apart, two = state["about"].tolist()
+        self.apart = bool(apart)
+
+        def part(name: str) -> list[Tensor]:
+            own = {key.removeprefix(name): values for key, values in state.items() if key.startswith(name)}
+            return listed(own, device)
+
+        self.hidden = part("hidden.")
+        self.dense = (part("dense.") if self.apart else list(self.hidden)) if two else None
 
     def run_dense(self, layer: int) -> None:
         """What the dense model's block puts out, before it is cut; while the two are one, `moments` sees it."""

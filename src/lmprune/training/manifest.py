@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
+from ..checkpoints.sealed import to_disk
 from ..errors import UserError
 from ..foreign import json_file
 
@@ -18,13 +18,13 @@ def seal(state: Path) -> None:
     """Declare a state whole: what a power cut leaves of it later is either this, or no state."""
     files = {str(file.relative_to(state)): file for file in sorted(state.rglob("*")) if file.is_file()}
     for file in files.values():
-        _to_disk(file)
+        to_disk(file)
     told = {name: {"bytes": file.stat().st_size, "sha256": digest_of(file)} for name, file in files.items()}
     aside = state / f"{MARK}.new"
     aside.write_text(json.dumps(told, indent=1), encoding="utf-8")
-    _to_disk(aside)
+    to_disk(aside)
     aside.rename(state / MARK)
-    _to_disk(state)
+    to_disk(state)
 
 
 def damage(state: Path) -> str | None:
@@ -47,11 +47,3 @@ def damage(state: Path) -> str | None:
 def digest_of(file: Path) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def _to_disk(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

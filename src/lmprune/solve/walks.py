@@ -1,0 +1,75 @@
+"""A walk along the sites that solves the least-squares problem of each, and may go on where an earlier run ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..checkpoints.journal import Stage, Tensors, stage_of
+from ..progress import Progress, Stages
+from ..sites.address import Address
+from ..sites.pages import here
+from ..sites.site import Site
+from .elimination import LeastSquares
+from .targets import layer_problems
+
+if TYPE_CHECKING:
+    from .obs import ObsSettings
+
+#: what a site's reader has become, in what is kept of it
+_READER, _BIAS = "reader", "bias"
+
+
+def each(
+    model: Any, sites: Sequence[Site], input_ids: Tensor, settings: ObsSettings, stages: Stages, name: str,
+    solve: Callable[[Site, LeastSquares], Tensors], *, rewrites: bool = True,
+) -> dict[Address, Tensors]:  # fmt: skip
+    """What `solve` finds of each site along the walk of that name.
+
+    rewrites: it cuts the site down to `kept`, which is among what it finds, and changes its reader. Of a run that goes
+    on, the sites of the blocks that were done become what they were, and are not solved again.
+    """
+    stage, found = stage_of(model, name), dict[Address, Tensors]()
+    for site in (site for site in sites if site.layer < stage.done):
+        known = dict(stage.found[str(site.address)])
+        if rewrites:
+            here(site.block)
+            site.keep(known["kept"])
+            site.set_reader(known.pop(_READER), known.pop(_BIAS, None))
+        found[site.address] = known
+    for site, problem in problems(model, sites, input_ids, settings, stages(name), stage=stage):
+        found[site.address] = solve(site, problem)
+        if stage.lasts:
+            stage.found[str(site.address)] = {**found[site.address], **(_reader(site) if rewrites else {})}
+    return found
+
+
+def _reader(site: Site) -> dict[str, Tensor]:
+    bias = site.reader_bias()
+    return {_READER: site.reader(), **({} if bias is None else {_BIAS: bias})}
+
+
+def problems(
+    model: Any, sites: Sequence[Site], input_ids: Tensor, settings: ObsSettings, progress: Progress | None,
+    known: Mapping[Address, LeastSquares] = {}, stage: Stage | None = None,
+) -> Iterator[tuple[Site, LeastSquares]]:  # fmt: skip
+    """`layer_problems` as the settings have them."""
+    return layer_problems(
+        model, sites, input_ids,
+        sequential=settings.sequential, compensation=settings.compensation,
+        rel_damp=settings.rel_damp, per_neuron=settings.per_neuron, known=known, stage=stage, progress=progress,
+    )  # fmt: skip
+
+
+def cut(site: Site, kept: Tensor, problem: LeastSquares) -> None:
+    """Cut the site and give it the least-squares reader (and bias) of the units that stay.
+
+    Where all stay and nothing is to be made up for, the solution is the reader as it is: rounding must not change it.
+    """
+    if len(kept) == site.count and not problem.drifted:
+        return
+    reader = problem.refit(kept)
+    site.keep(kept)
+    site.set_reader(reader[: site.width], reader[site.width] if problem.pinned else None)

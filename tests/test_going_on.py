@@ -1,0 +1,297 @@
+"""Pruning of a model that is read block by block: stopped after any block it goes on, and ends in the same bytes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_bad_input import refused
+from tiny_checkpoints import TEXT, lmprune, tiny_checkpoint
+
+import lmprune as library
+from lmprune.checkpoints import journal, sealed
+from lmprune.checkpoints.journal import Stage
+
+SHORT = ("--seq-len", 32, "--calibration-tokens", 256, "--multiple-of", 1, "--answer-tokens", 0, "--keep", 0.5)
+#: what is run, and how many blocks its walks take, of a model of 4
+RUNS: dict[str, tuple[tuple[object, ...], int]] = {
+    "obs": (("--method", "obs", "--scope", "global", "--units", "neurons,heads"), 12),
+    "plain_obs": (("--method", "plain_obs",), 4),
+    "activation": (("--method", "activation",), 4),
+    "flap": (("--method", "flap",), 4),
+    "llm_pruner": (("--method", "llm_pruner",), 4),
+    "sensitivity": (("--method", "sensitivity",), 4),
+}  # fmt: skip
+
+
+class PowerCut(BaseException):
+    """Nobody answers it."""
+
+
+@contextmanager
+def cut_off(patch: pytest.MonkeyPatch, after: int | None = None) -> Iterator[list[int]]:
+    """Count the blocks that walks leave behind; after so many the run ends where it is."""
+    end, seen = Stage.end, [0]
+
+    def counted(stage: Stage, state: Any) -> None:
+        end(stage, state)
+        seen[0] += 1
+        if seen[0] == after:
+            raise PowerCut
+
+    with patch.context() as now:
+        now.setattr(Stage, "end", counted)
+        yield seen
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which `out` is the same word for all, with a model and a text."""
+    tiny_checkpoint(tmp_path / "m", num_hidden_layers=4)
+    (tmp_path / "cats.txt").write_text(TEXT)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def prune(*words: object) -> Any:
+    return lmprune("prune", "m", "--stream", "--data", "cats.txt", *SHORT, "--out", "out", *words)
+
+
+def stopped(patch: pytest.MonkeyPatch, after: int, *words: object) -> None:
+    with cut_off(patch, after), pytest.raises(PowerCut):
+        prune(*words)
+
+
+def result() -> dict[str, bytes]:
+    found = {file.name: file.read_bytes() for file in Path("out").iterdir()}
+    shutil.rmtree("out")
+    assert not Path("out.pruning").exists()
+    return found
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_it_goes_on_after_any_block(name: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words, number = RUNS[name]
+    with cut_off(monkeypatch) as seen:
+        assert prune(*words).code == 0
+    assert seen == [number]
+    whole = result()
+    for moment in {1, 2, number // 2, number - 1, number}:
+        stopped(monkeypatch, moment, *words)
+        assert not Path("out").exists()
+        with cut_off(monkeypatch) as seen:
+            assert prune(*words, "--resume").code == 0
+        assert seen == [number - moment], "nothing that was done is done again"
+        assert result() == whole
+
+
+def test_it_may_be_stopped_again_and_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words, number = RUNS["obs"]
+    assert prune(*words).code == 0
+    whole = result()
+    stopped(monkeypatch, 1, *words)
+    for _ in range(number - 1):
+        stopped(monkeypatch, 1, *words, "--resume")
+    assert prune(*words, "--resume").code == 0 and result() == whole
+
+
+def test_a_plan_that_is_carried_out_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lmprune("prune", "m", "--data", "cats.txt", *SHORT, "--out", "first")
+    words = ("--plan", "first/prune_plan.json")
+    keeps = SHORT[:4] + SHORT[6:8]
+
+    def refit(*more: object) -> Any:
+        return lmprune("prune", "m", "--stream", "--data", "cats.txt", *keeps, *words, "--out", "out", *more)
+
+    assert refit().code == 0
+    whole = result()
+    with cut_off(monkeypatch, 2), pytest.raises(PowerCut):
+        refit()
+    with cut_off(monkeypatch) as seen:
+        assert refit("--resume").code == 0
+    assert seen == [2] and result() == whole
+    with cut_off(monkeypatch, 2), pytest.raises(PowerCut):
+        refit()
+    lmprune("prune", "m", "--data", "cats.txt", *SHORT, "--method", "magnitude", "--out", "first", "--force")
+    lmprune("prune", "m", "--data", "cats.txt", *SHORT, "--seed", 3, "--scope", "global", "--out", "first", "--force")
+    assert "began with another plan" in refused(
+        "prune", "m", "--stream", "--data", "cats.txt", *keeps, *words, "--out", "out", "--resume"
+    )
+
+
+def test_experts_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tiny_checkpoints import byte_tokenizer
+    from tiny_mixtures import tiny_mixture
+
+    library.save(tiny_mixture("qwen3_moe", vocab_size=257), tmp_path / "m", tokenizer=byte_tokenizer())
+    (tmp_path / "cats.txt").write_text(TEXT)
+    monkeypatch.chdir(tmp_path)
+    words = ("--method", "reap", "--units", "experts")
+    assert prune(*words).code == 0
+    whole = result()
+    stopped(monkeypatch, 1, *words)
+    with cut_off(monkeypatch) as seen:
+        assert prune(*words, "--resume").code == 0
+    assert seen[0] >= 1 and result() == whole
+
+
+# -- what can't be gone on with
+
+
+def refused_again(*words: object) -> str:
+    return refused("prune", "m", "--stream", "--data", "cats.txt", *SHORT, "--out", "out", *words)
+
+
+def test_another_model_plan_text_seed_or_option_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped(monkeypatch, 5)
+    assert "an unfinished run is in" in refused_again()
+    assert "had other settings: seed (was 0, is now 1)" in refused_again("--seed", 1, "--resume")
+    assert "had other settings: method (was obs, is now activation)" in refused_again(
+        "--method", "activation", "--resume"
+    )
+    (here / "cats.txt").write_text(TEXT.replace("cat", "dog"))
+    assert "began with another text, which has changed since" in refused_again("--resume")
+    (here / "cats.txt").write_text(TEXT)
+    weights = load_file("m/model.safetensors")
+    for name in ("model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"):
+        save_file({**weights, name: weights[name] + 1e-3}, "m/model.safetensors", {"format": "pt"})
+        assert "began with another model, which has changed since" in refused_again("--resume")
+    save_file(weights, "m/model.safetensors", {"format": "pt"})
+    assert prune("--resume").code == 0
+
+
+def test_force_begins_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped(monkeypatch, 5)
+    with cut_off(monkeypatch) as seen:
+        assert prune("--method", "activation", "--force").code == 0
+    assert seen == [4] and result()
+    stopped(monkeypatch, 5)
+    whole = lmprune("prune", "m", "--data", "cats.txt", *SHORT, "--out", "out", "--force")
+    assert whole.code == 0 and result()
+
+
+def test_resume_where_nothing_is_kept_begins(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with cut_off(monkeypatch) as seen:
+        assert prune("--resume").code == 0
+    assert seen == [8] and "there is nothing to resume" in prune("--resume").out
+
+
+def test_an_error_before_anything_is_done_leaves_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Stage, "end", lambda *_: (_ for _ in ()).throw(PowerCut))
+    with pytest.raises(PowerCut):
+        prune("--method", "activation")
+    assert not Path("out.pruning").exists()
+
+
+def test_a_full_disk_is_told_and_what_was_done_stays(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert prune().code == 0
+    whole, save, seen = result(), sealed.save_file, [0]
+
+    def full(*values: Any, **how: Any) -> None:
+        seen[0] += 1
+        if seen[0] == 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(*values, **how)
+
+    with monkeypatch.context() as now:
+        now.setattr(sealed, "save_file", full)
+        said = refused_again()
+    assert "can't write" in said and os.strerror(errno.ENOSPC) in said
+    assert prune("--resume").code == 0 and result() == whole
+
+
+def damage(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_damaged_state_is_told_and_the_one_before_it_used(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert prune().code == 0
+    whole = result()
+    stopped(monkeypatch, 7)
+    states = sorted(Path("out.pruning/pruning/states").iterdir())
+    assert [file.name for file in states] == ["2.safetensors", "3.safetensors"]
+    damage(states[1])
+    with cut_off(monkeypatch) as seen:
+        done = prune("--resume")
+    assert seen == [2] and "the state after block 3 is damaged" in done.err and result() == whole
+
+
+def test_damage_to_what_was_found_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped(monkeypatch, 7)
+    damage(Path("out.pruning/pruning/found/neurons.0.safetensors"))
+    said = refused_again("--resume")
+    assert "neurons.0.safetensors is damaged" in said and "--force" in said
+
+
+def test_what_entered_a_block_is_computed_again_where_it_is_damaged(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert prune().code == 0
+    whole = result()
+    stopped(monkeypatch, 1)  # one block back
+    damage(Path("out.pruning/inputs/found/1.safetensors"))
+    assert prune("--resume").code == 0 and result() == whole
+
+
+@pytest.mark.parametrize("how", ["gone", "short"])
+def test_a_shard_that_breaks_meanwhile_is_named_and_what_was_done_stays(
+    how: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = library.load("m")
+    model.save_pretrained("m", max_shard_size="30KB")
+    Path("m/model.safetensors").unlink(missing_ok=True)
+    shards = sorted(Path("m").glob("model-*.safetensors"))
+    assert len(shards) > 2
+    assert prune().code == 0
+    whole = result()
+    content, end, seen = shards[1].read_bytes(), Stage.end, [0]
+
+    def broken(stage: Stage, state: Any) -> None:
+        end(stage, state)
+        seen[0] += 1
+        if seen[0] == 6:
+            shards[1].unlink() if how == "gone" else shards[1].write_bytes(content[:1000])
+
+    with monkeypatch.context() as now:
+        now.setattr(Stage, "end", broken)
+        said = refused_again()
+    what = "disappeared" if how == "gone" else "was cut short"
+    assert f"{shards[1].name} {what} while it was read" in said and not Path("out").exists()
+    assert Path("out.pruning/pruning/states").is_dir()
+    assert shards[1].name in refused_again("--resume")
+    shards[1].write_bytes(content)
+    with cut_off(monkeypatch) as again:
+        assert prune("--resume").code == 0
+    assert again == [2] and result() == whole
+
+
+def test_a_run_that_streamed_by_itself_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lmprune.jobs import opening
+
+    words = ("prune", "m", "--data", "cats.txt", *SHORT, "--out", "out")
+    monkeypatch.setattr(opening, "fits", lambda *_: False)
+    assert lmprune(*words).code == 0
+    whole = result()
+    with cut_off(monkeypatch, 6), pytest.raises(PowerCut):
+        lmprune(*words)
+    monkeypatch.setattr(opening, "fits", lambda *_: True)  # there is room by now, and it goes on as it began
+    with cut_off(monkeypatch) as seen:
+        assert lmprune(*words, "--resume").code == 0
+    assert seen == [2] and result() == whole
+
+
+def test_in_the_library_nothing_is_kept(here: Path) -> None:
+    model = library.load("m", stream=True)
+    ids = torch.randint(0, 200, (4, 16))
+    library.prune(model, method="obs", keep=0.5, data=ids, multiple_of=1)
+    assert journal.journal_of(model) is None and not Path("out.pruning").exists()
