@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from ..checkpoints.journal import Stage, Tensors, listed, numbered, stage_of
