@@ -20,7 +20,7 @@ _SEAL = "sha256"
 
 def write(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """The file has its name when the disk has all of it. Raises: UserError for what the disk refuses."""
-    held = {name: values.detach().contiguous() for name, values in tensors.items()}
+    held = {name: values.detach().cpu().contiguous() for name, values in tensors.items()}
     with written_aside(file, folder=False) as aside:
         save_file(held, aside, {_SEAL: tensors_fingerprint(held)})
         to_disk(aside)

@@ -90,7 +90,7 @@ class Unchanged:
         """Raises: UserError where one of them has changed since."""
         for path, version in self._versions.items():
             if (now := _version(path)) != version:
-                shorter = None not in (now, version) and now[2] < version[2]
+                shorter = now is not None and version is not None and now[2] < version[2]
                 what = "disappeared" if now is None else "was cut short" if shorter else "changed"
                 raise UserError(f"{path} {what} while it was read; try again when nothing writes to it")
 
