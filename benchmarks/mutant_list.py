@@ -194,8 +194,8 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
             ("mask.count * self.masks.keep_of(mask.kind))", "len(kept))"),
             ("cos_KK.abs_().fill_diagonal_(0)", "cos_KK.abs_()"),
             ("cos_KK.abs_().fill_diagonal_(0)", "cos_KK.fill_diagonal_(0)"),
-            ("offset = self.step % self.stride", "offset = 0"),
-            ("if self.counts_BT is not None:", "if False:"),
+            ("slice(self.step % self.stride, None", "slice(0, None"),
+            ("if self.counting_n is not None:", "if False:"),
         ],
     ),
     "gradual/soft.py": (

@@ -36,14 +36,17 @@ PRUNED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "obs global, biases": ("gpt2", ("--method", "obs", "--scope", "global", *SHORT)),
     "obs of heads": ("llama", ("--method", "obs", "--units", "heads", *SHORT)),
     "heads and neurons": ("llama", ("--method", "obs", "--units", "neurons,heads", "--scope", "global", *SHORT)),
-    "obs of layers": ("llama", ("--method", "obs", "--units", "layers", *SHORT)),
+    "obs of layers": ("llama", ("--method", "obs", "--units", "layers", *SHORT[:-1], 0.667)),
     "taylor of heads": ("gpt_neo", ("--method", "taylor", "--units", "heads", *SHORT)),
     "experts by reap": ("mixtral", ("--method", "reap", "--units", "experts", *SHORT)),
     "obs in experts": ("mixtral", ("--method", "obs", "--units", "expert_neurons", *SHORT)),
     "budget by evolution": (
         "llama", ("--target-params", "28000", "--budget", "evolution", "--search-minutes", 0.05, *SHORT[:-2])
     ),
-    "obs streamed": ("llama", ("--method", "obs", "--stream", *SHORT)),
+    **{
+        f"{method} streamed": ("llama", ("--method", method, "--stream", *SHORT))
+        for method in ("obs", "magnitude", "activation", "taylor")
+    },
     **{method: ("gpt_neo", ("--method", method, *TRAINED)) for method in ("gum", "top_v", "hard", "soft", "random")},
     "oneshot, then trained": ("llama", ("--method", "activation", *TRAINED)),
     "taught": ("llama", ("--method", "gum", "--teacher", "{model}", *TRAINED)),

@@ -385,11 +385,9 @@ def test_padding_does_not_count():
         alone = [u.clone() for u in estimate.similarities]
     with estimating() as (model, _masks, estimate):
         padded = torch.cat([tokens(1, 8), torch.full((1, 5), 7)], dim=1)
-        estimate.counts_BT = torch.tensor([[True] * 8 + [False] * 5])
-        model(padded, attention_mask=estimate.counts_BT.long())
+        model(padded, attention_mask=torch.tensor([[1] * 8 + [0] * 5]))
         estimate.refresh()
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(alone, estimate.similarities, strict=True))
-        estimate.counts_BT = torch.ones(1, 13, dtype=torch.bool)
         model(padded)
         estimate.refresh()  # the control: counted, the padding shows
         assert not all(torch.allclose(a, b, atol=1e-5) for a, b in zip(alone, estimate.similarities, strict=True))

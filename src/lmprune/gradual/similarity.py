@@ -69,8 +69,10 @@ class SimilarityEstimate:
         self.masks, self.max_rows, self.stride = masks, max_rows, stride
         self.similarities = [torch.zeros(mask.count, device=mask.device) for mask in masks]
         self.step = 0
-        #: True where a token counts, (B, T), in the newest training forward pass; None = there was none
-        self.counts_BT: Tensor | None = None
+        #: (B, T) of the newest training forward pass; None = there was none
+        self.shape: tuple[int, int] | None = None
+        #: of that, places of the tokens that count among every `stride`-th, flattened; None = all do
+        self.counting_n: Tensor | None = None
         self._stop_watching: Callable[[], None] = lambda: None
         self._rows: list[Rows | None] = [None] * len(masks)
 
@@ -88,10 +90,9 @@ class SimilarityEstimate:
 
     def _see(self, layer: int, mask: UnitMask, h: Tensor, kept: Tensor) -> None:
         h_BTK = h if h.ndim == 3 else h.unflatten(0, (-1, self._seq_len()))
-        offset = self.step % self.stride
-        rows_nK = h_BTK[:, offset :: self.stride].flatten(0, 1)
-        if self.counts_BT is not None:
-            rows_nK = rows_nK[self.counts_BT[:, offset :: self.stride].flatten().to(h.device)]
+        rows_nK = h_BTK[:, self._taken].flatten(0, 1)
+        if self.counting_n is not None:
+            rows_nK = rows_nK[self.counting_n.to(h.device)]
         if mask.size > 1:  # the cosine of two units is of their whole outputs: a row for each place in the run
             rows_nK = rows_nK.unflatten(1, (-1, mask.size)).transpose(1, 2).flatten(0, 1)
         rows = self._rows[layer] = self._rows[layer] or self._room(mask.count, h.device)
@@ -100,9 +101,21 @@ class SimilarityEstimate:
     def _room(self, width: int, device: torch.device) -> Rows:
         return Rows(-(-self.max_rows // _num_processes()), width, device)
 
+    @property
+    def _taken(self) -> slice:
+        return slice(self.step % self.stride, None, self.stride)
+
+    def begin_pass(self, shape: tuple[int, int], counts_BT: Tensor | None) -> None:
+        """A training forward pass over tokens of this shape begins. counts_BT: False for padding; None = there is none.
+
+        Which rows count is found here, once: where a device computes, every layer would wait for the answer.
+        """
+        self.shape = shape
+        self.counting_n = None if counts_BT is None else counts_BT[:, self._taken].flatten().nonzero().flatten()
+
     def _seq_len(self) -> int:
-        assert self.counts_BT is not None, "a family that flattens tokens needs the mask's shape"
-        return self.counts_BT.shape[1]
+        assert self.shape is not None, "a family that flattens tokens needs the tokens' shape"
+        return self.shape[1]
 
     def end_step(self) -> None:
         """The next forward passes belong to a new step."""
@@ -159,10 +172,7 @@ def _watch_padding(model: Any, estimate: SimilarityEstimate) -> Callable[[], Non
         inputs = dict(zip(names, args, strict=False)) | kwargs
         tokens, mask = inputs.get("input_ids"), inputs.get("attention_mask")
         shape = (inputs["inputs_embeds"] if tokens is None else tokens).shape[:2]
-        if isinstance(mask, Tensor) and mask.shape == shape:
-            estimate.counts_BT = mask.bool()
-        else:
-            estimate.counts_BT = torch.ones(shape, dtype=torch.bool)
+        estimate.begin_pass(shape, mask.bool() if isinstance(mask, Tensor) and mask.shape == shape else None)
 
     return body.register_forward_pre_hook(note, with_kwargs=True).remove
 

@@ -149,12 +149,8 @@ def checked_scores(scores: Sequence[Any], sites: Sequence[Place], whose: str) ->
         if not isinstance(scores_U, Tensor) or scores_U.shape not in ((site.count,), (inputs,)):
             got = tuple(scores_U.shape) if isinstance(scores_U, Tensor) else type(scores_U).__name__
             raise UserError(f"{whose}, layer {layer}: expected a tensor of {site.count} scores, got {got}")
-        place = next(site.block.parameters()).device
-        if scores_U.device not in (torch.device("cpu"), place):
-            raise UserError(
-                f"{whose}, layer {layer}: the scores are on {scores_U.device}, and the layer on {place}; "
-                "expected them there or on the CPU"
-            )
+        if scores_U.is_meta:
+            raise UserError(f"{whose}, layer {layer}: the scores are on the meta device, where they have no values")
         scores_U = scores_U.detach().cpu()
         if number := int(scores_U.isnan().sum()):
             raise UserError(
