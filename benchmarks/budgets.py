@@ -29,6 +29,7 @@ from lmprune.budget.budget import Budget
 from lmprune.budget.search import BUDGETS, Effort
 from lmprune.data.tokens import stream
 from lmprune.evaluation.perplexity import perplexity
+from lmprune.study.run import accelerator
 
 RECORDS = Path(__file__).parent / "records" / "budgets.jsonl"
 #: tokens of each text that is not WikiText
@@ -76,6 +77,7 @@ def measured(
         "counts": [len(plan.kept[address]) for address in plan.addresses], "seconds": round(seconds, 1),
         "params": sum(weight.numel() for weight in model.parameters()),
         "search": plan.provenance.get("search"), "date": date.today().isoformat(),
+        "accelerator": accelerator(str(bench.model.device)),
     }  # fmt: skip
 
 
@@ -107,11 +109,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--table", action="store_true", help="print what has been measured so far")
     asked = parser.parse_args()
     results = Results(RECORDS)
     if not asked.table:
-        bench = Bench(asked.model, asked.shared, asked.seed)
+        bench = Bench(asked.model, asked.shared, asked.seed, device=asked.device)
         texts, name = texts_of(bench), Path(asked.model).stem
         before = next((r["dense"] for r in results.records if r["model"] == name), None)
         dense = before or perplexities(bench.model, texts)

@@ -53,10 +53,10 @@ LONG, SHORT, BRIEF = 32768, 8192, 4096
 class Bench:
     """The dense model, its calibration text and statistics, each made once and only when needed."""
 
-    def __init__(self, name: str, shared: Path, seed: int):
+    def __init__(self, name: str, shared: Path, seed: int, device: str = "cpu"):
         self.shared, self.seed, self.name = shared, seed, name
         source = shared / "models" / name if (shared / "models" / name).is_dir() else name
-        self.model = lmprune.load(source)
+        self.model = lmprune.load(source, device=device)
         self.tokenizer = lmprune.load_tokenizer(source)
         self.seq_len = min(SEQ_LEN, self.model.config.max_position_embeddings)
 

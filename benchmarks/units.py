@@ -26,6 +26,7 @@ import lmprune
 from lmprune.data.beginning import Beginning
 from lmprune.evaluation.perplexity import perplexity
 from lmprune.sites.find import find_sites
+from lmprune.study.run import accelerator
 
 RECORDS = Path(__file__).parent / "records"
 REMOVED = (0.10, 0.20, 0.35)
@@ -100,6 +101,7 @@ def measured(bench: Bench, row: Row, dense: float, tokens: Any, begin: Any) -> d
         "perplexity": result.perplexity, "dense": dense, "ratio": result.perplexity / dense,
         "counts": [len(plan.kept[address]) for address in plan.addresses], "seconds": seconds,
         "calibration_tokens": bench.calibration.numel(), "tokens": result.tokens, "date": date.today().isoformat(),
+        "accelerator": accelerator(str(bench.model.device)),
     }  # fmt: skip
 
 
@@ -120,12 +122,13 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--only", nargs="*", help="parts of names")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args()
     file = RECORDS / f"units-{Path(asked.model).stem}.jsonl"
     records = [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.is_file() else []
     if not asked.table:
-        bench = Bench(asked.model, asked.shared, seed=0)
+        bench = Bench(asked.model, asked.shared, seed=0, device=asked.device)
         tokens, begin = bench.texts("wikitext", LONG), Beginning.of(bench.tokenizer).ids
         known = {r["name"] for r in records}
         wanted = [r for r in ROWS if r.name not in known and (not asked.only or any(o in r.name for o in asked.only))]
