@@ -19,8 +19,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from lmprune.checkpoints.begun import unfinished
 from lmprune.study.run import accelerator
-from lmprune.training.run_folder import unfinished
 
 RECORDS = Path(__file__).parent / "records" / "paper_settings.jsonl"
 KEEP, STEPS, HOLDOUT = 0.25, 200, 0.03
