@@ -11,7 +11,7 @@ import pytest
 import torch
 from llamacpp import serving
 from test_gguf import VOCABULARY, bpe, difference, field, with_other_norms
-from test_gguf_reading import rewritten
+from test_gguf_reading import rewritten, some
 from tiny_mixtures import EXPERTS, TOP_K, tiny_mixture
 from tiny_models import tiny_model
 from transformers import CONFIG_MAPPING
@@ -44,6 +44,20 @@ def mixture_of_words(name: str, **changes: Any) -> Any:
 
 def written(model: Any, out: Path, to: str = "gguf", dtype: str | None = "f32") -> dict[str, Any]:
     return export(Order(model, [], bpe(), dtype, "tiny"), out, to)
+
+
+@pytest.mark.parametrize("name", some(NAMES, "qwen3_moe", "granitemoeshared"))
+def test_what_is_read_block_by_block_is_what_is_read_as_a_whole(name: str, tmp_path: Path) -> None:
+    export(Order(mixture_of_words(name), [], bpe(), "f32", "tiny"), tmp_path / "m.gguf", "gguf", verify=False)
+    whole, streamed = models.load(tmp_path / "m.gguf"), models.load(tmp_path / "m.gguf", stream=True)
+    ids = torch.randint(1, 200, (4, 16), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(whole(ids).logits, streamed(ids).logits)
+    for model in (whole, streamed):
+        lmprune.prune(model, units=("experts",), method="reap", keep=0.5, data=ids)
+        lmprune.save(model, tmp_path / str(model is streamed))
+    assert torch.equal(whole(ids).logits, streamed(ids).logits)
+    again = [models.load(tmp_path / place) for place in ("False", "True")]
+    assert torch.equal(again[0](ids).logits, again[1](ids).logits)
 
 
 @pytest.mark.parametrize("name", NAMES)

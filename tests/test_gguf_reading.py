@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from lmprune.export.gguf import _add
 from lmprune.runtimes.gguf_file import GGUFFile, read_gguf
 from lmprune.sites.find import find_sites
 from lmprune.sites.limits import max_context
+from lmprune.sites.pages import pages_of
 
 LIMIT = 1e-5
 #: without the export's guard, which asks llama.cpp about every file
@@ -63,6 +64,12 @@ def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, np.ndarray
     return path
 
 
+def some(names: Iterable[str], *quick: str) -> list[Any]:
+    """The names as parameters of a test: all of them in the conformance tests."""
+    assert {*quick} <= {*names}
+    return [pytest.param(name, marks=[] if name in quick else pytest.mark.conformance) for name in names]
+
+
 def refused(path: Path) -> str:
     with pytest.raises(UserError) as caught:
         models.load(path)
@@ -90,6 +97,38 @@ def test_what_is_written_is_read(name: str, tmp_path: Path) -> None:
         assert difference(model, again) > 1e-2
         return
     pytest.fail(f"no variant of {name} is written")
+
+
+@pytest.mark.parametrize("name", some(NAMES_IN_GGUF, "llama", "gpt2", "bloom", "gemma3_text"))
+def test_what_is_read_block_by_block_is_what_is_read_as_a_whole(name: str, tmp_path: Path) -> None:
+    """To the bit, pruned and written too."""
+    for variant in variants_of(name):
+        try:
+            written(model_of(name, **variant.changes), tmp_path / "m.gguf")
+            whole = models.load(tmp_path / "m.gguf")
+            break
+        except UserError:
+            continue
+    streamed = models.load(tmp_path / "m.gguf", stream=True)
+    ids = torch.randint(1, 200, (4, 16), generator=torch.Generator().manual_seed(1))
+    assert pages_of(streamed) is not None and torch.equal(whole(ids).logits, streamed(ids).logits)
+    plans = [lmprune.prune(model, keep=0.5, data=ids, multiple_of=1, scope="global") for model in (whole, streamed)]
+    assert plans[0].kept == plans[1].kept and torch.equal(whole(ids).logits, streamed(ids).logits)
+    for model in (whole, streamed):
+        checkpoint.save(model, tmp_path / f"{model is streamed}")
+    again = [models.load(tmp_path / place) for place in ("False", "True")]
+    assert torch.equal(again[0](ids).logits, again[1](ids).logits)
+    assert (tmp_path / "False/config.json").read_text() == (tmp_path / "True/config.json").read_text()
+
+
+def test_a_file_that_is_cut_short_while_its_blocks_are_read(tmp_path: Path) -> None:
+    written(model_of("llama"), tmp_path / "m.gguf")
+    streamed, ids = models.load(tmp_path / "m.gguf", stream=True), torch.ones(1, 8, dtype=torch.long)
+    streamed(ids)
+    content = (tmp_path / "m.gguf").read_bytes()
+    (tmp_path / "m.gguf").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"m\.gguf was cut short while it was read"):
+        streamed(ids)
 
 
 @pytest.mark.conformance

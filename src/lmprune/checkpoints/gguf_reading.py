@@ -9,7 +9,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +30,8 @@ from .dtypes import GGUF_FLOATS
 from .gguf_config import config_of, groups, model_types, widths
 from .gguf_rope import ROPE_TENSORS
 from .shrinking import record_shapes
-from .stored import Unchanged
+from .stored import Stored, Unchanged
+from .streamed import with_pages
 
 _HEAD, _EMBEDDING = "output.weight", "token_embd.weight"
 
@@ -51,20 +54,44 @@ class Described:
         kinds = {tensor.kind for tensor in self.file.tensors.values() if len(tensor.shape) > 1}
         return GGUF_FLOATS.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
 
-    def parameters(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-        shapes, parts = {name: tensor.shape for name, tensor in stored(self.model)}, []
-        for place in self.places:
-            which, number = place.part
-            parts.append(place.read(torch.from_numpy(self.file.values(place.theirs))).to(dtype))
-            if which == number - 1:
-                whole = torch.cat(parts, -2) if number > 1 else parts[0]
-                yield place.name, whole.reshape(shapes[place.name])
-                parts.clear()
+    def tensors(self, *, blank: bool = False) -> dict[str, Stored]:
+        """Each parameter by its name, computed from what the file holds when it is read."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in stored(self.model)}
+        found: dict[str, _Values] = {}
+        for name, parts in groupby(self.places, key=lambda place: place.name):
+            found[name] = _Parts(shapes[name], self.file, tuple(parts))
         named = [*self.model.named_parameters(), *self.model.named_buffers()]
-        for ending, values in self.scalars.items():
+        for ending, numbers in self.scalars.items():
             ours = [(name, old) for name, old in named if name.endswith(f".{ending}")]
-            for (name, old), value in zip(ours, values, strict=True):
-                yield name, torch.full(old.shape, value, dtype=dtype)
+            found |= {name: _Number(tuple(old.shape), n) for (name, old), n in zip(ours, numbers, strict=True)}
+        return {name: Stored(name, "F32", values.shape, values, blank) for name, values in found.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """The values of a parameter that lies in one tensor, or in several, of which each is dequantised in its turn."""
+
+    shape: tuple[int, ...]
+    file: GGUFFile
+    places: tuple[TensorPlace, ...]
+
+    def __getitem__(self, where: Any) -> Tensor:
+        parts = [place.read(torch.from_numpy(self.file.values(place.theirs))) for place in self.places]
+        return (torch.cat(parts, -2) if len(parts) > 1 else parts[0]).reshape(self.shape)[where]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Number:
+    """One that is told among the file's keys."""
+
+    shape: tuple[int, ...]
+    number: float
+
+    def __getitem__(self, where: Any) -> Tensor:
+        return torch.full(self.shape, self.number)[where]
+
+
+_Values = _Parts | _Number
 
 
 def described(path: Path) -> Described:
@@ -79,22 +106,28 @@ def described(path: Path) -> Described:
     raise refusals[0]
 
 
-def load(path: Path, dtype: torch.dtype | None) -> tuple[Any, dict[str, Any]]:
+def load(path: Path, dtype: torch.dtype | None, stream: torch.device | None = None) -> tuple[Any, dict[str, Any]]:
     """The model, and transformers' loading info. dtype: None for the file's own.
 
+    stream: its blocks stay in the file, and are dequantised when they are used, there.
     Raises: as `described` does, and where the file changed meanwhile.
     """
     seen = Unchanged([path])
     found = described(path)
-    dtype = dtype or found.dtype
-    model, info = type(found.model).from_pretrained(
-        None,
-        config=found.model.config,
-        state_dict=dict(found.parameters(dtype)),
-        dtype=dtype,
-        output_loading_info=True,
-    )
-    seen.check()
+    dtype, blank = dtype or found.dtype, stream is not None
+    try:
+        model, info = type(found.model).from_pretrained(
+            None,
+            config=found.model.config,
+            state_dict=found.tensors(blank=blank),
+            dtype=dtype,
+            device_map={"": "meta"} if blank else None,
+            output_loading_info=True,
+        )
+        if stream is not None:
+            model = with_pages(model, nullcontext(found.tensors()), seen, dtype, stream, path)
+    finally:
+        seen.check()  # which tells more than whatever came of it
     ends = [found.file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     if several := sorted({end for end in ends if end is not None}):
         model.generation_config.eos_token_id = several if len(several) > 1 else several[0]

@@ -31,7 +31,7 @@ from ..sites.families import is_encoder
 from . import config_limits, downloads, dtypes, gguf_reading, placement, shim
 from .gguf_tokenizer import read_tokenizer
 from .sources import Source, near, resolve
-from .stored import FLOATS, Stored, opened, weight_files
+from .stored import FLOATS, Stored, Unchanged, opened, weight_files
 from .streamed import with_pages
 from .tokenizer_files import FILE, read_otherwise
 
@@ -61,7 +61,7 @@ def load(
     target, dtype = check_device(device), check_dtype(dtype)
     with _explained(found), quiet():
         if found.gguf:
-            model = _from_gguf(found, dtype, stream=stream)
+            model = _from_gguf(found, dtype, stream=target if stream else None)
         else:
             model = _from_files(found, dtype, trust_remote_code, note, stream=target if stream else None)
     placement.check_finite(model, found)
@@ -130,7 +130,7 @@ def _from_files(
         notes = placement.check(model, info, tensors, found)
         known, computed = dtypes.of_tensors(tensors), dtype if isinstance(dtype, torch.dtype) else _saved_dtype(tensors)
     if stream is not None:
-        model = with_pages(model, paths, computed, stream, found)
+        model = with_pages(model, opened(paths), Unchanged(paths), computed, stream, found)
     dtypes.remember(model, known)
     model.name_or_path = model.config.name_or_path = found.place
     if "generation_config.json" in files.names and model.can_generate():
@@ -140,10 +140,8 @@ def _from_files(
     return model
 
 
-def _from_gguf(found: Source, dtype: str | torch.dtype, *, stream: bool) -> Any:
-    if stream:
-        raise UserError(f"{found} is a GGUF file, which is read as a whole; --stream reads folders of safetensors")
-    model, info = gguf_reading.load(Path(str(found)), None if isinstance(dtype, str) else dtype)
+def _from_gguf(found: Source, dtype: str | torch.dtype, *, stream: torch.device | None) -> Any:
+    model, info = gguf_reading.load(Path(str(found)), None if isinstance(dtype, str) else dtype, stream)
     placement.check_filled(info, found)
     dtypes.remember(model, dtypes.of_gguf(Path(str(found))))
     return model

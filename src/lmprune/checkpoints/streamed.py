@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
@@ -23,26 +23,28 @@ from ..sites.mixtures import MIXTURES, mixture_of
 from ..sites.pages import Pages, put
 from . import dtypes, placement
 from .rooms import scratch
-from .stored import INDEX, Stored, Unchanged, opened
+from .stored import INDEX, Stored, Unchanged
 
 
 def with_pages(
-    blank: Any, files: Sequence[Path], dtype: torch.dtype, device: torch.device, place: object, *, at_once: int = 1
-) -> Any:
+    blank: Any, stored: AbstractContextManager[Mapping[str, Stored]], files: Unchanged, dtype: torch.dtype,
+    device: torch.device, place: object, *, at_once: int = 1,
+) -> Any:  # fmt: skip
     """The model `blank`, which is on the meta device, with its blocks in the files and all else in memory.
 
-    blank: was compared with the files: nothing is missing there, and nothing without a place.
+    blank: was compared with the files: nothing is missing there, and nothing without a place. stored: its tensors,
+    which can be read as long as the context lasts. files: where they are.
     dtype, device: what is computed in, and where. at_once: how many blocks are in memory at most.
     """
     life = ExitStack()
-    tensors = life.enter_context(opened(files))
+    tensors = life.enter_context(stored)
     with init_empty_weights(include_buffers=False), _default_dtype(dtype):
         model = type(blank)(blank.config)
     model.requires_grad_(False)
     model._weight_conversions = blank._weight_conversions  # what undoes them when the model is saved
     blocks, path = _blocks(model)
     inside = [f"{path}.{number}" for number in range(len(blocks))]
-    read = _Reader(model, tensors, Unchanged(files), dtype, device, place)
+    read = _Reader(model, tensors, files, dtype, device, place)
     for name, buffer in [*model.named_buffers()]:
         put(model, name, buffer.to(device))
     for name, values in read(name for name in read.targets if not name.startswith(f"{path}.")):

@@ -13,7 +13,6 @@ import psutil
 from ..budget.choosing import alike, choose
 from ..budget.keeps import Keep
 from ..checkpoints import dtypes, models
-from ..checkpoints.sources import resolve
 from ..errors import UserError
 from ..progress import Teller
 from ..sites.address import STREAMED
@@ -106,8 +105,7 @@ def _way(asked: Asked, shape: Shape, work: Work, *, after: int, saved: int) -> d
 
 
 def _can_stream(asked: Asked) -> bool:
-    found = resolve(asked["model"])
-    return set(asked.kinds) <= set(STREAMED) and not found.gguf and asked.spec is None
+    return set(asked.kinds) <= set(STREAMED) and asked.spec is None
 
 
 def _free(out: Path) -> int:

@@ -19,6 +19,8 @@ from ..sites.address import STREAMED, Kind
 
 #: memory beside the weights, as their multiple: what is computed with them
 _OVERHEAD = 1.25
+#: bytes that a stored one is computed with at most: of float16 or, in GGUF, of two bits, as float64
+_MOST_COMPUTED = {False: 4, True: 32}
 
 Data = TypeVar("Data", TextData, PairData)
 
@@ -68,13 +70,14 @@ def streaming(terminal: Teller, source: str, how: Mapping[str, Any]) -> dict[str
 
 
 def fits(source: str, dtype: str, trust_remote_code: bool) -> bool:
-    """Whether the model may be loaded as a whole; only folders of safetensors can be read otherwise."""
+    """Whether the model may be loaded as a whole; one that is not downloaded yet can't be read otherwise."""
     found = resolve(source)
-    if found.on_hub or found.gguf:
+    if found.on_hub:
         return True
     available = psutil.virtual_memory().available
-    stored = sum(file.stat().st_size for file in Path(found.place).glob("*.safetensors"))
-    if 4 * stored < available:  # even float16 computed with as float64 fits
+    files = [Path(str(found))] if found.gguf else Path(found.place).glob("*.safetensors")
+    stored = sum(file.stat().st_size for file in files)
+    if _MOST_COMPUTED[bool(found.gguf)] * stored < available:
         return True
     skeleton = models.skeleton(source, trust_remote_code=trust_remote_code)
     kind = skeleton.dtype if dtype == "auto" else models.DTYPES[dtype]
