@@ -47,7 +47,7 @@ def measured(name: str, asked: argparse.Namespace, text: Path) -> dict[str, Any]
     place = out / name.replace(", ", "_").replace(" ", "")
     spelt = [word for option, value in options.items() for word in (f"--{option}", value)]
     data = ("--data", text, "--holdout", HOLDOUT)
-    training = ("--steps", steps, "--batch-size", 4, "--seq-len", 256, "--save-every", 20)
+    training = ("--steps", steps, "--batch-size", 4, "--seq-len", 256, "--save-every", steps)
     again = ("--resume",) if unfinished(place) else ("--force",)
     pruned = lmprune(
         "prune",
