@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from ..budget.budget import Spending
-from ..budget.choosing import least_for, multiple_for
+from ..budget.choosing import kinds_of, least_for, multiple_for
+from ..budget.exchange import exchange_rates, weighed
 from ..budget.levels import Choices, grid
 from ..budget.search import SEARCHES, Course, ranking
 from ..checkpoints.rooms import scratch
 from ..progress import Stages, silent
+from ..sites.address import Kind
 from ..sites.site import Site
 from .database import Database
 from .elimination import eliminate
@@ -95,14 +97,24 @@ def spread(walk: Walk, spending: Spending, judged: Tensor, *, multiple_of: int =
             levels = [database.levels(site.address, grids[site.address]) for site in sites]
             return Choices.of(levels, spending.costs, spending.most), database
 
-        choices, _ = choices_on(None)
-        start = ranking(choices)
-        if spending.by not in SEARCHES:
+        def judge_of(choices: Choices, database: Database) -> Stitched:
+            amounts = [amount for amount in _AMOUNTS if amount <= len(judged)] or [len(judged)]
+            return Stitched(walk.model, sites, choices.levels, database, ends, amounts)
+
+        choices, database = choices_on(None)
+        several, searched, rates = len(kinds_of(sites)) > 1, spending.by in SEARCHES, dict[Kind, float]()
+        if several or searched:
+            ends = DenseEnds(walk.model, sites, judged)
+        if several:
+            with as_before(sites):
+                rates = exchange_rates(choices, judge_of(choices, database))
+            told = ", ".join(f"{kind} {rate:.3g}" for kind, rate in rates.items())
+            spending.note(f"errors are weighed by what they come to in the whole model: {told}")
+        start = ranking(weighed(choices, rates))
+        if not searched:
             return Spread(choices.counts(start), [])
-        ends = DenseEnds(walk.model, sites, judged)
         choices, database = choices_on(choices.counts(start))
-        amounts = [amount for amount in _AMOUNTS if amount <= len(judged)] or [len(judged)]
-        judge = Stitched(walk.model, sites, choices.levels, database, ends, amounts)
+        choices, judge = weighed(choices, rates), judge_of(choices, database)
         course = Course(judge, spending.effort, spending.note, stages("searching"))
         with as_before(sites):
             course.offer(start, "ranking")
