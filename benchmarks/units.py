@@ -35,7 +35,7 @@ REMOVED = (0.10, 0.20, 0.35)
 
 @dataclass(frozen=True)
 class Row:
-    """units at `keep`; keep None = so that `removed` of the blocks' parameters go. scope: or a way to spread a budget."""
+    """units at `keep`; keep None = so that `removed` of the blocks' parameters go. scope: or how a budget is spread."""
 
     units: tuple[Any, ...]
     method: str

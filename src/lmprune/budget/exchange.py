@@ -34,11 +34,11 @@ def exchange_rates(choices: Choices, judge: Judge) -> dict[Kind, float]:
     loss (from the second time on the geometric mean with the rate before, since a rate holds only near its choice); and
     each kind alone, as far as it goes.
     """
-    kinds = list(dict.fromkeys(each.address.kind for each in choices.levels))
-    rates = dict.fromkeys(kinds, 1.0)
+    kinds: list[Kind] = list(dict.fromkeys(each.address.kind for each in choices.levels))
+    rates: dict[Kind, float] = dict.fromkeys(kinds, 1.0)
     if len(kinds) == 1:
         return rates
-    tried = [dict(rates)]
+    tried: list[dict[Kind, float]] = [dict(rates)]
     for turn in range(_TURNS):
         choice = ranking(weighed(choices, rates))
         for kind in kinds:
@@ -48,7 +48,9 @@ def exchange_rates(choices: Choices, judge: Judge) -> dict[Kind, float]:
                 found = max(judge.loss(part, judge.rounds - 1), 1e-12) / foretold
                 rates[kind] = found if turn == 0 else math.sqrt(rates[kind] * found)
         tried.append(dict(rates))
-    tried += [{other: 1.0 if other == kind else _NEVER for other in kinds} for kind in kinds]
+    for kind in kinds:
+        alone: dict[Kind, float] = {other: 1.0 if other == kind else _NEVER for other in kinds}
+        tried.append(alone)
     losses: dict[Choice, float] = {}
     for candidate in tried:
         choice = ranking(weighed(choices, candidate))

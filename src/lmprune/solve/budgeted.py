@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -99,19 +100,18 @@ def spread(walk: Walk, spending: Spending, judged: Tensor, *, multiple_of: int =
 
         def judge_of(choices: Choices, database: Database) -> Stitched:
             amounts = [amount for amount in _AMOUNTS if amount <= len(judged)] or [len(judged)]
-            return Stitched(walk.model, sites, choices.levels, database, ends, amounts)
+            return Stitched(walk.model, sites, choices.levels, database, ends(), amounts)
 
+        ends = cache(partial(DenseEnds, walk.model, sites, judged))
         choices, database = choices_on(None)
-        several, searched, rates = len(kinds_of(sites)) > 1, spending.by in SEARCHES, dict[Kind, float]()
-        if several or searched:
-            ends = DenseEnds(walk.model, sites, judged)
-        if several:
+        rates: dict[Kind, float] = {}
+        if len(kinds_of(sites)) > 1:
             with as_before(sites):
                 rates = exchange_rates(choices, judge_of(choices, database))
             told = ", ".join(f"{kind} {rate:.3g}" for kind, rate in rates.items())
             spending.note(f"errors are weighed by what they come to in the whole model: {told}")
         start = ranking(weighed(choices, rates))
-        if not searched:
+        if spending.by not in SEARCHES:
             return Spread(choices.counts(start), [])
         choices, database = choices_on(choices.counts(start))
         choices, judge = weighed(choices, rates), judge_of(choices, database)
