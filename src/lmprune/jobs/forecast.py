@@ -95,7 +95,7 @@ def _way(asked: Asked, shape: Shape, work: Work, *, after: int, saved: int) -> d
     base = psutil.Process().memory_info().rss + (_TEXT if asked.calibrates else 0)
     # a file is made of a copy, and of another where the dtype is not the one that was computed with
     saving = 0 if streamed else after * number + saved * (1 if saved == after * number else 2)
-    phases = solver.phases(work, guess(shape)) if asked.plan is None else []
+    phases = solver.phases(work, guess(shape, models.check_device(asked.how["device"]))) if asked.plan is None else []
     return {
         "memory_mb": None if held is None else (base + max(shape.weights + held.peak, saving)) / 1e6,
         "result_mb": saved / 1e6,

@@ -14,6 +14,7 @@ import torch
 
 from ..budget.keeps import Keep
 from ..budget.selection import Scope
+from ..precision import place_of_float64
 from ..progress import Phase
 from ..scores.passes import backward, gradients_from_embeddings, undisturbed
 from ..sites.place import Place
@@ -60,9 +61,9 @@ class Pace:
 _REACHED = 0.6
 
 
-def guess(shape: Shape) -> Pace:
-    """From the model's shapes and products of matrices here, for a model that is not in memory."""
-    single, double = _product(torch.float32), _product(torch.float64)
+def guess(shape: Shape, device: torch.device) -> Pace:
+    """From the model's shapes and products of matrices there, for a model that is not in memory."""
+    single, double = _products(device)
     blocks = sum(shape.blocks) * single / _REACHED
     forward = blocks + shape.vocabulary * shape.hidden * single / _REACHED
     return Pace(blocks, forward, 2 * forward, single, double)
@@ -79,15 +80,15 @@ def measure(model: Any, seq_len: int, *, gradients: bool) -> Pace:
     with undisturbed(model):
         with torch.no_grad():
             model(ids_1T[:, : length // 4 + 1], use_cache=False)  # what is slow the first time only
-            forward = _seconds(lambda: model(ids_1T, use_cache=False))
+            forward = _seconds(lambda: model(ids_1T, use_cache=False), model.device)
             with torch.no_grad():
-                head = _seconds(lambda: _head(model, length))
+                head = _seconds(lambda: _head(model, length), model.device)
         both = 2 * forward
         if gradients:
             with gradients_from_embeddings(model), torch.enable_grad():
-                both = _seconds(lambda: backward(model, ids_1T))
+                both = _seconds(lambda: backward(model, ids_1T), model.device)
     blocks = max(forward - head, 0.1 * forward)
-    single, double = _product(torch.float32), _product(torch.float64)
+    single, double = _products(model.device)
     return Pace(blocks / length, forward / length, both / length, single, double)
 
 
@@ -100,16 +101,29 @@ def _head(model: Any, length: int) -> None:
         )
 
 
-def _product(dtype: torch.dtype) -> float:
-    a = torch.full((_SIZE, _SIZE), 0.5, dtype=dtype)
+def _products(device: torch.device) -> tuple[float, float]:
+    """A multiplication and addition in float32 there, and in float64 where that is solved."""
+    return _product(torch.float32, device), _product(torch.float64, place_of_float64(device))
+
+
+def _product(dtype: torch.dtype, device: torch.device) -> float:
+    a = torch.full((_SIZE, _SIZE), 0.5, dtype=dtype, device=device)
     torch.matmul(a, a)  # what is slow the first time only
-    return min(_seconds(lambda: a @ a) for _ in range(2)) / _SIZE**3
+    return min(_seconds(lambda: a @ a, device) for _ in range(2)) / _SIZE**3
 
 
-def _seconds(work: Callable[[], Any]) -> float:
+def _seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """Until the device has done it: an accelerator is only told what to do."""
+    _wait(device)
     start = time.perf_counter()
     work()
+    _wait(device)
     return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu" and torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def statistics(pace: Pace, tokens: int, *, gradients: bool) -> list[Phase]:
