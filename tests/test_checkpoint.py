@@ -168,11 +168,12 @@ def test_a_width_of_one_layer_that_is_no_number_is_refused_before_a_text_is_read
         models.load(tmp_path)
 
 
-def test_fewer_heads_than_none_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("key", "value"), [("num_heads", -4), ("attention_dropout", float("nan"))])
+def test_fewer_heads_than_none_and_no_numbers_are_refused(tmp_path: Path, key: str, value: float) -> None:
     checkpoint.save(tiny_model("gpt_neo"), tmp_path / "m")
     config = json.loads((tmp_path / "m" / "config.json").read_text())
-    (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "num_heads": -config["num_heads"]}))
-    with pytest.raises(UserError, match=r"config.json has 'num_heads' = -4; no model has that"):
+    (tmp_path / "m" / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(UserError, match=rf"config.json has '{key}' = {value}; no model has that"):
         models.load(tmp_path / "m")
 
 

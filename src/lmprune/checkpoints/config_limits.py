@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def check_raw(file: str | None, place: object) -> None:
     if file is None:
         return
     with reading(f"can't load the model of {place}: config.json"):
-        config = json.loads(text_of(Path(file)))  # NaN and Infinity, too: transformers writes them
+        config = json.loads(text_of(Path(file)))  # with Infinity, which transformers writes
         if not isinstance(config, dict):
             raise UserError(f"can't load the model of {place}: config.json holds {type(config).__name__}, no object")
         for key, value in config.items():
@@ -40,9 +41,14 @@ def check_raw(file: str | None, place: object) -> None:
 
 def _check(key: str, value: Any, place: object, most: int | None = None) -> None:
     """most: what a whole number may be, where its name doesn't say."""
-    if isinstance(value, int) and (
-        abs(value) > (most or (_LAYERS if key.endswith(("layer", "layers")) else _COUNT))
-        or (value < 0 and key.endswith(_COUNTS))
+    no_number = isinstance(value, float) and math.isnan(value)
+    if (
+        no_number
+        or isinstance(value, int)
+        and (
+            abs(value) > (most or (_LAYERS if key.endswith(("layer", "layers")) else _COUNT))
+            or (value < 0 and key.endswith(_COUNTS))
+        )
     ):
         raise UserError(f"{place}: config.json has {shown(key)} = {shown(value)}; no model has that")
     if isinstance(value, dict):
