@@ -41,15 +41,7 @@ def check_raw(file: str | None, place: object) -> None:
 
 def _check(key: str, value: Any, place: object, most: int | None = None) -> None:
     """most: what a whole number may be, where its name doesn't say."""
-    no_number = isinstance(value, float) and math.isnan(value)
-    if (
-        no_number
-        or isinstance(value, int)
-        and (
-            abs(value) > (most or (_LAYERS if key.endswith(("layer", "layers")) else _COUNT))
-            or (value < 0 and key.endswith(_COUNTS))
-        )
-    ):
+    if _is_no_number(value) or _is_out_of_reach(key, value, most):
         raise UserError(f"{place}: config.json has {shown(key)} = {shown(value)}; no model has that")
     if isinstance(value, dict):
         for inner, each in value.items():
@@ -58,6 +50,17 @@ def _check(key: str, value: Any, place: object, most: int | None = None) -> None
         repeats = any(isinstance(each, list | dict) for each in value)  # as in [["global", "local"], 12]
         for each in value:
             _check(key, each, place, _LAYERS if repeats else _COUNT)
+
+
+def _is_no_number(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _is_out_of_reach(key: str, value: Any, most: int | None) -> bool:
+    if not isinstance(value, int):
+        return False
+    limit = most or (_LAYERS if key.endswith(("layer", "layers")) else _COUNT)
+    return abs(value) > limit or (value < 0 and key.endswith(_COUNTS))
 
 
 def check_layers(config: Any, num_tensors: int, place: object) -> None:
