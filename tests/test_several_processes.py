@@ -45,10 +45,10 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_checkpoint(tmp_path_factory.mktemp("teacher") / "llama", seed=1)
 
 
-def environment(rank: int, port: int) -> dict[str, str]:
-    """What torchrun tells each of two processes."""
+def environment(rank: int, port: int, number: int = 2) -> dict[str, str]:
+    """What torchrun tells each of two processes, or more."""
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    return dict(zip(names, map(str, (rank, rank, 2, 2, "127.0.0.1", port)), strict=True))
+    return dict(zip(names, map(str, (rank, rank, number, number, "127.0.0.1", port)), strict=True))
 
 
 def one_of_two(args: list[object], rank: int, port: int, answer: Any, die_after: int | None) -> None:
@@ -59,13 +59,15 @@ def one_of_two(args: list[object], rank: int, port: int, answer: Any, die_after:
     answer.send(lmprune(*args))
 
 
-def on_two(forks: Any, what: Any, target: Any = one_of_two, die_after: int | None = None) -> list[Any]:
-    """What two processes answer; one that was killed does not."""
+def on_two(forks: Any, what: Any, target: Any = one_of_two, die_after: int | None = None, number: int = 2) -> list[Any]:
+    """What two processes answer, or more; one that was killed does not."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    pipes = [forks.Pipe(duplex=False) for _ in range(2)]
-    started = [forks.Process(target=target, args=(what, rank, port, pipes[rank][1], die_after)) for rank in range(2)]
+    pipes = [forks.Pipe(duplex=False) for _ in range(number)]
+    started = [
+        forks.Process(target=target, args=(what, rank, port, pipes[rank][1], die_after)) for rank in range(number)
+    ]
     for process in started:
         process.start()
     for process in started:

@@ -25,6 +25,7 @@ from .data.tokens import sequences
 from .errors import UserError, unknown
 from .methods import GIVEN, Method, MethodLike, get_method, must_train
 from .plan import PrunePlan, in_order
+from .processes import check_alike
 from .progress import Stages, silent
 from .scores.criteria import checked_scores
 from .sites.address import STREAMED, Address, Kind
@@ -188,6 +189,7 @@ def _solved(
     """Choose, unless that was done before, cut and repair: what stays of each site, the scores, and what a plan says of
     a search."""
     _check_as_begun(model, input_ids, plan)
+    check_alike(input_ids, [solver, share, how, plan and plan.kept])
     if isinstance(share, Spending):
         if plan is not None or given is not None:
             raise UserError("a plan or scores say which units stay, so no budget is searched beside them; drop one")

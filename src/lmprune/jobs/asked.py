@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from ..budget.budget import Budget
 from ..checkpoints.licences import Licence
@@ -63,11 +62,6 @@ class Asked:
     @property
     def calibrates(self) -> bool:
         return self.row.solver_of(self.kinds).reads_text(chosen=self.plan is not None)
-
-    @property
-    def writes(self) -> bool:
-        """Whether this process is the one that writes files."""
-        return self.run is None or PartialState().is_main_process
 
     def begun(self, model: Any, terminal: Teller) -> AbstractContextManager[None]:
         """Around the work on the model that was opened."""

@@ -19,6 +19,7 @@ from ..errors import unknown
 from ..evaluation.memory import peak_memory_mb
 from ..methods import get_method
 from ..plan import PrunePlan
+from ..processes import together, wait, writes
 from ..progress import Teller
 from ..sites.families import parse_spec
 from ..sites.find import find_sites
@@ -45,6 +46,7 @@ from .reproduce import (
     tell_dtype,
 )
 from .scores_file import check_scores_file, write_scores
+from .together import check_whole, device_of_mine
 from .training_checks import check_method, check_source, training_of
 
 #: tokens that neurons are scored on: at once, and at each milestone of a training
@@ -56,6 +58,7 @@ def prune(terminal: Teller, **options: Any) -> dict[str, Any]:
     began = time.perf_counter()
     asked = check(**options)
     opened = open_asked(terminal, asked)
+    check_whole(opened.dense)
     walks = pages_of(opened.dense) is not None and asked.calibrates and asked["max_ppl_ratio"] is None
     asked = replace(asked, kept=(asked.kept or Kept(asked["out"], asked.options)) if walks else None)
     with asked.begun(opened.dense, terminal):
@@ -68,8 +71,9 @@ def prune(terminal: Teller, **options: Any) -> dict[str, Any]:
         record = write(terminal, asked, opened, made, seconds, compared(terminal, before, made.model))
     if asked.run is not None:
         asked.run.finish()
-    else:
+    elif writes():
         forget(asked["out"], PRUNING)
+    wait()
     return record
 
 
@@ -112,6 +116,7 @@ def check(
         check_trains(stream)
         run = RunFolder(out, result_settings(options), resume=training.resume, force=force)
     else:
+        how["device"] = device_of_mine(options)
         kept = kept_before(out, options, walks=stream and row.solver_of(kinds).reads_text(chosen=chosen is not None))
         how["stream"] = stream or (kept is not None and kept.resume)
         check_streams(how["stream"], kinds, ffn)
@@ -207,7 +212,7 @@ def write(
         "quality": made.quality,
         "answers": answered,
     }
-    if asked.writes:
+    if writes():
         with terminal.busy(f"writing {out}"):
             checkpoint.save(
                 made.model, asked.destination or out, tokenizer=opened.tokenizer, plan=done, spec=asked.spec,
@@ -226,7 +231,7 @@ def write(
 
 def _cut(terminal: Teller, asked: Asked, opened: Opened, dense: Any) -> PrunePlan:
     """Prune the model in place, at once."""
-    with terminal.stages(asked.phases) as stages:
+    with terminal.stages(asked.phases) as stages, together():
         plan = pruning.prune(
             dense, opened.tokenizer, units=asked.kinds, method=asked.row.name,
             data=opened.text or asked["data"], plan=asked.plan,
@@ -239,5 +244,5 @@ def _cut(terminal: Teller, asked: Asked, opened: Opened, dense: Any) -> PrunePla
 
 
 def _keep_scores(asked: Asked, plan: PrunePlan) -> None:
-    if asked["scores_out"] is not None and asked.writes:
+    if asked["scores_out"] is not None and writes():
         write_scores(plan, asked["scores_out"])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.journal import Tensors, stage_of
 from ..precision import full_products, in_float64
+from ..processes import Share
 from ..progress import Progress
 from ..sites.pages import pages_of
 from ..sites.site import Site
@@ -65,7 +66,7 @@ def curvature_after(
     (docs/lab_notes.md).
     input_ids: (sequences, T); a few thousand tokens are enough. rel_damp: a ridge, relative to the mean diagonal.
     """
-    num_sequences, seq_len = input_ids.shape
+    share, (num_sequences, seq_len) = Share(input_ids), input_ids.shape
     sums: dict[int, Tensor] = {}
     seen: Counter[int] = Counter()
     stage = stage_of(model, "curvature")
@@ -81,8 +82,9 @@ def curvature_after(
                 gram_DD = in_float64(unit_ND.T @ unit_ND) * norm_N.square().median()
             sums[place] = sums[place] + gram_DD if place in sums else gram_DD
             seen[place] += 1
-            if seen[place] == num_sequences:  # one at a time is read
-                found.put(place, _damped(sums.pop(place).cpu() / (num_sequences * (seq_len - 1)), rel_damp))
+            if seen[place] == len(share.mine):  # one at a time is read
+                mean_DD = share.total(sums.pop(place)).cpu() / (num_sequences * (seq_len - 1))
+                found.put(place, _damped(mean_DD, rel_damp))
 
         return lambda _module, _args, out: out.register_hook(on_gradient) and None
 
@@ -91,7 +93,7 @@ def curvature_after(
             stack.callback(module.register_forward_hook(watch(place)).remove)
 
     device = next(model.parameters()).device
-    batches = input_ids.to(device).split(1)
+    batches = share.mine.to(device).split(1)
     with undisturbed(model), ExitStack() as stack, torch.enable_grad():
         if (pages := pages_of(model)) is not None:
             backward_by_blocks(Blocks(model, pages.blocks), batches, attach, stage, progress=progress)
@@ -101,7 +103,7 @@ def curvature_after(
             for done, batch_BT in enumerate(batches, start=1):
                 backward(model, batch_BT)
                 if progress:
-                    progress(done, num_sequences)
+                    progress(done, len(batches))
     return found
 
 

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..precision import in_float64, precise
+from ..processes import Share
 from ..progress import Progress
-from ..sites.address import Kind
+from ..sites.address import SEAM_KINDS, Kind
 from ..sites.expert_neurons import ExpertNeurons
 from ..sites.pages import here
 from ..sites.place import Place
@@ -107,9 +108,13 @@ def collect(
     if any(site.address.kind == "expert_neurons" for site in sites):
         batch_size = 1  # which of an expert's tokens are of one sequence is seen no other way
     device = next(model.parameters()).device
-    batches = [batch.to(device) for batch in input_ids.split(batch_size or (1 if gradients else 4))]
+    share = Share(input_ids) if all(site.address.kind in SEAM_KINDS for site in sites) else None
+    mine = share.mine if share else input_ids
+    batches = [batch.to(device) for batch in mine.split(batch_size or (1 if gradients else 4))]
     with undisturbed(model), torch.set_grad_enabled(gradients):
         read(model, observers, batches, gradients=gradients, progress=progress)
+    for observer in observers if share else ():
+        observer.add_up(share)
     return [observer.result(num_sequences) for observer in observers]
 
 
@@ -198,6 +203,14 @@ class _Observer:
         if self.theta_grad_BU is not None:
             self._add("sensitivity", self.theta_grad_BU.abs().sum(0))
         self.theta_grad_BU = None
+
+    def add_up(self, share: Share) -> None:
+        """What the other processes have seen comes in."""
+        self.num_tokens = round(share.number(self.num_tokens))
+        for name in sorted(self.sums):
+            share.total(self.sums[name])
+        for grad in self.weight_grads.values():
+            share.total(grad)
 
     def result(self, num_sequences: int) -> SeamStatistics:
         if self.seq_len is None and not self.num_tokens:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.journal import Stage, Tensors, listed, numbered
 from ..precision import full_products, in_float64, place_of_float64
+from ..processes import Share
 from ..progress import Progress
 from ..sites.address import Address
 from ..sites.pages import here
@@ -56,7 +57,8 @@ def layer_problems(
     groups = {group[0].layer: group for group in by_layer(sites)}
     probe = max(sites, key=lambda site: (site.address.order()[-1], -site.layer))
     begin, state = (stage.done, stage.state) if stage else (0, {})
-    streams = _Streams(model, probe, input_ids.split(batch_size), compensation if sequential else 0.0, without, state)
+    share = Share(input_ids)
+    streams = _Streams(model, probe, share, batch_size, compensation if sequential else 0.0, without, state)
     for layer in range(begin, last := max(groups) + 1):
         group = groups.get(layer, [])
         here(streams.blocks.blocks[layer])
@@ -85,23 +87,25 @@ class _Streams:
     """The hidden states that enter the next block, batch by batch: `hidden`, of the model as it was cut so far, and
     where something is to be made up for, `dense`, of the model as it was.
 
-    probe: a site of those that act last in a block, by which is seen what a block adds to the stream.
+    text: what this process reads. probe: a site of those that act last in a block, by which is seen what a block adds
+    to the stream.
     apart: whether a reader was changed, so that the two differ.
     state: of streams that are taken up where they were left, what `state` gave of them.
     """
 
     def __init__(
-        self, model: Any, probe: Site, batches: Sequence[Tensor], compensation: float, without: Mapping[int, Skip],
-        state: Tensors,
+        self, model: Any, probe: Site, text: Share, batch_size: int, compensation: float,
+        without: Mapping[int, Skip], state: Tensors,
     ):  # fmt: skip
+        self.text = text
         self.blocks = Blocks(model, [*list_of(model, probe.block)])
         device = next(model.parameters()).device
-        self.hidden = [self.blocks.inputs(batch_BT.to(device)) for batch_BT in batches]
+        self.hidden = [self.blocks.inputs(batch_BT.to(device)) for batch_BT in text.mine.split(batch_size)]
         self.without = without
         if state:
             self._take_up(state, device)
             return
-        gain = residual_gain(self.blocks, probe, self.hidden[0]) if compensation else None
+        gain = text.first(residual_gain(self.blocks, probe, self.hidden[0])) if compensation else None
         self.dense = list(self.hidden) if gain else None
         self.share = compensation / gain if gain else 0.0
         self.apart = False
@@ -169,6 +173,8 @@ class _Streams:
                     tap.clear()
                 if last:
                     self.hidden[i] = out_BTD
+        for moments in found:
+            moments.add_up(self.text)
         return {moments.address: moments for moments in found}
 
     def _target(self, i: int, out_BTD: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -208,6 +214,12 @@ class Moments:
             self.sum_FF += (weighted_FN @ x_NF).to(self.place)
             if drift_BTD is not None:
                 self.drift_FD += (weighted_FN @ drift_BTD.flatten(0, -2).float()).to(self.place)
+
+    def add_up(self, share: Share) -> None:
+        """What the other processes have seen comes in."""
+        self.weight = share.number(self.weight)
+        share.total(self.sum_FF)
+        share.total(self.drift_FD)
 
     def problem(self, site: Site, *, rel_damp: float, per_neuron: bool) -> LeastSquares:
         """The sums are used up by it: they are as large as all that the solver has."""
