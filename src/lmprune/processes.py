@@ -64,10 +64,10 @@ def check_alike(input_ids: Tensor | None, settings: Any) -> None:
 
 class Share:
     """mine: the sequences of a text (sequences, T) that this process reads; all of them, where it is alone or they are
-    fewer than the processes."""
+    fewer than the processes. whole: each reads all of them."""
 
-    def __init__(self, input_ids: Tensor):
-        self._shared = _TOGETHER.get() and len(input_ids) >= dist.get_world_size()
+    def __init__(self, input_ids: Tensor, *, whole: bool = False):
+        self._shared = not whole and _TOGETHER.get() and len(input_ids) >= dist.get_world_size()
         self.mine = input_ids[dist.get_rank() :: dist.get_world_size()] if self._shared else input_ids
 
     def total(self, values: Tensor) -> Tensor:

@@ -108,13 +108,13 @@ def collect(
     if any(site.address.kind == "expert_neurons" for site in sites):
         batch_size = 1  # which of an expert's tokens are of one sequence is seen no other way
     device = next(model.parameters()).device
-    share = Share(input_ids) if all(site.address.kind in SEAM_KINDS for site in sites) else None
-    mine = share.mine if share else input_ids
-    batches = [batch.to(device) for batch in mine.split(batch_size or (1 if gradients else 4))]
+    share = Share(input_ids, whole=any(site.address.kind not in SEAM_KINDS for site in sites))
+    batches = [batch.to(device) for batch in share.mine.split(batch_size or (1 if gradients else 4))]
     with undisturbed(model), torch.set_grad_enabled(gradients):
         read(model, observers, batches, gradients=gradients, progress=progress)
-    for observer in observers if share else ():
-        observer.add_up(share)
+    for observer in observers:
+        if isinstance(observer, _Observer):
+            observer.add_up(share)
     return [observer.result(num_sequences) for observer in observers]
 
 
