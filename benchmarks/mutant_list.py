@@ -417,7 +417,7 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
         "layer_scores",
         [
             ("(1 - cosine_BT)", "(1 - cosine_BT.abs())"),
-            ("site.members[unit] + 1, len", "site.members[unit], len"),
+            ("site.members[unit - 1] + 1 if unit", "site.members[unit - 1] if unit"),
             ("now_U[gone] = torch.inf", "pass"),
         ],
     ),

@@ -14,7 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_bad_input import refused
-from tiny_checkpoints import TEXT, lmprune, tiny_checkpoint
+from test_gguf_reading import some
+from tiny_checkpoints import TEXT, byte_tokenizer, lmprune, tiny_checkpoint
+from tiny_mixtures import tiny_mixture
 
 import lmprune as library
 from lmprune.checkpoints import journal, sealed
@@ -30,6 +32,16 @@ RUNS: dict[str, tuple[tuple[object, ...], int]] = {
     "llm_pruner": (("--method", "llm_pruner",), 4),
     "sensitivity": (("--method", "sensitivity",), 4),
 }  # fmt: skip
+
+
+#: of experts, and of neurons inside them
+MIXED = [
+    ("obs", "expert_neurons"),
+    *(
+        pytest.param(method, units, marks=pytest.mark.conformance)
+        for method, units in (("reap", "experts"), ("activation", "expert_neurons"), ("llm_pruner", "expert_neurons"))
+    ),
+]
 
 
 class PowerCut(BaseException):
@@ -77,14 +89,14 @@ def result() -> dict[str, bytes]:
     return found
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", some(RUNS, "obs", "llm_pruner"))
 def test_it_goes_on_after_any_block(name: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words, number = RUNS[name]
     with cut_off(monkeypatch) as seen:
         assert prune(*words).code == 0
     assert seen == [number]
     whole = result()
-    for moment in {1, 2, number // 2, number - 1, number}:
+    for moment in sorted({2, number // 2, number - 1}):
         stopped(monkeypatch, moment, *words)
         assert not Path("out").exists()
         with cut_off(monkeypatch) as seen:
@@ -93,6 +105,7 @@ def test_it_goes_on_after_any_block(name: str, here: Path, monkeypatch: pytest.M
         assert result() == whole
 
 
+@pytest.mark.conformance
 def test_it_may_be_stopped_again_and_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words, number = RUNS["obs"]
     assert prune(*words).code == 0
@@ -120,27 +133,40 @@ def test_a_plan_that_is_carried_out_goes_on(here: Path, monkeypatch: pytest.Monk
     assert seen == [2] and result() == whole
     with cut_off(monkeypatch, 2), pytest.raises(PowerCut):
         refit()
-    lmprune("prune", "m", "--data", "cats.txt", *SHORT, "--method", "magnitude", "--out", "first", "--force")
     lmprune("prune", "m", "--data", "cats.txt", *SHORT, "--seed", 3, "--scope", "global", "--out", "first", "--force")
     assert "began with another plan" in refused(
         "prune", "m", "--stream", "--data", "cats.txt", *keeps, *words, "--out", "out", "--resume"
     )
 
 
-def test_experts_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tiny_checkpoints import byte_tokenizer
-    from tiny_mixtures import tiny_mixture
+def goes_on(patch: pytest.MonkeyPatch, *words: object) -> int:
+    """After every block. Returns the number of these."""
+    with cut_off(patch) as seen:
+        assert prune(*words).code == 0
+    (number,), whole = seen, result()
+    for moment in range(1, number + 1):
+        stopped(patch, moment, *words)
+        with cut_off(patch) as seen:
+            assert prune(*words, "--resume").code == 0
+        assert seen == [number - moment] and result() == whole
+    return number
 
+
+def test_layers_go_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert goes_on(monkeypatch, "--method", "obs", "--units", "attentions") > 2
+
+
+@pytest.mark.conformance
+def test_layers_go_on_from_scores(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert goes_on(monkeypatch, "--method", "sleb", "--units", "attentions,ffns") == 2
+
+
+@pytest.mark.parametrize(("method", "units"), MIXED)
+def test_mixtures_go_on(method: str, units: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library.save(tiny_mixture("qwen3_moe", vocab_size=257), tmp_path / "m", tokenizer=byte_tokenizer())
     (tmp_path / "cats.txt").write_text(TEXT)
     monkeypatch.chdir(tmp_path)
-    words = ("--method", "reap", "--units", "experts")
-    assert prune(*words).code == 0
-    whole = result()
-    stopped(monkeypatch, 1, *words)
-    with cut_off(monkeypatch) as seen:
-        assert prune(*words, "--resume").code == 0
-    assert seen[0] >= 1 and result() == whole
+    assert goes_on(monkeypatch, "--method", method, "--units", units, "--multiple-of", 8) > 1
 
 
 # -- what can't be gone on with

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_bad_input import refused
+from test_gguf_reading import some
 from tiny_checkpoints import lmprune as command
 from tiny_mixtures import tiny_mixture
 from tiny_models import NAMES, is_pruned_class, logits, tiny_model, tokens
@@ -22,7 +23,9 @@ from lmprune import GradualPruner
 from lmprune.checkpoints import models
 from lmprune.errors import UserError
 from lmprune.plan import PrunePlan
+from lmprune.sites.branches import BLOCKS
 from lmprune.sites.find import find_sites
+from lmprune.sites.mixtures import MIXTURES
 from lmprune.sites.pages import Pages, here, pages_of
 
 IDS = tokens(6, 20, seed=2)
@@ -160,15 +163,73 @@ def test_it_streams_by_itself_where_memory_is_short(
 
 def test_what_can_not_be_streamed(model: Path, text: Path, tmp_path: Path) -> None:
     how = ("prune", model, "--stream", "--data", text, "--out", tmp_path / "out")
-    assert "layers can't be removed from a model that is read block by block" in refused(*how, "--units", "layers")
     assert "--stream prunes at once: a training needs" in refused(*how, "--method", "gum", "--steps", 20)
     assert "--ffn is proved on the whole model" in refused(*how, "--ffn", "up=mlp.up_proj,down=mlp.down_proj")
     assert not (tmp_path / "out").exists()
     streamed = models.load(model, stream=True)
     with pytest.raises(UserError, match="read block by block"):
         GradualPruner(streamed, method="magnitude", keep=0.5, num_steps=20)
-    with pytest.raises(UserError, match="read block by block"):
-        lmprune.prune(streamed, method="shortgpt", units=("layers",), keep=0.5, data=IDS)
+
+
+def same_in_both_ways(folder: Path, **how: Any) -> tuple[Any, Any]:
+    """A model pruned as a whole, and block by block, from a checkpoint, and written: what is read of it then."""
+    plans = []
+    for name, model in zip(("whole", "streamed"), both(folder), strict=True):
+        plans.append(lmprune.prune(model, data=IDS, **how))
+        lmprune.save(model, folder.parent / name, plan=plans[-1], force=True)
+    assert plans[0].to_json() == plans[1].to_json()
+    first, second = (folder.parent / name for name in ("whole", "streamed"))
+    assert (first / "config.json").read_text() == (second / "config.json").read_text()
+    again = models.load(first), models.load(second), models.load(second, stream=True)
+    assert torch.equal(logits(again[0]), logits(again[1])) and torch.equal(logits(again[0]), logits(again[2]))
+    return again[0], again[1]
+
+
+@pytest.mark.parametrize("name", some(sorted({*NAMES} & {*BLOCKS}), "llama", "gpt2", "gemma2"))
+@pytest.mark.parametrize("units", [("layers",), ("attentions", "ffns")])
+def test_layers_of_every_family(name: str, units: tuple[Any, ...], tmp_path: Path) -> None:
+    folder = saved(tmp_path / "dense", name)
+    try:
+        lmprune.prune(models.load(folder), units=units, method="random", keep=2 / 3)
+    except UserError:  # of these whole layers go alone
+        units = ("layers",)
+    same_in_both_ways(folder, units=units, method="obs", keep=2 / 3)
+
+
+@pytest.mark.parametrize("method", some(["shortgpt", "ppl_without", "sleb", "random"], "sleb"))
+@pytest.mark.parametrize("kind", some(["layers", "attentions", "ffns"], "layers", "attentions"))
+def test_every_score_of_layers(method: str, kind: Any, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "dense", num_hidden_layers=4)
+    whole, _ = same_in_both_ways(folder, units=(kind,), method=method, keep=0.5)
+    assert logits(whole).isfinite().all()
+
+
+def test_layers_go_from_what_has_lost_some(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "dense", num_hidden_layers=6)
+    model = models.load(folder, stream=True)
+    lmprune.prune(model, units=("attentions",), method="shortgpt", keep=0.5, data=IDS)
+    lmprune.save(model, tmp_path / "less")
+    same_in_both_ways(tmp_path / "less", units=("attentions",), method="ppl_without", keep=2 / 3)
+    same_in_both_ways(tmp_path / "less", units=("layers",), method="shortgpt", keep=0.5)
+
+
+def test_a_block_is_read_once_for_all_that_its_layers_are_scored_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streamed = models.load(saved(tmp_path / "dense", num_hidden_layers=6), stream=True)
+    read: list[int] = []
+    stored = Pages._stored
+    monkeypatch.setattr(Pages, "_stored", lambda pages, number: read.append(number) or stored(pages, number))
+    lmprune.prune(streamed, units=("layers",), method="ppl_without", keep=0.5, data=IDS)
+    assert len(read) <= 6 + 2, "and the first once more, for what all are called with"
+
+
+@pytest.mark.parametrize("method", some(["obs", "magnitude", "activation", "llm_pruner"], "obs", "llm_pruner"))
+@pytest.mark.parametrize("name", some(sorted(MIXTURES), "gpt_oss"))
+def test_neurons_inside_experts(name: str, method: str, tmp_path: Path) -> None:
+    tiny_mixture(name).save_pretrained(tmp_path / "dense")
+    how: dict[str, Any] = {"units": ("expert_neurons",), "keep": 0.5, "multiple_of": 8, "scope": "local"}
+    same_in_both_ways(tmp_path / "dense", method=method, **how)
 
 
 def test_a_broken_block_is_named_when_it_comes(tmp_path: Path) -> None:

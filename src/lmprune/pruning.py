@@ -28,11 +28,11 @@ from .plan import PrunePlan, in_order
 from .processes import check_alike
 from .progress import Stages, silent
 from .scores.criteria import checked_scores
-from .sites.address import STREAMED, Address, Kind
+from .sites.address import Address, Kind
 from .sites.families import FFNSpec
 from .sites.find import find_sites
 from .sites.layers import check_left
-from .sites.limits import check_in_memory, check_tokens, check_whole
+from .sites.limits import check_in_memory, check_tokens
 from .sites.place import Place
 from .sites.proof import check_ffns
 from .sites.site import seams
@@ -145,8 +145,6 @@ def _checked_sites(
     row.solver_of(kinds)
     sites = find_sites(model, kinds, spec)
     check_in_memory(model)
-    if others := [kind for kind in kinds if kind not in STREAMED]:
-        check_whole(model, f"{' and '.join(others)} can't be removed")
     if spec is not None:
         check_ffns(model, seams(sites, "--ffn"))
     if plan is not None:

@@ -21,6 +21,7 @@ from ..sites.families import family_of
 from ..sites.find import blocks_of
 from ..sites.mixtures import MIXTURES, mixture_of
 from ..sites.pages import Pages, put
+from ..sites.walk import list_of
 from . import dtypes, placement
 from .rooms import scratch
 from .stored import INDEX, Stored, Unchanged
@@ -160,12 +161,14 @@ def write_blocks(model: Any, pages: Pages, folder: Path, wanted: Mapping[str, to
         placed.update(dict.fromkeys(state, file))
         total += sum(value.nbytes for value in state.values())
 
-    inside = tuple(f"{name}." for name in pages.names)
+    home = list_of(model, pages.blocks[0])
+    path = next(name for name, module in model.named_modules() if module is home)
     doubles = {target for target, _ in _tied(model)}
     rest = {name: value for name, value in model.state_dict().items() if name not in doubles}
-    write(0, {name: value for name, value in rest.items() if not name.startswith(inside)})
-    for place, prefix in enumerate(inside):
+    write(0, {name: value for name, value in rest.items() if not name.startswith(f"{path}.")})
+    for place, block in enumerate(pages.blocks):
+        prefix = f"{path}.{place}."
         buffers = {n: value for n, value in rest.items() if n.startswith(prefix) and not value.is_meta}
-        write(place + 1, {**buffers, **pages.state(place)})
+        write(place + 1, {**buffers, **{prefix + name: value for name, value in pages.state(block).items()}})
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -15,7 +15,6 @@ from ..budget.keeps import Keep
 from ..checkpoints import dtypes, models
 from ..errors import UserError
 from ..progress import Teller
-from ..sites.address import STREAMED
 from ..sites.find import find_sites
 from ..sites.limits import check_seq_len
 from ..sites.place import Place
@@ -61,7 +60,7 @@ def forecast(terminal: Teller, **options: Any) -> dict[str, Any]:
             asked, Shape.of(skeleton, sites, number=number, streamed=name == "streamed"), work, after=after, saved=saved
         )
         for name in ("whole", "streamed")
-        if name == "whole" or _can_stream(asked)
+        if name == "whole" or asked.spec is None
     }
     return {
         "model": asked["model"],
@@ -102,10 +101,6 @@ def _way(asked: Asked, shape: Shape, work: Work, *, after: int, saved: int) -> d
         "temporary_mb": None if held is None else (held.disk + streamed * sum(shape.blocks) * number) / 1e6,
         "seconds": timing.total(phases) or None,
     }
-
-
-def _can_stream(asked: Asked) -> bool:
-    return set(asked.kinds) <= set(STREAMED) and asked.spec is None
 
 
 def _free(out: Path) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,6 @@ from ..data.records import PairData
 from ..data.tokens import SAMPLE, check_same
 from ..errors import UserError
 from ..progress import Teller, silent
-from ..sites.address import STREAMED, Kind
 
 #: memory beside the weights, as their multiple: what is computed with them
 _OVERHEAD = 1.25
@@ -40,16 +39,9 @@ def check_tokenizer(
     check_same(tokenizer, other, next(filter(None, text.documents))[:SAMPLE], whose)
 
 
-def check_streams(stream: bool, kinds: Sequence[Kind], ffn: str | None) -> None:
+def check_streams(stream: bool, ffn: str | None) -> None:
     """Raises: UserError for what can't be done to a model that is read block by block."""
-    if not stream:
-        return
-    if others := [kind for kind in kinds if kind not in STREAMED]:
-        raise UserError(
-            f"{' and '.join(others)} can't be removed from a model that is read block by block; "
-            f"only {', '.join(STREAMED)} can: leave out --stream, or the others"
-        )
-    if ffn is not None:
+    if stream and ffn is not None:
         raise UserError(
             "--ffn is proved on the whole model, and --stream leaves it in its files; leave out one of them"
         )

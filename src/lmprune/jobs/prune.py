@@ -119,7 +119,7 @@ def check(
         how["device"] = device_of_mine(options)
         kept = kept_before(out, options, walks=stream and row.solver_of(kinds).reads_text(chosen=chosen is not None))
         how["stream"] = stream or (kept is not None and kept.resume)
-        check_streams(how["stream"], kinds, ffn)
+        check_streams(how["stream"], ffn)
     return Asked(
         options, row, kinds, chosen, training, tokens, corpus, how, kind, spec, questions, run, (), spent, destination,
         kept,

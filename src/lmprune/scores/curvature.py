@@ -88,9 +88,11 @@ def curvature_after(
 
         return lambda _module, _args, out: out.register_hook(on_gradient) and None
 
-    def attach(stack: ExitStack) -> None:
+    def attach(stack: ExitStack, inside: nn.Module) -> None:
+        there = {*inside.modules()}
         for place, module in enumerate(modules):
-            stack.callback(module.register_forward_hook(watch(place)).remove)
+            if module in there:
+                stack.callback(module.register_forward_hook(watch(place)).remove)
 
     device = next(model.parameters()).device
     batches = share.mine.to(device).split(1)
@@ -99,7 +101,7 @@ def curvature_after(
             backward_by_blocks(Blocks(model, pages.blocks), batches, attach, stage, progress=progress)
         else:
             stack.enter_context(gradients_from_embeddings(model))
-            attach(stack)
+            attach(stack, model)
             for done, batch_BT in enumerate(batches, start=1):
                 backward(model, batch_BT)
                 if progress:

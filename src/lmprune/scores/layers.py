@@ -37,10 +37,23 @@ def block_influence(model: Any, site: Layers, input_ids: Tensor, progress: Progr
 def loss_without(model: Any, site: Layers, input_ids: Tensor, progress: Progress | None = None) -> Tensor:
     """The mean next-token loss of the model without the unit, (U,): log of its perplexity."""
     blocks, sums_U = Blocks(model, [*site.blocks]), torch.zeros(site.count, dtype=torch.float64)
+    without: list[list[tuple[Tensor, Tensor]]] = []  # of each unit so far, each batch, and the stream without the unit
+
+    def go_on(begin: int, end: int) -> None:
+        """All of them through these blocks, so that each is read once where they lie in files."""
+        for layer in range(begin, end):
+            for streams in without:
+                streams[:] = [(batch_BT, blocks.run(layer, states_BTD)) for batch_BT, states_BTD in streams]
+
     for unit, batch_BT, _, states_BTD in _both(model, site, input_ids, progress, blocks):
-        for later in range(site.members[unit] + 1, len(site.blocks)):
-            states_BTD = blocks.run(later, states_BTD)
-        sums_U[unit] += _loss(blocks, states_BTD, batch_BT)
+        if unit == len(without):
+            go_on(site.members[unit - 1] + 1 if unit else 0, site.members[unit] + 1)
+            without.append([])
+        without[unit].append((batch_BT, states_BTD))
+    go_on(site.members[-1] + 1, len(site.blocks))
+    for unit, streams in enumerate(without):
+        for batch_BT, states_BTD in streams:
+            sums_U[unit] += _loss(blocks, states_BTD, batch_BT)
     return sums_U / (input_ids.numel() - len(input_ids))
 
 

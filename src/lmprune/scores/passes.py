@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..checkpoints.journal import Stage, Tensors, listed, numbered, stage_of
 from ..precision import precise
 from ..progress import Progress
-from ..sites.pages import pages_of
+from ..sites.pages import here, pages_of
 from ..sites.place import Place
 from ..sites.walk import Blocks
 
@@ -52,16 +52,13 @@ def read(
     A model whose blocks are not all in memory reads them block by block, each with all batches before the next.
     """
 
-    def attach(stack: ExitStack) -> None:
-        for observer in observers:
-            observer.attach(stack)
-
     if (pages := pages_of(model)) is not None:
-        _read_by_blocks(Blocks(model, pages.blocks), observers, batches, attach, gradients, progress)
+        _read_by_blocks(Blocks(model, pages.blocks), observers, batches, gradients, progress)
         return
     done = 0
     with ExitStack() as stack:
-        attach(stack)
+        for observer in observers:
+            observer.attach(stack)
         if gradients:
             stack.enter_context(gradients_from_embeddings(model))
         for batch_BT in batches:
@@ -80,7 +77,6 @@ def _read_by_blocks(
     blocks: Blocks,
     observers: Sequence[Observer],
     batches: Sequence[Tensor],
-    attach: Callable[[ExitStack], None],
     gradients: bool,
     progress: Progress | None,
 ) -> None:
@@ -88,15 +84,21 @@ def _read_by_blocks(
     stage, number = stage_of(blocks.model, "calibration"), len(blocks.blocks)
     done = range(number - stage.done, number) if gradients else range(stage.done)
 
-    def end_batch(layer: int) -> None:
+    def watching(layer: int) -> list[Observer]:
+        return [observer for observer in observers if observer.site.address.layer == layer]
+
+    def attach(stack: ExitStack, block: nn.Module) -> None:
         for observer in observers:
-            if observer.site.address.layer == layer:
-                observer.end_batch()
+            if observer.site.block is block:
+                observer.attach(stack)
+
+    def end_batch(layer: int) -> None:
+        for observer in watching(layer):
+            observer.end_batch()
 
     def end_block(layer: int) -> None:
-        for observer in observers:
-            if observer.site.address.layer == layer:
-                stage.found[str(observer.site.address)] = observer.state()
+        for observer in watching(layer):
+            stage.found[str(observer.site.address)] = observer.state()
 
     for observer in observers:
         if observer.site.address.layer in done:
@@ -107,16 +109,16 @@ def _read_by_blocks(
     last = 1 + max(observer.site.address.layer for observer in observers)
     hidden = [blocks.inputs(batch_BT) for batch_BT in batches]
     hidden = listed(stage.state, batches[0].device) or hidden
-    with ExitStack() as stack:
-        attach(stack)
-        for layer in range(stage.done, last):
+    for layer in range(stage.done, last):
+        with ExitStack() as stack:
+            attach(stack, here(blocks.blocks[layer]))
             for i, states_BTD in enumerate(hidden):
                 hidden[i] = blocks.run(layer, states_BTD)
                 end_batch(layer)
-            end_block(layer)
-            stage.end(partial(numbered, hidden))
-            if progress:
-                progress(layer + 1, last)
+        end_block(layer)
+        stage.end(partial(numbered, hidden))
+        if progress:
+            progress(layer + 1, last)
 
 
 def backward(model: nn.Module, batch_BT: Tensor) -> None:
@@ -128,7 +130,7 @@ def backward(model: nn.Module, batch_BT: Tensor) -> None:
 def backward_by_blocks(
     blocks: Blocks,
     batches: Sequence[Tensor],
-    watch: Callable[[ExitStack], None],
+    watch: Callable[[ExitStack, nn.Module], None],
     stage: Stage,
     after: Callable[[int], None] = lambda _layer: None,
     ended: Callable[[int], None] = lambda _layer: None,
@@ -137,9 +139,9 @@ def backward_by_blocks(
     """`backward` of each batch, block by block: every block is run once forwards, then, from the last to the first, for
     each batch forwards and backwards. For a model whose blocks are not all in memory.
 
-    What enters each block lies on the disk meanwhile. watch: puts hooks in place for the way back, in which each block
-    sees each batch once. stage: the way back. after: is called with the block's number when a batch has been through
-    it; ended: when all have.
+    What enters each block lies on the disk meanwhile. watch: puts hooks into a block, which is there by then, for the
+    way back, in which it sees each batch once. stage: the way back. after: is called with the block's number when a
+    batch has been through it; ended: when all have.
     """
     inputs = stage_of(blocks.model, "inputs").found
     number, device = len(blocks.blocks), batches[0].device
@@ -148,20 +150,20 @@ def backward_by_blocks(
         _gradient(blocks, states_BTD, batch_BT) for states_BTD, batch_BT in zip(hidden, batches, strict=True)
     ]
     del hidden
-    with ExitStack() as stack:
-        watch(stack)
-        for layer in reversed(range(number - stage.done)):
+    for layer in reversed(range(number - stage.done)):
+        with ExitStack() as stack:
+            watch(stack, here(blocks.blocks[layer]))
             for i, states_BTD in enumerate(listed(inputs[str(layer)], device)):
                 leaf_BTD = states_BTD.requires_grad_()
                 blocks.through(layer, leaf_BTD).backward(grads[i])
                 assert leaf_BTD.grad is not None
                 grads[i] = leaf_BTD.grad
                 after(layer)
-            ended(layer)
-            stage.end(partial(numbered, grads))
-            del inputs[str(layer)]
-            if progress:
-                progress(number - layer, number)
+        ended(layer)
+        stage.end(partial(numbered, grads))
+        del inputs[str(layer)]
+        if progress:
+            progress(number - layer, number)
 
 
 def _entering(

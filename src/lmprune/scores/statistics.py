@@ -251,12 +251,13 @@ class _OfEachExpert:
     """Adds up the statistics of each expert's neurons, over the tokens that go to it; a batch is one sequence."""
 
     def __init__(self, site: ExpertNeurons, needs: frozenset[str], _seq_len: int):
-        self.site, self.seams = site, site.seams()
-        self.observers = [_Observer(seam, needs, None) for seam in self.seams]
+        self.site = site
+        self.observers = [_Observer(seam, needs, None) for seam in site.seams()]
 
     def attach(self, stack: ExitStack) -> None:
-        stack.enter_context(self.site.opened(self.seams))
-        for observer in self.observers:
+        seams = self.site.seams()  # anew: they are of the tensors that are there now
+        stack.enter_context(self.site.opened(seams))
+        for observer, observer.site in zip(self.observers, seams, strict=True):
             observer.attach(stack)
 
     def end_batch(self) -> None:

@@ -16,8 +16,6 @@ LAYER_KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
 Kind = Literal[SeamKind, "experts", "expert_neurons", LayerKind]
 #: kinds whose sites are scored seam by seam: those of each expert, too
 SCORED_BY_SEAMS: tuple[Kind, ...] = (*SEAM_KINDS, "expert_neurons")
-#: kinds that can be removed from a model whose blocks stay in their files
-STREAMED: tuple[Kind, ...] = (*SEAM_KINDS, "experts")
 #: the default first
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _IN_A_BLOCK: tuple[Kind, ...] = ("heads", "experts", "expert_neurons", "neurons")

@@ -27,6 +27,7 @@ from .branches import (
     check_branches,
     own_norms,
 )
+from .pages import leave_out
 from .place import Place
 
 #: kinds of units that are a part of a block -> the field of BlockSpec; whole blocks are no part
@@ -130,6 +131,8 @@ class Layers:
         assert stay, "keep at least one unit"
         if self.branch is None:
             kept = [self.blocks[i] for i in stay]
+            for block in set(self.blocks) - set(kept):
+                leave_out(block)
             del self.blocks[:]
             self.blocks.extend(kept)
             _keep_entries(self.config, stay)

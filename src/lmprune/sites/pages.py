@@ -27,9 +27,9 @@ _PAGED: weakref.WeakKeyDictionary[nn.Module, tuple[Pages, int]] = weakref.WeakKe
 class Pages:
     """The blocks of a model, of which few are in memory at a time.
 
-    blocks: their parameters are on the meta device. names: each block's path in the model. read: gives a block's
-    tensors as the files have them. spilled: a folder for blocks that were changed. device: where blocks are brought to.
-    at_once: how many are in memory at most.
+    blocks: those that the model has; their parameters are on the meta device. names: each block's path in the files.
+    read: gives a block's tensors as these have them. spilled: a folder for blocks that were changed. device: where
+    blocks are brought to. at_once: how many are in memory at most.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class Pages:
     ):  # fmt: skip
         self.blocks, self.names, self.read, self.spilled = list(blocks), names, read, spilled
         self.device, self.at_once = device, at_once
+        self._numbered = tuple(blocks)
         self._here: dict[int, _Marks] = {}  # a block that is here -> its parameters as they came
         self._changed: set[int] = set()
         for number, block in enumerate(self.blocks):
@@ -51,26 +52,31 @@ class Pages:
             return
         while len(self._here) >= self.at_once:
             self._leave(next(iter(self._here)))
-        block = self.blocks[number]
+        block = self._numbered[number]
         for name, values in self._stored(number).items():
             put(block, name, values)
         self._here[number] = _marks(block)
 
-    def state(self, number: int) -> dict[str, Tensor]:
-        """The block's parameters by their names in the model, as they are now; they are read for this, and forgotten
-        with it, if the block is not here."""
-        prefix = self.names[number]
+    def state(self, block: nn.Module) -> dict[str, Tensor]:
+        """The block's parameters by their names below it, as they are now; they are read for this, and forgotten with
+        it, if the block is not here."""
+        number = _PAGED[block][1]
         if number in self._here:
-            return {f"{prefix}.{name}": value.detach() for name, value in self.blocks[number].named_parameters()}
-        return {f"{prefix}.{name}": value for name, value in self._stored(number).items()}
+            return {name: value.detach() for name, value in block.named_parameters()}
+        return self._stored(number)
 
-    def _stored(self, number: int) -> Mapping[str, Tensor]:
+    def _stored(self, number: int) -> dict[str, Tensor]:
+        """What the block still has of it: parts may be gone since."""
+        block = self._numbered[number]
+        there = {name for name, _ in (*block.named_parameters(), *block.named_buffers())}
         if number not in self._changed:
-            return self.read(self.names[number])
-        return {name: values.to(self.device) for name, values in load_file(self._file(number)).items()}
+            stored = self.read(self.names[number])
+        else:
+            stored = {name: values.to(self.device) for name, values in load_file(self._file(number)).items()}
+        return {name: values for name, values in stored.items() if name in there}
 
     def _leave(self, number: int) -> None:
-        block, before = self.blocks[number], self._here.pop(number)
+        block, before = self._numbered[number], self._here.pop(number)
         if not _is_as_it_came(block, before):
             self.spilled.mkdir(parents=True, exist_ok=True)
             save_file({name: p.detach().contiguous() for name, p in block.named_parameters()}, self._file(number))
@@ -114,6 +120,12 @@ def here(block: nn.Module) -> nn.Module:
         pages, number = found
         pages.bring(number)
     return block
+
+
+def leave_out(block: nn.Module) -> None:
+    """The model no longer has the block."""
+    if (found := _PAGED.pop(block, None)) is not None:
+        found[0].blocks.remove(block)
 
 
 def pages_of(model: nn.Module) -> Pages | None:

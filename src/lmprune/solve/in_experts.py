@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -12,14 +13,16 @@ from torch import Tensor, nn
 
 from ..budget.choosing import alike, choose
 from ..budget.keeps import Keep
+from ..checkpoints.journal import Tensors, listed, numbered, stage_of
 from ..errors import UserError
-from ..progress import Progress, Stages
+from ..progress import Stages
 from ..scores.curvature import curvature_after
 from ..sites.address import Kind
 from ..sites.expert_neurons import ExpertNeurons
+from ..sites.pages import here
 from ..sites.site import Site
 from ..sites.walk import Blocks, list_of
-from .elimination import eliminate
+from .elimination import LeastSquares, eliminate
 from .obs import ObsSettings
 from .solver import Selection, Solution, Solver
 from .targets import Moments
@@ -63,66 +66,111 @@ class InExperts(Solver):
         chosen = choose(sites, alike(sites), keep, **how)
         until = [len(units) // site.parts for site, units in zip(sites, chosen, strict=True)]
         metrics = self._metrics(model, sites, input_ids, stages)
-        kept, scores = [], []
-        for place, site, seams, seen in self._seen(model, sites, input_ids, stages("pruning")):
-            gone = []
-            for seam, moments in zip(seams, seen, strict=True):
-                problem = moments.problem(seam, rel_damp=self.settings.rel_damp, per_neuron=self.settings.per_neuron)
-                gone.append(eliminate(problem, until=until[place], metric_DD=metrics[place], seed=how["seed"]))
-                cut(seam, gone[-1].kept, problem)
-            kept.append(torch.cat([one.kept + expert * site.width for expert, one in enumerate(gone)]))
-            scores.append(torch.cat([one.scores() for one in gone]))
-            site.put(seams)
-        return Solution(kept, scores)
+
+        def prune(place: int, seams: Sequence[Site], problems: Iterable[LeastSquares]) -> Tensors:
+            gone, width = [], seams[0].width
+            for seam, problem in zip(seams, problems, strict=True):
+                found = eliminate(problem, until=until[place], metric_DD=metrics.get(place), seed=how["seed"])
+                gone.append(found)
+                cut(seam, found.kept, problem)
+            kept = torch.cat([one.kept + expert * width for expert, one in enumerate(gone)])
+            return {"kept": kept, "scores": torch.cat([one.scores() for one in gone])}
+
+        found = self._each(model, sites, input_ids, stages, "pruning", prune)
+        return Solution([one["kept"] for one in found], [one["scores"] for one in found])
 
     def carry_out(
         self, model: Any, sites: Sequence[Any], input_ids: Tensor | None, kept: Sequence[Tensor], stages: Stages
     ) -> None:
         assert input_ids is not None
-        for place, site, seams, seen in self._seen(model, sites, input_ids, stages("refitting")):
-            for seam, moments, units in zip(seams, seen, site.split(kept[place]), strict=True):
-                problem = moments.problem(seam, rel_damp=self.settings.rel_damp, per_neuron=self.settings.per_neuron)
+
+        def refit(place: int, seams: Sequence[Site], problems: Iterable[LeastSquares]) -> Tensors:
+            for seam, problem, units in zip(seams, problems, sites[place].split(kept[place]), strict=True):
                 cut(seam, units, problem)
-            site.put(seams)
+            return {"kept": kept[place]}
+
+        self._each(model, sites, input_ids, stages, "refitting", refit)
 
     def _metrics(
         self, model: Any, sites: Sequence[ExpertNeurons], input_ids: Tensor, stages: Stages
-    ) -> list[Tensor | None]:
+    ) -> Mapping[int, Tensor]:
         """How much the end loss cares about each direction of what a layer's experts put out together, (D, D)."""
         if not self.settings.end_loss:
-            return [None] * len(sites)
+            return {}
         stacked, number = [site.stacked for site in sites], max(self.settings.gradient_tokens // input_ids.shape[1], 1)
-        found = curvature_after(model, stacked, input_ids[:number], progress=stages("gradients of the end loss"))
-        return [found[place] for place in range(len(sites))]
+        return curvature_after(model, stacked, input_ids[:number], progress=stages("gradients of the end loss"))
 
     @torch.no_grad()
-    def _seen(
-        self, model: Any, sites: Sequence[ExpertNeurons], input_ids: Tensor, progress: Progress | None
-    ) -> Iterator[tuple[int, ExpertNeurons, list[Site], list[Moments]]]:
-        """Each place by its number, its experts as sites, and what enters their readers; the caller may cut it before
-        it asks for the next. An expert that no token goes to has the moments of noise: no neuron is better."""
-        found = list_of(model, sites[0].block)
-        blocks, device = Blocks(model, list(found)), next(model.parameters()).device
+    def _each(
+        self, model: Any, sites: Sequence[ExpertNeurons], input_ids: Tensor, stages: Stages, name: str,
+        solve: Callable[[int, Sequence[Site], Iterable[LeastSquares]], Tensors],
+    ) -> list[Tensors]:  # fmt: skip
+        """What `solve` finds of each place along the walk of that name, given its number, its experts as sites, which
+        it cuts, and their problems. Of a run that goes on, what was done is as it was (see `walks.each`)."""
+        listed_blocks, stage, progress = list_of(model, sites[0].block), stage_of(model, name), stages(name)
+        blocks, device = Blocks(model, list(listed_blocks)), next(model.parameters()).device
         hidden = [blocks.inputs(batch_BT.to(device)) for batch_BT in input_ids.split(_BATCH)]
-        place_of = {site.address.layer: place for place, site in enumerate(sites)}
-        for layer in range(len(found)):
+        hidden = listed(stage.state, device) or hidden
+        found, place_of = dict[int, Tensors](), {site.address.layer: place for place, site in enumerate(sites)}
+        for place in (place for layer, place in place_of.items() if layer < stage.done):
+            found[place] = _again(sites[place], stage.found[str(sites[place].address)])
+        for layer in range(stage.done, len(blocks.blocks)):
+            here(blocks.blocks[layer])
             after = None
             if (place := place_of.get(layer)) is not None:
-                seams = sites[place].seams()
-                seen = [Moments(seam) for seam in seams]
-                with sites[place].opened(seams), ExitStack() as stack:
-                    for seam, moments in zip(seams, seen, strict=True):
-                        stack.callback(seam.reader_linear.register_forward_pre_hook(_into(moments)).remove)
-                    after = [blocks.run(layer, states_BTD) for states_BTD in hidden]
-                for seam, moments in zip(seams, seen, strict=True):
-                    if not moments.weight:
-                        moments.add(torch.eye(seam.width, device=seam.reader().device))
-                yield place, sites[place], seams, seen
-            if self.settings.sequential or after is None:
-                after = [blocks.run(layer, states_BTD) for states_BTD in hidden]
-            hidden = after
+                site, seams = sites[place], sites[place].seams()
+                seen, after = _seen(site, seams, partial(_through, blocks, layer, hidden))
+                problems = (  # one at a time is there
+                    moments.problem(seam, rel_damp=self.settings.rel_damp, per_neuron=self.settings.per_neuron)
+                    for seam, moments in zip(seams, seen, strict=True)
+                )
+                found[place] = solve(place, seams, problems)
+                site.put(seams)
+                if stage.lasts:
+                    stage.found[str(site.address)] = {**found[place], **_readers(seams)}
+            hidden = after if after and not self.settings.sequential else _through(blocks, layer, hidden)
+            stage.end(partial(numbered, hidden))
             if progress:
-                progress(layer + 1, len(found))
+                progress(layer + 1, len(blocks.blocks))
+        return [found[place] for place in range(len(sites))]
+
+
+def _through(blocks: Blocks, layer: int, hidden: Sequence[Tensor]) -> list[Tensor]:
+    return [blocks.run(layer, states_BTD) for states_BTD in hidden]
+
+
+def _seen(
+    site: ExpertNeurons, seams: Sequence[Site], run: Callable[[], list[Tensor]]
+) -> tuple[list[Moments], list[Tensor]]:
+    """What enters each expert's reader as the layer runs, and what comes out of that. An expert that no token goes to
+    has the moments of noise: no neuron is better."""
+    seen = [Moments(seam) for seam in seams]
+    with site.opened(seams), ExitStack() as stack:
+        for seam, moments in zip(seams, seen, strict=True):
+            stack.callback(seam.reader_linear.register_forward_pre_hook(_into(moments)).remove)
+        after = run()
+    for seam, moments in zip(seams, seen, strict=True):
+        if not moments.weight:
+            moments.add(torch.eye(seam.width, device=seam.reader().device))
+    return seen, after
+
+
+def _readers(seams: Sequence[Site]) -> dict[str, Tensor]:
+    """What the experts' readers have become."""
+    found = {"readers": torch.stack([seam.reader() for seam in seams])}
+    biases = [bias for seam in seams if (bias := seam.reader_bias()) is not None]
+    return found | ({"biases": torch.stack(biases)} if biases else {})
+
+
+def _again(site: ExpertNeurons, known: Tensors) -> Tensors:
+    """Do to the place what was done to it in an earlier run, and return what was found then."""
+    here(site.block)
+    seams, biases = site.seams(), known.get("biases")
+    for expert, (seam, units) in enumerate(zip(seams, site.split(known["kept"]), strict=True)):
+        seam.keep(units)
+        seam.set_reader(known["readers"][expert], None if biases is None else biases[expert])
+    site.put(seams)
+    return {name: values for name, values in known.items() if name not in ("readers", "biases")}
 
 
 def _into(moments: Moments) -> Any:

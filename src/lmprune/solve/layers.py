@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Unpack
 
@@ -13,16 +13,17 @@ from torch import Tensor, nn
 
 from ..budget.keeps import Keep, keep_of
 from ..budget.selection import num_kept, select
+from ..checkpoints.journal import Tensors, stage_of
 from ..checkpoints.shim import is_gone
 from ..progress import Stages, silent
 from ..scores.layers import LAYER_RULES, LayerRule, score_layers
 from ..sites.address import LAYER_KINDS, Address, Kind, SeamKind
 from ..sites.layers import Layers, check_left
 from ..sites.site import Site
+from .elimination import LeastSquares
 from .obs import ObsSettings
 from .solver import Selection, Solution, Solver
-from .targets import layer_problems
-from .walks import cut
+from .walks import cut, each
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,15 @@ class Dropped(Solver):
         stages: Stages,
         **how: Unpack[Selection],
     ) -> Solution:
-        scores, kept = [], []
-        for place in sites:
-            ratio = keep_of(keep, place.address.kind)
+        scores, kept, stage = [], [], stage_of(model, "scores of layers")
+        for step, place in enumerate(sites):
+            ratio, name = keep_of(keep, place.address.kind), str(place.address)
             until, progress = num_kept(place.count, ratio), stages(f"scoring {place.address.kind}")
-            scores.append(score_layers(self.rule, model, place, input_ids, until, seed=how["seed"], progress=progress))
+            if step >= stage.done:
+                found = score_layers(self.rule, model, place, input_ids, until, seed=how["seed"], progress=progress)
+                stage.found[name] = {"scores": found}
+                stage.end(dict)
+            scores.append(stage.found[name]["scores"])
             kept += select(scores[-1:], ratio, scope="local", seed=how["seed"])
         self.carry_out(model, sites, input_ids, kept, stages)
         return Solution(kept, scores)
@@ -98,13 +103,12 @@ def refit_without(
     if not readers:
         return
     without = {layer: partial(_switched_off, places, kept, layer) for layer in set().union(*gone.values())}
-    problems = layer_problems(
-        model, readers, input_ids,
-        sequential=True, compensation=settings.compensation, rel_damp=settings.rel_damp,
-        per_neuron=settings.per_neuron, without=without, progress=stages("refitting"),
-    )  # fmt: skip
-    for site, problem in problems:
-        cut(site, torch.arange(site.count), problem)
+
+    def refit(site: Site, problem: LeastSquares) -> Tensors:
+        cut(site, whole := torch.arange(site.count), problem)
+        return {"kept": whole}
+
+    each(model, readers, input_ids, replace(settings, sequential=True), stages, "refitting", refit, without=without)
 
 
 def _gone(place: Layers, kept: Tensor) -> set[int]:

@@ -13,7 +13,7 @@ from ..sites.address import Address
 from ..sites.pages import here
 from ..sites.site import Site
 from .elimination import LeastSquares
-from .targets import layer_problems
+from .targets import Skip, layer_problems
 
 if TYPE_CHECKING:
     from .obs import ObsSettings
@@ -24,12 +24,13 @@ _READER, _BIAS = "reader", "bias"
 
 def each(
     model: Any, sites: Sequence[Site], input_ids: Tensor, settings: ObsSettings, stages: Stages, name: str,
-    solve: Callable[[Site, LeastSquares], Tensors], *, rewrites: bool = True,
+    solve: Callable[[Site, LeastSquares], Tensors], *, rewrites: bool = True, without: Mapping[int, Skip] = {},
 ) -> dict[Address, Tensors]:  # fmt: skip
     """What `solve` finds of each site along the walk of that name.
 
-    rewrites: it cuts the site down to `kept`, which is among what it finds, and changes its reader. Of a run that goes
-    on, the sites of the blocks that were done become what they were, and are not solved again.
+    without: see `layer_problems`. rewrites: it cuts the site down to `kept`, which is among what it finds, and changes
+    its reader. Of a run that goes on, the sites of the blocks that were done become what they were, and are not solved
+    again.
     """
     stage, found = stage_of(model, name), dict[Address, Tensors]()
     for site in (site for site in sites if site.layer < stage.done):
@@ -39,7 +40,7 @@ def each(
             site.keep(known["kept"])
             site.set_reader(known.pop(_READER), known.pop(_BIAS, None))
         found[site.address] = known
-    for site, problem in problems(model, sites, input_ids, settings, stages(name), stage=stage):
+    for site, problem in problems(model, sites, input_ids, settings, stages(name), stage=stage, without=without):
         found[site.address] = solve(site, problem)
         if stage.lasts:
             stage.found[str(site.address)] = {**found[site.address], **(_reader(site) if rewrites else {})}
@@ -53,13 +54,14 @@ def _reader(site: Site) -> dict[str, Tensor]:
 
 def problems(
     model: Any, sites: Sequence[Site], input_ids: Tensor, settings: ObsSettings, progress: Progress | None,
-    known: Mapping[Address, LeastSquares] = {}, stage: Stage | None = None,
+    known: Mapping[Address, LeastSquares] = {}, stage: Stage | None = None, without: Mapping[int, Skip] = {},
 ) -> Iterator[tuple[Site, LeastSquares]]:  # fmt: skip
     """`layer_problems` as the settings have them."""
     return layer_problems(
         model, sites, input_ids,
         sequential=settings.sequential, compensation=settings.compensation,
-        rel_damp=settings.rel_damp, per_neuron=settings.per_neuron, known=known, stage=stage, progress=progress,
+        rel_damp=settings.rel_damp, per_neuron=settings.per_neuron, known=known, stage=stage, without=without,
+        progress=progress,
     )  # fmt: skip
 
 

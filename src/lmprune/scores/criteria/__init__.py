@@ -120,11 +120,11 @@ def score_from(
 
 def _scored(rule: Criterion, site: Place, statistics: Any, generator: torch.Generator) -> Any:
     """The criterion's score of a site; of one that is made of sites, theirs, one after the other."""
+    here(site.block)
     if isinstance(site, ExpertNeurons):
         seams = site.seams()
         pairs = zip(seams, statistics or [None] * len(seams), strict=True)
         return torch.cat([_scored(rule, seam, stats, generator) for seam, stats in pairs])
-    here(site.block)
     return rule.function(site, statistics or SeamStatistics(), generator)
 
 
