@@ -177,7 +177,19 @@ def test_no_study_at_all(tmp_path: Path, written: Any) -> None:
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.parametrize("name", ["smoke", "oneshot", "training", "tasks", "smollm2_wikisql", "paper_tables"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "smoke",
+        "oneshot",
+        "training",
+        "tasks",
+        "smollm2_wikisql",
+        "paper_tables",
+        "paper_smollm2_wikitext",
+        "heads_movement",
+    ],
+)
 def test_studies_that_are_shipped_can_be_read(name: str, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = Path(__file__).parents[1]
     monkeypatch.chdir(root)
@@ -189,8 +201,17 @@ def test_studies_that_are_shipped_can_be_read(name: str, shared: Path, monkeypat
         "tasks": 8,
         "smollm2_wikisql": 2,
         "paper_tables": 2 * (3 + 6 * 3 * 3 * 2),
+        "paper_smollm2_wikitext": 3 + 8 * 3 * 3 * 2,
+        "heads_movement": 3 + 4 * 3,
     }
     assert len(found.runs) == sizes[name]
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[1] / "studies" / "paper").glob("*.yaml")), ids=str)
+def test_studies_of_models_that_are_not_here_can_be_read(file: Path) -> None:
+    runs = grid.read(file, commands(), device="cuda").runs
+    assert len(runs) > 100 and {run.sections["eval"]["device"] for run in runs} == {"cuda"}
+    assert all("/" in run.model for run in runs)  # hub ids
 
 
 # -- records
