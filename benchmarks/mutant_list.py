@@ -245,7 +245,10 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
             ("norm_N.square().median()", "norm_N.square().mean()"),
             ("sums[place] + gram_DD if place in sums else gram_DD", "gram_DD"),
             ("unit_ND = grad_ND / norm_N", "unit_ND = grad_ND"),
-            ("share.total(sums.pop(place)).cpu() / (num_sequences * (seq_len - 1))", "share.total(sums.pop(place)).cpu()"),
+            (
+                "share.total(sums.pop(place)).cpu() / (num_sequences * (seq_len - 1))",
+                "share.total(sums.pop(place)).cpu()",
+            ),
             ("rel_damp * curvature_DD.diagonal().mean()", "0 * curvature_DD.diagonal().mean()"),
             ("cos_RF >= ALIKE", "cos_RF.abs() >= ALIKE"),
             ("torch.arange(width) > rows[:, None]", "torch.arange(width) != rows[:, None]"),

@@ -20,10 +20,13 @@ from transformers import AutoModelForCausalLM
 
 import lmprune
 from lmprune import GradualPruner
+from lmprune.budget.budget import Budget
 from lmprune.checkpoints import models
 from lmprune.errors import UserError
+from lmprune.jobs import opening
 from lmprune.plan import PrunePlan
 from lmprune.sites.branches import BLOCKS
+from lmprune.sites.families import FAMILIES
 from lmprune.sites.find import find_sites
 from lmprune.sites.mixtures import MIXTURES
 from lmprune.sites.pages import Pages, here, pages_of
@@ -161,7 +164,7 @@ def test_it_streams_by_itself_where_memory_is_short(
     )
 
 
-def test_what_can_not_be_streamed(model: Path, text: Path, tmp_path: Path) -> None:
+def test_what_can_not_be_streamed(model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     how = ("prune", model, "--stream", "--data", text, "--out", tmp_path / "out")
     assert "--stream prunes at once: a training needs" in refused(*how, "--method", "gum", "--steps", 20)
     assert "--ffn is proved on the whole model" in refused(*how, "--ffn", "up=mlp.up_proj,down=mlp.down_proj")
@@ -169,6 +172,19 @@ def test_what_can_not_be_streamed(model: Path, text: Path, tmp_path: Path) -> No
     streamed = models.load(model, stream=True)
     with pytest.raises(UserError, match="read block by block"):
         GradualPruner(streamed, method="magnitude", keep=0.5, num_steps=20)
+    for how, why in (
+        ({"budget": Budget(by="dp")}, "a budget can't be spread by a search"),
+        ({"spec": FAMILIES["llama"]}, "the FFN that was named can't be proved"),
+    ):
+        with pytest.raises(UserError, match=f"{why} on a model that is read block by block"):
+            lmprune.prune(streamed, keep=0.5, data=IDS, **how)
+    monkeypatch.setattr(opening, "fits", lambda *_: False)  # it streams by itself
+    searched = ("prune", model, "--data", text, "--out", tmp_path / "out", "--seq-len", 32, "--answer-tokens", 0)
+    assert "a budget can't be spread by a search" in refused(*searched, "--budget", "evolution")
+    assert "--max-ppl-ratio prunes copies" in refused(*searched, "--max-ppl-ratio", 1.1, "--holdout", 0.2)
+    monkeypatch.setattr("lmprune.pruning.meets", lambda: True)
+    assert "several processes can't calibrate together" in refused(*searched)
+    assert not (tmp_path / "out").exists()
 
 
 def same_in_both_ways(folder: Path, **how: Any) -> tuple[Any, Any]:

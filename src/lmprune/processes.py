@@ -48,9 +48,14 @@ def together() -> Iterator[None]:
         _TOGETHER.reset(token)
 
 
+def meets() -> bool:
+    """Whether texts are shared out now."""
+    return _TOGETHER.get()
+
+
 def check_alike(input_ids: Tensor | None, settings: Any) -> None:
     """Raises: UserError, in every process, where they would not do the same: with other text, or asked otherwise."""
-    if not _TOGETHER.get():
+    if not meets():
         return
     text = None if input_ids is None else hashlib.sha256(input_ids.cpu().numpy().tobytes()).hexdigest()
     told: list[Any] = [None] * dist.get_world_size()
@@ -67,7 +72,7 @@ class Share:
     fewer than the processes. whole: each reads all of them."""
 
     def __init__(self, input_ids: Tensor, *, whole: bool = False):
-        self._shared = not whole and _TOGETHER.get() and len(input_ids) >= dist.get_world_size()
+        self._shared = not whole and meets() and len(input_ids) >= dist.get_world_size()
         self.mine = input_ids[dist.get_rank() :: dist.get_world_size()] if self._shared else input_ids
 
     def total(self, values: Tensor) -> Tensor:

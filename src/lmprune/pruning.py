@@ -25,14 +25,14 @@ from .data.tokens import sequences
 from .errors import UserError, unknown
 from .methods import GIVEN, Method, MethodLike, get_method, must_train
 from .plan import PrunePlan, in_order
-from .processes import check_alike
+from .processes import check_alike, meets
 from .progress import Stages, silent
 from .scores.criteria import checked_scores
 from .sites.address import Address, Kind
 from .sites.families import FFNSpec
 from .sites.find import find_sites
 from .sites.layers import check_left
-from .sites.limits import check_in_memory, check_tokens
+from .sites.limits import check_in_memory, check_tokens, check_whole
 from .sites.place import Place
 from .sites.proof import check_ffns
 from .sites.site import seams
@@ -146,6 +146,7 @@ def _checked_sites(
     sites = find_sites(model, kinds, spec)
     check_in_memory(model)
     if spec is not None:
+        check_whole(model, "the FFN that was named can't be proved")
         check_ffns(model, seams(sites, "--ffn"))
     if plan is not None:
         check_plan(plan, sites)
@@ -187,10 +188,13 @@ def _solved(
     """Choose, unless that was done before, cut and repair: what stays of each site, the scores, and what a plan says of
     a search."""
     _check_as_begun(model, input_ids, plan)
+    if meets():
+        check_whole(model, "several processes can't calibrate together")
     check_alike(input_ids, [solver, share, how, plan and plan.kept])
     if isinstance(share, Spending):
         if plan is not None or given is not None:
             raise UserError("a plan or scores say which units stay, so no budget is searched beside them; drop one")
+        check_whole(model, "a budget can't be spread by a search")
         done = solver.spend(model, sites, input_ids, share, stages, **how)
         return done.kept, done.scores, {"search": done.search} if done.search else {}
     if plan is None and given is None:

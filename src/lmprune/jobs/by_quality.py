@@ -21,6 +21,7 @@ from ..evaluation.perplexity import perplexity
 from ..plan import PrunePlan
 from ..progress import Teller
 from ..sites.find import find_sites
+from ..sites.limits import check_whole
 from .asked import Asked, Made, Opened
 from .training_options import Training
 
@@ -55,6 +56,11 @@ def check_ratio(ratio: float | None, options: Mapping[str, Any], training: Train
         raise UserError("drop --time-budget: how many models --max-ppl-ratio will prune is not known before")
     if options["stream"]:
         raise UserError("--max-ppl-ratio needs the dense model beside the pruned one, and --stream has neither whole")
+
+
+def check_copies(model: Any) -> None:
+    """Raises: UserError for a model that can't be copied."""
+    check_whole(model, "--max-ppl-ratio prunes copies, which can't be made")
 
 
 def smallest(terminal: Teller, asked: Asked, opened: Opened, cut: Callable[[Asked, Opened, Any], PrunePlan]) -> Made:
