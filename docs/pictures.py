@@ -1,4 +1,4 @@
-"""The pictures of docs/how_it_works.md: `python docs/pictures.py` draws them anew into docs/img/.
+"""The pictures of the documents: `python docs/pictures.py` draws them anew into docs/img/.
 
 What is measured comes from a record; the rest is drawn from the code's own functions.
 """
@@ -93,7 +93,37 @@ def curves() -> Figure:
     return figure
 
 
-PICTURES = {"seam": seam, "schedule": schedule, "curves": curves}
+def units() -> Figure:
+    """What is lost as neurons, heads and layers go, alone and together, at the same number of parameters."""
+    lines = (RECORDS / "units-smollm2-135m.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [record for record in map(json.loads, lines) if record["asked"]]
+    rows: tuple[tuple[str, list[str], str, str, str, str], ...] = (
+        ("neurons", ["neurons"], "obs", "global", GONE, "o-"),
+        ("neurons and heads", ["neurons", "heads"], "obs", "global", SECOND, "s-"),
+        ("heads", ["heads"], "obs", "global", SECOND, "^--"),
+        ("layers", ["layers"], "obs", "local", INK, "D-"),
+        ("layers, no refit (ShortGPT)", ["layers"], "shortgpt", "local", INK, "D:"),
+    )
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for label, kinds, method, scope, colour, style in rows:
+        of = [r for r in records if (r["units"], r["method"], r["scope"]) == (kinds, method, scope)]
+        points = sorted((100 * r["removed"], r["ratio"]) for r in of)
+        axes.plot(*zip(*points, strict=True), style, color=colour, label=label, linewidth=1.4, markersize=5)
+    axes.set(
+        yscale="log",
+        ylim=(1, 18),
+        xlabel="removed, % of the blocks' parameters",
+        ylabel="perplexity, × the dense model's",
+    )
+    axes.set_yticks([1, 1.5, 2, 3, 5, 9], ["1", "1.5", "2", "3", "5", "9"])
+    axes.minorticks_off()
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, ncols=2, loc="upper left")
+    return figure
+
+
+PICTURES = {"seam": seam, "schedule": schedule, "curves": curves, "units": units}
 
 
 def main() -> None:
