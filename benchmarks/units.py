@@ -23,7 +23,6 @@ from typing import Any
 from oneshot import LONG, Bench
 
 import lmprune
-from lmprune.budget.budget import Budget
 from lmprune.data.beginning import Beginning
 from lmprune.evaluation.perplexity import perplexity
 from lmprune.sites.find import find_sites
@@ -35,7 +34,7 @@ REMOVED = (0.10, 0.20, 0.35)
 
 @dataclass(frozen=True)
 class Row:
-    """units at `keep`; keep None = so that `removed` of the blocks' parameters go. scope: or how a budget is spread."""
+    """units at `keep`; keep None = so that `removed` of the blocks' parameters go."""
 
     units: tuple[Any, ...]
     method: str
@@ -61,7 +60,6 @@ ROWS = (
             Row(("layers",), "obs", removed=removed),
             Row(("layers",), "shortgpt", removed=removed),
             Row(("neurons", "heads"), "obs", "global", removed=removed),
-            Row(("neurons", "heads"), "obs", "ranking", removed=removed),
         )
     ),
 )
@@ -90,11 +88,9 @@ def measured(bench: Bench, row: Row, dense: float, tokens: Any, begin: Any) -> d
         (layers,) = find_sites(bench.model, ["layers"])
         keep = round(keep * layers.count) / layers.count
     model, start = copy.deepcopy(bench.model), time.perf_counter()
-    spread = Budget(by="ranking", note=lambda said: print(said, flush=True)) if row.scope == "ranking" else None
-    how: dict[str, Any] = {"budget": spread} if spread else {"scope": row.scope}
     plan = lmprune.prune(
-        model, units=row.units, method=row.method, keep=keep,  # type: ignore[arg-type]
-        data=bench.calibration, multiple_of=1, seed=bench.seed, **how,
+        model, units=row.units, method=row.method, scope=row.scope, keep=keep,  # type: ignore[arg-type]
+        data=bench.calibration, multiple_of=1, seed=bench.seed,
     )  # fmt: skip
     seconds = time.perf_counter() - start
     result = perplexity(model, tokens, begin=begin)

@@ -13,7 +13,6 @@ from tiny_models import NAMES, tiny_model
 from lmprune.budget.budget import num_params
 from lmprune.budget.costs import Curve, costs_of, counts_before, weight_costs
 from lmprune.budget.dynamic import allocate
-from lmprune.budget.exchange import exchange_rates, weighed
 from lmprune.budget.levels import Choice, Choices, Levels
 from lmprune.budget.search import BUDGETS, SEARCHES, Course, Effort, coefficients, mutated, nearby, ranking
 from lmprune.budget.selection import num_kept
@@ -282,54 +281,3 @@ def test_a_speed_is_a_share_of_the_dense_time():
 
 def test_budgets_and_searches_are_one_table():
     assert set(SEARCHES) == set(BUDGETS) - {"uniform", "ranking"}
-
-
-class _Together:
-    """A judge of four sites, two of heads and two of neurons, whose heads do more harm together than each foretells."""
-
-    rounds = 1
-
-    def __init__(self, choices: Choices, harm: float):
-        self.choices, self.harm, self.asked = choices, harm, 0
-
-    def loss(self, choice: Choice, amount: int) -> float:
-        self.asked += 1
-        told = [float(each.errors[level]) for each, level in zip(self.choices.levels, choice, strict=True)]
-        return sum(told[2:]) + self.harm * sum(told[:2]) ** 2
-
-    def settle(self, choice: Choice) -> None: ...
-    def changes(self, choice: Choice) -> list[Mapping[int, float]]:
-        return []
-
-
-def _of_two_kinds(slope: float = 1.0) -> Choices:
-    """Of each site 4 units, whose errors are `slope` for a unit of heads and 1 for one of neurons; each costs 1."""
-    gone = torch.arange(4)
-    levels = [
-        Levels.of(Address(kind, layer), gone, torch.full((4,), size), (4, 3, 2, 1))
-        for kind, size in (("heads", slope), ("neurons", 1.0))
-        for layer in (0, 1)
-    ]
-    return Choices(tuple(levels), (np.array([4.0, 3, 2, 1]),) * 4, 10.0)
-
-
-def test_kinds_are_weighed_by_what_they_come_to():
-    choices = _of_two_kinds(slope=0.9)
-    plain = ranking(choices)
-    assert sum(plain[:2]) == 6 and sum(plain[2:]) == 0  # by errors as they are, heads alone go
-    judge = _Together(choices, harm=4.0)
-    rates = exchange_rates(choices, judge)
-    best = ranking(weighed(choices, rates))
-    assert rates["heads"] > rates["neurons"] and judge.loss(best, 0) < judge.loss(plain, 0)
-    every = [c for c in itertools.product(range(4), repeat=4) if choices.fits(c)]
-    assert judge.loss(best, 0) <= 1.5 * min(judge.loss(c, 0) for c in every)
-    assert all(judge.loss(best, 0) <= judge.loss(c, 0) for c in ((0, 0, 3, 3), plain))  # no worse than a kind alone
-
-
-def test_where_errors_add_up_nothing_is_weighed_otherwise():
-    choices = _of_two_kinds(slope=0.5)
-    judge = _Together(choices, harm=0.0)  # heads cost nothing at all
-    assert ranking(weighed(choices, exchange_rates(choices, judge))) == ranking(choices)
-    one = Choices(choices.levels[:2], choices.costs[:2], 5.0)
-    asked = judge.asked
-    assert exchange_rates(one, judge) == {"heads": 1.0} and judge.asked == asked

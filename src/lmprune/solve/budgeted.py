@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,11 @@ import torch
 from torch import Tensor
 
 from ..budget.budget import Spending
-from ..budget.choosing import kinds_of, least_for, multiple_for
-from ..budget.exchange import exchange_rates, weighed
+from ..budget.choosing import least_for, multiple_for
 from ..budget.levels import Choices, grid
 from ..budget.search import SEARCHES, Course, ranking
 from ..checkpoints.rooms import scratch
 from ..progress import Stages, silent
-from ..sites.address import Kind
 from ..sites.site import Site
 from .database import Database
 from .elimination import eliminate
@@ -98,23 +95,14 @@ def spread(walk: Walk, spending: Spending, judged: Tensor, *, multiple_of: int =
             levels = [database.levels(site.address, grids[site.address]) for site in sites]
             return Choices.of(levels, spending.costs, spending.most), database
 
-        def judge_of(choices: Choices, database: Database) -> Stitched:
-            amounts = [amount for amount in _AMOUNTS if amount <= len(judged)] or [len(judged)]
-            return Stitched(walk.model, sites, choices.levels, database, ends(), amounts)
-
-        ends = cache(partial(DenseEnds, walk.model, sites, judged))
-        choices, database = choices_on(None)
-        rates: dict[Kind, float] = {}
-        if len(kinds_of(sites)) > 1:
-            with as_before(sites):
-                rates = exchange_rates(choices, judge_of(choices, database))
-            told = ", ".join(f"{kind} {rate:.3g}" for kind, rate in rates.items())
-            spending.note(f"errors are weighed by what they come to in the whole model: {told}")
-        start = ranking(weighed(choices, rates))
+        choices, _ = choices_on(None)
+        start = ranking(choices)
         if spending.by not in SEARCHES:
             return Spread(choices.counts(start), [])
+        ends = DenseEnds(walk.model, sites, judged)
         choices, database = choices_on(choices.counts(start))
-        choices, judge = weighed(choices, rates), judge_of(choices, database)
+        amounts = [amount for amount in _AMOUNTS if amount <= len(judged)] or [len(judged)]
+        judge = Stitched(walk.model, sites, choices.levels, database, ends, amounts)
         course = Course(judge, spending.effort, spending.note, stages("searching"))
         with as_before(sites):
             course.offer(start, "ranking")
