@@ -107,7 +107,6 @@ def test_a_multiple_that_leaves_everything(prune_fails: Any) -> None:
             ("--target-params", "30k", "--time-budget", "9m"),
             "drop --time-budget: how long it takes to come to a target",
         ),
-        (("--budget", "dp", "--stream"), "--budget dp compares all layers, and --stream has one at a time"),
         (("--budget", "dp", "--units", "neurons,heads", "--keep", "neurons=0.5,heads=0.5"), "give --keep one ratio"),
     ],
 )

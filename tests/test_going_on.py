@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ RUNS: dict[str, tuple[tuple[object, ...], int]] = {
 }  # fmt: skip
 
 
+#: what a search says of itself
+_UNTIMED = re.compile(rb'"seconds": [0-9.e-]+')
 #: of experts, and of neurons inside them
 MIXED = [
     ("obs", "expert_neurons"),
@@ -83,7 +86,7 @@ def stopped(patch: pytest.MonkeyPatch, after: int, *words: object) -> None:
 
 
 def result() -> dict[str, bytes]:
-    found = {file.name: file.read_bytes() for file in Path("out").iterdir()}
+    found = {file.name: _UNTIMED.sub(b"", file.read_bytes()) for file in Path("out").iterdir()}
     shutil.rmtree("out")
     assert not Path("out.pruning").exists()
     return found
@@ -154,6 +157,21 @@ def goes_on(patch: pytest.MonkeyPatch, *words: object) -> int:
 
 def test_layers_go_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert goes_on(monkeypatch, "--method", "obs", "--units", "attentions") > 2
+
+
+@pytest.mark.conformance
+def test_a_search_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it chose is kept: a search by the clock would choose otherwise."""
+    words = ("--budget", "evolution")
+    assert prune(*words).code == 0
+    whole = result()
+    for moment, left in ((2, 7), (7, 2)):  # in the gradients; while blocks are cut
+        stopped(monkeypatch, moment, *words)
+        with monkeypatch.context() as now, cut_off(monkeypatch) as seen:
+            if moment == 7:
+                now.setattr("lmprune.solve.budgeted.spread", None)
+            assert prune(*words, "--resume").code == 0
+        assert seen == [left] and result() == whole
 
 
 @pytest.mark.conformance

@@ -194,7 +194,6 @@ def _solved(
     if isinstance(share, Spending):
         if plan is not None or given is not None:
             raise UserError("a plan or scores say which units stay, so no budget is searched beside them; drop one")
-        check_whole(model, "a budget can't be spread by a search")
         done = solver.spend(model, sites, input_ids, share, stages, **how)
         return done.kept, done.scores, {"search": done.search} if done.search else {}
     if plan is None and given is None:

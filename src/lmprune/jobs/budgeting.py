@@ -71,8 +71,6 @@ def check_spread(
         )
     if budget is None or budget.by == "uniform":
         return
-    if options.get("stream"):
-        raise UserError(f"--budget {budget.by} compares all layers, and --stream has one at a time; use uniform")
     if training is not None and training.schedule != "oneshot":
         raise UserError(
             f"--budget {budget.by} chooses at once, and units go little by little while the model trains; prune first "

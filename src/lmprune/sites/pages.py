@@ -6,6 +6,7 @@ All other code sees an ordinary model. A block's parameters are on the meta devi
 
 from __future__ import annotations
 
+import shutil
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,7 +41,7 @@ class Pages:
         self.device, self.at_once = device, at_once
         self._numbered = tuple(blocks)
         self._here: dict[int, _Marks] = {}  # a block that is here -> its parameters as they came
-        self._changed: set[int] = set()
+        self._changed: dict[int, Path] = {}  # a block that was changed -> where it is
         for number, block in enumerate(self.blocks):
             block.register_forward_pre_hook(lambda block, _args: here(block) and None)
             _PAGED[block] = self, number
@@ -65,6 +66,21 @@ class Pages:
             return {name: value.detach() for name, value in block.named_parameters()}
         return self._stored(number)
 
+    @contextmanager
+    def forgetting(self) -> Iterator[None]:
+        """What is written into blocks in a `with` block is forgotten after it."""
+        for number in [*self._here]:
+            self._leave(number)
+        changed, home = dict(self._changed), self.spilled
+        self.spilled = home / "forgotten"
+        try:
+            yield
+        finally:
+            for number in [*self._here]:
+                self._go(number)
+            shutil.rmtree(self.spilled, ignore_errors=True)
+            self.spilled, self._changed = home, changed
+
     def _stored(self, number: int) -> dict[str, Tensor]:
         """What the block still has of it: parts may be gone since."""
         block = self._numbered[number]
@@ -72,20 +88,24 @@ class Pages:
         if number not in self._changed:
             stored = self.read(self.names[number])
         else:
-            stored = {name: values.to(self.device) for name, values in load_file(self._file(number)).items()}
+            stored = {name: values.to(self.device) for name, values in load_file(self._changed[number]).items()}
         return {name: values for name, values in stored.items() if name in there}
 
     def _leave(self, number: int) -> None:
-        block, before = self._numbered[number], self._here.pop(number)
+        block, before = self._numbered[number], self._here[number]
         if not _is_as_it_came(block, before):
             self.spilled.mkdir(parents=True, exist_ok=True)
-            save_file({name: p.detach().contiguous() for name, p in block.named_parameters()}, self._file(number))
-            self._changed.add(number)
+            file = self.spilled / f"{number}.safetensors"
+            save_file({name: p.detach().contiguous() for name, p in block.named_parameters()}, file)
+            self._changed[number] = file
+        self._go(number)
+
+    def _go(self, number: int) -> None:
+        """Out of memory, as it is."""
+        block = self._numbered[number]
+        del self._here[number]
         for name, parameter in list(block.named_parameters()):
             put(block, name, torch.empty_like(parameter, device="meta"))
-
-    def _file(self, number: int) -> Path:
-        return self.spilled / f"{number}.safetensors"
 
 
 def put(module: nn.Module, name: str, values: Tensor) -> None:

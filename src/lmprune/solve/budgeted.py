@@ -7,6 +7,7 @@ The units themselves are then chosen and refitted anew, block by block, on what 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -20,8 +21,10 @@ from ..budget.budget import Spending
 from ..budget.choosing import least_for, multiple_for
 from ..budget.levels import Choices, grid
 from ..budget.search import SEARCHES, Course, ranking
+from ..checkpoints.journal import Tensors, journal_of
 from ..checkpoints.rooms import scratch
 from ..progress import Stages, silent
+from ..sites.pages import here, pages_of
 from ..sites.site import Site
 from .database import Database
 from .elimination import eliminate
@@ -42,6 +45,15 @@ class Spread:
     counts: list[int]
     log: list[dict[str, Any]]
 
+    def kept(self) -> dict[str, Tensor]:
+        """As a run keeps it that may go on."""
+        log = json.dumps(self.log).encode()
+        return {"counts": torch.tensor(self.counts), "log": torch.tensor([*log], dtype=torch.uint8)}
+
+    @classmethod
+    def of(cls, kept: Tensors) -> Spread:
+        return cls(kept["counts"].tolist(), json.loads(bytes(kept["log"].tolist())))
+
 
 @dataclass(frozen=True)
 class Walk:
@@ -58,6 +70,7 @@ class Walk:
         """What the levels depend on."""
         digest = hashlib.sha256(self.input_ids.cpu().numpy().tobytes())
         for site in self.sites:
+            here(site.block)
             digest.update(site.reader().detach()[:1].cpu().float().numpy().tobytes())
         shapes = {str(site.address): [site.count, site.size] for site in self.sites}
         settings = {**asdict(self.settings), "seed": self.seed}
@@ -86,7 +99,7 @@ def spread(walk: Walk, spending: Spending, judged: Tensor, *, multiple_of: int =
     """How many units of each site stay; the model is left as it was. judged: sequences that choices are judged on."""
     sites = walk.sites
     grids = {site.address: _grid(site, multiple_of) for site in sites}
-    with _room(spending.levels) as room:
+    with _room(spending.levels, walk.model) as room:
 
         def choices_on(counts: Sequence[int] | None) -> tuple[Choices, Database]:
             prefix = hashlib.sha256(repr(counts).encode()).hexdigest()[:12]
@@ -114,6 +127,10 @@ def spread(walk: Walk, spending: Spending, judged: Tensor, *, multiple_of: int =
 @contextmanager
 def as_before(sites: Sequence[Site]) -> Iterator[None]:
     """The readers are what they were after a `with` block that writes into them."""
+    if (pages := pages_of(sites[0].block)) is not None:
+        with pages.forgetting():
+            yield
+        return
     before = [site.reader_state() for site in sites]
     try:
         yield
@@ -123,8 +140,10 @@ def as_before(sites: Sequence[Site]) -> Iterator[None]:
 
 
 @contextmanager
-def _room(levels: Path | None) -> Iterator[Path]:
-    """Where the database is: the folder that was named, or one that vanishes."""
+def _room(levels: Path | None, model: Any) -> Iterator[Path]:
+    """Where the database is: the folder that was named, that of the run, which may go on, or one that vanishes."""
+    if levels is None and (journal := journal_of(model)) is not None:
+        levels = journal.folder / "levels"
     if levels is not None:
         yield levels
         return

@@ -18,7 +18,7 @@ from ..budget.budget import Spending
 from ..budget.choosing import alike, choose, counts_of
 from ..budget.keeps import Keep
 from ..budget.selection import Scope
-from ..checkpoints.journal import Tensors
+from ..checkpoints.journal import Tensors, stage_of
 from ..progress import Phase, Stages, silent
 from ..scores.curvature import Matrices, output_curvature
 from ..sites.address import Address, Kind
@@ -127,14 +127,19 @@ class Obs(Solver):
         stages: Stages,
         **how: Unpack[Selection],
     ) -> Solution:
-        from .budgeted import Walk, shares, spread  # which is made of this module's walks
+        from .budgeted import Spread, Walk, shares, spread  # which is made of this module's walks
 
         assert input_ids is not None
         found, settings, seed = seams(sites, self.name), self.settings, how["seed"]
         metrics = end_loss_metrics(model, found, input_ids, settings, stages)
         few, judged = shares(input_ids, spending.tokens)
         walk = Walk(model, found, few, metrics, settings, seed)
-        chosen = spread(walk, spending, judged, multiple_of=how["multiple_of"], stages=stages)
+        stage = stage_of(model, "search")
+        if not stage.done:
+            searched = spread(walk, spending, judged, multiple_of=how["multiple_of"], stages=stages)
+            stage.found["spread"] = searched.kept()
+            stage.end(dict)
+        chosen = Spread.of(stage.found["spread"])
         done = obs_to_counts(
             model, found, input_ids, chosen.counts, metrics=metrics, seed=seed, settings=settings, stages=stages
         )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..budget.levels import Choice, Levels
+from ..sites.pages import here
 from ..sites.site import Site
 from ..sites.walk import Blocks, list_of
 from .database import Database
@@ -65,6 +66,7 @@ class Stitched:
         """The model gets these levels' readers."""
         for place, (site, level) in enumerate(zip(self.sites, choice, strict=True)):
             if self.now[place] != level:
+                here(site.block)
                 site.set_reader(*self.reader(place, level))
                 self.now[place] = level
 
