@@ -237,7 +237,7 @@ def test_an_error_before_anything_is_done_leaves_nothing(here: Path, monkeypatch
 
 def test_a_full_disk_is_told_and_what_was_done_stays(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert prune().code == 0
-    whole, save, seen = result(), sealed.save_file, [0]
+    whole, save, seen = result(), save_file, [0]
 
     def full(*values: Any, **how: Any) -> None:
         seen[0] += 1
