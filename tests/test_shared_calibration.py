@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,28 @@ def test_the_command_in_two_processes(forks: Any, tmp_path: Path) -> None:
     kept = [PrunePlan.load(tmp_path / name / PLAN_FILE).kept for name in ("one", "two")]
     assert kept[0] == kept[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "one", "text.txt", "two"]
+
+
+@pytest.mark.conformance
+def test_the_command_by_torchrun(tmp_path: Path) -> None:
+    """Processes that were not forked from one: nothing that they compare may be an address in memory."""
+    (text := tmp_path / "text.txt").write_text(TEXT)
+    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "lmprune", "prune"]
+    line += [tiny_checkpoint(tmp_path / "m"), "--data", text, "--seq-len", 32, "--calibration-tokens", 512]
+    line += [
+        "--method",
+        "activation",
+        "--keep",
+        0.5,
+        "--multiple-of",
+        1,
+        "--answer-tokens",
+        0,
+        "--out",
+        tmp_path / "two",
+    ]
+    subprocess.run([*map(str, line)], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert PrunePlan.load(tmp_path / "two" / PLAN_FILE).kept
 
 
 @pytest.mark.slow

@@ -54,7 +54,10 @@ def meets() -> bool:
 
 
 def check_alike(input_ids: Tensor | None, settings: Any) -> None:
-    """Raises: UserError, in every process, where they would not do the same: with other text, or asked otherwise."""
+    """Raises: UserError, in every process, where they would not do the same: with other text, or asked otherwise.
+
+    settings: whose `repr` is the same in every process.
+    """
     if not meets():
         return
     text = None if input_ids is None else hashlib.sha256(input_ids.cpu().numpy().tobytes()).hexdigest()

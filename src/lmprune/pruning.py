@@ -190,7 +190,8 @@ def _solved(
     _check_as_begun(model, input_ids, plan)
     if meets():
         check_whole(model, "several processes can't calibrate together")
-    check_alike(input_ids, [solver, share, how, plan and plan.kept])
+    asked = (share.by, share.most) if isinstance(share, Spending) else share
+    check_alike(input_ids, [solver.name, asked, how, plan and plan.kept])
     if isinstance(share, Spending):
         if plan is not None or given is not None:
             raise UserError("a plan or scores say which units stay, so no budget is searched beside them; drop one")
