@@ -17,9 +17,10 @@ from tiny_checkpoints import TEXT, as_many_threads, lmprune, tiny_checkpoint
 from tiny_models import tiny_model, tokens
 
 import lmprune as library
+from lmprune.budget.budget import Budget
 from lmprune.errors import UserError
 from lmprune.plan import PLAN_FILE, PrunePlan
-from lmprune.processes import Share, together
+from lmprune.processes import Share, of_first, together
 
 #: what is summed in another way: moments and curvature, forward and gradient statistics, gradients of weights
 CASES: tuple[dict[str, Any], ...] = (
@@ -29,6 +30,7 @@ CASES: tuple[dict[str, Any], ...] = (
     {"method": "taylor", "units": ("heads",)},
     {"method": "llm_pruner"},
     {"method": "flap"},
+    {"method": "obs", "budget": Budget(by="ranking")},
 )
 
 
@@ -44,7 +46,7 @@ def in_one_of_several(number: int, rank: int, port: int, answer: Any, _die: Any)
     PartialState(cpu=True)
     with together():
         found = [pruned(case) for case in CASES]
-        mine = Share(tokens(7, 16)).mine
+        mine, agreed = Share(tokens(7, 16)).mine, of_first(rank)
         try:
             library.prune(tiny_model("llama"), method="activation", data=(tokens(7, 16) + rank) % 128, multiple_of=1)
             said = ""
@@ -52,7 +54,7 @@ def in_one_of_several(number: int, rank: int, port: int, answer: Any, _die: Any)
             said = str(error)
     alone = Share(tokens(7, 16)).mine  # outside, nothing is shared
     weights = [[float(parameter.double().sum()) for parameter in each] for _, each in found]
-    answer.send(([kept for kept, _ in found], [w[0] for w in weights], weights, len(mine), len(alone), said))
+    answer.send(([kept for kept, _ in found], [w[0] for w in weights], weights, len(mine), len(alone), said, agreed))
     dist.destroy_process_group()
 
 
@@ -63,6 +65,7 @@ def test_several_processes_make_the_plan_of_one(forks: Any, number: int) -> None
     assert len(others) == number - 1 and all(other[2] == first[2] for other in others), "the same weights, to the bit"
     assert sum(each[3] for each in (first, *others)) == 7 and first[3] == -(-7 // number) and first[4] == 7
     assert first[5].startswith("process 1 has another calibration text than process 0") and others[0][5] == first[5]
+    assert [each[6] for each in (first, *others)] == [0] * number, "what depends on a clock is the first one's"
     for case, kept, weights in zip(CASES, first[0], first[2], strict=True):
         expected, whole = pruned(case)
         assert kept == expected, case

@@ -70,6 +70,15 @@ def check_alike(input_ids: Tensor | None, settings: Any) -> None:
             )
 
 
+def of_first(value: Any) -> Any:
+    """The first process's value, in each: of what depends on a clock, say."""
+    if not meets():
+        return value
+    told = [value]
+    dist.broadcast_object_list(told)
+    return told[0]
+
+
 class Share:
     """mine: the sequences of a text (sequences, T) that this process reads; all of them, where it is alone or they are
     fewer than the processes. whole: each reads all of them."""
@@ -94,8 +103,4 @@ class Share:
 
     def first(self, value: Any) -> Any:
         """The first process's value, in each."""
-        if not self._shared:
-            return value
-        told = [value]
-        dist.broadcast_object_list(told)
-        return told[0]
+        return of_first(value) if self._shared else value

@@ -19,6 +19,7 @@ from ..budget.choosing import alike, choose, counts_of
 from ..budget.keeps import Keep
 from ..budget.selection import Scope
 from ..checkpoints.journal import Tensors, stage_of
+from ..processes import of_first
 from ..progress import Phase, Stages, silent
 from ..scores.curvature import Matrices, output_curvature
 from ..sites.address import Address, Kind
@@ -136,7 +137,7 @@ class Obs(Solver):
         walk = Walk(model, found, few, metrics, settings, seed)
         stage = stage_of(model, "search")
         if not stage.done:
-            searched = spread(walk, spending, judged, multiple_of=how["multiple_of"], stages=stages)
+            searched = of_first(spread(walk, spending, judged, multiple_of=how["multiple_of"], stages=stages))
             stage.found["spread"] = searched.kept()
             stage.end(dict)
         chosen = Spread.of(stage.found["spread"])
