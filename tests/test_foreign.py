@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny_checkpoints import byte_tokenizer, lmprune, tiny_checkpoint
 
 from lmprune.checkpoints import models
+from lmprune.checkpoints.card import how_made
 from lmprune.checkpoints.licences import find_licence
 from lmprune.data import records as text_records
 from lmprune.data.records import render
@@ -245,6 +246,14 @@ def test_plans_are_read_field_by_field(path: tuple[str, str], value: Any, folder
     (folder / PLAN_FILE).write_text(json.dumps(record))
     said(PrunePlan.load, folder / PLAN_FILE)
     assert lmprune("inspect", folder).code == 2
+
+
+def test_a_plan_with_null_for_a_number_is_told_of(folder: Path, tmp_path: Path) -> None:
+    record = json.loads(PrunePlan.of_neurons([[0]] * 3, [48] * 3).to_json())
+    record["settings"]["calibration_tokens"] = None
+    record["provenance"]["calibration"] = {"source": "a", "split": "train", "sha256": "0" * 64}
+    (tmp_path / PLAN_FILE).write_text(json.dumps(record))
+    assert "0 tokens of" in how_made(PrunePlan.load(tmp_path / PLAN_FILE))
 
 
 def study_of(file: Path, model: Path, **values: Any) -> Path:

@@ -150,7 +150,7 @@ def _calibrated(record: Mapping[str, Any]) -> str | None:
     """The text that neurons were scored, or layers refitted on. record: a plan's."""
     settings, text = record["settings"], record["provenance"].get("calibration")
     return text and (
-        f"{settings.get('calibration_tokens', 0):,} tokens of {_named(text)}, in sequences "
+        f"{settings.get('calibration_tokens') or 0:,} tokens of {_named(text)}, in sequences "
         f"of {settings.get('seq_len')} (SHA-256 of the text: `{text['sha256'][:16]}…`)"
     )
 
