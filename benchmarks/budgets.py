@@ -60,12 +60,10 @@ def measured(
     units, keep, by = str(key["units"]), float(key["keep"]), key["by"]
     rounds = int(key.get("rounds", 1))
     levels = RUNS / f"levels-{bench.name}-{units}-{bench.seed}"
-    spread = (
-        None
-        if by == GLOBAL
-        else Budget(by=by, effort=Effort(seed=bench.seed), levels=levels, note=lambda said: print(said, flush=True))
-    )
-    how: dict[str, Any] = {"budget": spread} if spread else {"scope": "global"}
+    how: dict[str, Any] = {"scope": "global"}
+    if by != GLOBAL:
+        effort = Effort(seed=bench.seed)
+        how = {"budget": Budget(by=by, effort=effort, levels=levels, note=lambda said: print(said, flush=True))}
     model, start = copy.deepcopy(bench.model), time.perf_counter()
     *_, plan = [
         lmprune.prune(

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ PRUNED: dict[str, tuple[str, tuple[Any, ...]]] = {
         f"{method} streamed": ("llama", ("--method", method, "--stream", *SHORT))
         for method in ("obs", "magnitude", "activation", "taylor")
     },
-    **{method: ("gpt_neo", ("--method", method, *TRAINED)) for method in ("gum", "top_v", "hard", "soft", "random")},
+    **{method: ("gpt_neo", ("--method", method, *TRAINED)) for method in ("gum", "top_v", "hard", "soft")},
+    "random, trained": ("gpt_neo", ("--method", "random", *TRAINED)),
     "oneshot, then trained": ("llama", ("--method", "activation", *TRAINED)),
     "taught": ("llama", ("--method", "gum", "--teacher", "{model}", *TRAINED)),
 }  # fmt: skip
@@ -78,10 +80,10 @@ def pruned(case: str, folder: Path, device: str) -> tuple[Any, dict[str, torch.T
     return plan["kept"], tensors
 
 
-def difference(case: str, folder: Path, device: str) -> str | None:
-    """In what the result differs from the processor's."""
+def difference(case: str, folder: Path, device: str, around: Callable[[], AbstractContextManager[Any]]) -> str | None:
+    """In what the result differs from the processor's. around: the work on the device."""
     kept, weights = pruned(case, folder, "cpu")
-    with sys.modules["elsewhere"].pretended() if device == "elsewhere" else nullcontext():
+    with around():
         kept_there, weights_there = pruned(case, folder, device)
     if kept != kept_there:
         return "other units are kept"
@@ -94,12 +96,13 @@ def difference(case: str, folder: Path, device: str) -> str | None:
 def main() -> None:
     as_many_threads()
     device, folder, *only = sys.argv[1:]
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext
     if device == "elsewhere":  # before the first gradient: torch then counts devices
-        import elsewhere  # noqa: F401
+        from elsewhere import pretended as around
     made(Path(folder))
     for case in only or PRUNED:
         try:
-            found = difference(case, Path(folder), device)
+            found = difference(case, Path(folder), device, around)
         except Exception as error:
             traceback.print_exc()
             found = f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:300]}"

@@ -91,18 +91,8 @@ def test_the_command_by_torchrun(tmp_path: Path) -> None:
     (text := tmp_path / "text.txt").write_text(TEXT)
     line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "lmprune", "prune"]
     line += [tiny_checkpoint(tmp_path / "m"), "--data", text, "--seq-len", 32, "--calibration-tokens", 512]
-    line += [
-        "--method",
-        "activation",
-        "--keep",
-        0.5,
-        "--multiple-of",
-        1,
-        "--answer-tokens",
-        0,
-        "--out",
-        tmp_path / "two",
-    ]
+    line += ["--method", "activation", "--keep", 0.5, "--multiple-of", 1, "--answer-tokens", 0]
+    line += ["--out", tmp_path / "two"]
     subprocess.run([*map(str, line)], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert PrunePlan.load(tmp_path / "two" / PLAN_FILE).kept
 

@@ -71,9 +71,10 @@ def prune(terminal: Teller, **options: Any) -> dict[str, Any]:
         record = write(terminal, asked, opened, made, seconds, compared(terminal, before, made.model))
     if asked.run is not None:
         asked.run.finish()
-    elif writes():
-        forget(asked["out"], PRUNING)
-    wait()
+    else:
+        if writes():
+            forget(asked["out"], PRUNING)
+        wait()
     return record
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from ..checkpoints import models
-from ..checkpoints.models import check_device
 from ..data.pairs import is_source
 from ..methods import get_method, needs_text
 from .grid import Run
@@ -49,7 +48,7 @@ def _device(run: Run) -> str:
 
 def _rate(threads: int, device: str) -> float:
     """Operations a second in matrix products of a size that models have. Raises: UserError where there is no device."""
-    before, place = torch.get_num_threads(), check_device(device)
+    before, place = torch.get_num_threads(), models.check_device(device)
     torch.set_num_threads(threads)
     a, b = torch.randn(512, 768, device=place), torch.randn(768, 768, device=place)
     number, start = 0, time.perf_counter()
