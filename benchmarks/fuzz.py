@@ -33,12 +33,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fuzz_more import MORE
 from fuzz_mutations import mutated
 from fuzz_readers import READERS, ROOT, Reader
 
 from lmprune.checkpoints.rooms import PREFIX
 from lmprune.errors import UserError, one_line
 
+READERS |= MORE
 SECONDS, MEGABYTES, CHARACTERS = 20, 2048, 400
 #: inputs that a process reads before another takes its place, times `often`
 _BATCH = 20

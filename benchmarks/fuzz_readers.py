@@ -125,8 +125,8 @@ PROVENANCE = {
 }  # fmt: skip
 
 
-def a_gguf(folder: Path) -> None:
-    a_model(folder / "m")
+def a_gguf(folder: Path, name: str = "llama") -> None:
+    a_model(folder / "m", name)
     told = CliRunner().invoke(
         app, ["export", str(folder / "m"), "--to", "gguf", "--out", str(folder / "m.gguf"), "--no-verify"]
     )
@@ -241,9 +241,12 @@ def a_sealed_state(folder: Path) -> None:
     manifest.seal(state)
 
 
+ROOM = f"{rooms.PREFIX}0123456789abcdef"
+
+
 def a_left_room(folder: Path) -> None:
-    (folder / ".lmprune-x" / "old").mkdir(parents=True)
-    some_text(folder / ".lmprune-x", "lock", str(folder / "out"))
+    (folder / ROOM / "old").mkdir(parents=True)
+    some_text(folder / ROOM, "lock", str(folder / "out"))
 
 
 def an_adapter(folder: Path) -> None:
@@ -367,7 +370,7 @@ def read_levels(folder: Path) -> None:
 
 
 def sweep_rooms(folder: Path) -> None:
-    os.utime(folder / ".lmprune-x", (0, 0))
+    os.utime(folder / ROOM, (0, 0))
     rooms.sweep(folder)
     for left in folder.iterdir():
         shutil.rmtree(left)
@@ -512,7 +515,7 @@ READERS: dict[str, Reader] = {
         a_sealed_state, f"o.training/checkpoint-2/{manifest.MARK}", "json",
         lambda f: manifest.damage(f / "o.training" / "checkpoint-2"), 6,
     ),
-    "a room that was left": Reader(a_left_room, ".lmprune-x/lock", "lines", sweep_rooms, 6),
+    "a room that was left": Reader(a_left_room, f"{ROOM}/lock", "lines", sweep_rooms, 6),
     "lmprune inspect": Reader(a_model, "config.json", "json", command("inspect", "{}"), 1),
     "lmprune inspect of a plan": Reader(a_model, PLAN_FILE, "json", command("inspect", "{}"), 1),
     "lmprune study --dry-run": Reader(

@@ -102,7 +102,12 @@ def _untimed(file: Path) -> bytes:
         told = [json.dumps(_without(json.loads(line))).encode() for line in lines]
     except ValueError:
         return content
-    return b"\n".join(sorted(told) if file.name == "results.jsonl" else told)
+    return b"\n".join(_latest(told) if file.name == "results.jsonl" else told)
+
+
+def _latest(lines: list[bytes]) -> list[bytes]:
+    """Records of a study as they count: the last of each run, in any order; a run that failed was done again."""
+    return sorted({json.loads(line)["id"]: line for line in lines}.values())
 
 
 def _without(value: Any) -> Any:

@@ -40,13 +40,15 @@ LOG = ".stderr"
 @dataclass(frozen=True)
 class How:
     """How a command is begun. limit: called in the process before all else. dies: (at this change of the disk, by
-    this signal). meanwhile: (at this file that it opens, what happens then). stdout: a file to speak to."""
+    this signal). meanwhile: (at this file that it opens, what happens then). stdout: a file to speak to. beside:
+    another command is at work, and speaks to the same LOG."""
 
     limit: Callable[[], object] = lambda: None
     env: Mapping[str, str] = field(default_factory=dict)
     dies: tuple[int, int] | None = None
     meanwhile: tuple[int, Callable[[], object]] | None = None
     stdout: str = os.devnull
+    beside: bool = False
 
 
 AS_ALWAYS = How()
@@ -90,6 +92,8 @@ def import_all(names: Sequence[str] = ()) -> None:
 
 def forked(words: Sequence[str], folder: Path, how: How = AS_ALWAYS) -> int:
     """The id of a process that carries the command out in the folder; what it says on stderr is in LOG there."""
+    if not how.beside:
+        (folder / LOG).unlink(missing_ok=True)
     pid = os.fork()
     if pid:
         return pid
@@ -98,7 +102,7 @@ def forked(words: Sequence[str], folder: Path, how: How = AS_ALWAYS) -> int:
         os.chdir(folder)
         for name in ("1", "2"):
             target = how.stdout if name == "1" else LOG
-            os.dup2(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), int(name))
+            os.dup2(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), int(name))
         os.environ.update(how.env)
         before = set(sys.modules)
         how.limit()

@@ -206,6 +206,72 @@ def test_the_demo_does_not_replace_what_is_not_its_own(model: Path, own: Path) -
     assert (own / "model.safetensors").read_bytes() == before
 
 
+def test_force_replaces_no_file_of_another_kind(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = ("o.json", "o.html", "o.safetensors", "Modelfile", "o/run.jsonl", "o/sweep.html")
+    (tmp_path / "o").mkdir()
+    for name in files:
+        (tmp_path / name).write_text("{'mine': 1}")
+    (tmp_path / "run.yaml").write_text(f"model: {model}\nout: o\nprune: {{keep: 0.5, data: {text}}}\n")
+    prune = ("prune", model, "--data", text, "--keep", 0.5, "--out", "p")
+    for words, sentence in [
+        (("latency", model, "--out", "o.json"), "o.json is not a latency table, and --force replaces nothing else"),
+        (("compare", model, model, "--data", text, "--out", "o.html"), "o.html is not a page that lmprune wrote"),
+        ((*prune, "--scores-out", "o.safetensors"), "o.safetensors is no file of scores"),
+        (("export", model, "--to", "gguf", "--out", "o.gguf", "--modelfile", "Modelfile"), "is not a Modelfile"),
+        (("run", "run.yaml"), "o is there already, and no run's folder"),
+        (("sweep", model, "--targets", "0.5", "--data", text, "--out", "o"), "no sweep's folder"),
+    ]:
+        assert sentence in refused(*words, "--force")
+    assert all((tmp_path / name).read_text() == "{'mine': 1}" for name in files)
+    assert not (tmp_path / "p").exists() and not (tmp_path / "o.gguf").exists()
+
+
+NOBODY = "~nobody-of-that-name/x"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a/" * 3000 + "b", "loop", NOBODY], ids=["long", "deep", "loop", "nobody"])
+def test_names_that_lead_nowhere(model: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever a name can be given, in a line that is not as long as the name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "run.yaml").write_text(f"model: {model}\nout: {name}\nprune: {{keep: 0.5, data: t.txt}}\n")
+    (tmp_path / "t.txt").write_text("The cat sat.\n" * 99)
+    prune, teacher = ("prune", model, "--keep", 0.5), f"{name}.safetensors"
+    for words in [
+        ("prune", name, "--out", "o"),
+        (*prune, "--data", name, "--out", "o"),
+        (*prune, "--data", f"{name}.jsonl", "--out", "o"),
+        (*prune, "--data", "wikisql", "--data-dir", name, "--out", "o"),
+        (*prune, "--plugin", name, "--out", "o"),
+        ("finetune", model, "--data", "t.txt", "--steps", 1, "--teacher", teacher, "--out", "o"),
+        ("study", name, "--out", "o"),
+        ("run", name),
+        ("report", name),
+        ("bench", name),
+    ]:
+        assert len(refused(*words)) < 400
+    if name != NOBODY:  # which may be a folder's name, where nobody's home is meant
+        for words in [("run", "run.yaml"), ("sweep", model, "--targets", "0.5", "--out", name)]:
+            assert len(refused(*words)) < 400
+
+
+def test_numbers_that_nobody_counts(model: Path, tmp_path: Path) -> None:
+    digits = "9" * 400
+    words = ("finetune", model, "--data", "t.txt", "--out", tmp_path / "o")
+    assert "more than anybody counts" in refused(*words, "--steps", digits)
+    assert "--seed" in refused(*words, "--steps", 1, "--seed", digits)
+    assert "--seed" in refused(*words, "--steps", 1, "--seed", -1)
+
+
+def test_a_run_file_in_no_alphabet(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "o\udc80.yaml"
+    assert lmprune("prune", model, "--keep", 0.5, "--out", "o", "--save-config", file).code == 0
+    assert file.read_text().startswith("# lmprune run o\\udc80.yaml\n")
+
+
 def test_a_full_disk(prune_fails: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def half(self: Any, folder: Path, **_: Any) -> None:
         (Path(folder) / "model.safetensors").write_bytes(b"half")
@@ -221,6 +287,9 @@ def test_stdout_on_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     sentence = explain(OSError(errno.ENOSPC, "No space left on device"))
     assert sentence is not None and sentence.startswith("No space left on device: what it writes, or keeps in ")
     assert explain(OSError(errno.EBADF, "a closed file is no bad input")) is None
+    assert explain(PermissionError(errno.EACCES, "Permission denied", "a/b")) == (
+        "Permission denied: a/b; name another, or mend that, and run it again"
+    )
     assert explain(ValueError("nor is a fault of ours")) is None
 
 

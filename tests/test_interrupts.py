@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,18 @@ def test_while_commands_are_imported(number: signal.Signals) -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", ANSWER)
+
+
+def test_an_interrupt_that_comes_through_an_eval(tmp_path: Path) -> None:
+    """Python would end by a signal after one, as `python -m`."""
+    (tmp_path / "ends.py").write_text(
+        "import os, signal\n"
+        "from lmprune.commands import interrupts\n"
+        "with interrupts.answered():\n"
+        "    eval('os.kill(os.getpid(), signal.SIGTERM) or [0 for _ in range(9)]')\n"
+    )
+    ended = subprocess.run([sys.executable, "-m", "ends"], cwd=tmp_path, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (130, ANSWER)
 
 
 def in_a_process(work: Callable[[], object]) -> tuple[int, str]:
@@ -80,6 +93,24 @@ def test_an_interrupt_that_falls_into_a_destructor_comes_again() -> None:
         del found
         signal.pause()
 
+    assert in_a_process(work) == (130, ANSWER)
+
+
+def test_an_import_is_not_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch aborts where it is; but who asks twice is heard."""
+    (tmp_path / "slow_to_import.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(0.05)\n"
+        "if os.environ.get('TWICE'): os.kill(os.getpid(), signal.SIGINT)\nos.write(2, b'there ')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def work() -> None:
+        import slow_to_import  # type: ignore[import-not-found]  # noqa: F401
+
+        signal.pause()
+
+    assert in_a_process(work) == (130, f"there {ANSWER}")
+    monkeypatch.setenv("TWICE", "yes")
     assert in_a_process(work) == (130, ANSWER)
 
 

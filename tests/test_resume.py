@@ -304,6 +304,33 @@ def test_an_unfinished_run_is_not_thrown_away_unasked(stopped: list[object], tmp
     assert not folder.exists()
 
 
+def test_what_is_none_of_a_runs_stays_where_it_is(models: dict[str, Path], text: Path, tmp_path: Path) -> None:
+    """Before the work, with --force, and where somebody puts it into a run's folder meanwhile."""
+    streamed = ("prune", models["llama"], "--data", text, "--stream", *PRUNE, "--out", tmp_path / "o")
+    for kind, words in (("training", arguments("gum", models, text, tmp_path / "o")), ("pruning", streamed)):
+        thesis = tmp_path / f"o.{kind}" / "thesis.txt"
+        thesis.parent.mkdir()
+        for name in (thesis.name, SETTINGS):
+            (thesis.parent / name).write_text("{}")
+        for option in ((), ("--force",), ("--resume",)):
+            assert refused(*words, *option) == (
+                f"{thesis.parent}, where the run would keep its state, holds thesis.txt, which is none of a run's; "
+                "move it, or choose another --out"
+            )
+        assert thesis.read_text() == "{}" and not (tmp_path / "o").exists()
+        shutil.rmtree(thesis.parent)
+    run = RunFolder(tmp_path / "o", {})
+    with run.begun():
+        (run.path / "checkpoint-4").mkdir()
+        (run.path / thesis.name).write_text("mine")
+    run.finish()
+    assert [file.name for file in run.path.iterdir()] == [thesis.name]
+    (tmp_path / "o.training" / thesis.name).unlink()
+    run.path.rmdir()
+    run.path.write_text("a file")
+    assert "can't write" in refused(*arguments("gum", models, text, tmp_path / "o"))
+
+
 def test_two_runs_do_not_share_a_folder(models: dict[str, Path], text: Path, forks: Any, tmp_path: Path) -> None:
     args = arguments("gum", models, text, tmp_path / "o")
     receiver, sender = forks.Pipe(duplex=False)

@@ -101,8 +101,11 @@ def test_a_step_that_fails_keeps_what_was_done_and_is_tried_again(written: Any, 
     teacher = tmp_path / "teacher.safetensors"
     teacher.write_text("none")  # no check sees that it is broken
     file = written(("batch_size: 1", f"batch_size: 1, teacher: {teacher}"))
-    sentence = refused("run", file, "--json")
-    assert "finetune ended with exit code 2" in sentence
+    ended = lmprune("run", file, "--json")
+    assert ended.code == 2 and ended.out == ""
+    (said,) = [line for line in ended.err.splitlines() if "finetune ended" in line]
+    assert "finetune ended with exit code 2, and said why above" in said
+    assert "error:" not in ended.err, "the step's own sentence, which this process does not hear, is the one error"
     (line,) = (tmp_path / "out" / "run.jsonl").read_text().splitlines()
     assert json.loads(line)["name"] == "prune" and not (tmp_path / "out" / "finetuned").exists()
 

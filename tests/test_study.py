@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -145,6 +146,8 @@ def test_a_task_has_no_baseline_and_bench_compares_with_dense(written: Any, text
         ("keep: [0.5", "keep: [50", 8, "to keep 50%, pass 0.5"),
         ("keep: [0.5", "keep: [half", 8, "expected a number, got 'half'"),
         ("keep: [0.5, 0.25]", "keep: 0.5", 8, "expected a list"),
+        ("keep: [0.5, 0.25]", "seeds: [-1]\nkeep: [0.5]", 8, "a seed is a number from 0 to 4294967295, got -1"),
+        ("keep: [0.5, 0.25]", "seeds: [4294967296]\nkeep: [0.5]", 8, "a seed is a number from 0"),
         ("multiple_of: 1", "multiple: 1", 9, "unknown option of `lmprune prune` 'multiple'; did you mean multiple_of?"),
         ("multiple_of: 1", "out: x", 9, "unknown option of `lmprune prune` 'out'"),
         ("    data:", "    dato:", 5, "a task needs 'data'"),
@@ -235,6 +238,21 @@ def test_a_line_cut_short_is_ended_and_the_latest_record_counts(tmp_path: Path) 
     found = records.read(file)
     assert (len(found.records), found.broken, len(found.done), len(found.failed)) == (2, 1, 1, 1)
     assert [len(line) > 50 for line in file.read_text().splitlines()] == [True, False, True, True]
+
+
+def test_a_record_that_the_disk_refuses_leaves_no_half_line(tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    records.append(file, made_up("gum", 0.5))
+    whole, (soft, hard) = file.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 100, hard))
+    try:
+        with pytest.raises(UserError, match="File too large; make room, and run the study again"):
+            records.append(file, made_up("random", 0.5))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert file.read_bytes() == whole
+    records.append(file, made_up("random", 0.5))
+    assert (len(records.read(file).records), records.read(file).broken) == (2, 0)
 
 
 @pytest.mark.parametrize("missing", ["format", "study", "config", "versions", "eval", "seconds"])

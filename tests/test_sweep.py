@@ -160,9 +160,19 @@ def test_what_it_refuses(swept: Any, model: Path, text: Path, tmp_path: Path) ->
 
 
 def test_a_prune_that_fails_is_told(model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one error: a prune that refuses says why itself, one that is killed can't."""
     shell = tmp_path / "python"
-    shell.write_text("#!/bin/sh\nexit 3\n")
-    shell.chmod(0o755)
+    shell.touch(mode=0o755)
     monkeypatch.setattr(sys, "executable", str(shell))
-    found = refused("sweep", model, "--out", tmp_path / "o", "--targets", "0.5", "--data", text, *PRUNE)
-    assert found.startswith("keep-0.5 ended with exit code 3") and "goes on when it is mended" in found
+    words = ("sweep", model, "--out", tmp_path / "o", "--targets", "0.5", "--data", text, *PRUNE)
+    for ends, code, said in [
+        ("exit 3", 2, "error: keep-0.5 ended with exit code 3, and said why above"),
+        ("exit 2", 2, "keep-0.5 ended with exit code 2, and said why above"),
+        ("exit 130", 130, "keep-0.5 ended with exit code 130, and said why above"),
+        ("kill -9 $$", 2, "error: keep-0.5 was killed by SIGKILL; was there memory?"),
+    ]:
+        shell.write_text(f"#!/bin/sh\n{ends}\n")
+        found = lmprune(*words)
+        last = found.err.splitlines()[-1]
+        assert (found.code, last.startswith(said)) == (code, True), found.err
+        assert "goes on when it is mended" in last

@@ -77,20 +77,39 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_has_stays(tmp_pat
     assert lmprune("clean", tmp_path / "none").code == 2
 
 
+def room_of(folder: Path, number: int = 0) -> Path:
+    return folder / f"{rooms.PREFIX}{number:016x}"
+
+
+def test_a_folder_of_somebody_elses_is_no_room(tmp_path: Path) -> None:
+    """Neither by half of its name, nor where a link of a claim's name leads there."""
+    thesis, out = tmp_path / f"{rooms.PREFIX}notes" / "thesis.txt", tmp_path / "o"
+    thesis.parent.mkdir()
+    thesis.write_text("mine")
+    os.utime(thesis.parent, (0, 0))
+    assert rooms.sweep(tmp_path) == []
+    with claimed(out):
+        (held,) = set(entries(tmp_path)) - {thesis.parent.name}
+    (tmp_path / held).symlink_to(thesis.parent)
+    with pytest.raises(UserError, match=r"can't write .*o: .* is a link; choose another --out"), claimed(out):
+        pass
+    assert thesis.read_text() == "mine" and len(entries(thesis.parent)) == 1
+
+
 def test_a_room_that_is_being_made_is_let_be(tmp_path: Path) -> None:
-    young = tmp_path / f"{rooms.PREFIX}young"
+    young = room_of(tmp_path)
     young.mkdir()
     assert rooms.sweep(tmp_path) == [] and young.exists()
     os.utime(young, (0, 0))
     assert rooms.sweep(tmp_path) == [young] and not young.exists()
-    (tmp_path / f"{rooms.PREFIX}link").symlink_to(tmp_path / "somewhere")
+    room_of(tmp_path, 1).symlink_to(tmp_path / "somewhere")
     (tmp_path / "somewhere").mkdir()
     assert rooms.sweep(tmp_path) == [] and (tmp_path / "somewhere").exists()
 
 
 def test_what_had_to_make_way_comes_back(tmp_path: Path) -> None:
     """Where the system can't exchange two names, and the process was killed between two renames."""
-    left = tmp_path / f"{rooms.PREFIX}left"
+    left = room_of(tmp_path)
     (left / rooms.OLD).mkdir(parents=True)
     (left / rooms.OLD / "f").write_text("old")
     (left / rooms.LOCK).write_text(str(tmp_path / "o"))
@@ -129,12 +148,12 @@ def test_a_room_that_a_stranger_made_moves_nothing_elsewhere(tmp_path: Path) -> 
     """It came with what somebody unpacked here."""
     here, victim = tmp_path / "here", tmp_path / "victim"
     for number, purpose in enumerate((str(victim), "../victim", "", "\0")):
-        left = here / f"{rooms.PREFIX}{number}"
+        left = room_of(here, number)
         (left / rooms.OLD).mkdir(parents=True)
         (left / rooms.LOCK).write_text(purpose)
-    (link := here / f"{rooms.PREFIX}link").mkdir()
+    (link := room_of(here, 8)).mkdir()
     (link / rooms.LOCK).symlink_to(tmp_path / "secret")
-    (pipe := here / f"{rooms.PREFIX}pipe").mkdir()
+    (pipe := room_of(here, 9)).mkdir()
     os.mkfifo(pipe / rooms.LOCK)  # of which no end is ever read
     assert len(rooms.sweep(here)) == 4
     assert entries(tmp_path) == ["here"] and entries(here) == [link.name, pipe.name, "victim"]
@@ -482,8 +501,8 @@ def test_a_report_that_is_stopped_leaves_nothing_and_nobody(number: int, quick_p
         time.sleep(0.02)
     time.sleep(0.5)  # until its workers draw
     child.send_signal(number)
-    child.communicate(timeout=60)
-    assert child.returncode == 130 and entries(tmp_path) == [RESULTS_FILE]
+    said = child.communicate(timeout=60)
+    assert child.returncode == 130 and entries(tmp_path) == [RESULTS_FILE], said
 
 
 def test_text_is_there(text: Path) -> None:

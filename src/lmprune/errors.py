@@ -36,6 +36,17 @@ class Finished(UserError):
         self.out = out
 
 
+class SaidBefore(UserError):
+    """A command that ours began ended with `code`, and said why in a sentence of its own; this says what comes of it.
+
+    The command line prints it on stderr as a note, since one failure has one error, and exits with that code.
+    """
+
+    def __init__(self, message: object, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 def one_line(text: str) -> str:
     """The text in one line, with what a terminal would obey spelt out.
 

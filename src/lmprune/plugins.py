@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+from .foreign import reading
 
 METHODS, FAMILIES = "lmprune.methods", "lmprune.families"
 #: the files that this process has run, as they were named, in their order; children are told of them
@@ -52,10 +53,12 @@ def check_new(group: str, known: Any, name: str) -> None:
 
 def load_file(file: Path) -> None:
     """Run a Python file that registers something, once a process. Raises: UserError where it is missing or fails."""
-    place = file.expanduser().resolve()
+    with reading(f"no plugin at {file}"):
+        place = file.expanduser().resolve()
+        there = place.is_file()
     if place in _files:
         return
-    if not place.is_file() or place.suffix != ".py":
+    if not there or place.suffix != ".py":
         raise UserError(f"no plugin at {file}; expected a Python file (.py) that registers methods or families")
     name = f"lmprune_plugin_{place.stem}"
     loader = SourceFileLoader(name, str(place))

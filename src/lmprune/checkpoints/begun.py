@@ -6,7 +6,7 @@ It goes when the result is there, and stays where the run was killed or stopped,
 from __future__ import annotations
 
 import json
-import shutil
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -17,11 +17,18 @@ from filelock import FileLock, Timeout
 
 from ..errors import UserError, shown
 from ..foreign import clipped, json_file
-from .rooms import discard
-from .writing import prove, written_aside
+from .rooms import PREFIX, discard
+from .rooms import remove as remove_all
+from .writing import prove, resolved, written_aside
 
 _SHORT = 200
 LOCK, SETTINGS, INPUTS = "lock", "settings.json", "inputs.json"
+#: what runs keep in their folder, beside the walks of a journal; all else is somebody's own
+_KEPT = re.compile(
+    rf"{LOCK}|settings\.json|inputs\.json|training_log\.jsonl|best\.safetensors|steps|checkpoint-\d+|cut|begun"
+    rf"|{re.escape(PREFIX)}.*"
+)
+_OF_A_WALK = frozenset({"found", "states"})
 #: what such a folder is called after what it writes, a training's and that of pruning at once
 TRAINING, PRUNING = "training", "pruning"
 
@@ -30,8 +37,8 @@ class Begun:
     """path: `place_of` what the run writes. settings: all that its result depends on.
 
     resume: take up the run that is there. force: replace it. Nothing is written yet: see `begun`.
-    Raises: UserError where there is nothing to resume, where the run there was asked for with other settings, and where
-    there is a run that nobody said to resume or to replace.
+    Raises: UserError where there is nothing to resume, where the run there was asked for with other settings, where
+    there is a run that nobody said to resume or to replace, and where the folder holds what is no run's.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], *, resume: bool = False, force: bool = False):
@@ -39,6 +46,11 @@ class Begun:
         self._settings = self.path / SETTINGS
         self._asked: dict[str, Any] = json.loads(json.dumps(settings))
         prove(self.path)
+        if name := _strange(self.path):
+            raise UserError(
+                f"{self.path}, where the run would keep its state, holds {name}, which is none of a run's; "
+                "move it, or choose another --out"
+            )
         if resume:
             self._check_same()
         elif self._settings.is_file() and not force:
@@ -118,11 +130,7 @@ class Begun:
             )
 
     def _clear(self) -> None:
-        for entry in self.path.iterdir():
-            if entry.is_dir():
-                shutil.rmtree(entry)
-            elif entry.name != LOCK:
-                entry.unlink()
+        _empty(self.path, but=LOCK)
 
     def finish(self) -> None:
         """The run's checkpoint is written: the folder goes, and every process waits for that."""
@@ -132,7 +140,7 @@ class Begun:
         process.wait_for_everyone()
 
     def remove(self) -> None:
-        discard(self.path)
+        _discard(self.path)
 
     @staticmethod
     def _write(file: Path, text: str) -> None:
@@ -149,7 +157,39 @@ def forget(out: Path, *kinds: str) -> None:
     for run in (place_of(out, kind) for kind in kinds):
         if (run / SETTINGS).is_file():
             with suppress(Timeout, OSError), FileLock(run / LOCK, timeout=0):
-                discard(run)
+                _discard(run)
+
+
+def _strange(run: Path) -> str | None:
+    """What in a run's folder is none of a run's."""
+    try:
+        entries = sorted(run.iterdir())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"can't write {run}: {error.strerror}; choose another --out") from None
+    return next((entry.name for entry in entries if not _is_kept(entry)), None)
+
+
+def _is_kept(entry: Path) -> bool:
+    if _KEPT.fullmatch(entry.name):
+        return True
+    return entry.is_dir() and not entry.is_symlink() and {each.name for each in entry.iterdir()} <= _OF_A_WALK
+
+
+def _empty(run: Path, but: str = "") -> None:
+    """Remove what is a run's, its settings last: what is left of it meanwhile is still known as one."""
+    entries = [entry for entry in run.iterdir() if entry.name != but and _is_kept(entry)]
+    for entry in sorted(entries, key=lambda entry: entry.name == SETTINGS):
+        remove_all(entry)
+
+
+def _discard(run: Path) -> None:
+    """A run's folder, but for what somebody has put there meanwhile."""
+    if _strange(run):
+        _empty(run)
+    else:
+        discard(run)
 
 
 def unfinished(out: Path) -> bool:
@@ -159,5 +199,5 @@ def unfinished(out: Path) -> bool:
 
 def place_of(out: Path, kind: str) -> Path:
     """kind: TRAINING or PRUNING."""
-    out = out.expanduser().resolve()
+    out = resolved(out)
     return out.with_name(f"{out.name}.{kind}")

@@ -6,9 +6,11 @@ from a process that is killed: a room that can be locked is nobody's.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import IO
 
 PREFIX = ".lmprune-"
+_NAME = re.compile(rf"{re.escape(PREFIX)}(at-)?[0-9a-f]{{16}}")
 LOCK = "lock"
 #: in a room, what was taken away from where its lock says, to make way for something else
 OLD = "old"
@@ -82,6 +85,8 @@ def _locked(found: Path, wait: float) -> IO[str] | None:
     """The file of a claim's room, where it is ours; None where it is another's, or was removed in between."""
     time.sleep(wait)
     found.mkdir(mode=0o700, exist_ok=True)
+    if found.is_symlink():  # to somebody's folder
+        raise OSError(errno.ELOOP, f"{found} is a link", str(found))
     try:
         lock = (found / LOCK).open("a", encoding="utf-8")
     except FileNotFoundError:
@@ -99,7 +104,7 @@ def sweep(parent: Path) -> list[Path]:
     found = []
     with suppress(OSError):
         for place in sorted(parent.glob(f"{PREFIX}*")):
-            if place.is_dir() and not place.is_symlink() and _is_nobodys(place):
+            if _NAME.fullmatch(place.name) and place.is_dir() and _is_nobodys(place):
                 found.append(place)
     return found
 
@@ -107,7 +112,7 @@ def sweep(parent: Path) -> list[Path]:
 def _is_nobodys(place: Path) -> bool:
     """Whether it was, and is gone now. What its lock says may be anybody's word: what comes back is in this folder."""
     lock_file = place / LOCK
-    if lock_file.is_symlink() or (lock_file.exists() and not lock_file.is_file()):
+    if place.is_symlink() or lock_file.is_symlink() or (lock_file.exists() and not lock_file.is_file()):
         return False  # none of ours
     try:
         with lock_file.open("r+", encoding="utf-8", errors="surrogateescape") as lock:

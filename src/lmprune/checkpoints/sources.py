@@ -47,8 +47,8 @@ def resolve(source: str | Path, *, revision: str | None = None) -> Source:
     if name in ALIASES:
         file = _packaged(name)
         return Source(str(file.parent), gguf=file.name)
-    path = Path(name).expanduser()
-    with reading(f"no model at {clipped(name)}"):  # a name that no disk takes
+    with reading(f"no model at {clipped(name)}"):  # a name that no disk takes, the home of nobody
+        path = Path(name).expanduser()
         is_folder, is_file = path.is_dir(), path.is_file()
     if is_folder:
         if (path / ADAPTER).is_file():

@@ -211,17 +211,27 @@ def check_folder(out: Path, what: str, amiss: Callable[[Path], str | None], *, f
     return Destination(out, _identity(out), amiss)
 
 
-def check_file(out: Path, *, force: bool, option: str = "--out", kind: str | None = None) -> Destination:
-    """The same of a file. kind: what a file there has to begin with. Raises: UserError."""
+def check_file(
+    out: Path, *, force: bool, option: str = "--out", amiss: Callable[[Path], str | None] = lambda _: None
+) -> Destination:
+    """The same of a file. amiss: what a file there is, where `force` must not replace it. Raises: UserError."""
     out = resolved(out)
     prove(out)
     if out.is_dir() or (out.exists() and not force):
         raise UserError(f"{out} exists; choose another {option}, or replace the file there with --force")
-    if out.exists() and kind is not None:
-        with out.open("rb") as file:
-            if file.read(len(kind)) != kind.encode():
-                raise UserError(f"{out} is not a {kind} file, and --force replaces nothing else")
-    return Destination(out, _identity(out))
+    if out.exists() and (why := amiss(out)):
+        raise UserError(f"{out} is {why}, and --force replaces nothing else; choose another {option}")
+    return Destination(out, _identity(out), amiss)
+
+
+def begins(with_: str, kind: str) -> Callable[[Path], str | None]:
+    """For `check_file`: a file of a kind is known by what it begins with."""
+
+    def amiss(file: Path) -> str | None:
+        with file.open("rb") as content:
+            return None if content.read(len(with_)) == with_.encode() else f"not {kind}"
+
+    return amiss
 
 
 def check_not_read(out: Path, *sources: str | None) -> None:

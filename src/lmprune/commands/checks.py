@@ -8,7 +8,6 @@ from typing import Any
 import typer
 
 from .. import data as texts
-from ..checkpoints.writing import check_file
 from ..data import mix, pairs
 from ..errors import UserError
 from ..export import check_target, get_target
@@ -16,6 +15,7 @@ from ..jobs import prune, recovery, training
 from ..jobs.analyze import check_out
 from ..jobs.bench import check_engine
 from ..jobs.evaluate import check_decoding
+from ..jobs.latency import check_table
 from ..jobs.zero_shot import check_zero_shot
 from . import measuring, pruning
 from .console import explain
@@ -72,7 +72,7 @@ def _bench(ctx: Any) -> None:
 
 def _latency(ctx: Any) -> None:
     check_engine(ctx.params["engine"])
-    check_file(ctx.params["out"], force=ctx.params["force"])
+    check_table(ctx.params["out"], force=ctx.params["force"])
 
 
 def _readable(asked: Mapping[str, Any], split: str) -> None:

@@ -24,7 +24,7 @@ from . import (
     sweeping,
     training,
 )
-from .console import CommandGroup
+from .console import Command, CommandGroup
 
 #: in the order in which `--help` shows them
 COMMANDS = {
@@ -82,7 +82,7 @@ def _without_command(ctx: typer.Context, tell_version: Version = False) -> None:
 _OTHERS_OPTIONS = {"sweep": {"allow_extra_args": True, "ignore_unknown_options": True}}
 
 for _name, _command in COMMANDS.items():
-    app.command(_name, context_settings=_OTHERS_OPTIONS.get(_name))(_command)
+    app.command(_name, cls=Command, context_settings=_OTHERS_OPTIONS.get(_name))(_command)
 
 
 def main() -> None:

@@ -18,10 +18,10 @@ from typing import Any, NoReturn
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-from ..errors import Finished, Interrupted, UserError, one_line, spelt_out
-from ..foreign import out_of_memory
+from ..errors import Finished, Interrupted, SaidBefore, UserError, shown, spelt_out
+from ..foreign import clipped, out_of_memory
 from ..progress import Phase, Stages
 from . import bars, interrupts
 
@@ -30,6 +30,9 @@ Views = list[RenderableType | str]
 
 #: in JSON, characters that some terminals obey, and halves of characters
 _UNSHOWN = re.compile("[\x7f-\x9f\ud800-\udfff]")
+
+#: integers from here on are no numbers of anything, and no floating-point ones
+_BEYOND = 2**53
 
 #: what says that a disk is full, or broken, or that a process may not have more files, or larger ones
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
@@ -107,12 +110,26 @@ def talking(as_json: bool, out: Path | None = None) -> Iterator[Terminal]:
             terminal.result({"out": done.out, "finished": True}, str(done))
 
 
+class Command(TyperCommand):
+    """A number that nothing counts is refused before anything computes with it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        for name, value in ctx.params.items():
+            if isinstance(value, int) and abs(value) >= _BEYOND:
+                raise UserError(f"--{name.replace('_', '-')} is {shown(value)}, more than anybody counts")
+        return rest
+
+
 class CommandGroup(TyperGroup):
     """Whatever the user did wrong comes out as one sentence on stderr, and exit code 2."""
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         try:
             code = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except SaidBefore as error:
+            Console(stderr=True, highlight=False, emoji=False).print(_plain(str(error)), soft_wrap=True)
+            sys.exit(error.code)
         except Exception as error:
             if (sentence := explain(error)) is None:
                 raise
@@ -138,13 +155,17 @@ def explain(error: Exception) -> str | None:
 
 
 def _of_the_disk(error: Exception) -> str | None:
-    """For what a disk refuses, or a limit on files, wherever; safetensors has an exception of its own for it."""
+    """For what a disk refuses, or a limit on files, wherever, and for a path that can't be used; safetensors has an
+    exception of its own for the first."""
     number = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
     code = int(number[1]) if number else getattr(error, "errno", None) if isinstance(error, OSError) else None
-    if code not in _DISK:
+    place = getattr(error, "filename", None)
+    if code in _DISK:
+        place = place or f"what it writes, or keeps in {tempfile.gettempdir()} meanwhile"
+        return f"{os.strerror(code)}: {place}; make room, or raise the limit, and run it again"
+    if code is None or not isinstance(place, str | bytes | os.PathLike):
         return None
-    place = getattr(error, "filename", None) or f"what it writes, or keeps in {tempfile.gettempdir()} meanwhile"
-    return f"{os.strerror(code)}: {place}; make room, or raise the limit, and run it again"
+    return f"{os.strerror(code)}: {os.fsdecode(place)}; name another, or mend that, and run it again"
 
 
 def _stop_talking() -> None:
@@ -154,8 +175,8 @@ def _stop_talking() -> None:
 
 
 def complain(sentence: str) -> None:
-    """One line on stderr."""
-    line = escape(one_line(sentence))
+    """One line on stderr, that anybody reads to its end, however long a name in it is."""
+    line = escape(clipped(sentence))
     Console(stderr=True, highlight=False, emoji=False).print(f"[bold red]error:[/] {line}", soft_wrap=True)
 
 

@@ -1,7 +1,8 @@
 """Ctrl-C, and a polite kill, which is answered like it: from the first moment to the last, in a sentence.
 
 While commands are imported nothing is begun, so the process just ends: imports that are interrupted say so each in its
-own way. At work both are a KeyboardInterrupt, which everything that is half-written cleans up after.
+own way. At work both are a KeyboardInterrupt, which everything that is half-written cleans up after; it waits until
+what is just being imported is there, since libraries with a native half may abort when they are interrupted then.
 """
 
 from __future__ import annotations
@@ -9,17 +10,21 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 CODE = 130  # the exit code that typer gives to Ctrl-C
 SENTENCE = "interrupted; nothing was left half-written"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-#: seconds until an interrupt that was lost comes again
+#: seconds until an interrupt that was lost, or has to wait, comes again
 _SOON = 0.01
+#: the longest that an import is waited for, in seconds
+_PATIENCE = 30.0
 
-_heard = False
+_heard, _until = False, 0.0
 
 
 def end_at_once() -> None:
@@ -40,6 +45,7 @@ def answered() -> Iterator[None]:
         if not (_heard or isinstance(error, KeyboardInterrupt)):
             raise
         _answer(signal.SIG_IGN)
+        exec("")  # or Python ends by SIGINT where the interrupt came through an `eval` (of a type hint, say)
         _say()
         sys.exit(CODE)
     finally:
@@ -58,10 +64,30 @@ def _end(*_: Any) -> None:
     os._exit(CODE)
 
 
-def _raise(*_: Any) -> None:
-    global _heard
-    _heard = True
+def _raise(number: int, frame: FrameType | None) -> None:
+    global _heard, _until
+    if not _heard:
+        _heard, _until = True, time.monotonic() + _PATIENCE
+    elif number != signal.SIGALRM:
+        _until = 0.0  # who asks twice wants it now
+    if _imports(frame) and time.monotonic() < _until:
+        _come_again()
+        return
     raise KeyboardInterrupt
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a module is just being imported."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _come_again() -> None:
+    signal.signal(signal.SIGALRM, _raise)
+    signal.setitimer(signal.ITIMER_REAL, _SOON)
 
 
 def _say() -> None:
@@ -73,5 +99,4 @@ def _once_more(lost: Any) -> None:
     if not issubclass(lost.exc_type, KeyboardInterrupt):
         sys.__unraisablehook__(lost)
         return
-    signal.signal(signal.SIGALRM, _raise)
-    signal.setitimer(signal.ITIMER_REAL, _SOON)
+    _come_again()

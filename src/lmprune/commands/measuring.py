@@ -142,7 +142,7 @@ def check_usage(ctx: typer.Context) -> str:
             "say what to evaluate on, one of --data SRC (perplexity, or the scores of pairs), --tasks NAMES (zero-shot "
             "accuracy) and --texts (perplexity by kind of text)"
         )
-    way = "zero_shot" if tasks else "texts" if texts else "task" if is_source(data) else "text"
+    way = "zero_shot" if tasks is not None else "texts" if texts else "task" if is_source(data) else "text"
     what = {"text": f"{data} is a text", "task": f"{data} is a task"}.get(way, f"this is {_WAYS[way].name}")
     for option in sorted(_others(way) - {"data", "tasks", "texts"}):
         takers = " and ".join(row.name for row in _WAYS.values() if option in row.options)

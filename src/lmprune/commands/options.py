@@ -160,7 +160,10 @@ Device = Annotated[
     str,
     typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps, xpu, …; auto: the accelerator there is."),
 ]
-Seed = Annotated[int, typer.Option(metavar="N", help="Of the order of documents, of ties and random choices.")]
+Seed = Annotated[
+    int,
+    typer.Option(metavar="N", min=0, max=2**32 - 1, help="Of the order of documents, of ties and random choices."),
+]
 Force = Annotated[bool, typer.Option("--force", metavar="", help="Replace the checkpoint that is already at --out.")]
 Json = Annotated[bool, typer.Option("--json", metavar="", help="One JSON object on stdout, and nothing else there.")]
 SaveDtype = Annotated[

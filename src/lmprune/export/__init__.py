@@ -10,7 +10,7 @@ from typing import Any
 
 from ..checkpoints.checkpoint import check_out
 from ..checkpoints.licences import UNKNOWN, Licence
-from ..checkpoints.writing import Destination, check_file, put, written_aside
+from ..checkpoints.writing import Destination, begins, check_file, put, written_aside
 from ..errors import UserError, unknown
 from ..plan import PrunePlan
 from ..sites.site import Site
@@ -83,7 +83,8 @@ def check_target(target: Target, out: Path, dtype: str | None, *, force: bool = 
         return check_out(out, force=force)
     if out.suffix != target.suffix:
         raise UserError(f"{out} should end in {target.suffix}: what it becomes is a file")
-    return check_file(out, force=force, kind=target.suffix[1:].upper())  # which such files begin with
+    kind = target.suffix[1:].upper()
+    return check_file(out, force=force, amiss=begins(kind, f"a {kind} file"))
 
 
 def export(

@@ -33,7 +33,8 @@ class Asked:
     how: dtype, device, … that models are loaded with. kind: what is saved, None = as the original.
     prompts: of the user's. run: where a training keeps its states, or None. budget: a target, and how it is spread.
     kept: where pruning at once keeps what it has worked out of a model that is read block by block, or None.
-    phases: of pruning at once, and how long they will take, once the model is open. destination: where it will go."""
+    phases: of pruning at once, and how long they will take, once the model is open. destination: where it will go;
+    scores: where what units are chosen by will, or None."""
 
     options: Mapping[str, Any]
     row: Method
@@ -51,6 +52,7 @@ class Asked:
     budget: Budget | None = None
     destination: Destination | None = None
     kept: Kept | None = None
+    scores: Destination | None = None
 
     def __getitem__(self, name: str) -> Any:
         return self.options[name]

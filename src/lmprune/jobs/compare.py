@@ -11,7 +11,7 @@ from typing import Any
 from .. import data as texts
 from ..checkpoints import models as checkpoints
 from ..checkpoints import sources
-from ..checkpoints.writing import Destination, check_file, written_aside
+from ..checkpoints.writing import Destination, begins, check_file, written_aside
 from ..data import pairs
 from ..errors import UserError
 from ..progress import Teller
@@ -82,7 +82,9 @@ def check(
     for name in wanted:
         if not pairs.is_source(name):
             raise UserError(f"{name!r} is no task of pairs; expected wikisql, samsum, e2e or a .jsonl of pairs")
-    return wanted, check_file(out, force=force) if out is not None else None
+    if out is None:
+        return wanted, None
+    return wanted, check_file(out, force=force, amiss=begins(page.BEGINS, "a page that lmprune wrote"))
 
 
 def check_text(data: str, data_dir: Path | None) -> None:

@@ -15,10 +15,11 @@ from ..checkpoints import models
 from ..checkpoints.checkpoint import CARD_FILE
 from ..checkpoints.licences import find_licence
 from ..checkpoints.sources import resolve
-from ..checkpoints.writing import Destination, check_file, check_not_read, resolved, written_aside
+from ..checkpoints.writing import Destination, begins, check_file, check_not_read, resolved, written_aside
 from ..errors import UserError
 from ..evaluation.memory import peak_memory_mb
 from ..export import modelfile as ollama
+from ..foreign import reading, text_of
 from ..plan import PLAN_FILE
 from ..progress import Teller
 from ..sites.find import find_sites
@@ -90,7 +91,7 @@ def _check_modelfile(modelfile: Path | None, to: str, *, force: bool) -> Destina
         raise UserError("drop --modelfile, which is for Ollama and goes with --to gguf")
     if not resolved(modelfile).parent.is_dir():
         raise UserError(f"there is no folder for {modelfile}; make it first")
-    return check_file(modelfile, force=force, option="--modelfile")
+    return check_file(modelfile, force=force, option="--modelfile", amiss=begins("FROM ", "a Modelfile"))
 
 
 def _write_modelfile(listing: Destination, gguf: Path, tokenizer: Any, context: int | None) -> list[str]:
@@ -108,7 +109,8 @@ def papers_of_copy(source: str, to: str, notes: Sequence[str]) -> dict[str, str 
     found, plan, licence = resolve(source), inspection.find_plan(source), find_licence(source)
     card = Path(found.place) / CARD_FILE
     if plan and not (found.on_hub or found.gguf) and card.is_file():
-        told = exported(card.read_text(encoding="utf-8"), to, notes)
+        with reading(f"{card} is no card", "mend it, or remove it"):
+            told = exported(text_of(card), to, notes)
     else:
         told = card_of_copy(origin(source, licence), to, notes)
     return {**({PLAN_FILE: plan.to_json()} if plan else {}), CARD_FILE: told, **licence.files}

@@ -22,11 +22,11 @@ import torch
 from ..budget.choosing import kinds_of, least_for, multiple_for
 from ..budget.keeps import parse_units
 from ..budget.selection import num_kept
-from ..budget.timing import LatencyTable, Timing
+from ..budget.timing import TABLE_FORMAT, LatencyTable, Timing
 from ..checkpoints import checkpoint, dtypes, models
 from ..checkpoints.rooms import scratch
 from ..checkpoints.shrinking import shrink
-from ..checkpoints.writing import check_file, written_aside
+from ..checkpoints.writing import Destination, begins, check_file, written_aside
 from ..errors import UserError
 from ..evaluation.engines import ENGINES
 from ..evaluation.workers import Worker
@@ -55,13 +55,19 @@ class Setting:
     repeats: int
 
 
+def check_table(out: Path, *, force: bool) -> Destination:
+    """Raises: UserError where a table can't be written to `out`."""
+    is_table = begins(f'{{\n "format": "{TABLE_FORMAT}"', "a latency table")
+    return check_file(out, force=force, amiss=is_table)
+
+
 def latency(
     terminal: Teller, *, model: str, out: Path, units: str, engine: str, threads: int, batch: int, prompt_tokens: int,
     new_tokens: int, repeats: int, multiple_of: int, force: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """`lmprune latency`, whose options these are. Raises: UserError; nothing is written then."""
     check_engine(engine)
-    place = check_file(out, force=force)
+    place = check_table(out, force=force)
     setting, start = Setting(engine, threads, batch, prompt_tokens, new_tokens, repeats), time.perf_counter()
     with terminal.busy(f"loading {model}"):
         dense = models.load(model, dtype="auto", note=terminal.note)

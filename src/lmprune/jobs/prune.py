@@ -106,8 +106,8 @@ def check(
     check_not_read(out, model, training.teacher if training else None)
     check_unfinished("prune", options, out)
     destination = checkpoint.check_out(out, force=force)
-    if scores_out is not None:
-        check_scores_file(scores_out, planned=chosen is not None, force=force or bool(training and training.resume))
+    again = force or bool(training and training.resume)
+    scores = check_scores_file(scores_out, planned=chosen is not None, force=again) if scores_out is not None else None
     spec = parse_spec(ffn) if ffn else None
     loss_on = training.given("loss_on") if training else {}
     corpus = Corpus(data, data_dir, chat_template, seed, **loss_on, held_out=holdout)
@@ -123,7 +123,7 @@ def check(
         check_streams(how["stream"], ffn)
     return Asked(
         options, row, kinds, chosen, training, tokens, corpus, how, kind, spec, questions, run, (), spent, destination,
-        kept,
+        kept, scores,
     )  # fmt: skip
 
 
@@ -226,7 +226,7 @@ def write(
         "estimated_seconds": timing.total(asked.phases) if asked.phases else None,
         "peak_memory_mb": peak_memory_mb(),
         "out": str(out.expanduser().resolve()),
-        "scores_out": asked["scores_out"] and str(asked["scores_out"].expanduser().resolve()),
+        "scores_out": asked.scores and str(asked.scores.path),
         "command": command("prune", asked.options),
     }
 
@@ -246,5 +246,5 @@ def _cut(terminal: Teller, asked: Asked, opened: Opened, dense: Any) -> PrunePla
 
 
 def _keep_scores(asked: Asked, plan: PrunePlan) -> None:
-    if asked["scores_out"] is not None and writes():
-        write_scores(plan, asked["scores_out"])
+    if asked.scores is not None and writes():
+        write_scores(plan, asked.scores)

@@ -9,7 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.writing import written_aside
 from ..errors import UserError
+from ..foreign import reading, text_of
 from ..progress import Teller
 from ..training.early_stop import EarlyStop, seconds_of_a_step
 from ..training.examples import check_examples
@@ -30,7 +32,7 @@ _TIMES = 10
 #: of the minutes, what is left for steps: the rest is for held-out text
 _SHARE = 0.9
 #: steps that minutes came to, for a resumed run
-_STEPS = "steps"
+_STEPS, _DIGITS = "steps", 10
 
 
 def recover(terminal: Teller, **options: Any) -> dict[str, Any]:
@@ -105,15 +107,25 @@ def _steps(job: Job, model: Any, prepared: Prepared, teacher: OnlineTeacher, min
     """How many steps the minutes are enough for; of a resumed run as many as before."""
     file = job.folder.path / _STEPS
     if job.folder.resume and file.exists():
-        return int(file.read_text(encoding="utf-8"))
+        return steps_before(file)
     settings = prepared.settings
     batch = collate(prepared.examples[: settings.batch_size])
     with job.terminal.busy("timing a step"):
         seconds = seconds_of_a_step(model, teacher, batch, settings.grad_accum)
     steps = max(int(_SHARE * 60 * minutes / seconds), 1)
     job.terminal.note(f"a step takes about {seconds:.1f} s: {steps:,} steps in {minutes:g} minutes")
-    file.write_text(str(steps), encoding="utf-8")
+    with written_aside(file, folder=False) as aside:
+        aside.write_text(str(steps), encoding="utf-8")
     return steps
+
+
+def steps_before(file: Path) -> int:
+    """Raises: UserError where the file says no number of steps."""
+    with reading(f"{file} is damaged", "throw the run away with --force"):
+        said = text_of(file)
+        if not (said.isascii() and said.isdigit() and len(said) < _DIGITS and int(said)):
+            raise ValueError("it holds no number of steps")
+        return int(said)
 
 
 def _told(prepared: Prepared, log: Sequence[Mapping[str, float]]) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.writing import claimed, written_aside
+from ..checkpoints.writing import claimed, resolved, written_aside
 from ..errors import UserError
 from ..progress import Teller
 from ..study import recipe
 from ..study.recipe import Recipe, Step
 from ..study.yaml_file import Commands
-from .steps import Steps, going_on, record_of
+from .steps import Steps, failed, going_on, record_of
 
 FILE, RECORDS = "run.yaml", "run.jsonl"
 #: what a step is checked by, before the first one is carried out: its words -> None; raises UserError
@@ -34,9 +34,10 @@ def run(
     Raises: UserError, before the first step, for all that can be known to be wrong by then.
     """
     found = recipe.read(file, commands)
-    place = found.out.expanduser().resolve()
+    place = resolved(found.out)
     steps = Steps(place / RECORDS, "run", "choose another out")
     steps.check_begun(resume)
+    steps.check(FILE)
     done = [] if force else steps_done(steps, found)
     todo = found.steps[len(done) :]
     for step in todo:
@@ -65,7 +66,6 @@ def steps_done(steps: Steps, found: Recipe) -> list[dict[str, Any]]:
 
     Raises: UserError where the folder is something else, or holds a run that was asked for differently.
     """
-    steps.check(FILE)
     done = steps.read()
     for before, step in zip(done, found.steps, strict=False):
         try:
@@ -103,8 +103,6 @@ def _carry_out(found: Recipe, step: Step, place: Path, *, force: bool) -> dict[s
     told = ["--run-file", str(place / FILE)] if step.verb in recipe.MAKE else []
     code, record = record_of([*step.words, *_again(place, step, force=force), *told])
     if record is None:
-        raise UserError(
-            f"{found.path}: {step.name} ended with exit code {code}, and said why above; "
-            "run the same file again when it is mended: what was done before it is kept"
-        )
+        then = "run the same file again when it is mended: what was done before it is kept"
+        raise failed(code, f"{found.path}: {step.name}", then)
     return record

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from ..checkpoints.writing import check_file, written_aside
-from ..errors import UserError
+from ..errors import UserError, one_line
 
 
 def save(file: Path, verb: str, options: Mapping[str, Any]) -> None:
@@ -27,7 +27,7 @@ def save(file: Path, verb: str, options: Mapping[str, Any]) -> None:
         raise UserError("a run file benches the model that its steps leave; --save-config takes one MODEL")
     told = yaml.safe_dump({**found, verb: plain}, sort_keys=False, allow_unicode=True)
     with written_aside(place_of_file, folder=False) as aside:
-        aside.write_text(f"# lmprune run {file.name}\n{told}", encoding="utf-8")
+        aside.write_text(f"# lmprune run {one_line(file.name)}\n{told}", encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,10 +17,13 @@ from typing import Any
 
 from ..checkpoints.begun import unfinished
 from ..checkpoints.writing import written_aside
-from ..errors import UserError
+from ..errors import SaidBefore, UserError
 from ..foreign import json_of, misfit, reading, text_of
 from ..progress import Teller
 from ..study.children import end_with
+
+#: exit codes of commands that ended in a sentence
+_SENTENCES = (2, 130)
 
 
 @dataclass(frozen=True)
@@ -105,3 +109,14 @@ def record_of(words: Sequence[str]) -> tuple[int, dict[str, Any] | None]:
         child.wait()
         raise
     return child.returncode, None if child.returncode else json.loads(out)
+
+
+def failed(code: int, name: str, then: str) -> UserError:
+    """What is to be said of a command that ended without a record. name: as it begins the sentence; then: how to go on.
+
+    One that refused something, or was interrupted, has said so itself; one that was killed could not.
+    """
+    if code < 0:
+        return UserError(f"{name} was killed by {signal.Signals(-code).name}; was there memory? {then}")
+    told = f"{name} ended with exit code {code}, and said why above; {then}"
+    return SaidBefore(told, code) if code in _SENTENCES else UserError(told)

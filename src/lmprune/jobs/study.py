@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.writing import resolved
 from ..errors import UserError
 from ..progress import Teller
 from ..study import grid, records
@@ -28,7 +29,7 @@ def study(
     check: what each command would refuse before it reads a weight; asked of every run where nothing is carried out.
     resume: only go on with one that was begun. device: instead of what the file says.
     """
-    found = grid.read(file, commands, device=device)
+    found, out = grid.read(file, commands, device=device), resolved(out)
     results = out / RESULTS_FILE
     if resume and not (results.is_file() or (out / RUNS).is_dir()):
         raise UserError(f"there is no study to resume in {out}; leave out --resume")
@@ -57,7 +58,7 @@ def study(
         **head,
         "finished": len(finished(found, out)),
         "failed": failed,
-        "results": str(results.resolve()),
+        "results": str(results),
         "seconds": time.perf_counter() - start,
     }
 

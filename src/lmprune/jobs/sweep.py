@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.writing import resolved
 from ..data import mix
 from ..errors import UserError
 from ..progress import Teller
 from ..study.run import spelt
 from .compare import check as check_compared
 from .compare import compare
-from .steps import Steps, going_on, record_of
+from .steps import Steps, failed, going_on, record_of
 
 #: in the sweep's folder: a line for each target that is reached, and the page
 RECORDS, PAGE = "sweep.jsonl", "sweep.html"
@@ -79,13 +80,14 @@ def sweep(
 
     Raises: UserError, before the first model is pruned for all that can be known to be wrong by then.
     """
-    start, place = time.perf_counter(), out.expanduser().resolve()
+    start, place = time.perf_counter(), resolved(out)
     asked = {
         aim.name: ["prune", model, "--out", str(place / aim.name), f"--{aim.option}", aim.text, *words]
         for aim in parse_aims(targets)
     }
     steps = Steps(place / RECORDS, "sweep", "choose another --out")
     steps.check_begun(resume)
+    steps.check(RECORDS)
     done = {} if force else _done(steps, asked)
     todo = {name: [*step, *going_on(place / name, force=force, ours=(place / name).exists())]
             for name, step in asked.items() if name not in done}  # fmt: skip
@@ -137,7 +139,6 @@ def _done(steps: Steps, asked: Mapping[str, Sequence[str]]) -> dict[str, Any]:
 
     Raises: UserError where the folder is something else, or holds the same target asked for differently.
     """
-    steps.check(RECORDS)
     found = {each["name"]: each for each in steps.read()}
     for name in asked.keys() & found.keys():
         steps.check_same(found[name], ["lmprune", *asked[name]])
@@ -148,7 +149,5 @@ def _done(steps: Steps, asked: Mapping[str, Sequence[str]]) -> dict[str, Any]:
 def _carried_out(name: str, words: Sequence[str]) -> dict[str, Any]:
     code, record = record_of(words)
     if record is None:
-        raise UserError(
-            f"{name} ended with exit code {code}, and said why above; the same command goes on when it is mended"
-        )
+        raise failed(code, name, "the same command goes on when it is mended")
     return record

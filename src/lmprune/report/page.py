@@ -13,6 +13,9 @@ from .charts import Chart, HeatChart, colour
 from .claims import Claim
 from .tables import Table
 
+#: what every page begins with
+BEGINS = '<!doctype html><html lang="en"><head>'
+
 
 @dataclass(frozen=True)
 class Page:
@@ -48,7 +51,7 @@ def html(page: Page) -> str:
     body += ["<section><h2>All runs</h2>", _table(page.runs), "</section>"] if page.runs else []
     style, script = svg.css() + _asset("page.css"), _asset("page.js")
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'{BEGINS}<meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(page.title)}</title><style>{style}</style></head>"
         f'<body><main>{"".join(body)}</main><div id="tip" role="status" hidden></div>'

@@ -105,6 +105,12 @@ def check_label(name: str) -> None:
         raise UserError(f"{shown(name)} names folders; expected up to 60 letters, digits, spaces and _.,:=+()-")
 
 
+def check_seed(seed: int) -> None:
+    """Raises: UserError for one that the random numbers of no library begin with."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"a seed is a number from 0 to {2**32 - 1}, got {shown(seed)}")
+
+
 class _StudyFile(YamlFile):
     device: str | None = None
 
@@ -122,7 +128,7 @@ class _StudyFile(YamlFile):
             self.checked(n, check_label, name)
         methods = [self.method(n) for n in self.items(keys["methods"])]
         keeps = [self.value(n, float, check_keep) for n in self.items(keys["keep"])]
-        seeds = [self.value(n, int) for n in self.items(keys["seeds"])] if "seeds" in keys else [0]
+        seeds = [self.value(n, int, check_seed) for n in self.items(keys["seeds"])] if "seeds" in keys else [0]
         distil = [self.value(n, bool) for n in self.items(keys["distil"])] if "distil" in keys else [False]
         common: dict[str, Options] = {name: self.options(keys[name], name) for name in SECTIONS if name in keys}
 

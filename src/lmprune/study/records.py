@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,10 +145,21 @@ def lacking(record: Any, path: str) -> bool:
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one record; a line that an earlier, killed run left unfinished is ended first."""
+    """Add one record, whole or not at all; a line that an earlier, killed run left unfinished is ended first.
+
+    Raises: UserError for what the disk refuses.
+    """
     line = json.dumps(record, allow_nan=False).encode() + b"\n"
-    with path.open("a+b") as file:
-        if file.seek(0, 2) and (file.seek(-1, 2), file.read(1))[1] != b"\n":
-            line = b"\n" + line
-        file.write(line)
-        file.flush()
+    try:
+        with path.open("a+b", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            if size and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                line = b"\n" + line
+            try:
+                while line:
+                    line = line[file.write(line) :]
+            except OSError:
+                file.truncate(size)
+                raise
+    except OSError as error:
+        raise UserError(f"can't write {path}: {error.strerror}; make room, and run the study again") from None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.writing import claimed
+from ..checkpoints.writing import claimed, resolved
 from ..errors import UserError
 from ..progress import Stages, silent
 from . import records
@@ -43,7 +43,7 @@ def carry_out(
     A run whose reference failed is recorded as failed, without being tried.
     Raises: UserError where `out` can't be written, or another command is at work in it.
     """
-    out = out.resolve()
+    out = resolved(out)
     with claimed(out):
         try:
             out.mkdir(parents=True, exist_ok=True)
