@@ -92,6 +92,24 @@ def test_what_can_t_be_compared(pair: tuple[Path, Path], text: Path, tmp_path: P
     assert "no model at" in refused("compare", pair[0], "/no/where", *args)
     assert "unknown engine" in refused("compare", *pair, *args, "--engine", "torhc")
     assert "is no task" in refused("compare", *pair, *args, "--tasks", "wikitext")
+    assert "names piqa twice" in refused("compare", *pair, *args, "--tasks", "piqa,piqa", "--tasks-dir", tmp_path)
+    assert "piqa.jsonl" in refused("compare", *pair, *args, "--tasks", "piqa", "--tasks-dir", tmp_path)
     assert "written by each model itself" in refused("compare", *pair, "--data", "self")
     (tmp_path / "p.html").write_text("mine")
     assert "exists" in refused("compare", *pair, *args, "--out", tmp_path / "p.html")
+
+
+def test_accuracy_beside_perplexity(pair: tuple[Path, Path], text: Path, tmp_path: Path):
+    """lm-eval's tasks from a folder of their own: what `eval --tasks` says of each model, on the same items."""
+    row = {"goal": "To see the cat,", "sol1": "look up.", "sol2": "sleep."}
+    items = [{**row, "label": number % 2} for number in range(6)]
+    (tmp_path / "piqa.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    args = ("--tasks", "piqa", "--limit", 4)
+    found = lmprune("compare", *pair, "--data", text, *SMALL, *args, "--tasks-dir", tmp_path, "--json").record
+    alone = lmprune("eval", pair[1], *args, "--data-dir", tmp_path, "--baseline", pair[0], "--json").record
+    told = found["models"][1]["zero_shot"]
+    assert told["tasks"] == alone["tasks"] and told["kept_above_chance"] == alone["kept_above_chance"]
+    rows = {line[0]: line[1:] for line in comparison.glance(found)}
+    accuracy = alone["tasks"]["piqa"]["accuracy"]
+    assert rows["piqa, accuracy (chance 0.50)"][1].startswith(f"{accuracy:.3f} ± ")
+    assert found["limit"] == 4 and found["models"][0]["tasks"] == {}

@@ -29,8 +29,12 @@ MaxTokens = Annotated[int, typer.Option(metavar="N", min=2, help="Tokens of the 
 Window = Annotated[
     int | None, typer.Option(metavar="N", help="Tokens a window.", show_default="1024, or the model's maximum if less")
 ]
-PairTasks = Annotated[
-    str | None, typer.Option(metavar="A,B", help="Tasks as well: wikisql, samsum, e2e, a .jsonl of pairs.")
+ComparedTasks = Annotated[
+    str | None,
+    typer.Option(metavar="A,B", help="Tasks as well: wikisql, samsum, e2e, a .jsonl of pairs; lm-eval's as in `eval`."),
+]
+TasksDir = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Folder with the tasks' files.", show_default="--data-dir")
 ]
 Items = Annotated[int, typer.Option(metavar="N", min=1, help="Items of each task.")]
 SpeedEngine = Annotated[str, typer.Option(metavar="NAME", help="For the speed: torch, onnxruntime, llamacpp.")]
@@ -48,7 +52,8 @@ def compare(
     split: Split = "validation",
     max_tokens: MaxTokens = 16384,
     context: Window = None,
-    tasks: PairTasks = None,
+    tasks: ComparedTasks = None,
+    tasks_dir: TasksDir = None,
     limit: Items = 100,
     engine: SpeedEngine = "torch",
     threads: EngineThreads = 2,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .comparing import EngineThreads, Items, MaxTokens, PairTasks, SpeedEngine, SpeedTurns, Window, shown
+from .comparing import ComparedTasks, EngineThreads, Items, MaxTokens, SpeedEngine, SpeedTurns, TasksDir, Window, shown
 from .console import talking
 from .options import Json, Model
 from .parameters import given
@@ -32,7 +32,8 @@ def sweep(
     ] = None,
     max_tokens: MaxTokens = 16384,
     context: Window = None,
-    tasks: PairTasks = None,
+    tasks: ComparedTasks = None,
+    tasks_dir: TasksDir = None,
     limit: Items = 100,
     engine: SpeedEngine = "torch",
     threads: EngineThreads = 2,

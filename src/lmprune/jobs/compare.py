@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from ..checkpoints import models as checkpoints
 from ..checkpoints import sources
 from ..checkpoints.writing import Destination, begins, check_file, written_aside
 from ..data import pairs
+from ..data.zero_shot import ZERO_SHOT
 from ..errors import UserError
 from ..progress import Teller
 from ..report import comparison, page
 from .bench import bench, check_engine
 from .evaluate import evaluate, evaluate_task
+from .zero_shot import Answered, answered, check_zero_shot, told
 
 #: of a record of `eval`, and of `bench`
 _QUALITY = ("perplexity", "perplexity_se", "perplexity_ratio", "bits_per_byte", "kl", "top1_agreement", "answers")
@@ -26,15 +29,17 @@ _SPEED = ("prefill", "decode", "first_token_ms", "peak_memory_mb", "cache_bytes_
 
 def compare(
     terminal: Teller, *, models: Sequence[str], data: str, data_dir: Path | None, split: str, max_tokens: int,
-    context: int | None, tasks: str | None, limit: int, engine: str, threads: int, repeats: int, prompts: Path | None,
-    answer_tokens: int, out: Path | None, force: bool, dtype: str, device: str, trust_remote_code: bool,
+    context: int | None, tasks: str | None, tasks_dir: Path | None, limit: int, engine: str, threads: int, repeats: int,
+    prompts: Path | None, answer_tokens: int, out: Path | None, force: bool, dtype: str, device: str,
+    trust_remote_code: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """`lmprune compare`, whose options these are; the first model is what the others are compared with.
 
     Raises: UserError; nothing is written then.
     """
     start = time.perf_counter()
-    wanted, place = check(models, tasks, engine, out, force=force)
+    tasks_dir = tasks_dir or data_dir
+    wanted, place = check(models, tasks, tasks_dir, engine, out, force=force)
     check_text(data, data_dir)
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     text = {
@@ -42,25 +47,30 @@ def compare(
         "max_tokens": max_tokens, "chat_template": False, "prompts": prompts, "answer_tokens": answer_tokens,
         "stream": False, **how,
     }  # fmt: skip
-    found = []
+    found: list[dict[str, Any]] = []
+    first: Answered | None = None
     for number, model in enumerate(models):
         terminal.note(f"{model}, {number + 1} of {len(models)}")
         quality = evaluate(terminal, model=model, baseline=models[0] if number else None, **text)
-        scores = {task: _task(terminal, model, task, data_dir, limit, how) for task in wanted}
+        scores = {task: _task(terminal, model, task, tasks_dir, limit, how) for task in wanted.pairs}
+        answers = wanted.zero_shot and answered(
+            terminal, model, wanted.zero_shot, data_dir=tasks_dir, limit=limit, batch_size=16, **how
+        )
         skeleton = checkpoints.skeleton(model, trust_remote_code=trust_remote_code)
         params = sum(parameter.numel() for parameter in skeleton.parameters())
         measured = {name: quality.get(name) for name in _QUALITY}
-        found.append({"model": model, "params": params, **measured, "tasks": scores, "data": quality["data"]})
+        known = {"zero_shot": told(answers, first) if answers else None, "data": quality["data"]}
+        found.append({"model": model, "params": params, **measured, "tasks": scores, **known})
+        first = first or answers or None
     speeds = bench(
         terminal, models=models, engine=engine, threads=threads, batch=1, prompt_tokens=256, new_tokens=24,
         repeats=repeats,
     )["results"]  # fmt: skip
     for each, speed in zip(found, speeds, strict=True):
         each |= {name: speed[name] for name in _SPEED}
-    told = found[0]["data"]
     record = {
         "models": [{name: value for name, value in each.items() if name != "data"} for each in found],
-        "data": told, "max_tokens": max_tokens, "limit": limit if wanted else None, "engine": engine,
+        "data": found[0]["data"], "max_tokens": max_tokens, "limit": limit if tasks else None, "engine": engine,
         "threads": threads, "out": place and str(place.path), "seconds": time.perf_counter() - start,
     }  # fmt: skip
     if place is not None:
@@ -69,22 +79,43 @@ def compare(
     return record
 
 
+@dataclass(frozen=True)
+class Tasks:
+    """pairs: sources of pairs, which are decoded. zero_shot: lm-eval's, which are chosen from."""
+
+    pairs: Sequence[str]
+    zero_shot: Sequence[str]
+
+
 def check(
-    models: Sequence[str], tasks: str | None, engine: str, out: Path | None, *, force: bool
-) -> tuple[list[str], Destination | None]:
+    models: Sequence[str], tasks: str | None, tasks_dir: Path | None, engine: str, out: Path | None, *, force: bool
+) -> tuple[Tasks, Destination | None]:
     """The tasks, and where the page goes. Raises: UserError for what can be seen to be wrong before a model is read."""
     if len(models) < 2:
         raise UserError("compare takes two models or more, the first of them what the others are compared with")
     for model in models:
         sources.resolve(model)
     check_engine(engine)
-    wanted = [name.strip() for name in tasks.split(",")] if tasks else []
-    for name in wanted:
-        if not pairs.is_source(name):
-            raise UserError(f"{name!r} is no task of pairs; expected wikisql, samsum, e2e or a .jsonl of pairs")
+    wanted = _parsed(tasks) if tasks else Tasks((), ())
+    if wanted.zero_shot:
+        check_zero_shot(",".join(wanted.zero_shot), tasks_dir)
     if out is None:
         return wanted, None
     return wanted, check_file(out, force=force, amiss=begins(page.BEGINS, "a page that lmprune wrote"))
+
+
+def _parsed(tasks: str) -> Tasks:
+    """Raises: UserError."""
+    names = [name.strip() for name in tasks.split(",")]
+    for name in names:
+        if not (pairs.is_source(name) or name in ZERO_SHOT):
+            raise UserError(
+                f"{name!r} is no task; expected wikisql, samsum, e2e or a .jsonl of pairs, or lm-eval's "
+                f"{', '.join(ZERO_SHOT)}"
+            )
+        if names.count(name) > 1:
+            raise UserError(f"--tasks names {name} twice; name each task once")
+    return Tasks([n for n in names if n not in ZERO_SHOT], [n for n in names if n in ZERO_SHOT])
 
 
 def check_text(data: str, data_dir: Path | None) -> None:

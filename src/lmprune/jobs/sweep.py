@@ -93,7 +93,7 @@ def sweep(
             for name, step in asked.items() if name not in done}  # fmt: skip
     checked = [check(step) for step in todo.values()]
     text = _text(asked, check, checked[0] if checked else None, eval_data)
-    check_compared([model, model], how["tasks"], how["engine"], None, force=force)
+    check_compared([model, model], how["tasks"], how["tasks_dir"] or text["data_dir"], how["engine"], None, force=force)
     how |= {"models": [model, *(str(place / name) for name in asked)], "out": place / PAGE, **text}
     comparing = ["lmprune", "compare", *how["models"], *spelt({**how, "models": None})]
     if COMPARISON in done and not (done[COMPARISON]["command"] == comparing and how["out"].is_file()):

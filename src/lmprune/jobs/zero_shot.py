@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,22 +27,21 @@ def evaluate_zero_shot(
     names = check_zero_shot(tasks, data_dir)
     if baseline is not None:
         sources.resolve(baseline)
-    how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     start = time.perf_counter()
-    settings = {"data_dir": data_dir, "limit": limit, "batch_size": batch_size}
-    tokenizer, computed, found = _answers(terminal, model, names, how, **settings)
-    dense = None
-    if baseline is not None:
-        other, _, dense = _answers(terminal, baseline, names, how, **settings)
-        check_same(tokenizer, other, _SAMPLE, "the baseline")
+    settings = {
+        "data_dir": data_dir, "limit": limit, "batch_size": batch_size, "dtype": dtype, "device": device,
+        "trust_remote_code": trust_remote_code,
+    }  # fmt: skip
+    mine = answered(terminal, model, names, **settings)
+    dense = None if baseline is None else answered(terminal, baseline, names, **settings)
     return {
         "model": model,
         **({"baseline": baseline} if baseline else {}),
-        **zero_shot.record(found, dense),
+        **told(mine, dense),
         "data_dir": data_dir and str(data_dir),
         "limit": limit,
         "lm_eval": version("lm_eval"),
-        "dtype": computed,
+        "dtype": mine.dtype,
         "seconds": time.perf_counter() - start,
     }
 
@@ -53,15 +54,35 @@ def check_zero_shot(tasks: str, data_dir: Path | None) -> list[str]:
     return names
 
 
-def _answers(
-    terminal: Teller, source: str, names: list[str], how: dict[str, Any], **settings: Any
-) -> tuple[Any, str, dict[str, zero_shot.Answers]]:
-    """Tokenizer, dtype and answers of one model, which alone is in memory."""
-    models.check_device(how["device"])
-    models.check_dtype(how["dtype"])
-    tokenizer = models.load_tokenizer(source, trust_remote_code=how["trust_remote_code"], note=terminal.note)
+@dataclass(frozen=True)
+class Answered:
+    """What a model made of some tasks, by their names, and the dtype that it computed in."""
+
+    tokenizer: Any
+    dtype: str
+    answers: Mapping[str, zero_shot.Answers]
+
+
+def answered(
+    terminal: Teller, source: str, names: Sequence[str], *, data_dir: Path | None, limit: int | None, batch_size: int,
+    dtype: str, device: str, trust_remote_code: bool,
+) -> Answered:  # fmt: skip
+    """One model, which alone is in memory, on all of the tasks."""
+    models.check_device(device)
+    models.check_dtype(dtype)
+    tokenizer = models.load_tokenizer(source, trust_remote_code=trust_remote_code, note=terminal.note)
     with terminal.busy(f"loading {source}"):
-        model = models.load(source, note=terminal.note, **how)
+        model = models.load(source, note=terminal.note, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     with terminal.stages() as stages, models.quiet():
-        found = zero_shot.answers(model, tokenizer, names, **settings, progress=stages(f"tasks, {source}"))
-    return tokenizer, dtypes.name_of(model.dtype), found
+        found = zero_shot.answers(
+            model, tokenizer, names, data_dir=data_dir, limit=limit, batch_size=batch_size,
+            progress=stages(f"tasks, {source}"),
+        )  # fmt: skip
+    return Answered(tokenizer, dtypes.name_of(model.dtype), found)
+
+
+def told(mine: Answered, dense: Answered | None) -> dict[str, Any]:
+    """For JSON. Raises: UserError where the two models cut text into different tokens."""
+    if dense is not None:
+        check_same(mine.tokenizer, dense.tokenizer, _SAMPLE, "the baseline")
+    return zero_shot.record(mine.answers, None if dense is None else dense.answers)

@@ -29,6 +29,7 @@ def glance(record: Mapping[str, Any]) -> list[list[str]]:
         rows += [
             [f"{task}, {metric}", *(_scored(each["tasks"][task][metric]) for each in models)] for metric in metrics
         ]
+    rows += _zero_shot([each["zero_shot"] for each in models])
     for phase in ("prefill", "decode"):
         base = first[phase]["median"]
         rows += [
@@ -119,6 +120,28 @@ def _perplexity(model: Model) -> str:
 
 def _of_answers(tell: Callable[[Mapping[str, Any]], str]) -> Callable[[Model], str | None]:
     return lambda model: tell(model["answers"]) if model.get("answers") else None
+
+
+def _zero_shot(found: Sequence[Mapping[str, Any] | None]) -> list[list[str]]:
+    """Accuracy of each task and their mean, chance, and how much above it is left."""
+    told = [each for each in found if each is not None]
+    if not told:
+        return []
+    rows = [
+        [f"{task}, accuracy (chance {row['chance']:.2f})", *(_accuracy(each["tasks"][task]) for each in told)]
+        for task, row in told[0]["tasks"].items()
+    ]
+    means = [_accuracy({"accuracy": each["mean_accuracy"], "se": each["mean_accuracy_se"]}) for each in told]
+    kept = [each.get("kept_above_chance") for each in told]
+    return [
+        *rows,
+        [f"mean accuracy (chance {told[0]['mean_chance']:.2f})", *means],
+        ["kept above chance", *(MISSING if each is None else f"{each:.0%}" for each in kept)],
+    ]
+
+
+def _accuracy(row: Mapping[str, Any]) -> str:
+    return f"{row['accuracy']:.3f}" + ("" if row["se"] is None else f" ± {row['se']:.3f}")
 
 
 def _scored(found: Mapping[str, Any]) -> str:
