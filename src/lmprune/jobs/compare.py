@@ -53,15 +53,16 @@ def compare(
         terminal.note(f"{model}, {number + 1} of {len(models)}")
         quality = evaluate(terminal, model=model, baseline=models[0] if number else None, **text)
         scores = {task: _task(terminal, model, task, tasks_dir, limit, how) for task in wanted.pairs}
-        answers = wanted.zero_shot and answered(
-            terminal, model, wanted.zero_shot, data_dir=tasks_dir, limit=limit, batch_size=16, **how
-        )
+        answers = None
+        if wanted.zero_shot:
+            asked = {"data_dir": tasks_dir, "limit": limit, "batch_size": 16, **how}
+            answers = answered(terminal, model, wanted.zero_shot, **asked)
         skeleton = checkpoints.skeleton(model, trust_remote_code=trust_remote_code)
         params = sum(parameter.numel() for parameter in skeleton.parameters())
         measured = {name: quality.get(name) for name in _QUALITY}
         known = {"zero_shot": told(answers, first) if answers else None, "data": quality["data"]}
         found.append({"model": model, "params": params, **measured, "tasks": scores, **known})
-        first = first or answers or None
+        first = first or answers
     speeds = bench(
         terminal, models=models, engine=engine, threads=threads, batch=1, prompt_tokens=256, new_tokens=24,
         repeats=repeats,
