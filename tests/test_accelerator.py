@@ -22,12 +22,9 @@ from lmprune.precision import full_products, in_float64, place_of_float64
 HERE = Path(__file__).parent
 #: of each path that tensors take while nothing is trained, one
 QUICK = (
-    "obs global, biases",
     "heads and neurons",
     "taylor of heads",
-    "obs in experts",
     "obs streamed",
-    "magnitude streamed",
 )
 
 pretends = pytest.mark.skipif(

@@ -74,7 +74,9 @@ def test_operations_are_those_that_torch_counts() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize(
+    "engine", [pytest.param(e, marks=[pytest.mark.conformance] * (e == "onnxruntime")) for e in ENGINES]
+)
 def test_bench(engine: str, pair: tuple[Path, Path]) -> None:
     for package in {"onnxruntime": ["onnxruntime", "onnxscript"], "llamacpp": ["xllamacpp"]}.get(engine, []):
         pytest.importorskip(package)

@@ -66,6 +66,7 @@ def test_gguf_cells_that_were_wrong(name: str, tmp_path: Path) -> None:
     assert found["outcome"] in ("exact", "refused"), found["why"]
 
 
+@pytest.mark.conformance
 @pytest.mark.slow
 def test_alibi_that_onnx_runtime_has_no_product_for(tmp_path: Path) -> None:
     found = cell(BY_NAME["falcon-new-alibi"], "onnx", tmp_path)

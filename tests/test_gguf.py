@@ -497,9 +497,9 @@ def smollm2() -> tuple[Any, Any]:
 @pytest.mark.parametrize(
     ("options", "arch"),
     [
-        (None, "llama"),
-        ({"method": "activation", "scope": "local"}, "llama"),
-        ({"method": "activation", "scope": "global"}, "deci"),
+        pytest.param(None, "llama", marks=pytest.mark.conformance),
+        pytest.param({"method": "activation", "scope": "local"}, "llama", marks=pytest.mark.conformance),
+        pytest.param({"method": "activation", "scope": "global"}, "deci", marks=pytest.mark.conformance),
         ({"method": "flap"}, "deci"),  # with biases
     ],
 )

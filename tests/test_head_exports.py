@@ -242,8 +242,9 @@ def test_heads_for_vllm(tmp_path: Path) -> None:
 # -- ONNX
 
 
+@pytest.mark.conformance
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gemma3_text", pytest.param("gpt2", marks=pytest.mark.conformance)])
+@pytest.mark.parametrize("name", ["gemma3_text", "gpt2"])
 def test_onnx_has_a_cache_of_each_layers_heads(name: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not here: pip install 'lmprune[onnx]'")
     groups = {} if name == "gpt2" else _GROUPED

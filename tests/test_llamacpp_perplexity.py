@@ -45,6 +45,7 @@ def test_perplexity_is_that_of_llama_cpp(bos: bool, tmp_path):
         assert perplexity(model, ours, context=256).nll != pytest.approx(float(nll), abs=2e-3)
 
 
+@pytest.mark.conformance
 @pytest.mark.slow
 def test_gemma_3_that_was_trained_with_bos(shared: Path):
     """Real weights, in a file of others: `lmprune eval` and llama.cpp, which computes in the quantised type, differ by

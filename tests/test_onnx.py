@@ -64,6 +64,7 @@ def test_what_torch_can_not_trace_is_said_in_a_sentence(tmp_path: Path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.conformance
 @pytest.mark.slow
 def test_real_text(shared: Path, tmp_path: Path) -> None:
     folder = shared / "models" / "gpt-neo-mini"

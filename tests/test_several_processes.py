@@ -221,6 +221,7 @@ LAUNCHERS = {
 }  # fmt: skip
 
 
+@pytest.mark.conformance
 @pytest.mark.slow
 def test_launched_by_others(model: Path, text: Path, teacher: Path, tmp_path: Path) -> None:
     assert lmprune(*command(model, text, teacher, tmp_path / "whole", 4, 1)).code == 0

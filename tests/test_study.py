@@ -411,7 +411,7 @@ def study_with(python: Path, words: list[str], errors: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.conformance), signal.SIGKILL])
 def test_a_killed_study_goes_on(
     written: Any, forks: Any, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
