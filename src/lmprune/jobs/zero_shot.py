@@ -55,7 +55,7 @@ def check_zero_shot(tasks: str, data_dir: Path | None) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Answered:
+class ZeroShotAnswers:
     """What a model made of some tasks, by their names, and the dtype that it computed in."""
 
     tokenizer: Any
@@ -66,7 +66,7 @@ class Answered:
 def answered(
     terminal: Teller, source: str, names: Sequence[str], *, data_dir: Path | None, limit: int | None, batch_size: int,
     dtype: str, device: str, trust_remote_code: bool,
-) -> Answered:  # fmt: skip
+) -> ZeroShotAnswers:  # fmt: skip
     """One model, which alone is in memory, on all of the tasks."""
     models.check_device(device)
     models.check_dtype(dtype)
@@ -78,10 +78,10 @@ def answered(
             model, tokenizer, names, data_dir=data_dir, limit=limit, batch_size=batch_size,
             progress=stages(f"tasks, {source}"),
         )  # fmt: skip
-    return Answered(tokenizer, dtypes.name_of(model.dtype), found)
+    return ZeroShotAnswers(tokenizer, dtypes.name_of(model.dtype), found)
 
 
-def told(mine: Answered, dense: Answered | None) -> dict[str, Any]:
+def told(mine: ZeroShotAnswers, dense: ZeroShotAnswers | None) -> dict[str, Any]:
     """For JSON. Raises: UserError where the two models cut text into different tokens."""
     if dense is not None:
         check_same(mine.tokenizer, dense.tokenizer, _SAMPLE, "the baseline")
