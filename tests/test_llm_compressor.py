@@ -1,4 +1,4 @@
-"""The step of llm-compressor's recipes, on a stand-in for its classes; `benchmarks/llm_compressor.py` runs the real one."""
+"""A step of llm-compressor's recipes, on a stand-in for it; `benchmarks/llm_compressor.py` runs the real one."""
 
 from __future__ import annotations
 
