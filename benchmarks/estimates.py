@@ -2,8 +2,8 @@
 
     python benchmarks/estimates.py [--only NAME …] [--record FILE]
 
-Each job is a command as a user gives it, in a process of its own, on SmolLM2-135M (a package) and Python's manual. A job's
-record is written when it ends. What takes long beside it on this machine makes both numbers worse: leave it alone.
+Each job is a command as a user gives it, in a process of its own, on SmolLM2-135M (a package) and Python's manual. A
+job's record is written when it ends. What works beside it on this machine makes the ratios worse: leave it alone.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def test_what_is_written(analysed: dict[str, Any]) -> None:
     out = Path(analysed["out"])
     charts = ("cos_ranges", "left", "sensitivity", "uniqueness")
     assert sorted(p.name for p in out.iterdir()) == sorted(
-        ["analysis.json", *(f"{c}.{kind}" for c in charts for kind in ("png", "svg"))]
+        ["analysis.json", *(f"{c}.{kind}" for c in charts for kind in ("csv", "png", "svg"))]
     )
     whole = json.loads((out / "analysis.json").read_text())
     per_neuron = whole.pop("neurons")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -16,15 +17,16 @@ from made_up_records import LAYERS, METHODS, grid, made_up
 from test_bad_input import refused
 from tiny_checkpoints import documented, lmprune
 
-from lmprune.jobs.report import build
+from lmprune.jobs.report import build, drawn
 from lmprune.report import claims, figures, rows, svg, tables
-from lmprune.report.charts import HeatChart, LineChart, span, ticks
+from lmprune.report.charts import HeatChart, Line, LineChart, Panel, Point, covers, span, table_of, ticks
 from lmprune.study import records
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 EVERYTHING = (
     "perplexity uniqueness_ratio sensitivity_ratio uniqueness sensitivity pareto_params pareto_prefill pareto_decode "
-    "cos_ranges left training_loss training_perplexity training_keep maps"
+    "cos_ranges left training_loss_0.5 training_loss_0.25 training_perplexity_0.5 training_perplexity_0.25 "
+    "training_keep_0.5 training_keep_0.25 maps"
 ).split()
 
 
@@ -80,12 +82,13 @@ def test_pairs_share_a_seed():
 
 def test_the_papers_numbers_stand_beside_ours_and_are_marked():
     table = tables.of_section(section(grid(keeps=(0.5, 0.4))))[0]
-    assert table.header == ("method", "keep 0.5", "paper", "keep 0.4")  # the paper has no 40%
+    assert table.header == ("method", "dense", "paper", "keep 0.5", "paper", "keep 0.4")  # the paper has no 40%
     by_name = {row[0]: row for row in table.rows}
     assert (
-        by_name["gum"][2] == "17.88 / 18.31" and by_name["hard"][2] == tables.MISSING and by_name["dense"][2] == "16.14"
+        by_name["gum"][4] == "17.88 / 18.31" and by_name["hard"][4] == tables.MISSING and by_name["dense"][2] == "16.14"
     )
-    assert "another model at another scale" in table.note and re.fullmatch(r"\d\d\.\d\d ± 0\.\d\d", by_name["gum"][1])
+    assert by_name["dense"][3:] == ("", "", "") and by_name["gum"][1:3] == ("", ""), "dense is no keep ratio's"
+    assert "another model at another scale" in table.note and re.fullmatch(r"\d\d\.\d\d ± 0\.\d\d", by_name["gum"][3])
     assert "paper" not in tables.of_section(section(grid(keeps=(0.4,))))[0].header
 
 
@@ -187,11 +190,51 @@ def test_every_figure_is_made_with_every_run_in_it():
 
 def test_penalties_are_not_in_the_training_loss():
     record = made_up("gum", 0.5)
-    plain = next(c for c in figures.of_section(section([record]), "") if c.id == "training_loss")
+    plain = next(c for c in figures.of_section(section([record]), "") if c.id == "training_loss_0.5")
     record["training_log"] = [{**e, "loss": e["loss"] + 2, "penalty": 2.0} for e in record["training_log"]]
-    penalised = next(c for c in figures.of_section(section([record]), "") if c.id == "training_loss")
+    penalised = next(c for c in figures.of_section(section([record]), "") if c.id == "training_loss_0.5")
     assert isinstance(plain, LineChart) and isinstance(penalised, LineChart)
     assert penalised.ys == pytest.approx(plain.ys)
+
+
+def test_a_training_is_the_mean_over_seeds():
+    found = section([made_up("gum", 0.5, seed=seed) for seed in range(3)])
+    chart = next(c for c in figures.of_section(found, "") if c.id == "training_keep_0.5")
+    assert isinstance(chart, LineChart) and len(chart.lines) == 1
+    logs = [row.record["training_log"] for row in found.rows]
+    steps = [entry["step"] for entry in logs[0] if entry.get("keep") is not None]
+    assert len(steps) <= figures.MAX_POINTS, "else neighbours are one point"
+    for step, (x, y) in zip(steps, chart.lines[0].curve, strict=True):
+        assert (x, y) == (step, pytest.approx(sum(e["keep"] for log in logs for e in log if e["step"] == step) / 3))
+
+
+def test_curves_that_lie_on_each_other_are_told_apart():
+    flat, steep = ((0.0, 1.0), (1.0, 1.0)), ((0.0, 0.0), (1.0, 2.0))
+    lines = [Line(name, name, curve=curve) for name, curve in zip("abcd", (flat, steep, flat, flat), strict=True)]
+    chart = LineChart("x", "", "", "x", "y", tuple(lines))
+    assert covers(chart) == [0, 0, 1, 2]
+    drawn = re.findall(r'<path class="(curve[^"]*)" d="M[^"]*L', svg.svg(chart))
+    assert drawn == ["curve", "curve", "curve over1", "curve over2"]
+    assert all(f".{kind.split()[1]} {{ stroke-dasharray" in svg.css() for kind in drawn[2:])
+
+
+def test_numbers_of_a_figure_are_there_as_numbers():
+    line = Line("gum", "gum", points=(Point(0.5, 3.0, ""),), curve=((0.5, 3.0), (1.0, 2.0)))
+    assert table_of(LineChart("x", "", "", "keep", "loss", (line,))) == [
+        ["name", "kind", "keep", "loss"],
+        ["gum", "run", 0.5, 3.0],
+        ["gum", "curve", 0.5, 3.0],
+        ["gum", "curve", 1.0, 2.0],
+    ]
+    heat = HeatChart("h", "", "", "|cos|", "layer", (Panel("gum", "gum", ((0.25, 1.0),), ("",)),))
+    assert table_of(heat) == [["panel", "layer", "|cos|", "share"], ["gum", 0, 0, 0.25], ["gum", 0, 1, 1.0]]
+
+
+def test_a_heat_map_says_what_its_columns_and_colours_are():
+    charts = {c.id: c for c in figures.of_section(section(grid()), "")}
+    drawn = svg.svg(charts["cos_ranges"])
+    assert len(re.findall('class="tick x"', drawn)) == 3 * len(charts["cos_ranges"].panels)  # type: ignore[union-attr]
+    assert ">0%<" in drawn and ">100%<" in drawn and drawn.count('class="shade"') == 9
 
 
 def test_figures_without_numbers_are_left_out():
@@ -234,6 +277,8 @@ def test_what_is_written(reported: dict[str, Any]):
     for name in reported["figures"]:
         ElementTree.parse(out / "figures" / f"{name}.svg")
         assert (out / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+        header, *numbers = csv.reader((out / "figures" / f"{name}.csv").read_text().splitlines())
+        assert len(header) == 4 and numbers and all(len(row) == 4 for row in numbers)
     text = (out / "report.md").read_text()
     assert all((out / target).is_file() for target in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text))
     assert "**gum is at least as good as top_v**" in text and text.count("| gum |") >= 3
@@ -366,3 +411,12 @@ def test_in_a_browser_every_figure_is_drawn_and_filters_work(reported: dict[str,
 def test_a_report_is_built_from_plain_values(tmp_path: Path):
     folder = written(tmp_path / "s", grid(seeds=1))
     assert build(records.read(folder / "results.jsonl")) == build(records.read(folder / "results.jsonl"))
+
+
+def test_the_example_is_what_its_records_say():
+    """docs/example_report: what people look at first; `lmprune report docs/example_report` makes it anew."""
+    folder = Path(__file__).parents[1] / "docs" / "example_report"
+    page, texts = drawn(records.read(folder / "results.jsonl"), folder / "results.jsonl")
+    for name in ("report.md", "index.html"):
+        assert (folder / "report" / name).read_text(encoding="utf-8") == texts[name]
+    assert {chart.id for chart in page.charts} == {file.stem for file in (folder / "report" / "figures").iterdir()}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..report.charts import Chart, HeatChart, Line, LineChart, Panel
+from ..report.charts import FROM_0_TO_1, Chart, HeatChart, Line, LineChart, Panel
 from ..scores.redundancy import ALIKE, NUM_RANGES, Redundancy
 from ..sites.site import Site
 
@@ -161,7 +161,7 @@ def charts(record: Mapping[str, Any]) -> list[Chart]:
             "cos_ranges",
             "How alike neurons are",
             f"Share of a layer's live neurons with at least one |cos| in each of {NUM_RANGES} ranges from 0 to 1.",
-            "|cos| from 0 (left) to 1 (right)",
+            "|cos|",
             "layer",
             tuple(
                 Panel(
@@ -172,6 +172,7 @@ def charts(record: Mapping[str, Any]) -> list[Chart]:
                 )
                 for name, group, prefix in kinds
             ),
+            FROM_0_TO_1,
         )
     ]
     for key, title in (("uniqueness", "Uniqueness"), ("sensitivity", "Sensitivity")):

@@ -21,6 +21,7 @@ from ..evaluation.memory import peak_memory_mb
 from ..plan import PrunePlan
 from ..progress import Teller
 from ..report import raster, svg
+from ..report.charts import csv_of
 from ..scores import redundancy
 from ..scores.redundancy import Redundancy
 from ..sites.address import Kind
@@ -131,6 +132,7 @@ def _write(out: Destination, record: dict[str, Any], neurons: Any) -> None:
             figures += unit_readings.unit_charts(kind, found)
         for chart in figures:
             (folder / f"{chart.id}.svg").write_text(svg.standalone(chart), encoding="utf-8")
+            (folder / f"{chart.id}.csv").write_text(csv_of(chart), encoding="utf-8")
             raster.write_png(chart, folder / f"{chart.id}.png")
 
 
@@ -143,5 +145,5 @@ def _no_analysis(folder: Path) -> str | None:
     """Why a folder is no analysis, or more than one."""
     if not (folder / ANALYSIS_FILE).is_file():
         return f"it has no {ANALYSIS_FILE}"
-    written = (entry.name == ANALYSIS_FILE or entry.suffix in (".svg", ".png") for entry in folder.iterdir())
+    written = (entry.name == ANALYSIS_FILE or entry.suffix in (".svg", ".png", ".csv") for entry in folder.iterdir())
     return None if all(written) else "it holds more than that"

@@ -12,6 +12,7 @@ from ..checkpoints.writing import check_folder, written_aside
 from ..errors import UserError
 from ..foreign import reading
 from ..report import claims, figures, page, raster, rows, svg, tables
+from ..report.charts import csv_of
 from ..report.page import Page
 from ..study import records
 from ..study.children import end_with
@@ -57,7 +58,7 @@ def _no_report(folder: Path) -> str | None:
     names = {entry.name for entry in folder.iterdir()}
     if strange := names - {"index.html", "report.md", FIGURES}:
         return f"it holds {min(strange)}"
-    strange = {file.name for file in (folder / FIGURES).glob("*") if file.suffix not in (".svg", ".png")}
+    strange = {file.name for file in (folder / FIGURES).glob("*") if file.suffix not in (".svg", ".png", ".csv")}
     return f"it holds {min(strange)}" if strange else None
 
 
@@ -66,6 +67,7 @@ def drawn(results: Results, file: Path) -> tuple[Page, dict[str, str]]:
     with reading(f"can't make a report of {file}"):
         made = build(results)
         figures = {f"{FIGURES}/{chart.id}.svg": svg.standalone(chart) for chart in made.charts}
+        figures |= {f"{FIGURES}/{chart.id}.csv": csv_of(chart) for chart in made.charts}
         return made, {**figures, "report.md": page.markdown(made, FIGURES), "index.html": page.html(made)}
 
 

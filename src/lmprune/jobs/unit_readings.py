@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..progress import Stages
-from ..report.charts import Chart, HeatChart, Line, LineChart, Panel
+from ..report.charts import Chart, HeatChart, Line, LineChart, Panel, marks_of
 from ..scores.criteria import CRITERIA
 from ..scores.layers import along, block_influence, loss_without
 from ..scores.routing import expert_cosines
@@ -156,7 +156,9 @@ def _map(kind: Kind, key: str, title: str, caption: str, found: Sequence[Mapping
     rows = [[min(max(value / largest, 0.0), 1.0) for value in site[key]] for site in found]
     padded = tuple((*row, *[0.0] * (columns - len(row))) for row in rows)
     tips = tuple(f"layer {site['layer']}" for site in found)
-    return HeatChart(f"{kind}_{key}", title, caption, kind, "layer", (Panel("this model", "obs", padded, tips),))
+    ends = ("0%", "100%") if key in _SHARES else ("0", f"{largest:.3g}")
+    panels = (Panel("this model", "obs", padded, tips),)
+    return HeatChart(f"{kind}_{key}", title, caption, kind, "layer", panels, marks_of(columns), ends)
 
 
 def _stream(cosines: Sequence[Sequence[float]]) -> HeatChart:
@@ -168,7 +170,7 @@ def _stream(cosines: Sequence[Sequence[float]]) -> HeatChart:
     return HeatChart(
         "layers_stream", "How far the stream turns over several blocks",
         "Angle / pi between what enters a block and what leaves the n-th after it; pale blocks change little.",
-        "first block", "blocks after it", (Panel("this model", "obs", rows, tips),),
+        "first block", "blocks after it", (Panel("this model", "obs", rows, tips),), marks_of(depth), ("0", "pi"),
     )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,6 +11,8 @@ from dataclasses import dataclass
 #: groups that always have the same colour, in this order; others take the colours that are left
 _KNOWN = ("dense", "random", "magnitude", "soft", "hard", "top_v", "gum", "anti_gum", "obs", "activation")
 NUM_COLOURS = 12
+#: marks of a heat map across which something goes from 0 to 1
+FROM_0_TO_1 = ((0.0, "0"), (0.5, "0.5"), (1.0, "1"))
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,10 @@ class Panel:
 
 @dataclass(frozen=True)
 class HeatChart:
-    """Panels beside each other: a row a layer, the stronger the colour the larger the share."""
+    """Panels beside each other: a row a layer, the stronger the colour the larger the share.
+
+    marks: along x, each (how far across, label). ends: what the palest and the strongest colour stand for.
+    """
 
     id: str
     title: str
@@ -81,9 +88,56 @@ class HeatChart:
     x_label: str
     y_label: str
     panels: tuple[Panel, ...]
+    marks: tuple[tuple[float, str], ...] = ()
+    ends: tuple[str, str] = ("0%", "100%")
 
 
 Chart = LineChart | HeatChart
+
+
+def marks_of(columns: int) -> tuple[tuple[float, str], ...]:
+    """Of columns that are counted: at most nine numbers, each over the middle of its own.
+
+    >>> marks_of(3)
+    ((0.16666666666666666, '0'), (0.5, '1'), (0.8333333333333334, '2'))
+    """
+    return tuple(((i + 0.5) / columns, str(i)) for i in range(0, columns, -(-columns // 9)))
+
+
+def covers(chart: LineChart) -> list[int]:
+    """Of each line, on how many of those before it its curve lies, so that all but the last would be hidden."""
+    low, high = span(chart.ys, log=chart.log_y) if chart.ys else (0.0, 1.0)
+    near = 0.01 * (high - low)
+    curves = [dict(line.curve) for line in chart.lines]
+    return [sum(_lies_on(curve, other, near) for other in curves[:i]) for i, curve in enumerate(curves)]
+
+
+def _lies_on(curve: dict[float, float], other: dict[float, float], near: float) -> bool:
+    shared = curve.keys() & other.keys()
+    return 2 * len(shared) > len(curve) and all(abs(curve[x] - other[x]) <= near for x in shared)
+
+
+def table_of(chart: Chart) -> list[list[object]]:
+    """What the figure shows as numbers: a header, and a row for each."""
+    if isinstance(chart, HeatChart):
+        cells = [
+            [panel.name, row, column, share]
+            for panel in chart.panels
+            for row, shares in enumerate(panel.rows_LC)
+            for column, share in enumerate(shares)
+        ]
+        return [["panel", chart.y_label, chart.x_label, "share"], *cells]
+    numbers: list[list[object]] = [["name", "kind", chart.x_label, chart.y_label]]
+    for line in chart.lines:
+        numbers += [[line.name, "run", p.x, p.y] for p in line.points]
+        numbers += [[line.name, "curve", x, y] for x, y in line.curve]
+    return numbers
+
+
+def csv_of(chart: Chart) -> str:
+    written = io.StringIO()
+    csv.writer(written, lineterminator="\n").writerows(table_of(chart))
+    return written.getvalue()
 
 
 def groups(charts: Iterable[Chart]) -> list[str]:

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-from .charts import Chart, HeatChart, Line, LineChart, Panel, Point
+from .charts import FROM_0_TO_1, Chart, HeatChart, Line, LineChart, Panel, Point
 from .rows import DENSE, METRICS, Row, Section, with_dense_params
 from .svg import number
 
 #: cells across a layer map, and maps in a section
 MAP_COLUMNS, MAX_MAPS = 64, 12
-#: points of a training curve
-MAX_POINTS = 80
+#: points of a training curve; of a loss, which is noisy
+MAX_POINTS, LOSS_POINTS = 80, 30
 
 Value = Callable[[Row], float | None]
 
@@ -117,7 +117,7 @@ def _cosines(found: Section) -> Iterator[Chart]:
     )
     if panels:
         caption = "Share of a layer's neurons that have at least one |cos| in each of ten ranges; stronger is more."
-        yield HeatChart("cos_ranges", "Figure 3: how alike neurons are", caption, "|cos|, from 0 to 1", "layer", panels)
+        yield HeatChart("cos_ranges", "Figure 3: how alike neurons are", caption, "|cos|", "layer", panels, FROM_0_TO_1)
 
 
 def _left(found: Section) -> Iterator[Chart]:
@@ -147,26 +147,45 @@ def _bits(record: Any) -> list[list[int]]:
 
 
 def _training(found: Section) -> Iterator[Chart]:
+    """A chart a keep ratio, with dense in each: a line a method."""
     for key, title in (
         ("loss", "Training loss without penalties"),
         ("perplexity", "Perplexity while training"),
         ("keep", "Keep ratio"),
     ):
-        added = "penalty" if key == "loss" else None  # what methods add to it can't be compared
-        lines = []
-        for row in found.rows:
-            log = row.record.get("training_log") or []
-            curve = [(float(e["step"]), e[key] - (e.get(added) or 0.0)) for e in log if e.get(key) is not None]
-            if len(curve) > 1:
-                lines += [Line(row.name, row.method, curve=_thinned(curve), dashed=row.distil, tip=tip(row))]
-        if lines:
-            log_y = key == "perplexity"
-            yield LineChart(f"training_{key}", title, "A line a run.", "step", title.lower(), tuple(lines), log_y=log_y)
+        most = LOSS_POINTS if key == "loss" else MAX_POINTS
+        for keep in found.keeps:
+            lines = []
+            for method, distil in [(DENSE, False), *found.names]:
+                runs = found.of(method, distil=distil) if method == DENSE else found.of(method, keep, distil)
+                logs = [log for row in runs if len(log := _logged(row, key)) > 1]
+                if logs:
+                    curve = _thinned(_mean_of(logs), most)
+                    lines += [Line(runs[0].name, method, curve=curve, dashed=distil, tip=runs[0].name)]
+            if any(line.group != DENSE for line in lines):
+                caption = f"Mean over seeds{', of neighbouring steps' if key == 'loss' else ''}."
+                yield LineChart(
+                    f"training_{key}_{keep:g}", f"{title}, keep {keep:g}", caption, "step", title.lower(), tuple(lines),
+                    log_y=key == "perplexity",
+                )  # fmt: skip
 
 
-def _thinned(curve: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
-    """At most MAX_POINTS means of neighbours, so that a noisy loss stays readable."""
-    size = -(-len(curve) // MAX_POINTS)
+def _logged(row: Row, key: str) -> dict[float, float]:
+    """By step; without what methods add to their loss, which can't be compared."""
+    added = "penalty" if key == "loss" else None
+    log = row.record.get("training_log") or []
+    return {float(e["step"]): e[key] - (e.get(added) or 0.0) for e in log if e.get(key) is not None}
+
+
+def _mean_of(logs: Sequence[dict[float, float]]) -> list[tuple[float, float]]:
+    """Over the steps that all runs have."""
+    steps = sorted(set.intersection(*(set(log) for log in logs)))
+    return [(step, statistics.fmean(log[step] for log in logs)) for step in steps]
+
+
+def _thinned(curve: Sequence[tuple[float, float]], most: int) -> tuple[tuple[float, float], ...]:
+    """Means of neighbours, so that a noisy loss stays readable."""
+    size = -(-len(curve) // most) or 1
     pieces = [curve[i : i + size] for i in range(0, len(curve), size)]
     return tuple((statistics.fmean(x for x, _ in p), statistics.fmean(y for _, y in p)) for p in pieces)
 
@@ -182,7 +201,9 @@ def _maps(found: Section) -> Iterator[Chart]:
         panels += [Panel(f"{row.name}, keep {row.keep:g}", row.method, shares, tips)]
     if panels:
         caption = "A row a layer, neurons in their order from left to right; stronger where more of them stayed."
-        yield HeatChart("maps", "Which neurons stayed", caption, "neuron", "layer", tuple(panels))
+        last = max(max(row.record["widths_before"]) for row in rows)
+        marks = tuple((share, f"{last * share:.0f}") for share in (0.0, 0.25, 0.5, 0.75, 1.0))
+        yield HeatChart("maps", "Which neurons stayed", caption, "neuron", "layer", tuple(panels), marks)
 
 
 def _binned(bits: Sequence[int], columns: int) -> tuple[float, ...]:

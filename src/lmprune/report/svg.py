@@ -7,12 +7,13 @@ from collections.abc import Callable
 from html import escape
 from importlib.resources import files
 
-from .charts import Chart, HeatChart, Line, LineChart, Panel, colour, groups, span, ticks
+from .charts import Chart, HeatChart, Line, LineChart, Panel, colour, covers, groups, span, ticks
 
 WIDTH, HEIGHT = 560, 350
 _LEFT, _RIGHT, _BOTTOM, _TOP = 62, 14, 46, 12
 _LEGEND_LINE = 18
 _LEVELS = 8  # shades of a heat map
+_OVER = 3  # patterns for curves that lie on others
 _FEW_COLUMNS = 12  # up to so many, every cell is an element of its own
 
 
@@ -91,7 +92,7 @@ def _lines(chart: LineChart) -> str:
     parts += [_text((_LEFT + WIDTH - _RIGHT) / 2, bottom + 36, chart.x_label, "label")]
     middle = (top + bottom) / 2
     parts += [_text(14, middle, chart.y_label, "label", f' transform="rotate(-90 14 {middle:.1f})"')]
-    parts += [_line(line, x, y) for line in chart.lines]
+    parts += [_line(line, x, y, over) for line, over in zip(chart.lines, covers(chart), strict=True)]
     return "".join([*parts, "</svg>"])
 
 
@@ -112,12 +113,13 @@ def _legend(chart: LineChart) -> tuple[list[str], int]:
     return found, (row + 1) * _LEGEND_LINE if found else 0
 
 
-def _line(line: Line, x: Callable[[float], float], y: Callable[[float], float]) -> str:
+def _line(line: Line, x: Callable[[float], float], y: Callable[[float], float], over: int) -> str:
     parts = [f'<g class="{_classes(line.group, line.colour)}">']
     if line.curve:
         path = "L".join(f"{x(a):.1f} {y(b):.1f}" for a, b in line.curve)
         tip = f' data-tip="{_attribute(line.tip)}"' if line.tip else ""
-        parts += [f'<path class="curve{" dashed" if line.dashed else ""}" d="M{path}"{tip}/>']
+        kind = " dashed" if line.dashed else f" over{min(over, _OVER)}" if over else ""
+        parts += [f'<path class="curve{kind}" d="M{path}"{tip}/>']
     for p in line.points:
         hollow = ' class="hollow"' if line.dashed else ""
         parts += [f'<circle{hollow} cx="{x(p.x):.1f}" cy="{y(p.y):.1f}" r="4" data-tip="{_attribute(p.tip)}"/>']
@@ -129,9 +131,9 @@ def _heat(chart: HeatChart) -> str:
     width = (WIDTH * 1.6 - _LEFT - 12 * across) / across if across > 1 else WIDTH - _LEFT - _RIGHT
     rows = max(len(p.rows_LC) for p in chart.panels)
     row_height = max(4.0, min(18.0, 240 / rows))
-    panel_height = rows * row_height + 40
+    panel_height = rows * row_height + (54 if chart.marks else 40)
     down = math.ceil(len(chart.panels) / across)
-    parts = [_open(chart, _LEFT + across * (width + 12), down * panel_height + 24)]
+    parts = [_open(chart, _LEFT + across * (width + 12), down * panel_height + 52)]
     for i, panel in enumerate(chart.panels):
         left, top = _LEFT + i % across * (width + 12), 20 + i // across * panel_height
         parts += [
@@ -143,11 +145,25 @@ def _heat(chart: HeatChart) -> str:
                 _text(-6, (row + 0.5) * row_height + 4, str(row), "tick y")
                 for row in range(0, len(panel.rows_LC), max(1, math.ceil(len(panel.rows_LC) / 12)))
             ]
+        under = len(panel.rows_LC) * row_height + 14
+        parts += [_text(place * width, under, label, "tick x") for place, label in chart.marks]
         parts += ["</g>"]
     height = down * panel_height
     parts += [_text(_LEFT + across * (width + 12) / 2, height + 14, chart.x_label, "label")]
     parts += [_text(14, height / 2, chart.y_label, "label", f' transform="rotate(-90 14 {height / 2:.1f})"')]
-    return "".join([*parts, "</svg>"])
+    return "".join([*parts, *_shades(chart.ends, _LEFT, height + 30), "</svg>"])
+
+
+def _shades(ends: tuple[str, str], left: float, top: float) -> list[str]:
+    """The scale of a heat map's colours, from the palest to the strongest."""
+    low, high, size = *ends, 16
+    at = left + 7.0 * len(low) + 6
+    cells = [
+        f'<rect class="shade" x="{at + i * size:.1f}" y="{top:.1f}" width="{size}" height="12" '
+        f'fill-opacity="{i / _LEVELS:.2f}"/>'
+        for i in range(_LEVELS + 1)
+    ]
+    return [_text(left, top + 10, low, "tick"), *cells, _text(at + (_LEVELS + 1) * size + 6, top + 10, high, "tick")]
 
 
 def _cells(panel: Panel, width: float, row_height: float) -> list[str]:

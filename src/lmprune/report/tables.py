@@ -43,15 +43,19 @@ def _by_keep(found: Section, key: str, name: str, theirs: Mapping[str, Mapping[f
     if key == "perplexity":
         beside = {m: {k: f"{v[0]:.2f} / {v[1]:.2f}" for k, v in row.items()} for m, row in paper.PERPLEXITY.items()}
     shown = {keep for method, _ in found.names for keep in beside.get(method, {}) if keep in found.keeps}
-    header = ["method"]
+    theirs_dense = key == "perplexity" and bool(shown)
+    dense = found.of("dense")
+    header = ["method", *(["dense"] if dense else []), *(["paper"] if dense and theirs_dense else [])]
+    apart = len(header) - 1
     for keep in found.keeps:
         header += [f"keep {keep:g}", *(["paper"] if keep in shown else [])]
     rows, groups = [], []
-    if dense := found.of("dense"):
-        rows += [["dense", *_dense_cells(dense, key, found.keeps, shown)]]
+    if dense:
+        told = [spread(dense, key), *([f"{paper.DENSE_PERPLEXITY:.2f}"] if theirs_dense else [])]
+        rows += [["dense", *told, *[""] * (len(found.keeps) + len(shown))]]
         groups += ["dense"]
     for method, distil in found.names:
-        cells = [method + (" + distil" if distil else "")]
+        cells = [method + (" + distil" if distil else ""), *[""] * apart]
         for keep in found.keeps:
             cells += [spread(found.of(method, keep, distil), key)]
             cells += [beside.get(method, {}).get(keep, MISSING)] if keep in shown else []
@@ -63,18 +67,6 @@ def _by_keep(found: Section, key: str, name: str, theirs: Mapping[str, Mapping[f
         note += f" Paper: {paper.CAPTION if key == 'perplexity' else paper.FIGURE_1}"
         note += "; without / with distillation." if key == "perplexity" else "."
     return Table(f"{name}: {found.title}", tuple(header), tuple(map(tuple, rows)), tuple(groups), note)
-
-
-def _dense_cells(dense: list[Row], key: str, keeps: list[float], shown: set[float]) -> list[str]:
-    cells: list[str] = []
-    for number, keep in enumerate(keeps):
-        cells += [spread(dense, key) if number == 0 else ""]
-        cells += (
-            ([f"{paper.DENSE_PERPLEXITY:.2f}"] if key == "perplexity" and number == 0 else [""])
-            if keep in shown
-            else []
-        )
-    return cells
 
 
 def spread(rows: list[Row], key: str) -> str:
