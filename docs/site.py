@@ -18,7 +18,18 @@ import yaml
 ROOT = Path(__file__).parents[1]
 #: in the order of the menu, by headings
 MENU = {
-    "Start": ("index", "quickstart", "how_it_works", "faq", "training", "tasks", "runs", "studies", "deploy"),
+    "Start": (
+        "index",
+        "tutorial",
+        "quickstart",
+        "how_it_works",
+        "faq",
+        "training",
+        "tasks",
+        "runs",
+        "studies",
+        "deploy",
+    ),
     "Reference": ("methods", "results", "json", "api", "lab_notes"),
     "Extend": ("architecture", "add_a_family", "add_a_criterion", "plugins", "CONTRIBUTING", "CHANGELOG"),
 }

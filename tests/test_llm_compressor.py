@@ -61,11 +61,12 @@ def test_it_prunes_by_the_recipe_s_own_text(step: Any):
     ids = torch.randint(128, (6, 20), generator=torch.Generator().manual_seed(0))
     how = {"keep": 0.5, "method": "activation", "multiple_of": 8}
     model, alone = tiny_model("llama"), tiny_model("llama")
+    model.config.name_or_path = "where/it/was"
     modifier = step.StructuredPruningModifier(**how, seq_len=30, calibration_tokens=100)
     assert modifier.on_initialize(state(model, padded(ids)), teacher=None)
     plan = lmprune.prune(alone, data=ids.reshape(-1)[:90].view(3, 30), **how)
     assert modifier.plan is not None and modifier.plan.kept == plan.kept
-    assert model.config.intermediate_size == plan.widths[0]
+    assert model.config.intermediate_size == plan.widths[0] and model.config.name_or_path == ""
     assert torch.equal(model(ids).logits, alone(ids).logits)
     assert modifier.model_dump() == {**modifier.model_dump(), **how}, "what a recipe's file says of it"
 

@@ -16,7 +16,7 @@ import torch
 try:
     from llmcompressor.modifiers import Modifier  # pyright: ignore[reportMissingImports]
     from llmcompressor.modifiers.factory import ModifierFactory  # pyright: ignore[reportMissingImports]
-    from pydantic import PrivateAttr
+    from pydantic import Field, PrivateAttr
 except ImportError as error:
     raise ImportError(
         "lmprune.llm_compressor is for llm-compressor, which is not installed: pip install llmcompressor"
@@ -44,7 +44,7 @@ class StructuredPruningModifier(Modifier):
 
     keep: float | dict[str, float] = 0.75
     method: str | None = None
-    units: tuple[str, ...] = ("neurons",)
+    units: list[str] = Field(default_factory=lambda: ["neurons"])
     multiple_of: int = 128
     data: str | None = None
     calibration_tokens: int = 65536
@@ -72,6 +72,8 @@ class StructuredPruningModifier(Modifier):
                 "what stays is no model of the stock class, which llm-compressor saves; "
                 "take another method, or prune by lmprune and quantise what `lmprune export --to hf-uniform` makes"
             )
+        # llm-compressor writes the config of the place that it names, with the old widths, over the model's own
+        model.config.name_or_path = ""
         return True
 
     def _calibration(self, state: Any) -> torch.Tensor:
