@@ -3,8 +3,8 @@
     python benchmarks/llm_compressor.py [--only gptq awq fp8] [--model M] [--record FILE]
 
 llm-compressor asks for transformers up to 5.17.0, so it has an environment of its own, in build/llm_compressor, which
-is made once. A recipe is `StructuredPruningModifier`, then a quantiser. Perplexity is of 4,096 tokens of Python's manual
-that nobody was calibrated on: dense, what the recipe left in memory, and what a new process reads from the folder.
+is made once. A recipe is `StructuredPruningModifier`, then a quantiser. Perplexity is of 4,096 tokens of Python's
+manual that nobody was calibrated on: dense, what the recipe left in memory, and what a new process reads from the folder.
 """
 
 from __future__ import annotations
@@ -51,6 +51,10 @@ quantisers = {
     "fp8": lambda: [QuantizationModifier(targets="Linear", scheme="FP8_DYNAMIC", ignore=head)],
 }
 model, tokenizer = lmprune.load(source), lmprune.load_tokenizer(source)
+if source == "smollm2-135m":  # llm-compressor wants a folder, and this is a GGUF file in a package
+    model.save_pretrained(out + "-dense")
+    tokenizer.save_pretrained(out + "-dense")
+    model = lmprune.load(out + "-dense")
 
 def ids(split, count):
     text = "\\n".join(data.load("python-docs", split).documents)[: 8 * count]
