@@ -2,9 +2,9 @@
 
     python benchmarks/llm_compressor.py [--only gptq awq fp8] [--model M] [--record FILE]
 
-llm-compressor asks for transformers up to 5.17.0, so it has an environment of its own, in build/llm_compressor, which
-is made once. A recipe is `StructuredPruningModifier`, then a quantiser. Perplexity is of 4,096 tokens of Python's
-manual that nobody was calibrated on: dense, what the recipe left in memory, and what a new process reads from the folder.
+llm-compressor asks for transformers up to 5.17.0, so it has an environment of its own, in build/llm_compressor,
+made once. A recipe is `StructuredPruningModifier`, then a quantiser. Perplexity is of 4,096 tokens of Python's manual
+that nobody was calibrated on: dense, what the recipe left in memory, and what a new process reads from the folder.
 """
 
 from __future__ import annotations
