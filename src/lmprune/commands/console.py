@@ -185,11 +185,19 @@ def _plain(text: str) -> str:
     return escape(spelt_out(text, keep="\n\t"))
 
 
+#: words up to so long stand in one line of a cell, where there is room for that
+_WORD = 18
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = True) -> Table:
     """A header (unless all its names are empty) and rows. numbers: all columns but the first stand to the right."""
     found = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", show_header=any(columns))
     for position, name in enumerate(columns):
-        found.add_column(_plain(name), justify="right" if numbers and position else "left", overflow="fold")
+        words = [word for row in rows for word in row[position].split()]
+        found.add_column(
+            _plain(name), justify="right" if numbers and position else "left", overflow="fold",
+            min_width=min(max(map(len, words), default=0), _WORD),
+        )  # fmt: skip
     for row in rows:
         found.add_row(*map(_plain, row))
     return found

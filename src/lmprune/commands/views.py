@@ -210,9 +210,9 @@ def _before_after(name: str, before: int, after: int) -> list[str]:
 
 
 def methods(record: Mapping[str, Any]) -> Views:
-    keys = ("name", "units", "scope", "refit", "penalty", "summary", "source")
+    keys = ("name", "units", "scope", "summary", "source")
     rows = [[method[key] for key in keys] for method in record["methods"]]
-    return [table(["method", "units", "scope", "refit", "penalty", "score", "source"], rows, numbers=False)]
+    return [table(["method", "units", "scope", "score", "source"], rows, numbers=False)]
 
 
 def demo(record: Mapping[str, Any]) -> Views:
