@@ -51,9 +51,10 @@ def answers(record: Mapping[str, Any]) -> list[list[str]]:
 
 def note(record: Mapping[str, Any]) -> str:
     """What it was measured on."""
+    tasks = f" Of each task the first {record['limit']} items." if record["limit"] else ""
     return (
         f"Perplexity on the first {record['max_tokens']:,} tokens of {record['data']['name']}, ± one standard error. "
-        f"Speed in {record['engine']}, {record['threads']} threads, medians; in brackets beside the first model."
+        f"Speed in {record['engine']}, {record['threads']} threads, medians; in brackets beside the first model.{tasks}"
     )
 
 
@@ -63,7 +64,7 @@ def of_record(record: Mapping[str, Any]) -> Page:
     tables = [_table("At a glance", ["", *header], rows, note(record))]
     if said:
         found = next(each["answers"] for each in record["models"] if each["answers"])
-        tables += [_table("Answers", ["prompt", *header], said, f"{how(found).capitalize()}.")]
+        tables += [_table("Answers", ["prompt", *header], said, f"{how(found).capitalize()}.", prose=True)]
     return Page(
         title=f"{' · '.join(header)}",
         summary="The first model is what the others are compared with.",
@@ -100,8 +101,10 @@ def charts(record: Mapping[str, Any]) -> list[Chart]:
     return made
 
 
-def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], told: str) -> Table:
-    return Table(title, tuple(header), tuple(map(tuple, rows)), ("",) * len(rows), told)
+def _table(
+    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], told: str, *, prose: bool = False
+) -> Table:
+    return Table(title, tuple(header), tuple(map(tuple, rows)), ("",) * len(rows), told, prose=prose)
 
 
 def _cell(tell: Callable[[Model], str | None], model: Model) -> str:

@@ -79,7 +79,8 @@ def _claims(claims: Sequence[Claim]) -> str:
     )
     return (
         "<section><h2>The paper's claims</h2><p>Each comparison is expected to be below 0; a claim holds where all "
-        'of its 95% intervals are, and does not where one is above.</p><div class="scroll"><table><thead>'
+        "of its 95% intervals are, and does not where one is above.</p>"
+        '<div class="scroll"><table class="words-2"><thead>'
         f"<tr><th>runs</th><th>claim</th><th>here</th><th>evidence</th></tr></thead><tbody>{rows}</tbody></table></div></section>"
     )
 
@@ -87,14 +88,15 @@ def _claims(claims: Sequence[Claim]) -> str:
 def _table(table: Table) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in table.header)
     rows = "".join(
-        f'<tr class="g g-{svg.slug(group)} c{colour(group)}">'
+        (f'<tr class="g g-{svg.slug(group)} c{colour(group)}">' if group else "<tr>")
         + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         + "</tr>"
         for cells, group in zip(table.rows, table.groups, strict=True)
     )
+    kind = "prose" if table.prose else f"words-{table.words}"
     return (
-        f'<h3>{escape(table.title)}</h3><div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody>'
-        f'</table></div><p class="soft">{escape(table.note)}</p>'
+        f'<h3>{escape(table.title)}</h3><div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead>'
+        f'<tbody>{rows}</tbody></table></div><p class="soft">{escape(table.note)}</p>'
     )
 
 

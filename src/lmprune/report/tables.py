@@ -16,13 +16,18 @@ _LONGEST = 160  # characters of an answer in a cell
 
 @dataclass(frozen=True)
 class Table:
-    """rows: cells; groups: the method of each row, for colour and filter ("" = none)."""
+    """rows: cells; groups: the method of each row, for colour and filter ("" = none).
+
+    words: how many columns, from the left, hold words and no numbers. prose: all do, and long ones, in several lines.
+    """
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     groups: tuple[str, ...]
     note: str = ""
+    words: int = 1
+    prose: bool = False
 
 
 def of_section(found: Section) -> list[Table]:
@@ -95,7 +100,7 @@ def _answers(found: Section) -> list[Table]:
         groups += [row.method]
     header = ("method", "keep", "same choices", "repeat themselves", *prompts)
     note = f"Of one seed; {how(first)}. Same choices: the share of the dense answers' tokens that are its first choice."
-    return [Table(f"answers: {found.title}", header, tuple(rows), tuple(groups), note)]
+    return [Table(f"answers: {found.title}", header, tuple(rows), tuple(groups), note, prose=True)]
 
 
 def _cut(text: str) -> str:
@@ -133,4 +138,5 @@ def of_runs(found: list[Section]) -> Table:
         "s",
         "MB",
     )
-    return Table("All runs", columns, tuple(rows), tuple(groups), "Seconds and peak memory of all commands of the run.")
+    note = "Seconds and peak memory of all commands of the run."
+    return Table("All runs", columns, tuple(rows), tuple(groups), note, words=3)
