@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from functools import cache, partial
@@ -159,6 +160,13 @@ def a_run_of_cats(folder: Path) -> None:
     file.write_text(file.read_text().replace("data: wikitext", f"data: {folder / 't.txt'}"))
 
 
+def dry_run(folder: Path) -> None:
+    """But for where it writes, which a run file may say as it likes."""
+    file = folder / "run.yaml"
+    file.write_bytes(re.sub(rb"(?m)^out:.*$", f"out: {folder / 'out'}".encode(), file.read_bytes()))
+    command("run", "{}/run.yaml", "--dry-run")(folder)
+
+
 def a_whole_model(folder: Path) -> None:
     """With a card that lmprune wrote, whose licence and plan go along with copies."""
     with_card(folder)
@@ -230,6 +238,6 @@ MORE: dict[str, Reader] = {
         of_llama_cpp, "m/generation_config.json", "json", exported("hf-uniform"), 1
     ),
     "lmprune run --dry-run": Reader(
-        a_run_of_cats, "run.yaml", "lines", command("run", "{}/run.yaml", "--dry-run"), 1, names=True
+        a_run_of_cats, "run.yaml", "lines", dry_run, 1, names=True
     ),
 }  # fmt: skip

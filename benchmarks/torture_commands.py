@@ -34,6 +34,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "gum": ("prune", "m", "--method", "gum", *_TRAIN, *_KEEP, "--out", "out"),
     "oneshot and steps": ("prune", "m", *_ONCE, *_TRAIN, *_KEEP, "--out", "out"),
     "finetune": ("finetune", "m", *_TRAIN, "--out", "out"),
+    "recover": ("recover", "m", "--teacher", "m", *_TRAIN, "--holdout", "0.3", "--out", "out"),
     "teach": ("teach", "m", *_SHORT, "--train-tokens", "640", "--out", "out.safetensors"),
     "study": ("study", "study.yaml", "--out", "out"),
     "run": ("run", "run.yaml"),

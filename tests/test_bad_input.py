@@ -314,6 +314,22 @@ def test_a_folder_without_config(prune_fails: Any, tmp_path: Path) -> None:
     assert "has no config.json" in refused("inspect", tmp_path / "empty")
 
 
+@pytest.mark.parametrize("name", ["LICENSE", "chat_template.jinja", "README.md"])
+def test_a_link_that_leads_to_somebody_elses_file(prune_fails: Any, own: Path, tmp_path: Path, name: str) -> None:
+    """What is made of the model would carry that away."""
+    (tmp_path / "key").write_text("secret")
+    (own / name).unlink(missing_ok=True)
+    (own / name).symlink_to("../key")
+    assert f"{name} is a link to {tmp_path / 'key'}" in prune_fails(source=own)
+    (own / name).unlink()
+    (tmp_path / "elsewhere").mkdir()
+    (own / "config.json").rename(tmp_path / "elsewhere" / "config.json")
+    (own / "config.json").symlink_to("../elsewhere/config.json")
+    (own / "model.safetensors").rename(tmp_path / "weights")
+    (own / "model.safetensors").symlink_to("../weights")
+    assert lmprune("inspect", own).code == 0
+
+
 def test_truncated_weights(prune_fails: Any, own: Path, text: Path) -> None:
     weights = own / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])

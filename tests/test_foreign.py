@@ -127,6 +127,9 @@ def test_out_of_memory_says_what_was_needed_and_what_helps(monkeypatch: pytest.M
     assert sentence is not None and "144115188.1 GB more were asked for" in sentence and "--stream" in sentence
     assert "more was asked for" in str(out_of_memory(RuntimeError("can't start new thread")))
     assert out_of_memory(RuntimeError("something else")) is None
+    for error in (OSError("could not get source code"), SystemError("error return without exception set")):
+        assert "more was asked for" in str(out_of_memory(error))
+    assert out_of_memory(SystemError("something else")) is None
     unloaded = ImportError("libtorch_cpu.so: failed to map segment from shared object")
     assert "more was asked for, and" in str(out_of_memory(unloaded))
     with monkeypatch.context() as nothing_left:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -96,6 +97,19 @@ def test_an_interrupt_that_falls_into_a_destructor_comes_again() -> None:
     assert in_a_process(work) == (130, ANSWER)
 
 
+def test_memory_for_last_words_is_not_spoken_of() -> None:
+    code = (
+        "from lmprune.commands import interrupts\n"
+        "class Falls:\n"
+        "    def __init__(self, error): self.error = error\n"
+        "    def __del__(self): raise self.error\n"
+        "with interrupts.answered():\n"
+        "    Falls(MemoryError()), Falls(KeyError())\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 0 and "KeyError" in ended.stderr and "MemoryError" not in ended.stderr
+
+
 def test_an_import_is_not_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch aborts where it is; but who asks twice is heard."""
     (tmp_path / "slow_to_import.py").write_text(
@@ -110,8 +124,15 @@ def test_an_import_is_not_interrupted(tmp_path: Path, monkeypatch: pytest.Monkey
         signal.pause()
 
     assert in_a_process(work) == (130, f"there {ANSWER}")
+
+    def both() -> None:
+        try:
+            work()
+        finally:  # the second is there; the first, which waits, comes no more
+            time.sleep(0.05)
+
     monkeypatch.setenv("TWICE", "yes")
-    assert in_a_process(work) == (130, ANSWER)
+    assert in_a_process(both) == (130, ANSWER)
 
 
 def test_other_faults_stay_what_they_are() -> None:

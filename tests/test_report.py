@@ -290,10 +290,19 @@ def test_the_page_needs_no_network(reported: dict[str, Any]):
 
 
 def test_odd_names_are_escaped(tmp_path: Path):
-    found = [made_up("dense", task="<b>&x"), *(made_up("gum", 0.5, task="<b>&x", seed=s) for s in range(2))]
+    """Markup, what turns the direction of a line, and what is no character of XML, in which a figure is."""
+    odd = "<b>&x\u202e\x1b"
+    found = [made_up("dense", task=odd), *(made_up("gum", 0.5, task=odd, seed=s) for s in range(2))]
+    for one in found[1:]:
+        one["config"] = {**one["config"], "method": odd}
     record = lmprune("report", written(tmp_path / "s", found), "--json").record
     page = (Path(record["out"]) / "index.html").read_text()
-    assert "<b>" not in page and "&lt;b&gt;&amp;x" in page
+    assert "<b>" not in page and r"&lt;b&gt;&amp;x\u202e\x1b" in page
+    figures = [file.read_text() for file in (Path(record["out"]) / "figures").glob("*.svg")]
+    for text in (page, *figures):
+        assert not {"\u202e", "\x1b"} & {*text}
+    assert figures and all(ElementTree.fromstring(text) is not None for text in figures)
+    assert any(r"\x1b" in text for text in figures)
 
 
 def test_broken_lines_and_other_versions_are_said(tmp_path: Path):

@@ -21,8 +21,12 @@ LONGEST = 399
 #: bytes of what is read as text and as a whole: configs, plans, studies
 _LARGEST = 64 * 2**20
 _BEYOND = 10**18
-#: a thread's stack is memory, too, and so is a library
-_NO_STACK, _NO_MAP = "can't start new thread", re.compile("failed to map segment|[Cc]annot allocate memory")
+#: a thread's stack is memory, too
+_NO_STACK = "can't start new thread"
+#: so is a library, and what other code makes of it that there is none
+_NO_MAP = re.compile(
+    "failed to map segment|[Cc]annot allocate memory|could not get source code|error return without exception set"
+)
 #: values that a YAML file may stand for, its aliases written out
 _MOST_VALUES = 100_000
 
@@ -83,7 +87,7 @@ def out_of_memory(error: BaseException) -> str | None:
     """What was needed, and what would help; None for any other error."""
     asked = re.search(r"[Tt]ried to allocate ([\d.]+ *\w+)", str(error))
     short = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and (asked or _NO_STACK in str(error)))
-    if not (short or (isinstance(error, ImportError | OSError) and _NO_MAP.search(str(error)))):
+    if not (short or (isinstance(error, ImportError | OSError | SystemError) and _NO_MAP.search(str(error)))):
         return None
     more = f"{_in_gigabytes(asked[1])} more were asked for" if asked else "more was asked for"
     return (

@@ -1,8 +1,9 @@
-"""Words of strangers in Markdown: they are shown, and not obeyed. Cards and reports write names with these."""
+"""Words of strangers in Markdown and HTML: they are shown, and not obeyed. Cards and reports write names with these."""
 
 from __future__ import annotations
 
 import re
+from html import escape
 
 from .errors import one_line, spelt_out
 
@@ -30,3 +31,12 @@ def fenced(text: str, kind: str) -> str:
     text = spelt_out(text, keep="\n\t")
     fence = "`" * (1 + max([2, *map(len, re.findall("`+", text))]))
     return f"{fence}{kind}\n{text}\n{fence}"
+
+
+def in_html(text: str) -> str:
+    """In HTML and SVG, attributes too: neither a tag, nor what turns the direction of a line, or is no character there.
+
+    >>> in_html("<b>\x1b\u202e")
+    '&lt;b&gt;\\x1b\\u202e'
+    """
+    return escape(spelt_out(text, keep="\n\t"))

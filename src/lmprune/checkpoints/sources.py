@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,7 @@ def resolve(source: str | Path, *, revision: str | None = None) -> Source:
             refuse_adapter(path / ADAPTER, path)
         if not (path / "config.json").is_file():
             raise UserError(f"{path} has no config.json; expected a folder that save_pretrained (or lmprune) wrote")
+        _check_links(path)
         return Source(str(path))
     if is_file:
         if path.suffix != ".gguf":
@@ -65,6 +67,21 @@ def resolve(source: str | Path, *, revision: str | None = None) -> Source:
         where = "" if path.is_absolute() else f" (looked from {Path.cwd()})"
         raise UserError(f"no model at {name}: no such path{where}{near(name)}")
     return Source(hub_id, revision=revision or at or None, on_hub=True)
+
+
+def _check_links(folder: Path) -> None:
+    """Texts of a model go along with what is made of it, so a stranger's LICENSE must not be a link to somebody's key.
+
+    What leads to a file of the same name, or to the blobs of the hub's cache, is nobody's trick. Raises: UserError.
+    """
+    own = (folder.resolve(), folder.resolve().parent.parent / "blobs")
+    for entry in folder.iterdir():
+        if entry.is_symlink() and ".safetensors" not in entry.name:  # of which only tensors are read
+            leads = Path(os.path.realpath(entry))
+            if leads.name != entry.name and not any(leads.is_relative_to(place) for place in own):
+                raise UserError(
+                    f"{entry} is a link to {leads}, a file of another name outside of the folder; put a copy there"
+                )
 
 
 def refuse_adapter(config: Path, place: object) -> NoReturn:

@@ -24,7 +24,8 @@ _SOON = 0.01
 #: the longest that an import is waited for, in seconds
 _PATIENCE = 30.0
 
-_heard, _until = False, 0.0
+#: whether one was heard, and has to wait; until when at most
+_heard, _waits, _until = False, False, 0.0
 
 
 def end_at_once() -> None:
@@ -35,6 +36,7 @@ def end_at_once() -> None:
 @contextmanager
 def answered() -> Iterator[None]:
     """Around all work: however an interrupt comes out of it, it ends in the sentence and with CODE."""
+    global _waits
     sys.unraisablehook = _once_more
     _answer(_raise)
     try:
@@ -49,6 +51,7 @@ def answered() -> Iterator[None]:
         _say()
         sys.exit(CODE)
     finally:
+        _waits = False  # too late
         _answer(signal.SIG_DFL)  # Python ends, and has no traceback to show either
 
 
@@ -65,7 +68,9 @@ def _end(*_: Any) -> None:
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
-    global _heard, _until
+    global _heard, _waits, _until
+    if number == signal.SIGALRM and not _waits:
+        return  # it was quicker another way
     if not _heard:
         _heard, _until = True, time.monotonic() + _PATIENCE
     elif number != signal.SIGALRM:
@@ -73,6 +78,7 @@ def _raise(number: int, frame: FrameType | None) -> None:
     if _imports(frame) and time.monotonic() < _until:
         _come_again()
         return
+    _waits = False
     raise KeyboardInterrupt
 
 
@@ -86,6 +92,8 @@ def _imports(frame: FrameType | None) -> bool:
 
 
 def _come_again() -> None:
+    global _waits
+    _waits = True
     signal.signal(signal.SIGALRM, _raise)
     signal.setitimer(signal.ITIMER_REAL, _SOON)
 
@@ -95,7 +103,12 @@ def _say() -> None:
 
 
 def _once_more(lost: Any) -> None:
-    """An interrupt that fell into a destructor, or between a fork and its child, where Python drops exceptions."""
+    """An interrupt that fell into a destructor, or between a fork and its child, where Python drops exceptions.
+
+    Memory that a library's last words would need is not spoken of again: that there is none has been said.
+    """
+    if issubclass(lost.exc_type, MemoryError):
+        return
     if not issubclass(lost.exc_type, KeyboardInterrupt):
         sys.__unraisablehook__(lost)
         return

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from importlib.resources import files
 
-from ..markdown import inline
+from ..markdown import in_html, inline
 from . import svg
 from .charts import Chart, HeatChart, colour
 from .claims import Claim
@@ -37,15 +36,15 @@ class Page:
 def html(page: Page) -> str:
     groups = svg.legend_groups(page.charts)
     chips = "".join(
-        f'<button type="button" class="chip c{colour}" data-group="{escape(group, quote=True)}" aria-pressed="true">'
-        f"{escape(group)}</button>"
+        f'<button type="button" class="chip c{colour}" data-group="{in_html(group)}" aria-pressed="true">'
+        f"{in_html(group)}</button>"
         for group, _, colour in groups
     )
-    body = [f"<h1>{escape(page.title)}</h1>", f"<p>{escape(page.summary)}</p>", *map(_note, page.notes)]
+    body = [f"<h1>{in_html(page.title)}</h1>", f"<p>{in_html(page.summary)}</p>", *map(_note, page.notes)]
     body += [f'<nav class="chips" aria-label="methods shown">{chips}</nav>'] if chips else []
     body += [_claims(page.claims)]
     for heading, tables, charts in page.parts:
-        body += [f"<section><h2>{escape(heading)}</h2>", *map(_table, tables), '<div class="figures">']
+        body += [f"<section><h2>{in_html(heading)}</h2>", *map(_table, tables), '<div class="figures">']
         body += [_figure(chart) for chart in charts]
         body += ["</div></section>"]
     body += ["<section><h2>All runs</h2>", _table(page.runs), "</section>"] if page.runs else []
@@ -53,7 +52,7 @@ def html(page: Page) -> str:
     return (
         f'{BEGINS}<meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(page.title)}</title><style>{style}</style></head>"
+        f"<title>{in_html(page.title)}</title><style>{style}</style></head>"
         f'<body><main>{"".join(body)}</main><div id="tip" role="status" hidden></div>'
         f"<script>{script}</script></body></html>\n"
     )
@@ -64,16 +63,16 @@ def _asset(name: str) -> str:
 
 
 def _note(text: str) -> str:
-    return f'<p class="note">{escape(text)}</p>'
+    return f'<p class="note">{in_html(text)}</p>'
 
 
 def _claims(claims: Sequence[Claim]) -> str:
     if not claims:
         return ""
     rows = "".join(
-        f'<tr><td>{escape(c.section)}</td><td>{escape(c.claim)}</td><td class="v-{c.verdict.replace(" ", "-")[:3]}">'
-        f"{escape(c.verdict)}</td><td><details><summary>comparisons: {len(c.evidence)}</summary><ul>"
-        + "".join(f"<li>{escape(str(e))}: {e.verdict}</li>" for e in c.evidence)
+        f'<tr><td>{in_html(c.section)}</td><td>{in_html(c.claim)}</td><td class="v-{c.verdict.replace(" ", "-")[:3]}">'
+        f"{in_html(c.verdict)}</td><td><details><summary>comparisons: {len(c.evidence)}</summary><ul>"
+        + "".join(f"<li>{in_html(str(e))}: {e.verdict}</li>" for e in c.evidence)
         + "</ul></details></td></tr>"
         for c in claims
     )
@@ -86,25 +85,25 @@ def _claims(claims: Sequence[Claim]) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in table.header)
+    head = "".join(f"<th>{in_html(name)}</th>" for name in table.header)
     rows = "".join(
         (f'<tr class="g g-{svg.slug(group)} c{colour(group)}">' if group else "<tr>")
-        + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        + "".join(f"<td>{in_html(cell)}</td>" for cell in cells)
         + "</tr>"
         for cells, group in zip(table.rows, table.groups, strict=True)
     )
     kind = "prose" if table.prose else f"words-{table.words}"
     return (
-        f'<h3>{escape(table.title)}</h3><div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead>'
-        f'<tbody>{rows}</tbody></table></div><p class="soft">{escape(table.note)}</p>'
+        f'<h3>{in_html(table.title)}</h3><div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead>'
+        f'<tbody>{rows}</tbody></table></div><p class="soft">{in_html(table.note)}</p>'
     )
 
 
 def _figure(chart: Chart) -> str:
     wide = ' class="wide"' if isinstance(chart, HeatChart) else ""
     return (
-        f'<figure id="{escape(chart.id, quote=True)}"{wide}><h3>{escape(chart.title)}</h3>{svg.svg(chart)}'
-        f"<figcaption>{escape(chart.caption)}</figcaption></figure>"
+        f'<figure id="{in_html(chart.id)}"{wide}><h3>{in_html(chart.title)}</h3>{svg.svg(chart)}'
+        f"<figcaption>{in_html(chart.caption)}</figcaption></figure>"
     )
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from html import escape
 from importlib.resources import files
 
+from ..markdown import in_html
 from .charts import Chart, HeatChart, Line, LineChart, Panel, colour, covers, groups, span, ticks
 
 WIDTH, HEIGHT = 560, 350
@@ -51,7 +51,7 @@ def number(value: float) -> str:
 
 def _attribute(text: str) -> str:
     """For between quotation marks; a line break there would be read as a space in a file of its own."""
-    return escape(text, quote=True).replace("\n", "&#10;")
+    return in_html(text).replace("\n", "&#10;")
 
 
 def _classes(group: str, ink: int) -> str:
@@ -60,7 +60,7 @@ def _classes(group: str, ink: int) -> str:
 
 def _text(x: float, y: float, text: str, css_class: str = "", extra: str = "") -> str:
     kind = f' class="{css_class}"' if css_class else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}"{kind}{extra}>{escape(text)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}"{kind}{extra}>{in_html(text)}</text>'
 
 
 def _open(chart: Chart, width: float, height: float) -> str:
