@@ -25,7 +25,7 @@ from numerics import FAST
 ROOT = Path(__file__).parents[1]
 PLACE, RECORD = ROOT / "build" / "matrix", Path(__file__).parent / "records" / "matrix.jsonl"
 #: what pins one of these would contradict a row
-_FREE = ("torch", "transformers", "huggingface_hub", "tokenizers", "safetensors", "numpy")
+_FREE = ("torch", "sympy", "transformers", "huggingface_hub", "tokenizers", "safetensors", "numpy")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from test_checkpoint import uniform_plan
 from test_gguf import bpe, model_of
 from tiny_checkpoints import documented, lmprune, tiny_checkpoint
 
-from lmprune.checkpoints import checkpoint
+from lmprune.checkpoints import checkpoint, models
 from lmprune.checkpoints.shrinking import shrink
 from lmprune.errors import UserError
 from lmprune.evaluation import engines, workers
@@ -55,6 +55,29 @@ def test_models_take_turns_and_the_first_turn_does_not_count() -> None:
     ratios = bench.compared(a, b)
     assert (ratios["speedup_prefill"], ratios["speedup_prefill_min"], ratios["speedup_prefill_max"]) == (3.0, 2.0, 4.0)
     assert (ratios["speedup_decode"], ratios["speedup_decode_min"], ratios["speedup_decode_max"]) == (2.5, 2.0, 3.0)
+
+
+@pytest.mark.usefixtures("quick_workers")
+@pytest.mark.parametrize("flag", [True, False])
+def test_a_model_s_own_code_is_trusted_where_it_is_measured(
+    flag: bool, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where its layers are counted, and in the process that opens it."""
+    asked: list[bool] = []
+    load, skeleton = models.load, models.skeleton
+
+    def seen(of: Any) -> Any:
+        def opened(source: Any, **how: Any) -> Any:
+            assert how["trust_remote_code"] is flag  # a failure in the other process comes back as its sentence
+            asked.append(flag)
+            return of(source, **how)
+
+        return opened
+
+    monkeypatch.setattr(models, "load", seen(load))
+    monkeypatch.setattr(models, "skeleton", seen(skeleton))
+    words = ["bench", str(pair[0]), "--prompt-tokens", "8", "--new-tokens", "2", "--repeats", "1", "--threads", "1"]
+    assert lmprune(*words, *["--trust-remote-code"] * flag).code == 0 and asked
 
 
 def test_operations_are_those_that_torch_counts() -> None:

@@ -180,7 +180,12 @@ def test_force_replaces_a_checkpoint(model: Path, tmp_path: Path) -> None:
     assert PrunePlan.load(tmp_path / "o" / PLAN_FILE).widths == [24] * LAYERS
 
 
-def test_a_model_outside_the_table_is_pruned_by_its_paths(model: Path, tmp_path: Path, monkeypatch) -> None:
+def refused_of(done: Any) -> str:
+    assert done.code == 2
+    return done.err
+
+
+def test_a_model_outside_the_table_is_told_by_its_paths(model: Path, text: Path, tmp_path: Path, monkeypatch) -> None:
     from lmprune.sites.families import FAMILIES
 
     monkeypatch.delitem(FAMILIES, "llama")
@@ -191,6 +196,13 @@ def test_a_model_outside_the_table_is_pruned_by_its_paths(model: Path, tmp_path:
         "prune", model, "--method", "magnitude", "--multiple-of", 1, "--ffn", paths, "--out", tmp_path / "o", "--json"
     )
     assert done.record["widths"] == [36] * LAYERS and done.record["stock"]
+    trained = ("finetune", model, "--steps", 2, "--seq-len", 32, "--batch-size", 1, "--data", text)
+    assert "--ffn up=" in refused_of(lmprune(*trained, "--out", tmp_path / "f"))
+    assert lmprune(*trained, "--ffn", paths, "--out", tmp_path / "f").code == 0
+    assert PrunePlan.load(tmp_path / "f" / PLAN_FILE).widths == [WIDTH] * LAYERS
+    exported = ("export", model, "--to", "hf-uniform")
+    assert "--ffn up=" in refused_of(lmprune(*exported, "--out", tmp_path / "e"))
+    assert lmprune(*exported, "--ffn", paths, "--out", tmp_path / "e", "--json").record["widths"] == [WIDTH] * LAYERS
 
 
 # -- eval

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .console import talking
-from .options import Force, Json, Model, Plugin, PushToHub, Trust
+from .options import Ffn, Force, Json, Model, Plugin, PushToHub, Trust
 from .parameters import given, pushed
 from .running import savable
 
@@ -36,6 +36,7 @@ def export(
     no_verify: Annotated[
         bool, typer.Option("--no-verify", help="Do not run what was written in its engine, to compare it with MODEL.")
     ] = False,
+    ffn: Ffn = None,
     trust_remote_code: Trust = False,
     plugin: Plugin = None,
     push_to_hub: PushToHub = None,

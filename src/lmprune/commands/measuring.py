@@ -231,6 +231,7 @@ def bench(
     prompt_tokens: PromptTokens = 512,
     new_tokens: NewTokens = 32,
     repeats: Turns = 7,
+    trust_remote_code: Trust = False,
     plugin: Plugin = None,
     as_json: Json = False,
 ) -> None:

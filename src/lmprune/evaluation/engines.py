@@ -36,9 +36,9 @@ class Engine(Protocol):
 
 
 class Torch:
-    def __init__(self, source: str, *, threads: int, context: int):
+    def __init__(self, source: str, *, threads: int, context: int, trust_remote_code: bool = False):
         torch.set_num_threads(threads)
-        self.model = models.load(source, dtype="auto", note=silent)
+        self.model = models.load(source, dtype="auto", note=silent, trust_remote_code=trust_remote_code)
         self.weight_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
 
     def time(self, prompt_BT: np.ndarray, new_tokens: int) -> tuple[float, float]:

@@ -13,11 +13,11 @@ from .memory import peak_memory_mb
 class Worker:
     """An opened engine. Close it, or use it in a `with` block."""
 
-    def __init__(self, engine: str, source: str, *, threads: int, context: int):
-        """Raises: UserError as the engine does when it opens the model."""
+    def __init__(self, engine: str, source: str, *, threads: int, context: int, **others: bool):
+        """others: what this engine takes beside. Raises: UserError as the engine does when it opens the model."""
         spawn = multiprocessing.get_context("spawn")
         self._end, end = spawn.Pipe()
-        options = {"threads": threads, "context": context}
+        options = {"threads": threads, "context": context, **others}
         self._process = spawn.Process(target=_serve, args=(end, engine, source, options), daemon=True)
         self._process.start()
         end.close()

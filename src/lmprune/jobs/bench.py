@@ -32,14 +32,16 @@ Seconds = list[tuple[float, float]]  # of a prefill and of a decode, a pair each
 
 def bench(
     terminal: Teller, *, models: Sequence[str], engine: str, threads: int, batch: int, prompt_tokens: int,
-    new_tokens: int, repeats: int,
+    new_tokens: int, repeats: int, trust_remote_code: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """`lmprune bench`, whose options these are; the first model is what the others are compared with.
 
     Raises: UserError.
     """
     check_engine(engine)
-    shapes = [None if _isexported(source, engine) else _shape(terminal, source, engine) for source in models]
+    trust = {"trust_remote_code": trust_remote_code}
+    shapes = [None if _isexported(source, engine) else _shape(terminal, source, engine, **trust) for source in models]
+    opened = trust if ENGINES[engine].export_to is None else {}  # what was exported has no code
     known = [shape for shape in shapes if shape is not None]
     context = prompt_tokens + new_tokens + 1
     for source, shape in zip(models, shapes, strict=True):
@@ -54,9 +56,10 @@ def bench(
         room = stack.enter_context(scratch("bench"))
         workers = []
         for number, source in enumerate(models):
-            place = exported(terminal, source, engine, room / str(number))
+            place = exported(terminal, source, engine, room / str(number), **trust)
             with terminal.busy(f"opening {source}"):
-                workers += [stack.enter_context(Worker(engine, place, threads=threads, context=context))]
+                worker = Worker(engine, place, threads=threads, context=context, **opened)
+                workers += [stack.enter_context(worker)]
         with terminal.stages() as stages:
             seconds = interleaved(workers, prompt_BT, new_tokens, repeats, stages(engine))
         memory = [worker.peak_memory_mb() for worker in workers]
@@ -144,19 +147,19 @@ def _isexported(source: str, engine: str) -> bool:
     }[ENGINES[engine].export_to]
 
 
-def exported(terminal: Teller, source: str, engine: str, place: Path) -> str:
+def exported(terminal: Teller, source: str, engine: str, place: Path, *, trust_remote_code: bool = False) -> str:
     """The model as the engine opens it."""
     kind = ENGINES[engine]
     if kind.export_to is None or _isexported(source, engine):
         return source
     out = place.with_suffix(exporting.get_target(kind.export_to).suffix or "")
-    options = {"dtype": kind.dtype, "force": False, "trust_remote_code": False}
+    options = {"dtype": kind.dtype, "force": False, "trust_remote_code": trust_remote_code}
     return deploy.export(terminal, model=source, out=out, to=kind.export_to, **options)["out"]
 
 
-def _shape(terminal: Teller, source: str, engine: str) -> dict[str, Any]:
+def _shape(terminal: Teller, source: str, engine: str, *, trust_remote_code: bool) -> dict[str, Any]:
     """What the ideal is counted from, read off the config alone."""
-    model = models.skeleton(source, note=terminal.note)
+    model = models.skeleton(source, note=terminal.note, trust_remote_code=trust_remote_code)
     parts, cached = parameters_by_part(model, find_sites(model)), cached_numbers(model)
     itemsize = ENGINES[engine].cache_itemsize or model.dtype.itemsize
     return {

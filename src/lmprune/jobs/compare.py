@@ -65,7 +65,7 @@ def compare(
         first = first or answers
     speeds = bench(
         terminal, models=models, engine=engine, threads=threads, batch=1, prompt_tokens=256, new_tokens=24,
-        repeats=repeats,
+        repeats=repeats, trust_remote_code=trust_remote_code,
     )["results"]  # fmt: skip
     for each, speed in zip(found, speeds, strict=True):
         each |= {name: speed[name] for name in _SPEED}

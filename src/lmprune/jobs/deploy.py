@@ -22,9 +22,11 @@ from ..export import modelfile as ollama
 from ..foreign import reading, text_of
 from ..plan import PLAN_FILE
 from ..progress import Teller
+from ..sites.families import known, parse_spec
 from ..sites.find import find_sites
 from ..sites.limits import max_context
 from ..sites.mixtures import is_mixture
+from ..sites.proof import check_ffns
 from . import inspection
 from .card import card_of_copy, exported
 from .reproduce import command, origin
@@ -32,12 +34,13 @@ from .reproduce import command, origin
 
 def export(
     terminal: Teller, *, model: str, out: Path, to: str, dtype: str | None, force: bool, trust_remote_code: bool,
-    no_verify: bool = False, modelfile: Path | None = None,
+    no_verify: bool = False, modelfile: Path | None = None, ffn: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """`lmprune export`, whose options these are. Raises: UserError; nothing is written then."""
     options = {name: value for name, value in locals().items() if name != "terminal"}
     start = time.perf_counter()
     target = exporting.get_target(to)
+    spec = parse_spec(ffn) if ffn else None
     check_not_read(out, model)
     place = exporting.check_target(target, out, dtype, force=force)
     listing = _check_modelfile(modelfile, to, force=force)
@@ -46,7 +49,10 @@ def export(
         tokenizer = _tokenizer(terminal, model, trust_remote_code)
     plan, licence = inspection.find_plan(model), find_licence(model)
     source = origin(model, licence)
-    ffns = [] if is_mixture(loaded.config) else find_sites(loaded)
+    with known(loaded.config.model_type, spec):
+        ffns = [] if is_mixture(loaded.config) else find_sites(loaded)
+        if spec is not None:
+            check_ffns(loaded, ffns)
     job = exporting.Order(
         loaded,
         ffns,
@@ -58,7 +64,7 @@ def export(
         papers=partial(papers_of_copy, model, to),
         licence=licence,
     )
-    with terminal.busy(f"writing {out}"):
+    with terminal.busy(f"writing {out}"), known(loaded.config.model_type, spec):
         details = exporting.export(job, place, to, verify=not no_verify)
     written = place.path
     notes, verification = details.pop("notes"), details.pop("verification")

@@ -20,8 +20,10 @@ from ..errors import UserError
 from ..evaluation.memory import peak_memory_mb
 from ..plan import PLAN_FILE, PrunePlan, whole
 from ..progress import Teller
+from ..sites.families import FFNSpec, parse_spec
 from ..sites.find import find_sites
 from ..sites.limits import check_seq_len
+from ..sites.proof import check_ffns
 from ..training.distillation import check_temperature
 from ..training.examples import Corpus, check_examples
 from ..training.run_folder import RunFolder
@@ -65,14 +67,17 @@ def carry_out(
     read = partial(asked.corpus.text, "train", training.train_tokens)
     net, tokenizer, text = open_model(terminal, model, options["data"], read, data_dir=options["data_dir"], **asked.how)
     assert text is not None
-    whole_plan = whole({site.address: site.count for site in inspection.feed_forward(net)})  # of what can be saved
+    ffns = inspection.feed_forward(net, asked.spec)
+    if asked.spec is not None:
+        check_ffns(net, find_sites(net, spec=asked.spec))
+    whole_plan = whole({site.address: site.count for site in ffns})  # of what can be saved
     before, licence = _own_plan(terminal, model, net), find_licence(model)
     tell_dtype(terminal, net, kind)
     terminal.note(f"training on {text.name}")
     start = time.perf_counter()
     with asked.run.begun():
         seq_len, seed = options["seq_len"], options["seed"]
-        job = Job(terminal, training, tokenizer, asked.corpus, text, seq_len, seed, asked.run, asked.how)
+        job = Job(terminal, training, tokenizer, asked.corpus, text, seq_len, seed, asked.run, asked.how, asked.spec)
         prepared = prepare(job, net)
         net, settings, result = job.run(net, prepared)
         record = {
@@ -92,7 +97,7 @@ def carry_out(
             plan = trained_plan(job, before or whole_plan, settings, provenance | {"dtype": dtype_record(net, kind)})
             checkpoint.save(
                 net, asked.destination, tokenizer=tokenizer, plan=plan, card=tuned_card(plan, record),
-                files={**log_file(result.log), **licence.files}, dtype=kind,
+                files={**log_file(result.log), **licence.files}, dtype=kind, spec=asked.spec,
             )  # fmt: skip
     asked.run.finish()
     return record
@@ -108,12 +113,13 @@ class Asked:
     kind: torch.dtype | None
     run: RunFolder
     destination: Destination
+    spec: FFNSpec | None = None
 
 
 def check_finetune(
     *, model: str, out: Path, data: str, data_dir: Path | None, holdout: float | None, seq_len: int, dtype: str,
     save_dtype: str | None, device: str, seed: int, force: bool, chat_template: bool, trust_remote_code: bool,
-    run_file: Path | None = None, **training_options: Any,
+    ffn: str | None = None, run_file: Path | None = None, **training_options: Any,
 ) -> Asked:  # fmt: skip
     """Raises: UserError for all that can be found wrong before a weight or a text is read."""
     options = flat(locals())
@@ -128,7 +134,7 @@ def check_finetune(
     corpus = Corpus(data, data_dir, chat_template, seed, **training.given("loss_on"), held_out=holdout)
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     run = RunFolder(out, result_settings(options), resume=training.resume, force=force)
-    return Asked(training, corpus, how, kind, run, destination)
+    return Asked(training, corpus, how, kind, run, destination, parse_spec(ffn) if ffn else None)
 
 
 def _own_plan(terminal: Teller, model: str, net: Any) -> PrunePlan | None:

@@ -5,6 +5,8 @@ Nothing else in lmprune knows a layer's name. `docs/add_a_family.md` says how to
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -186,6 +188,21 @@ def register_family(model_type: str, spec: FFNSpec, *, replace: bool = False) ->
     if model_type in FAMILIES and FAMILIES[model_type] != spec and not replace:
         raise UserError(f"there is a family {model_type!r} already; replace it with register_family(…, replace=True)")
     FAMILIES[model_type] = spec
+
+
+@contextmanager
+def known(model_type: str, spec: FFNSpec | None) -> Iterator[None]:
+    """The type's row is `spec`, for as long as a command works; None: as it is."""
+    before = FAMILIES.get(model_type)
+    if spec is not None:
+        FAMILIES[model_type] = spec
+    try:
+        yield
+    finally:
+        if spec is not None:
+            del FAMILIES[model_type]
+        if before is not None:
+            FAMILIES[model_type] = before
 
 
 def parse_spec(text: str) -> FFNSpec:
