@@ -69,8 +69,9 @@ def study(folder: Path) -> dict[str, Any]:
 
 
 JOBS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "prune, obs, 8,192 tokens": pruned("--keep", 0.75, "--calibration-tokens", 8192),
-    "prune, activation, 65,536 tokens": pruned("--keep", 0.75, "--method", "activation"),
+    "prune --quick": pruned("--keep", 0.75, "--quick"),
+    "prune, obs, 16,384 tokens": pruned("--keep", 0.75, "--calibration-tokens", 16384),
+    "prune, activation, 32,768 tokens": pruned("--keep", 0.75, "--method", "activation", "--calibration-tokens", 32768),
     "prune, taylor, 8,192 tokens": pruned("--keep", 0.75, "--method", "taylor", "--calibration-tokens", 8192),
     "prune, --time-budget 3m": in_time(180),
     "study of three runs": study,

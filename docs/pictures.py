@@ -41,7 +41,7 @@ def seam() -> Figure:
     axes.text(3.5, 20.5, "x", color=INK, fontsize=13, ha="center")
     arrow((5, 21), (9.5, 25))
     arrow((5, 20), (9.5, 11))
-    matrix(10, 19.5, 11, 12, "gate  (F × D)", row=7)
+    matrix(10, 20.5, 11, 12, "gate  (F × D)", row=7)
     matrix(10, 4.5, 11, 12, "up  (F × D)", row=7)
     arrow((21.5, 25.5), (28, 22))
     arrow((21.5, 10.5), (28, 18))
@@ -123,7 +123,84 @@ def units() -> Figure:
     return figure
 
 
-PICTURES = {"seam": seam, "schedule": schedule, "curves": curves, "units": units}
+def methods() -> Figure:
+    """What is left of the perplexity as neurons go, by lmprune's method and by those of other tools."""
+    records = [json.loads(line) for line in (RECORDS / "oneshot-smollm2-135m.jsonl").read_text().splitlines()]
+    records = [record for record in records if record["text"] == "wikitext" and record["max_tokens"] == 32768]
+    (dense,) = {record["perplexity"] for record in records if record["method"] == "dense"}
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for method, scope, colour, style in (
+        ("obs", "local", GONE, "o-"), ("plain_obs", "local", GONE, "o:"), ("two_ssp", "local", SECOND, "s-"),
+        ("wanda_sp", "local", SECOND, "^--"), ("minitron", "local", INK, "D-"), ("llm_pruner", "local", INK, "D:"),
+        ("flap", "global", "#2e7d32", "v-"),
+    ):  # fmt: skip
+        points = sorted(
+            (r["keep"], r["perplexity"] / dense) for r in records if (r["method"], r["scope"]) == (method, scope)
+        )
+        axes.plot(*zip(*points, strict=True), style, color=colour, label=method, linewidth=1.4, markersize=5)
+    axes.invert_xaxis()
+    axes.set(
+        yscale="log", xlabel="share of the neurons that stay", ylabel="perplexity on WikiText, × the dense model's"
+    )
+    axes.set_yticks([1, 1.5, 2, 3, 5, 10, 17], ["1", "1.5", "2", "3", "5", "10", "17"])
+    axes.set_xticks([0.9, 0.8, 0.7, 0.5])
+    axes.minorticks_off()
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, loc="upper left")
+    return figure
+
+
+def foreign() -> Figure:
+    """Half of the neurons gone: the text of calibration, and two of other kinds, by how the budget is spread."""
+    records = [json.loads(line) for line in (RECORDS / "budgets.jsonl").read_text().splitlines()]
+    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    for at, (by, colour) in enumerate((("uniform", SOFT), ("evolution", GONE))):
+        (row,) = [r["ratio"] for r in records if (r["by"], r["keep"], r["seed"]) == (by, 0.5, 0)]
+        label = {"uniform": "the same width for each layer", "evolution": "widths found by search"}[by]
+        bars = axes.bar([n + 0.38 * at for n in range(len(row))], list(row.values()), 0.36, color=colour, label=label)
+        axes.bar_label(bars, fmt="%.2f", fontsize=8)
+        axes.set_xticks([n + 0.19 for n in range(len(row))], ["WikiText (calibrated on)", "web pages (C4)", "code"])
+    axes.axhline(1, color=INK, linewidth=0.8)
+    axes.set(ylabel="perplexity, × the dense model's")
+    axes.legend(frameon=False, loc="upper left")
+    return figure
+
+
+def speed() -> Figure:
+    """Half of the neurons gone: how many times as fast, in each engine, and what its feed-forward share allows."""
+    records = [json.loads(line) for line in (RECORDS / "deploy_speed.jsonl").read_text().splitlines()]
+    half = {
+        record["engine"]: next(row for row in record["rows"] if row["keep"] == 0.5)
+        for record in records  # the last of an engine is its longest
+        if record["model"] == "smollm2-135m"
+    }
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    for at, (phase, colour) in enumerate((("prefill", SECOND), ("decode", GONE))):
+        places = [n + 0.38 * at for n in range(len(half))]
+        values = [row[f"speedup_{phase}"] for row in half.values()]
+        axes.bar_label(
+            axes.bar(places, values, 0.36, color=colour, label=phase),
+            fmt="%.2f",
+            fontsize=9,
+            color="white",
+            label_type="center",
+        )
+        ideal = [row[f"ideal_{phase}"] for row in half.values()]
+        told = "what Amdahl's law allows" if at else None
+        axes.scatter(places, ideal, marker="_", s=300, color=INK, zorder=3, label=told)
+    axes.set_xticks([n + 0.19 for n in range(len(half))], list(half))
+    axes.set(ylabel="times as fast as dense", ylim=(1, 1.75))
+    axes.legend(frameon=False, ncols=3, loc="upper left")
+    return figure
+
+
+PICTURES = {
+    "seam": seam, "schedule": schedule, "curves": curves, "units": units, "methods": methods, "foreign": foreign,
+    "speed": speed,
+}  # fmt: skip
 
 
 def main() -> None:

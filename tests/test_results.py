@@ -1,0 +1,99 @@
+"""The numbers of docs/results.md that stand on its first page, each made again from its record."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+FIRST = PAGE.split("## Everything that was measured")[0]
+
+
+def records(name: str) -> list[dict[str, Any]]:
+    text = (ROOT / "benchmarks" / "records" / name).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()] if name.endswith(".jsonl") else [json.loads(text)]
+
+
+def row(start: str) -> str:
+    (found,) = [line for line in FIRST.splitlines() if line.startswith(f"| {start}")]
+    return found.split(" | ", 1)[1]
+
+
+def one_shot(method: str, scope: str, keep: float) -> float:
+    found = [r for r in records("oneshot-smollm2-135m.jsonl") if (r["text"], r["max_tokens"]) == ("wikitext", 32768)]
+    (dense,) = [r["perplexity"] for r in found if r["method"] == "dense"]
+    (mine,) = [r["perplexity"] for r in found if (r["method"], r["scope"], r["keep"]) == (method, scope, keep)]
+    return mine / dense
+
+
+def budget(by: str, keep: float, seed: int) -> dict[str, float]:
+    (found,) = [r["ratio"] for r in records("budgets.jsonl") if (r["by"], r["keep"], r["seed"]) == (by, keep, seed)]
+    return found
+
+
+def unit(kinds: str, method: str, scope: str, asked: float | None) -> float:
+    (found,) = [
+        r["ratio"]
+        for r in records("units-smollm2-135m.jsonl")
+        if (",".join(r["units"]), r["method"], r["scope"], r["asked"]) == (kinds, method, scope, asked)
+    ]
+    return found
+
+
+def test_one_shot_and_the_seeds():
+    told = " / ".join(f"{one_shot('obs', 'local', keep):.3f}" for keep in (0.9, 0.7, 0.5))
+    seeds = [budget("uniform", 0.5, seed)["wikitext"] for seed in range(3)]
+    assert f"**{told}**" in row("neurons, `obs`")
+    assert f"{fmean(seeds):.3f} ± {stdev(seeds) / math.sqrt(3):.3f}" in row("neurons, `obs`")
+
+
+def test_other_rules():
+    peers = {"plain_obs": "local", "two_ssp": "local", "wanda_sp": "local", "minitron": "local", "llm_pruner": "local"}
+    found = [float(number) for number in re.findall(r"\d+\.\d+", row("the same at 50%"))]
+    expected = [one_shot(name, scope, 0.5) for name, scope in {**peers, "flap": "global"}.items()]
+    assert found == pytest.approx(expected, rel=3e-3)
+
+
+def test_foreign_text_and_the_mix():
+    uniform, searched = budget("uniform", 0.5, 0), budget("evolution", 0.5, 0)
+    told = row("the same model on text")
+    assert f"web pages {uniform['c4']:.2f}, code {uniform['code']:.2f}" in told
+    assert f"{searched['c4']:.2f} and {searched['code']:.2f}" in told
+    (mix,) = [r["report"] for r in records("quality.jsonl")]
+    kinds = [value for kind, value in mix.items() if kind != "mean_log"]
+    told = f"{min(kinds):.2f} to {max(kinds):.2f} on six kinds, geometric mean {math.exp(mix['mean_log']):.2f}"
+    assert told in row("calibrated on five") and len(kinds) == 6
+
+
+def test_recovery_and_units():
+    (dense,) = [r["perplexity"] for r in records("oneshot-smollm2-135m.jsonl")
+                if (r["method"], r["text"], r["max_tokens"]) == ("dense", "wikitext", 32768)]  # fmt: skip
+    (recovery,) = records("recovery.json")
+    assert f"{recovery['recovered_eval'] / dense:.2f}" in row("after 120 steps")
+    told = row("a fifth of the blocks")
+    assert f"neurons {unit('neurons', 'obs', 'global', 0.2):.3f}" in told
+    assert f"neurons and heads {unit('neurons,heads', 'obs', 'global', 0.2):.3f}" in told
+    assert f"layers {unit('layers', 'obs', 'local', 0.2):.3f}" in told
+    assert f"ShortGPT {unit('layers', 'shortgpt', 'local', 0.2):.3f}" in told
+    told = row("one of three key/value")
+    assert told.startswith(f"{unit('heads', 'obs', 'local', None):.3f}")
+    for method in ("flap", "taylor"):
+        assert f"`{method}` {unit('heads', method, 'local', None):.3f}" in told
+
+
+def test_speed_in_llama_cpp():
+    of = [r for r in records("deploy_speed.jsonl") if (r["model"], r["engine"]) == ("smollm2-135m", "llamacpp")]
+    half = next(r for r in of[-1]["rows"] if r["keep"] == 0.5)
+    assert f"{half['speedup_prefill']:.2f} times in llama.cpp's prefill, {half['speedup_decode']:.2f}" in row("speed")
+    assert f"{min(half['share_prefill'], half['share_decode']):.0%} or more" in row("speed")
+
+
+def test_a_number_that_is_not_its_record_s_shows():
+    assert f"{one_shot('obs', 'local', 0.5) + 0.01:.3f}" not in row("neurons, `obs`")
