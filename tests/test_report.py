@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from made_up_records import LAYERS, METHODS, grid, made_up
+from scipy import stats
 from test_bad_input import refused
 from tiny_checkpoints import documented, lmprune
 
@@ -160,6 +161,18 @@ def test_an_advantage_that_is_not_there_is_not_largest(monkeypatch: pytest.Monke
 def test_claims_that_need_missing_methods_are_not_made():
     few = [made_up("dense"), *(made_up("random", 0.5, seed=s) for s in range(3))]
     assert claims.of_section(section(few)) == []
+
+
+def test_many_comparisons_are_corrected():
+    """Holm's rule, against scipy's t and a step-down by hand: 0.02 of one comparison is nothing among five."""
+    one = claims.Evidence("a", -1.0, 0.7, 5)
+    expected = 2 * stats.t.sf(1.0 / (0.7 / stats.t.ppf(0.975, 4)), 4)
+    assert one.p == pytest.approx(expected, rel=1e-3) and one.verdict == "holds"
+    rest = [claims.Evidence(name, -1.0, 2.0, 5) for name in "bcde"]
+    found = claims.corrected([one, *rest])
+    assert found[0].p == pytest.approx(5 * one.p) and found[0].verdict == "can't tell"
+    assert [each.p for each in found[1:]] == pytest.approx([min(1.0, 4 * rest[0].p)] * 4), "never less than one before"
+    assert claims.corrected([one]) == (one,)
 
 
 def test_evidence_names_its_interval():

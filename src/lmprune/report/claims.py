@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from .rows import METRICS, Row, Section, mean_and_interval, paired
+from .rows import METRICS, Row, Section, mean_and_interval, p_value, paired
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "can't tell"
 
@@ -21,27 +21,35 @@ _ESTABLISHED = ("magnitude", "soft", "hard", "top_v")
 
 @dataclass(frozen=True)
 class Evidence:
-    """One comparison: the mean paired difference over seeds with its 95% interval; expected: to be below 0."""
+    """One comparison: the mean paired difference over seeds with its 95% interval; expected: to be below 0.
+
+    adjusted: its p as one of several comparisons (`corrected`); None = it stands alone.
+    """
 
     what: str
     mean: float
     margin: float
     seeds: int
+    adjusted: float | None = None
+
+    @property
+    def p(self) -> float:
+        """Two-sided, of Student's t; corrected for the other comparisons of its claim, where it is one of several."""
+        return p_value(self.mean, self.margin, self.seeds) if self.adjusted is None else self.adjusted
 
     @property
     def verdict(self) -> str:
-        if self.seeds < FEWEST:
+        if self.seeds < FEWEST or self.p > 0.05:
             return OPEN
-        if self.mean + self.margin < 0:
-            return HOLDS
-        return FAILS if self.mean - self.margin > 0 else OPEN
+        return HOLDS if self.mean < 0 else FAILS
 
     def __str__(self) -> str:
         if math.isinf(self.margin):
             return f"{self.what}: {self.mean:+.3f} (one seed: no interval)"
         low, high = self.mean - self.margin, self.mean + self.margin
         few = "" if self.seeds >= FEWEST else f", which are fewer than {FEWEST}"
-        return f"{self.what}: {self.mean:+.3f}, 95% interval [{low:+.3f}, {high:+.3f}] of {self.seeds} seeds{few}"
+        told = f"{self.what}: {self.mean:+.3f}, 95% interval [{low:+.3f}, {high:+.3f}] of {self.seeds} seeds{few}"
+        return told if self.adjusted is None else f"{told}, p {self.p:.2g} among all"
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,18 @@ def of_section(found: Section) -> list[Claim]:
         ("distillation narrows the gap between the best and the worst method", _narrower(found)),
         ("distillation makes top_v and gum worse at 75 and 50%", _worse(found)),
     ]
-    return [Claim(found.title, text, evidence) for text, each in made if (evidence := tuple(each))]
+    return [Claim(found.title, text, corrected(evidence)) for text, each in made if (evidence := tuple(each))]
+
+
+def corrected(evidence: Sequence[Evidence]) -> tuple[Evidence, ...]:
+    """Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979): all comparisons of a claim together
+    are wrong at most once in twenty."""
+    order = sorted(range(len(evidence)), key=lambda i: evidence[i].p)
+    adjusted, largest = list(evidence), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(evidence) - rank) * evidence[i].p))
+        adjusted[i] = replace(evidence[i], adjusted=largest)
+    return tuple(adjusted) if len(evidence) > 1 else tuple(evidence)
 
 
 def _loss(found: Section) -> Callable[[Row], float | None]:

@@ -78,7 +78,7 @@ def _claims(claims: Sequence[Claim]) -> str:
     )
     return (
         "<section><h2>The paper's claims</h2><p>Each comparison is expected to be below 0; a claim holds where all "
-        "of its 95% intervals are, and does not where one is above.</p>"
+        "of them are, and does not where one is above, at 95% for all of a claim together (Holm).</p>"
         '<div class="scroll"><table class="words-2"><thead>'
         f"<tr><th>runs</th><th>claim</th><th>here</th><th>evidence</th></tr></thead><tbody>{rows}</tbody></table></div></section>"
     )
@@ -111,7 +111,12 @@ def markdown(page: Page, folder: str) -> str:
     """folder: where the figures' files are, relative to the page."""
     lines = [f"# {inline(page.title)}", "", inline(page.summary), "", *(f"> {inline(note)}\n" for note in page.notes)]
     if page.claims:
-        lines += ["## The paper's claims", "", "Each comparison is expected to be below 0.", ""]
+        lines += [
+            "## The paper's claims",
+            "",
+            "Each comparison is expected to be below 0; p is Holm's, of a claim's comparisons together.",
+            "",
+        ]
         for claim in page.claims:
             lines += [f"- **{claim.claim}** ({inline(claim.section)}): **{claim.verdict}**"]
             lines += [f"  - {evidence}: {evidence.verdict}" for evidence in claim.evidence]

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mpmath
+
 DENSE = "dense"
 
 #: key in the eval record -> (what it is called, whether less is better); a section's main metric is the first it has
@@ -161,8 +163,26 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, math.inf
-    quantile = _T95[len(values) - 2] if len(values) - 2 < len(_T95) else 1.96
-    return mean, quantile * statistics.stdev(values) / math.sqrt(len(values))
+    return mean, _quantile(len(values)) * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def _quantile(number: int) -> float:
+    """Of Student's t, of so many values, for a 95% interval."""
+    return _T95[number - 2] if number - 2 < len(_T95) else 1.96
+
+
+def p_value(mean: float, margin: float, number: int) -> float:
+    """Two-sided, of Student's t, that a mean of `number` values with this half of its 95% interval is 0 really.
+
+    >>> round(p_value(1.0, 1.0, 3), 3), p_value(1.0, math.inf, 1), p_value(0.5, 0.0, 3)
+    (0.05, 1.0, 0.0)
+    """
+    if math.isinf(margin):
+        return 1.0
+    if margin == 0:
+        return float(mean == 0)
+    t, freedom = mean / margin * _quantile(number), number - 1
+    return float(mpmath.betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True))
 
 
 def paired(a: Sequence[Row], b: Sequence[Row], value: Callable[[Row], float | None]) -> list[float]:
