@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from lmprune.checkpoints import checkpoint, models, sources
+from lmprune.errors import UserError
 from lmprune.plan import PrunePlan
 from lmprune.sites.find import find_sites
 
@@ -366,6 +367,42 @@ def test_models_that_can_not_be_pruned(kind: Any, config: Any, reason: str, prun
     byte_tokenizer().save_pretrained(tmp_path / "other")
     assert reason in prune_fails(source=tmp_path / "other")
     assert reason in refused("inspect", tmp_path / "other")
+
+
+def test_more_experts_a_token_than_there_are(prune_fails: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    model = MixtralForCausalLM(MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2))
+    checkpoint.save(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    for few in (5, 0):
+        (folder / "config.json").write_text(json.dumps({**config, "num_experts_per_tok": few}))
+        assert f"by its config {few} of 4 experts see a token; no model has that" in refused("inspect", folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "field", "value"),
+    [("gemma3_text", "sliding_window", None), ("gemma3_text", "sliding_window", -1), ("bloom", "hidden_dropout", -1)],
+)
+def test_configs_that_no_text_goes_through(
+    prune_fails: Any, tmp_path: Path, family: str, field: str, value: Any
+) -> None:
+    folder = tiny_checkpoint(tmp_path / "m", family)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, field: value}))
+    assert f"{folder}: the model that config.json describes can't read a text: " in prune_fails(source=folder)
+
+
+def test_a_vocabulary_without_end(own: Path) -> None:
+    """A library makes a list of that length, and aborts where there is no memory for it."""
+    (own / "tokenizer.json").unlink()
+    (own / "merges.txt").write_text("#version: 0.2\n")
+    for number, wrong in ((2**31, True), (-1, True), ("a", True), (1, False)):
+        (own / "vocab.json").write_text(json.dumps({"a": 0, "b": number}))
+        try:
+            models.load_tokenizer(own)
+            assert not wrong
+        except UserError as error:
+            assert ("vocab.json: it numbers 'b' as no token is" in str(error)) == wrong
 
 
 def test_neurons_of_a_mixture(prune_fails: Any, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from test_bad_input import refused
 from test_checkpoint import per_layer_plan, uniform_plan, with_reader_bias
 from test_gguf import bpe, model_of
-from tiny_checkpoints import documented, lmprune
+from tiny_checkpoints import byte_tokenizer, documented, lmprune, tiny_checkpoint
 from tiny_models import NAMES, WIDTH, is_pruned_class, logits, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as hf_logging
@@ -213,6 +213,21 @@ def test_what_can_not_be_asked_for(pruned: Path, tmp_path: Path) -> None:
     assert "llama-quantize" in export_fails(tmp_path, pruned, "--to", "gguf", "--out", out, "--dtype", "q3_k_m")
     assert "known: as it is, f32" in export_fails(tmp_path, pruned, "--to", "vllm", "--out", out, "--dtype", "q8_0")
     assert "should end in .gguf" in export_fails(tmp_path, pruned, "--to", "gguf", "--out", tmp_path / "m")
+
+
+def test_what_a_gguf_file_can_not_say(tmp_path: Path) -> None:
+    """Its whole numbers have 32 bits, and no sign."""
+    ends = {"vocab_size": 258, "bos_token_id": 257, "eos_token_id": 257}
+    model = tiny_checkpoint(tmp_path / "m", tokenizer=False, **ends)
+    byte_tokenizer(merges=[("a", "t")]).save_pretrained(model)
+    config = json.loads((model / "config.json").read_text())
+    asked = ("--to", "gguf", "--out", tmp_path / "m.gguf")
+    for length, why in (
+        (2**40, f"a GGUF file can't say that llama.context_length is {2**40}; look at config.json"),
+        (-64, f"{model}: config.json has 'max_position_embeddings' = -64; no model has that"),
+    ):
+        (model / "config.json").write_text(json.dumps({**config, "max_position_embeddings": length}))
+        assert export_fails(tmp_path, model, *asked) == why
 
 
 def test_a_target_that_exists(pruned: Path, tmp_path: Path) -> None:

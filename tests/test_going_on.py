@@ -22,6 +22,7 @@ from tiny_mixtures import tiny_mixture
 import lmprune as library
 from lmprune.checkpoints import journal, sealed
 from lmprune.checkpoints.journal import Stage
+from lmprune.errors import UserError
 
 SHORT = ("--seq-len", 32, "--calibration-tokens", 256, "--multiple-of", 1, "--answer-tokens", 0, "--keep", 0.5)
 #: what is run, and how many blocks its walks take, of a model of 4
@@ -275,6 +276,17 @@ def test_damage_to_what_was_found_is_refused(here: Path, monkeypatch: pytest.Mon
     damage(Path("out.pruning/pruning/found/neurons.0.safetensors"))
     said = refused_again("--resume")
     assert "neurons.0.safetensors is damaged" in said and "--force" in said
+
+
+def test_what_it_began_with_is_not_written_anew_where_it_is_damaged(tmp_path: Path) -> None:
+    """Or a text that has changed would not be seen."""
+    text = {"ids": torch.arange(8)}
+    journal.Journal(tmp_path).check("text", text)
+    (file,) = (tmp_path / "begun").iterdir()
+    journal.Journal(tmp_path).check("text", text)
+    damage(file)
+    with pytest.raises(UserError, match=r"text.all.safetensors is damaged: .*; throw the run away with --force"):
+        journal.Journal(tmp_path).check("text", text)
 
 
 def test_what_entered_a_block_is_computed_again_where_it_is_damaged(

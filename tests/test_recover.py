@@ -15,7 +15,9 @@ from torch.nn import functional
 
 from lmprune.checkpoints import models
 from lmprune.errors import UserError
+from lmprune.training import callbacks
 from lmprune.training.early_stop import EarlyStop, divergence_of, seconds_of_a_step
+from lmprune.training.run_folder import MARK
 from lmprune.training.settings import TrainSettings
 from lmprune.training.teachers import OnlineTeacher
 from lmprune.training.train import train
@@ -152,6 +154,26 @@ def test_a_better_state_of_a_run_that_was_resumed_does_not_count_against_it(tmp_
     assert again._worse == 0 and again.best is not None and again.best[1] == 4
     again._measure(model, 5)
     assert again._worse == 1 and again.best[1] == 4
+
+
+@pytest.mark.parametrize("saved", [2, 3])
+def test_a_resumed_run_is_as_patient_as_the_whole_one(cut: Path, taught: Path, texts: Path, tmp_path: Path, saved: int):
+    """It ends after the same step, whatever it had measured when it was stopped."""
+    options = ("--steps", 20, "--lr", 3.0, "--eval-every", 1, "--patience", 4, "--save-every", saved)
+    whole, out = tmp_path / "whole", tmp_path / "o"
+    training = recovered(cut, whole, texts, taught, *options)["training"]
+    assert training["steps_done"] == 4
+
+    def stopped(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if (self.folder.path / f"checkpoint-{saved}" / MARK).exists():
+            raise KeyError("killed")
+
+    with pytest.MonkeyPatch.context() as dying, pytest.raises(KeyError):
+        dying.setattr(callbacks.Log, "on_step_begin", stopped)
+        recovered(cut, out, texts, taught, *options)
+    again = recovered(cut, out, texts, taught, *options, "--resume")["training"]
+    assert again["steps_done"] == 4 and again["best_step"] == training["best_step"]
+    assert (out / "training_log.jsonl").read_text() == (whole / "training_log.jsonl").read_text()
 
 
 def test_what_recover_refuses(cut: Path, texts: Path, taught: Path, tmp_path: Path) -> None:

@@ -97,6 +97,16 @@ def test_a_run_ends_in_what_its_commands_make_and_goes_on_where_it_was(written: 
     )
 
 
+def test_a_run_that_was_killed_when_it_began_begins(written: Any, tmp_path: Path) -> None:
+    """Its folder holds its records, and a room, but not yet the file; one that holds more is somebody's."""
+    (tmp_path / "out" / ".lmprune-0123456789abcdef").mkdir(parents=True)
+    assert lmprune("run", written(), "--dry-run").code == 0
+    (tmp_path / "out" / "run.jsonl").touch()
+    assert lmprune("run", written(), "--dry-run").code == 0
+    (tmp_path / "out" / "thesis.txt").touch()
+    assert "no run's folder" in refused("run", written(), "--dry-run")
+
+
 def test_a_step_that_fails_keeps_what_was_done_and_is_tried_again(written: Any, text: Path, tmp_path: Path):
     teacher = tmp_path / "teacher.safetensors"
     teacher.write_text("none")  # no check sees that it is broken

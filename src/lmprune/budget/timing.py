@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..foreign import NUMBER, json_of, misfit, reading, text_of
 from ..sites.address import Kind, check_kind
 from ..sites.place import Place
@@ -71,7 +71,7 @@ class LatencyTable:
                 raise UserError(f"the latency table says nothing of {kind}; measure it with --units {kind}")
             if counts != self.shapes.get(kind):
                 raise UserError(
-                    f"the latency table is of {self.model}, whose layers have other {kind} than this model's; "
+                    f"the latency table is of {shown(self.model)}, whose layers have other {kind} than this model's; "
                     "measure this one with `lmprune latency`"
                 )
             timing = self.kinds[kind]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..errors import UserError, shown
 from ..foreign import reading, text_of
@@ -14,7 +16,13 @@ from ..foreign import reading, text_of
 #: layers that a model has at most, and how often a pattern of them is repeated
 _LAYERS = 10_000
 #: ends of the names of what a model has at least none of; -1 says "no window" elsewhere
-_COUNTS = ("heads", "n_head", "hidden_size", "intermediate_size", "vocab_size", "n_embd", "d_model")
+_COUNTS = (
+    "heads", "n_head", "hidden_size", "intermediate_size", "vocab_size", "n_embd", "d_model",
+    "position_embeddings", "n_positions", "n_ctx", "max_seq_len",
+)  # fmt: skip
+#: names of the number of experts, and of how many of them a token goes to
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_CHOSEN = ("num_experts_per_tok", "moe_k", "moe_topk")
 #: no config counts anything beyond
 _COUNT = 2**63
 #: numbers in parameters, and bytes in buffers, that a model may have whatever its files hold
@@ -37,6 +45,7 @@ def check_raw(file: str | None, place: object) -> None:
             raise UserError(f"can't load the model of {place}: config.json holds {type(config).__name__}, no object")
         for key, value in config.items():
             _check(key, value, place)
+        _check_experts(config, place)
 
 
 def _check(key: str, value: Any, place: object, most: int | None = None) -> None:
@@ -70,6 +79,15 @@ def check_layers(config: Any, num_tensors: int, place: object) -> None:
         raise UserError(f"{place}: config.json says {number:,} layers, and the weights are {num_tensors:,} tensors")
 
 
+def _check_experts(config: dict[str, Any], place: object) -> None:
+    """Raises: UserError where a token goes to more experts than there are, or to none."""
+    of, few = (
+        next((n for name in names if isinstance(n := config.get(name), int)), None) for names in (_EXPERTS, _CHOSEN)
+    )
+    if of and few is not None and not 1 <= few <= of:
+        raise UserError(f"{place}: by its config {shown(few)} of {shown(of)} experts see a token; no model has that")
+
+
 def check_size(outline: Any, stored: int, place: object) -> None:
     """Before memory is taken for it. outline: on the meta device. stored: numbers that the files hold.
 
@@ -82,3 +100,25 @@ def check_size(outline: Any, stored: int, place: object) -> None:
             f"{place}: by config.json the model has {numbers:,} parameters and {made:,} bytes of tables, and its files "
             f"hold {stored:,} numbers; config and weights don't belong together"
         )
+
+
+def reads(outline: Any) -> bool:
+    """Whether a model without weights goes through with a text: where it does, nothing in its config stops it. Where it
+    does not, that may be an operation that can't do without: then `check_reads` tells."""
+    try:
+        with short("no text is read"):
+            _read(outline.eval())
+    except UserError:
+        return False
+    return True
+
+
+def check_reads(model: Any, place: object) -> None:
+    """Raises: UserError where the model of a config can't read a text: of two tokens, which takes no time."""
+    with reading(f"{place}: the model that config.json describes can't read a text"), suppress(NotImplementedError):
+        _read(model)  # what is not implemented here may be where it goes
+
+
+@torch.no_grad()
+def _read(model: Any) -> None:
+    model(torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device))

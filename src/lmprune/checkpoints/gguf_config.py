@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING
 
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..foreign import misfit
 from ..runtimes.architectures import KEYS
 from ..runtimes.gguf_file import GGUFFile
@@ -131,6 +131,8 @@ def _experts(settings: Settings, names: _Names, model_type: str, fields: dict[st
         raise UserError(f"{settings.file.path} has no experts, and {model_type} is a mixture")
     if (few := settings.take("expert_used_count")) is None:
         raise UserError(f"{settings.file.path} lacks {settings.file.arch}.expert_used_count")
+    if not 1 <= few <= number:
+        raise UserError(f"{settings.file.path}: {shown(few)} of {shown(number)} experts see a token; no model has that")
     used = names.find(TOP_K)
     assert used, "every mixture has one of them"
     fields |= {mixture.count_key: number, used: few}

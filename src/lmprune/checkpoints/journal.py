@@ -53,13 +53,17 @@ class Shelf(MutableMapping[str, Tensors]):
         return load_file(self._file(name))
 
     def __contains__(self, name: object) -> bool:
-        if not self._file(str(name)).exists():
+        if not self.has(str(name)):
             return False
         try:
             self[str(name)]
         except UserError:
             return False
         return True
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file, damaged or not."""
+        return self._file(name).exists()
 
     def __delitem__(self, name: str) -> None:
         """One that is not there may go, too."""
@@ -130,13 +134,13 @@ class Journal:
     def check(self, what: str, tensors: Tensors, part: str = "all") -> None:
         """A run goes on with what it began with. what: it is, such as the text; part: of it.
 
-        Raises: UserError where it is another than before.
+        Raises: UserError where it is another than before, or nobody can tell any more.
         """
         if (key := f"{what}.{part}") in self._known:
             return
         self._known.add(key)
         digest = torch.tensor([*bytes.fromhex(tensors_fingerprint(tensors))], dtype=torch.uint8)
-        if key not in self._begun:
+        if not self._begun.has(key):
             self._begun[key] = {"sha256": digest}
         elif not torch.equal(self._begun[key]["sha256"], digest):
             raise UserError(

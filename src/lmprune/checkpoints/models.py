@@ -33,7 +33,7 @@ from .gguf_tokenizer import read_tokenizer
 from .sources import Source, near, resolve
 from .stored import FLOATS, Stored, Unchanged, opened, weight_files
 from .streamed import with_pages
-from .tokenizer_files import FILE, read_otherwise
+from .tokenizer_files import FILE, VOCABULARY, check_numbers, read_otherwise
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -116,6 +116,7 @@ def _from_files(
         config_limits.check_layers(config, len(tensors), found)
         outline = _blank(config, cls, trust_remote_code)
         config_limits.check_size(outline, sum(math.prod(tensor.shape) for tensor in tensors.values()), found)
+        doubtful = not blank and not config_limits.reads(outline)
         model, info = type(outline).from_pretrained(
             None,  # the weights come from us: transformers would open whatever an index names, and map it
             state_dict=tensors,
@@ -129,6 +130,8 @@ def _from_files(
             placement.tie_blank(model, tensors)
         notes = placement.check(model, info, tensors, found)
         known, computed = dtypes.of_tensors(tensors), dtype if isinstance(dtype, torch.dtype) else _saved_dtype(tensors)
+    if doubtful:
+        config_limits.check_reads(model, found)
     if stream is not None:
         model = with_pages(model, opened(paths), Unchanged(paths), computed, stream, found)
     dtypes.remember(model, known)
@@ -193,9 +196,11 @@ def load_tokenizer(
             tokenizer = read_tokenizer(read_gguf(Path(str(found))))
         else:
             options = hub_options(found)
+            there = functools.partial(cached_file, found.place, _raise_exceptions_for_missing_entries=False, **options)
+            if vocabulary := there(VOCABULARY):
+                check_numbers(Path(vocabulary))
             tokenizer = AutoTokenizer.from_pretrained(found.place, trust_remote_code=trust_remote_code, **options)
-            file = cached_file(found.place, FILE, _raise_exceptions_for_missing_entries=False, **options)
-            if file and (sentence := read_otherwise(tokenizer, Path(file))):
+            if (file := there(FILE)) and (sentence := read_otherwise(tokenizer, Path(file))):
                 note(sentence)
         tokenizer("a")  # it reads a text, or is refused here
         return tokenizer

@@ -8,9 +8,25 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-FILE = "tokenizer.json"
+from ..errors import shown
+from ..foreign import json_of, misfit, reading, text_of
+
+FILE, VOCABULARY = "tokenizer.json", "vocab.json"
+#: no vocabulary numbers a token beyond: libraries make a list of that length
+_MOST = 2**24
 #: what pipelines differ in: the beginning of a text, runs of spaces, digits, ends of lines
 _TEXTS = ("the cat", " the cat", "  the  cat's 12 \n\n x", "A 3456\tb")
+
+
+def check_numbers(vocabulary: Path) -> None:
+    """Raises: UserError for a vocabulary that is none, or has a number that would take memory without end."""
+    with reading(f"can't load the tokenizer: {vocabulary}"):
+        found = json_of(text_of(vocabulary))
+        if wrong := misfit(found, {str: int}):
+            raise ValueError(f"it numbers {shown(wrong)} as no token is")
+        for name, at in found.items():
+            if at is None or not 0 <= at < _MOST:
+                raise ValueError(f"it numbers {shown(name)} as no token is")
 
 
 def read_otherwise(tokenizer: Any, file: Path) -> str | None:

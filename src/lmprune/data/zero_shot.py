@@ -140,7 +140,7 @@ def read(name: str, data_dir: Path) -> list[dict[str, Any]]:
             )
         try:
             found.append(row_of.item({field: row[field] for field in row_of.fields}))
-        except (AttributeError, KeyError, IndexError, TypeError, ValueError):
+        except (ArithmeticError, AttributeError, KeyError, IndexError, TypeError, ValueError):
             raise UserError(
                 f"{where}: not an item of {name}; expected {', '.join(row_of.fields)} as the original data set has them"
             ) from None

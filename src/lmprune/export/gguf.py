@@ -14,7 +14,8 @@ import gguf
 import numpy as np
 from torch import nn
 
-from ..errors import UserError
+from ..errors import UserError, shown
+from ..foreign import reading
 from ..runtimes.gguf_spec import GGUFSpec
 from ..sites.limits import max_context
 from ..sites.site import Site
@@ -61,7 +62,8 @@ def write(order: Order, out: Path) -> dict[str, Any]:
             shape, nothing = tensor.shape, np.dtype(np.float32)  # which raw_dtype overrules
             writer.add_tensor_info(tensor.name, shape, nothing, tensor.num_bytes, raw_dtype=tensor.kind)
         writer.write_header_to_file()
-        writer.write_kv_data_to_file()
+        with reading("a GGUF file can't hold what config.json and the tokenizer say"):
+            writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for tensor in tensors:
             writer.write_tensor_data(tensor.data())
@@ -107,7 +109,7 @@ def _approximated(model: nn.Module) -> list[str]:
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
-    """Add it with the GGUF type that llama.cpp expects of such a Python value."""
+    """Add it with the GGUF type that llama.cpp expects of such a Python value. Raises: UserError where it has none."""
     kinds: dict[type, Any] = {
         bool: writer.add_bool,
         int: writer.add_uint32,
@@ -115,4 +117,6 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         str: writer.add_string,
         list: writer.add_array,
     }
+    if type(value) not in kinds or (type(value) is int and not 0 <= value < 2**32):
+        raise UserError(f"a GGUF file can't say that {key} is {shown(value)}; look at config.json")
     kinds[type(value)](key, value)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.begun import unfinished
+from ..checkpoints.rooms import PREFIX
 from ..checkpoints.writing import written_aside
 from ..errors import SaidBefore, UserError
 from ..foreign import json_of, misfit, reading, text_of
@@ -40,9 +41,16 @@ class Steps:
         return self.records.parent
 
     def check(self, mark: str) -> None:
-        """mark: a file that tells such a folder. Raises: UserError where the folder is something else."""
+        """mark: a file that tells such a folder; one that was killed when it began may not have it yet.
+
+        Raises: UserError where the folder is something else.
+        """
         place = self.folder
-        if place.exists() and not (place.is_dir() and ((place / mark).is_file() or not any(place.iterdir()))):
+        if not place.exists():
+            return
+        names = {entry.name for entry in place.iterdir()} if place.is_dir() else {place.name}
+        begun = {name for name in names if name.startswith(PREFIX)} | {self.records.name}
+        if not (place.is_dir() and ((place / mark).is_file() or names <= begun)):
             raise UserError(f"{place} is there already, and no {self.what}'s folder; {self.cure}")
 
     def read(self) -> list[dict[str, Any]]:

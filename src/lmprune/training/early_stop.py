@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -39,13 +40,18 @@ class EarlyStop(TrainerCallback):
         self.seconds = None if minutes is None else 60 * minutes
         self.file = folder / BEST
         self.log: Callable[[dict[str, float]], None] = lambda _: None  # the Trainer's, once it is there
+        self.lines: Callable[[], Sequence[Mapping[str, Any]]] = tuple  # of the log, up to where a run goes on
         self.why = "the last step"
-        self._worse, self._start = 0, 0.0
+        self._least, self._worse, self._start = math.inf, 0, 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         self._start = time.perf_counter()
-        if state.global_step == 0:  # a resumed run has it
+        if state.global_step == 0:
             self._measure(model, 0)
+            return
+        for line in self.lines():  # a resumed run is as patient as the one that it goes on with
+            if "kl" in line:
+                self._is_better(line["kl"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         over = self.seconds is not None and time.perf_counter() - self._start >= self.seconds
@@ -58,15 +64,19 @@ class EarlyStop(TrainerCallback):
     def _measure(self, model: Any, step: int) -> None:
         found = divergence_of(model, self.teacher, self.batches)
         self.log({"kl": found})
-        if (best := self.best) is not None and best[0] <= found and best[1] < step:  # not of a run that was resumed
-            self._worse += 1
+        if not self._is_better(found):
             return
-        self._worse = 0
         if PartialState().is_main_process:
             learned = {name: p.detach().cpu().contiguous() for name, p in _learned(model).items()}
             with written_aside(self.file, folder=False) as aside:
                 save_file(learned, aside, {"lmprune": json.dumps({"kl": found, "step": step})})
         PartialState().wait_for_everyone()
+
+    def _is_better(self, found: float) -> bool:
+        """Than all before in this run, whatever a later state of one that is gone on with came to."""
+        better = found < self._least
+        self._least, self._worse = min(found, self._least), 0 if better else self._worse + 1
+        return better
 
     @property
     def best(self) -> tuple[float, int] | None:

@@ -78,6 +78,7 @@ def train(
             trainer.add_callback(HeldOut(trainer.log, batches, settings.eval_every or settings.steps))
         if stop is not None:
             stop.log = trainer.log
+            stop.lines = folder.read_log if folder is not None else stop.lines
             trainer.add_callback(stop)
         log = Log(folder, report)
         trainer.add_callback(log)
