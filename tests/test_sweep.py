@@ -176,3 +176,31 @@ def test_a_prune_that_fails_is_told(model: Path, text: Path, tmp_path: Path, mon
         last = found.err.splitlines()[-1]
         assert (found.code, last.startswith(said)) == (code, True), found.err
         assert "goes on when it is mended" in last
+
+
+def test_a_family_is_asked_for_beside_the_one_before() -> None:
+    place = Path("f")
+    aims = parse_aims("0.75,0.5,0.25")
+    found = job.each_from_the_one_before("m", place, aims)
+    assert [step[1] for step in found.values()] == ["m", "f/keep-0.75", "f/keep-0.5"]
+    assert [float(step[-1]) for step in found.values()] == pytest.approx([0.75, 2 / 3, 0.5], rel=1e-5)
+    found = job.each_from_the_one_before("m", place, parse_aims("100M,80M"))
+    assert [step[-2:] for step in found.values()] == [["--target-params", "100M"], ["--target-params", "80M"]]
+    for wrong, why in (("0.5,0.75", "0.75 asks for no less than 0.5"), ("1.5x,1.2x", "1.2x asks for no less"),
+                       ("0.5,100M", "name targets of one kind"), ("80MB,0.1GB", "asks for no less")):  # fmt: skip
+        with pytest.raises(UserError, match=why):
+            job.each_from_the_one_before("m", place, parse_aims(wrong))
+
+
+@pytest.mark.slow
+def test_a_family_trains_between_its_targets(swept: Any, model: Path, tmp_path: Path) -> None:
+    """The second is a cut of the first as it was trained."""
+    train = ("--family", "--steps", 2, "--schedule", "oneshot", "--seq-len", 32, "--batch-size", 1, "--grad-accum", 1,
+             "--calibration-tokens", 128)  # fmt: skip
+    shown, ran = swept("0.75,0.5", *train)
+    record = json.loads(shown.out)
+    first, second = record["targets"]
+    assert ran[1][1] == str(tmp_path / "out" / "keep-0.75")
+    assert (first["record"]["widths"], second["record"]["widths"]) == ([36] * 3, [24] * 3)
+    assert second["record"]["training"]["steps"] == 2
+    assert len(record["comparison"]["models"]) == 3

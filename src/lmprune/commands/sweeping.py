@@ -22,6 +22,10 @@ def sweep(
         str,
         typer.Option(metavar="A,B", help="0.9,0.75 (keep), 100M (parameters), 80MB, 1.5x, 20ms.", show_default=False),
     ],
+    family: Annotated[
+        bool,
+        typer.Option("--family", metavar="", help="Reach each target from the one before, trained between."),
+    ] = False,
     eval_data: Annotated[
         str | None,
         typer.Option(
@@ -44,6 +48,7 @@ def sweep(
 ) -> None:
     """Prune a model to several targets, and compare them with it: quality, size, speed, as a table and a page.
 
+    With --family each is pruned from the one before, and what is trained on the way (--steps, --teacher) is kept.
     Every other option is one of `prune`, and is the same for all targets: --method, --units, --budget, --data, …
     A sweep that was stopped goes on where it was.
 

@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..checkpoints.writing import resolved
+from ..budget.target import Wish, parse_target
 from ..data import mix
 from ..errors import UserError
 from ..progress import Teller
@@ -49,6 +50,12 @@ class Aim:
         """Of the checkpoint's folder."""
         return f"{self.option.removeprefix('target-')}-{self.text}"
 
+    @property
+    def amount(self) -> float:
+        if self.option == "keep":
+            return float(self.text)
+        return parse_target(cast(Wish, self.option.removeprefix("target-")), self.text).amount
+
 
 def parse_aims(text: str) -> list[Aim]:
     """What `--targets` names. Raises: UserError.
@@ -70,28 +77,69 @@ def parse_aims(text: str) -> list[Aim]:
     return found
 
 
+def from_the_dense(model: str, place: Path, aims: Sequence[Aim]) -> dict[str, list[str]]:
+    """name -> arguments of the `prune` that reaches a target, each from the model itself."""
+    return {aim.name: _prune(model, place, aim, aim.text) for aim in aims}
+
+
+def each_from_the_one_before(model: str, place: Path, aims: Sequence[Aim]) -> dict[str, list[str]]:
+    """The same as a family (ZipLM): a target is reached from the model that reached the one before, so that what a
+    training between them learned is kept. What is asked of a model is then said beside the one before.
+
+    Raises: UserError where targets are of several kinds, or one asks for no less than the one before.
+
+    >>> each_from_the_one_before("m", Path("f"), parse_aims("1.25x,1.5x"))["speedup-1.5x"]
+    ['prune', 'f/speedup-1.25x', '--out', 'f/speedup-1.5x', '--target-speedup', '1.2x']
+    """
+    kinds = list(dict.fromkeys(aim.option for aim in aims))
+    if len(kinds) > 1:
+        raise UserError(
+            f"a family goes from one target to the next, and --targets names --{kinds[0]} and --{kinds[1]}; name "
+            "targets of one kind"
+        )
+    found, source = {}, model
+    for before, aim in zip((None, *aims), aims, strict=False):
+        found[aim.name] = _prune(source, place, aim, aim.text if before is None else _beside(before, aim))
+        source = str(place / aim.name)
+    return found
+
+
+def _prune(source: str, place: Path, aim: Aim, text: str) -> list[str]:
+    return ["prune", source, "--out", str(place / aim.name), f"--{aim.option}", text]
+
+
+def _beside(before: Aim, aim: Aim) -> str:
+    """What `aim` asks of the model that reached `before`. Raises: UserError."""
+    first, then = before.amount, aim.amount
+    if then >= first if aim.option != "target-speedup" else then <= first:
+        raise UserError(f"a family goes from large to small: {aim.text} asks for no less than {before.text}")
+    if aim.option == "keep":
+        return f"{then / first:.6g}"
+    return f"{then / first:.6g}x" if aim.option == "target-speedup" else aim.text
+
+
 def sweep(
     terminal: Teller, *, model: str, out: Path, targets: str, words: Sequence[str],
     check: Callable[[Sequence[str]], Mapping[str, Any]], force: bool, eval_data: str | None,
-    resume: bool = False, **how: Any,
+    family: bool = False, resume: bool = False, **how: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """words: options of `prune` for all targets. check: what `prune` would refuse, before the first; what it was given
-    is returned. resume: only go on with one that was begun. how: options of `lmprune compare`.
+    is returned. family: each target is reached from the model of the one before. resume: only go on with one that was
+    begun. how: options of `lmprune compare`.
 
     Raises: UserError, before the first model is pruned for all that can be known to be wrong by then.
     """
     start, place = time.perf_counter(), resolved(out)
-    asked = {
-        aim.name: ["prune", model, "--out", str(place / aim.name), f"--{aim.option}", aim.text, *words]
-        for aim in parse_aims(targets)
-    }
+    chain = each_from_the_one_before if family else from_the_dense
+    asked = {name: [*step, *words] for name, step in chain(model, place, parse_aims(targets)).items()}
     steps = Steps(place / RECORDS, "sweep", "choose another --out")
     steps.check_begun(resume)
     steps.check(RECORDS)
     done = {} if force else _done(steps, asked)
     todo = {name: [*step, *going_on(place / name, force=force, ours=(place / name).exists())]
             for name, step in asked.items() if name not in done}  # fmt: skip
-    checked = [check(step) for step in todo.values()]
+    # a model that is yet to be made stands for the one that it is made of: they are of one kind
+    checked = [check([step[0], model, *step[2:]]) for step in todo.values()]
     text = _text(asked, check, checked[0] if checked else None, eval_data)
     check_compared([model, model], how["tasks"], how["tasks_dir"] or text["data_dir"], how["engine"], None, force=force)
     how |= {"models": [model, *(str(place / name) for name in asked)], "out": place / PAGE, **text}
