@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from ..checkpoints.writing import resolved
 from ..budget.target import Wish, parse_target
+from ..checkpoints.writing import resolved
 from ..data import mix
 from ..errors import UserError
 from ..progress import Teller
