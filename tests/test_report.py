@@ -250,6 +250,19 @@ def test_a_heat_map_says_what_its_columns_and_colours_are():
     assert ">0%<" in drawn and ">100%<" in drawn and drawn.count('class="shade"') == 9
 
 
+def test_zero_shot_accuracy_is_a_metric_beside_the_first():
+    found = grid(keeps=(0.5,), seeds=1)
+    for record in found:
+        record["zero_shot"] = {"mean_accuracy": 0.4 if record["config"]["method"] == "gum" else 0.5}
+    told = section(found)
+    assert told.metrics == ["perplexity", "mean_accuracy"]
+    charts = [chart.id for chart in figures.of_section(told, "")]
+    assert {"mean_accuracy", "pareto_params", "pareto_params_mean_accuracy"} <= set(charts)
+    table = next(t for t in tables.of_section(told) if t.title.startswith("zero-shot accuracy"))
+    cells = {row[0]: row for row in table.rows}
+    assert cells["dense"][1] == "0.500" and cells["gum"][2] == "0.400"
+
+
 def test_figures_without_numbers_are_left_out():
     bare = []
     for record in grid(seeds=1, trained=False):

@@ -133,6 +133,22 @@ def test_a_task_has_no_baseline_and_bench_compares_with_dense(written: Any, text
     assert of_a_task.runs[1].sections["bench"] == {"prompt_tokens": 8}
 
 
+def test_zero_shot_tasks_are_asked_of_every_model(written: Any, tmp_path: Path) -> None:
+    """Another use of `eval`, on other data: of the reference too, and of each pruned model beside it."""
+    found = grid.read(written(("eval: {max_tokens: 512}", "zero_shot: {tasks: 'piqa,sciq', limit: 9}")), commands())
+    dense, pruned = (
+        run.commands(Errand(of, "s", tmp_path / "r", base, False, 1, tmp_path))["zero_shot"]
+        for of, base in zip(found.runs, (None, "DENSE"), strict=False)
+    )
+    asked = ["--tasks", "piqa,sciq", "--limit", "9"]
+    assert dense == ["eval", found.runs[0].model, *asked]
+    assert pruned == ["eval", str(tmp_path / "r" / "checkpoint"), "--baseline", "DENSE", *asked]
+    with pytest.raises(UserError, match="unknown option of `lmprune eval`"):
+        grid.read(written(("eval: {max_tokens: 512}", "zero_shot: {task: piqa}")), commands())
+    more = estimate(found.runs, [], jobs=1, threads=1)
+    assert more > estimate(grid.read(written(), commands()).runs, [], jobs=1, threads=1)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line", "sentence"),
     [
@@ -372,7 +388,7 @@ def test_a_study_that_trains_and_distils(written: Any, tmp_path: Path) -> None:
     assert gum["commands"][0][gum["commands"][0].index("--teacher") + 1] == dense["commands"][1][2]
     assert len(gum["training_log"]) > 1 and gum["training_log"][-1]["keep"] == pytest.approx(0.5, abs=0.02)
     figures = lmprune("report", out, "--json").record["figures"]
-    assert {"s1_training_loss", "s1_training_keep", "s1_perplexity"} <= set(figures)
+    assert {"s1_training_loss_0.5", "s1_training_keep_0.5", "s1_perplexity"} <= set(figures)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from .charts import FROM_0_TO_1, Chart, HeatChart, Line, LineChart, Panel, Point
-from .rows import DENSE, METRICS, Row, Section, with_dense_params
+from .rows import DENSE, METRICS, ZERO_SHOT, Row, Section, with_dense_params
 from .svg import number
 
 #: cells across a layer map, and maps in a section
@@ -60,9 +60,13 @@ def _by_keep(found: Section, key: str, title: str, caption: str, y_label: str) -
 def _pareto(found: Section) -> Iterator[Chart]:
     if not found.metrics:
         return
-    key = found.metrics[0]
-    name = METRICS[key][0]
-    sizes = with_dense_params(found)
+    for key in dict.fromkeys([found.metrics[0], *(key for key in found.metrics if key == ZERO_SHOT)]):
+        yield from _pareto_of(found, key)
+
+
+def _pareto_of(found: Section, key: str) -> Iterator[Chart]:
+    name, sizes = METRICS[key][0], with_dense_params(found)
+    suffix = f"_{key}" if key == ZERO_SHOT != found.metrics[0] else ""
     axes: list[tuple[str, str, Value]] = [("params", "parameters", lambda row: sizes.get(row.id))]
     for kind in ("prefill", "decode"):
         axes += [(kind, f"speed of {kind}, times dense", lambda row, k=kind: 1.0 if row.dense else row.speed.get(k))]
@@ -70,7 +74,7 @@ def _pareto(found: Section) -> Iterator[Chart]:
         lines = _lines(found, x, lambda row: row.metrics.get(key), joined=False)
         if any(line.group != DENSE for line in lines):
             title = f"{name[0].upper()}{name[1:]} against {label.split(',')[0]}"
-            yield LineChart(f"pareto_{axis}", title, "A dot is a run.", label, name, lines)
+            yield LineChart(f"pareto_{axis}{suffix}", title, "A dot is a run.", label, name, lines)
 
 
 def _lines(found: Section, x: Value, y: Value, *, joined: bool) -> tuple[Line, ...]:

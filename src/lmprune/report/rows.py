@@ -13,6 +13,8 @@ from typing import Any
 import mpmath
 
 DENSE = "dense"
+#: the mean over lm-eval's tasks, of a record's `zero_shot`; all other metrics are of its `eval`
+ZERO_SHOT = "mean_accuracy"
 
 #: key in the eval record -> (what it is called, whether less is better); a section's main metric is the first it has
 METRICS: Mapping[str, tuple[str, bool]] = {
@@ -25,6 +27,7 @@ METRICS: Mapping[str, tuple[str, bool]] = {
     "rouge2": ("ROUGE-2", False),
     "bleu": ("BLEU", False),
     "perplexity": ("perplexity", True),
+    ZERO_SHOT: ("zero-shot accuracy", False),
 }
 
 #: two-sided 95% quantiles of Student's t for 1, 2, … degrees of freedom; beyond them the normal one
@@ -117,8 +120,13 @@ def _names(models: set[str]) -> dict[str, str]:
     return {model: model if times[Path(model).name] > 1 else Path(model).name for model in models}
 
 
+def _asked(record: Mapping[str, Any]) -> dict[str, Any]:
+    told = record.get("zero_shot") or {}
+    return {ZERO_SHOT: told[ZERO_SHOT]} if ZERO_SHOT in told else {}
+
+
 def _row(record: Mapping[str, Any], model: str) -> Row:
-    config, measured = record["config"], record["eval"]
+    config, measured = record["config"], {**record["eval"], **_asked(record)}
     redundancy, prune = record.get("redundancy") or {}, record.get("prune") or {}
     dense = config["method"] == DENSE
     return Row(

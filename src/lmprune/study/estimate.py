@@ -29,6 +29,8 @@ _START = 5.0
 _WHOLE_SPLIT, _WHOLE_TRAIN, _ALL_PAIRS = 250_000, 2_500_000, 4_000
 #: tokens of a pair, padded to its batch, and of an answer; what a decoded token costs beside one that is read
 _PAIR_TOKENS, _DECODED_TOKENS, _DECODING = 160, 40, 3
+#: of a zero-shot task: items, and tokens of one with all its choices
+_ITEMS, _ITEM_TOKENS = 2_000, 200
 #: a token that is trained on, in tokens that are read: there and back, and the optimizer's share
 _TRAINED = 3.3
 _FLOAT32 = 4
@@ -80,6 +82,10 @@ def _seconds(run: Run, speed: Speed) -> float:
     sections = run.sections
     tokens = _evaluation(sections["eval"], run.reference)
     tokens += 4.0 * int(sections["analyze"].get("max_tokens", 16384)) * (1 if run.reference else 2)
+    if "zero_shot" in sections:
+        tasks = str(sections["zero_shot"].get("tasks")).count(",") + 1
+        items = tasks * int(sections["zero_shot"].get("limit", _ITEMS))
+        tokens += items * _ITEM_TOKENS * (1 if run.reference else 2)
     for name in ("prune", "finetune"):
         tokens += _TRAINED * _training_tokens(sections.get(name, {})) * (4 / 3 if run.distil else 1)
     seconds = tokens * speed.pace.forward + (_START + speed.loading) * len(sections)

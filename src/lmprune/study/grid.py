@@ -24,7 +24,11 @@ from ..methods import get_method
 from .yaml_file import Commands, Options, YamlFile, as_in_python
 
 #: the sections that are passed on to the command of that name
-SECTIONS = ("finetune", "prune", "eval", "analyze", "bench")
+SECTIONS = ("finetune", "prune", "eval", "analyze", "bench", "zero_shot")
+#: the section that is another use of a command
+COMMAND_OF = {"zero_shot": "eval"}
+#: measured only where a section says how
+_ASKED = ("bench", "zero_shot")
 #: what the study itself sets, and a section can't
 _OURS = frozenset(
     "out force model models baseline method keep seed teacher plan resume plugin scores_out save_config run_file "
@@ -130,7 +134,7 @@ class _StudyFile(YamlFile):
         keeps = [self.value(n, float, check_keep) for n in self.items(keys["keep"])]
         seeds = [self.value(n, int, check_seed) for n in self.items(keys["seeds"])] if "seeds" in keys else [0]
         distil = [self.value(n, bool) for n in self.items(keys["distil"])] if "distil" in keys else [False]
-        common: dict[str, Options] = {name: self.options(keys[name], name) for name in SECTIONS if name in keys}
+        common: dict[str, Options] = {name: self.section(keys[name], name) for name in SECTIONS if name in keys}
 
         if files:
             common["all"] = {"plugin": files}
@@ -138,9 +142,10 @@ class _StudyFile(YamlFile):
         runs = []
         for model, task in product(models, tasks):
             layers = [common, tasks[task]]
-            measured = ["eval", "analyze", *(["bench"] if any("bench" in layer for layer in layers) else [])]
+            measured = ["eval", "analyze", *(name for name in _ASKED if any(name in layer for layer in layers))]
             trains = any("finetune" in layer for layer in layers)
-            dense = self.sections([*(["finetune"] if trains else []), "eval", "analyze"], layers)
+            alone = [name for name in measured if name != "bench"]  # which is beside the reference
+            dense = self.sections([*(["finetune"] if trains else []), *alone], layers)
             for seed in seeds if trains else seeds[:1]:
                 runs += [Run(model, task, DENSE, DENSE, 1.0, seed, False, "base", dense)]
             for method, keep, distilled, seed in product(methods, keeps, distil, seeds):
@@ -160,14 +165,19 @@ class _StudyFile(YamlFile):
         None takes an option away that an earlier layer gave.
         """
         found = {}
-        for command in called:
-            options = {k: v for layer in layers for k, v in layer.get("all", {}).items() if k in self.commands[command]}
+        for section in called:
+            command = COMMAND_OF.get(section, section)
+            shared = [] if section in COMMAND_OF else layers  # its text is another
+            options = {k: v for layer in shared for k, v in layer.get("all", {}).items() if k in self.commands[command]}
             for layer in layers:
-                options |= layer.get(command, {})
+                options |= layer.get(section, {})
             if self.device and "device" in self.commands[command]:
                 options["device"] = self.device
-            found[command] = {name: value for name, value in options.items() if value is not None}
+            found[section] = {name: value for name, value in options.items() if value is not None}
         return found
+
+    def section(self, node: yaml.Node, name: str) -> Options:
+        return self.options(node, COMMAND_OF.get(name, name))
 
     def model(self, node: yaml.Node) -> str:
         return self.value(node, str, resolve)
@@ -177,7 +187,7 @@ class _StudyFile(YamlFile):
         keys = self.mapping(node)
         if "data" not in keys:
             raise self.fail(node, "a task needs 'data', a text source as `lmprune eval --data` takes it")
-        found: dict[str, Options] = {name: self.options(keys.pop(name), name) for name in SECTIONS if name in keys}
+        found: dict[str, Options] = {name: self.section(keys.pop(name), name) for name in SECTIONS if name in keys}
         known = {o for command in SECTIONS for o in self.commands.get(command, ()) if o not in _OURS}
         for name, value in keys.items():
             if as_in_python(name) not in known:

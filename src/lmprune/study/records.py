@@ -32,7 +32,7 @@ _SHAPE = {
         **dict.fromkeys(("uniqueness", "sensitivity", "uniqueness_ratio", "sensitivity_ratio"), NUMBER),
         "layers": [{"layer": int, "cos_ranges": [NUMBER]}],
     },
-    "bench": {"results": [_SPEEDS]}, "kept": [HEX], "widths_before": [int],
+    "zero_shot": {"mean_accuracy": NUMBER}, "bench": {"results": [_SPEEDS]}, "kept": [HEX], "widths_before": [int],
     "training_log": [{"step": int, **dict.fromkeys(("loss", "perplexity", "keep", "penalty"), NUMBER)}],
 }  # fmt: skip
 _PLACE = ("model", "task", "method", "keep", "seed", "distil")

@@ -83,6 +83,8 @@ def commands(errand: Errand) -> dict[str, list[str]]:
         at = checkpoint
     found["eval"] = ["eval", at, *paired, *spelt(sections["eval"])]
     found["analyze"] = ["analyze", at, *baseline, "--out", str(errand.folder / "analysis"), *spelt(sections["analyze"])]
+    if "zero_shot" in sections:
+        found["zero_shot"] = ["eval", at, *baseline, *spelt(sections["zero_shot"])]
     if "bench" in sections and errand.dense:
         found["bench"] = ["bench", errand.dense, at, *spelt(sections["bench"])]
     return found
