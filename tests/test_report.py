@@ -20,7 +20,7 @@ from tiny_checkpoints import documented, lmprune
 
 from lmprune.jobs.report import build, drawn
 from lmprune.report import claims, figures, rows, svg, tables
-from lmprune.report.charts import HeatChart, Line, LineChart, Panel, Point, covers, span, table_of, ticks
+from lmprune.report.charts import HeatChart, Line, LineChart, Panel, Point, covers, csv_of, span, table_of, ticks
 from lmprune.study import records
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -241,6 +241,18 @@ def test_numbers_of_a_figure_are_there_as_numbers():
     ]
     heat = HeatChart("h", "", "", "|cos|", "layer", (Panel("gum", "gum", ((0.25, 1.0),), ("",)),))
     assert table_of(heat) == [["panel", "layer", "|cos|", "share"], ["gum", 0, 0, 0.25], ["gum", 0, 1, 1.0]]
+
+
+def test_a_strangers_name_is_no_formula():
+    line = Line('=HYPERLINK("http://x","y")', "gum", points=(Point(-0.5, 3.0, ""),))
+    name, _, x, _ = list(csv.reader(csv_of(LineChart("x", "", "", "keep", "loss", (line,))).splitlines()))[1]
+    assert name == '\'=HYPERLINK("http://x","y")' and x == "-0.5"
+
+
+def test_trainings_of_no_common_step_have_no_curve():
+    first, second = made_up("gum", 0.5, seed=0), made_up("gum", 0.5, seed=1)
+    second["training_log"] = [{**entry, "step": entry["step"] + 0.5} for entry in second["training_log"]]
+    assert not [c for c in figures.of_section(section([first, second]), "") if c.id.startswith("training")]
 
 
 def test_a_heat_map_says_what_its_columns_and_colours_are():

@@ -136,8 +136,13 @@ def table_of(chart: Chart) -> list[list[object]]:
 
 def csv_of(chart: Chart) -> str:
     written = io.StringIO()
-    csv.writer(written, lineterminator="\n").writerows(table_of(chart))
+    csv.writer(written, lineterminator="\n").writerows([_harmless(cell) for cell in row] for row in table_of(chart))
     return written.getvalue()
+
+
+def _harmless(cell: object) -> object:
+    """A stranger's name is text to a spreadsheet, too, and no formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell.lstrip()[:1] in ("=", "+", "-", "@") else cell
 
 
 def groups(charts: Iterable[Chart]) -> list[str]:

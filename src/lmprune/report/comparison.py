@@ -29,7 +29,7 @@ def glance(record: Mapping[str, Any]) -> list[list[str]]:
         rows += [
             [f"{task}, {metric}", *(_scored(each["tasks"][task][metric]) for each in models)] for metric in metrics
         ]
-    rows += _zero_shot([each["zero_shot"] for each in models])
+    rows += _zero_shot([each.get("zero_shot") for each in models])  # older records have none
     for phase in ("prefill", "decode"):
         base = first[phase]["median"]
         rows += [

@@ -163,8 +163,9 @@ def _training(found: Section) -> Iterator[Chart]:
             for method, distil in [(DENSE, False), *found.names]:
                 runs = found.of(method, distil=distil) if method == DENSE else found.of(method, keep, distil)
                 logs = [log for row in runs if len(log := _logged(row, key)) > 1]
-                if logs:
-                    curve = _thinned(_mean_of(logs), most)
+                mean = _mean_of(logs) if logs else []
+                if len(mean) > 1:
+                    curve = _thinned(mean, most)
                     lines += [Line(runs[0].name, method, curve=curve, dashed=distil, tip=runs[0].name)]
             if any(line.group != DENSE for line in lines):
                 caption = f"Mean over seeds{', of neighbouring steps' if key == 'loss' else ''}."
@@ -189,7 +190,7 @@ def _mean_of(logs: Sequence[dict[float, float]]) -> list[tuple[float, float]]:
 
 def _thinned(curve: Sequence[tuple[float, float]], most: int) -> tuple[tuple[float, float], ...]:
     """Means of neighbours, so that a noisy loss stays readable."""
-    size = -(-len(curve) // most) or 1
+    size = -(-len(curve) // most)
     pieces = [curve[i : i + size] for i in range(0, len(curve), size)]
     return tuple((statistics.fmean(x for x, _ in p), statistics.fmean(y for _, y in p)) for p in pieces)
 
