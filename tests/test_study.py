@@ -16,6 +16,8 @@ import typer.main
 from made_up_records import made_up
 from test_bad_input import refused
 from tiny_checkpoints import documented, lmprune
+from tiny_mixtures import tiny_mixture
+from tiny_models import tiny_model
 
 from lmprune.checkpoints.writing import claimed
 from lmprune.commands.cli import app, main
@@ -23,6 +25,7 @@ from lmprune.errors import UserError
 from lmprune.report.figures import _bits
 from lmprune.study import grid, records, run
 from lmprune.study.estimate import estimate
+from lmprune.study.grid import Run
 from lmprune.study.run import Errand, bitmap
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -309,6 +312,22 @@ def test_an_estimate_knows_pairs_and_epochs(written: Any, text: Path) -> None:
     assert pairs < 0.5 * seconds("wikitext", long)  # a pair is no full block
     assert seconds("samsum", long, "limit: 1000000") > 1.5 * pairs
     assert seconds("wikitext", "epochs: 1000") > 10 * seconds("wikitext", "epochs: 1")
+
+
+def test_an_estimate_knows_units_of_all_kinds(tmp_path: Path) -> None:
+    """A mixture has no neurons to count, and heads are not chosen by what chooses neurons."""
+    tiny_model("llama").save_pretrained(tmp_path / "dense")
+    tiny_mixture("mixtral").save_pretrained(tmp_path / "mixture")
+    for model, method, units in (
+        ("dense", "obs", "heads"),
+        ("dense", "obs", "layers"),
+        ("dense", "taylor", "neurons,heads"),
+        ("mixture", "reap", "experts"),
+    ):
+        sections = {name: {"data": "python-docs", "max_tokens": 64} for name in ("eval", "analyze")}
+        prune = {"data": "python-docs", "calibration_tokens": 64, "units": units}
+        one = Run(str(tmp_path / model), "t", "x", method, 0.5, 0, False, "base", {**sections, "prune": prune})
+        assert 10 < estimate([one], [], jobs=1, threads=1) < 100
 
 
 def test_a_dry_run_writes_nothing(written: Any, tmp_path: Path) -> None:

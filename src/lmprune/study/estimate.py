@@ -12,12 +12,13 @@ from typing import Any
 import psutil
 import torch
 
+from ..budget.keeps import parse_units
 from ..checkpoints import models
 from ..checkpoints.sources import resolve
 from ..data.pairs import is_source
 from ..methods import get_method, needs_text
+from ..sites.families import parse_spec
 from ..sites.find import find_sites
-from ..sites.place import Place
 from ..solve.duration import Pace, Work, guess, measure
 from ..solve.memory import Shape
 from .grid import Run
@@ -38,9 +39,9 @@ _FLOAT32 = 4
 
 @dataclass(frozen=True)
 class Speed:
-    """Of a model where it runs. loading: seconds."""
+    """Of a model where it runs. skeleton: the model without weights. loading: seconds."""
 
-    sites: Sequence[Place]
+    skeleton: Any
     pace: Pace
     loading: float
 
@@ -67,13 +68,13 @@ def _speed(model: str, device: str, threads: int) -> Speed:
     torch.set_num_threads(threads)
     try:
         skeleton = models.skeleton(model)
-        sites = find_sites(skeleton)
-        shape = Shape.of(skeleton, sites, number=_FLOAT32, streamed=False)
-        if resolve(model).on_hub or 3 * shape.weights > psutil.virtual_memory().available:
-            return Speed(sites, guess(shape, place), 0.0)
+        weights = _FLOAT32 * sum(parameter.numel() for parameter in skeleton.parameters())
+        if resolve(model).on_hub or 3 * weights > psutil.virtual_memory().available:
+            sites = find_sites(skeleton, ["layers"])
+            return Speed(skeleton, guess(Shape.of(skeleton, sites, number=_FLOAT32, streamed=False), place), 0.0)
         start = time.perf_counter()
         loaded = models.load(model, device=device)
-        return Speed(sites, measure(loaded, _PAIR_TOKENS, gradients=False), time.perf_counter() - start)
+        return Speed(skeleton, measure(loaded, _PAIR_TOKENS, gradients=False), time.perf_counter() - start)
     finally:
         torch.set_num_threads(before)
 
@@ -97,9 +98,11 @@ def _at_once(run: Run, prune: Options, speed: Speed) -> float:
     method = get_method(run.criterion)
     if _training_tokens(prune) or not needs_text(method):
         return 0.0
+    kinds, ffn = parse_units(str(prune.get("units") or "neurons")), prune.get("ffn")
+    sites = find_sites(speed.skeleton, kinds, parse_spec(ffn) if ffn else None)
     tokens, scope = int(prune.get("calibration_tokens") or 65536), prune.get("scope") or method.scope
-    work = Work(speed.sites, tokens, int(prune.get("seq_len") or 512), run.keep, scope)
-    return sum(phase.seconds for phase in method.solver_of(["neurons"]).phases(work, speed.pace))
+    work = Work(sites, tokens, int(prune.get("seq_len") or 512), run.keep, scope)
+    return sum(phase.seconds for phase in method.solver_of(kinds).phases(work, speed.pace))
 
 
 def _evaluation(options: Options, reference: bool) -> float:
