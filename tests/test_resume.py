@@ -321,7 +321,10 @@ def test_what_is_none_of_a_runs_stays_where_it_is(models: dict[str, Path], text:
         shutil.rmtree(thesis.parent)
     run = RunFolder(tmp_path / "o", {})
     with run.begun():
-        (run.path / "checkpoint-4").mkdir()
+        for its_own in ("checkpoint-4", "cut", "levels/dense", "obs/found", "obs/states", "begun"):
+            (run.path / its_own).mkdir(parents=True)
+        with pytest.raises(UserError, match="an unfinished run"):  # and not: holds something else
+            RunFolder(tmp_path / "o", {})
         (run.path / thesis.name).write_text("mine")
     run.finish()
     assert [file.name for file in run.path.iterdir()] == [thesis.name]
