@@ -111,3 +111,9 @@ def test_auto_is_the_accelerator_there_is(monkeypatch: pytest.MonkeyPatch) -> No
     assert models.check_device("auto") == torch.device("xpu")
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: None)
     assert models.check_device("auto") == torch.device("cpu")
+
+    def refuse() -> None:
+        raise RuntimeError("Cannot access accelerator device when none is available.")
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", refuse)  # as torch 2.6 has it
+    assert models.check_device("auto") == torch.device("cpu")

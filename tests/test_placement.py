@@ -37,7 +37,8 @@ def said(model: Any) -> dict[str, Any]:
 
 
 def outcome(folder: Path) -> tuple[Any, list[str]]:
-    """The model and what was said, or the sentence it is refused with; looking at it tells the same as loading it."""
+    """The model and what was said, or the sentence it is refused with; looking at it tells the same as loading it, but
+    for what shows only when it reads a text."""
     found: list[tuple[Any, list[str]]] = []
     for read in (models.load, models.skeleton):
         notes: list[str] = []
@@ -49,7 +50,7 @@ def outcome(folder: Path) -> tuple[Any, list[str]]:
     (model, told), (outline, looked) = found
     assert told == looked
     if isinstance(model, str):
-        assert model == outline
+        assert model == outline or "can't read a text" in model
     else:
         assert {n: p.shape for n, p in model.named_parameters()} == {n: p.shape for n, p in outline.named_parameters()}
         assert said(model) == said(outline)

@@ -223,14 +223,21 @@ def check_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
 def check_device(device: str | torch.device) -> torch.device:
     """The device of that name; `auto` is the machine's accelerator, or the processor where it has none."""
     if device == "auto":
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
+        return _accelerator() or torch.device("cpu")
     try:
         target = torch.device(device)
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError, NotImplementedError):
-        kind = torch.accelerator.current_accelerator()
+        kind = _accelerator()
         raise UserError(f"no device {str(device)!r} here; available: cpu{f', {kind}' if kind else ''}") from None
     return target
+
+
+def _accelerator() -> torch.device | None:
+    try:
+        return torch.accelerator.current_accelerator()
+    except RuntimeError:  # so torch 2.6 says that there is none
+        return None
 
 
 def hub_options(found: Source) -> dict[str, Any]:
