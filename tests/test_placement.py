@@ -37,8 +37,7 @@ def said(model: Any) -> dict[str, Any]:
 
 
 def outcome(folder: Path) -> tuple[Any, list[str]]:
-    """The model and what was said, or the sentence it is refused with; looking at it tells the same as loading it, but
-    for what shows only when it reads a text."""
+    """The model and what was said, or the sentence it is refused with; looking at it tells the same as loading it."""
     found: list[tuple[Any, list[str]]] = []
     for read in (models.load, models.skeleton):
         notes: list[str] = []
@@ -50,7 +49,7 @@ def outcome(folder: Path) -> tuple[Any, list[str]]:
     (model, told), (outline, looked) = found
     assert told == looked
     if isinstance(model, str):
-        assert model == outline or "can't read a text" in model
+        assert model == outline
     else:
         assert {n: p.shape for n, p in model.named_parameters()} == {n: p.shape for n, p in outline.named_parameters()}
         assert said(model) == said(outline)
@@ -130,8 +129,9 @@ def test_a_config_that_denies_or_invents_tensors(name: str, tmp_path: Path) -> N
         for stored in (True, False):
             try:
                 model = tiny_model(name, **{key: stored})
+                model(torch.ones(1, 2, dtype=torch.long))
             except Exception:
-                continue  # transformers itself refuses it
+                continue  # transformers itself refuses it, or makes what it can't run
             folder = checkpoint.save(model, tmp_path / f"{key}-{stored}")
             assert opens(folder) == []
             change_config(folder, **{key: not stored})

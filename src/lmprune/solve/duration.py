@@ -135,8 +135,8 @@ def _wait(device: torch.device) -> None:
 
 
 def statistics(pace: Pace, tokens: int, *, gradients: bool) -> list[Phase]:
-    """Of a criterion: the text is read once, and back where it asks for gradients."""
-    return [Phase("calibrating", tokens * (pace.backward if gradients else pace.forward))]
+    """Of a criterion: the text is read once, by the trunk alone, or forwards and back where it asks for gradients."""
+    return [Phase("calibrating", tokens * (pace.backward if gradients else pace.blocks))]
 
 
 def gradients(pace: Pace, sites: Sequence[Site], tokens: int) -> list[Phase]:
