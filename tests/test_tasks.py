@@ -163,6 +163,7 @@ def test_progress_is_told(model):
     )
 
 
+@pytest.mark.conformance
 @pytest.mark.slow
 def test_a_real_model_that_learns_a_few_by_heart(shared: Path):
     """From nothing right to all right: template, examples, decoding and metrics fit together on real data."""

@@ -464,6 +464,7 @@ def test_what_a_disk_refuses_is_a_sentence_wherever(
 # -- streams
 
 
+@pytest.mark.conformance
 @pytest.mark.slow
 def test_notes_do_not_end_the_work_and_letters_are_found(model: Path, text: Path, tmp_path: Path) -> None:
     base = [sys.executable, "-m", "lmprune", "prune", str(model), "--data", str(text), "--method", "magnitude"]

@@ -66,6 +66,7 @@ def write(folder: Path, name: str, rows: list[dict[str, Any]]) -> Path:
     return file
 
 
+@pytest.mark.conformance
 @pytest.mark.slow
 def test_the_numbers_are_those_of_a_direct_run_of_lm_eval(model: Path, folder: Path, tmp_path: Path) -> None:
     """The nine tasks as lm-eval's documentation says to run them on files, by its own command."""
