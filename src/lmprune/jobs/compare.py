@@ -20,7 +20,7 @@ from ..progress import Teller
 from ..report import comparison, page
 from .bench import bench, check_engine
 from .evaluate import evaluate, evaluate_task
-from .zero_shot import ZeroShotAnswers, answered, check_zero_shot, told
+from .zero_shot import ZeroShotAnswers, answered, check_can_be_asked, told
 
 #: of a record of `eval`, and of `bench`
 _QUALITY = ("perplexity", "perplexity_se", "perplexity_ratio", "bits_per_byte", "kl", "top1_agreement", "answers")
@@ -99,7 +99,7 @@ def check(
     check_engine(engine)
     wanted = _parsed(tasks) if tasks else Tasks((), ())
     if wanted.zero_shot:
-        check_zero_shot(",".join(wanted.zero_shot), tasks_dir)
+        check_can_be_asked(wanted.zero_shot, tasks_dir)
     if out is None:
         return wanted, None
     return wanted, check_file(out, force=force, amiss=begins(page.BEGINS, "a page that lmprune wrote"))

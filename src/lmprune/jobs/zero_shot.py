@@ -49,9 +49,14 @@ def evaluate_zero_shot(
 def check_zero_shot(tasks: str, data_dir: Path | None) -> list[str]:
     """The tasks that are asked for. Raises: UserError for what can be found wrong before a weight is read."""
     names = items.parse(tasks)
+    check_can_be_asked(names, data_dir)
+    return names
+
+
+def check_can_be_asked(names: Sequence[str], data_dir: Path | None) -> None:
+    """Raises: UserError where lm-eval, or a task's items, are not there."""
     zero_shot.check_installed()
     items.check(names, data_dir)
-    return names
 
 
 @dataclass(frozen=True)

@@ -117,8 +117,7 @@ def _number(key: str, form: str) -> Callable[[Model], str | None]:
 
 
 def _perplexity(model: Model) -> str:
-    error = model["perplexity_se"]
-    return f"{model['perplexity']:.2f}" + ("" if error is None else f" ± {error:.2f}")
+    return _with_error(model["perplexity"], model["perplexity_se"], 2)
 
 
 def _of_answers(tell: Callable[[Mapping[str, Any]], str]) -> Callable[[Model], str | None]:
@@ -131,10 +130,13 @@ def _zero_shot(found: Sequence[Mapping[str, Any] | None]) -> list[list[str]]:
     if not told:
         return []
     rows = [
-        [f"{task}, accuracy (chance {row['chance']:.2f})", *(_accuracy(each["tasks"][task]) for each in told)]
+        [
+            f"{task}, accuracy (chance {row['chance']:.2f})",
+            *(_with_error(each["tasks"][task]["accuracy"], each["tasks"][task]["se"], 3) for each in told),
+        ]
         for task, row in told[0]["tasks"].items()
     ]
-    means = [_accuracy({"accuracy": each["mean_accuracy"], "se": each["mean_accuracy_se"]}) for each in told]
+    means = [_with_error(each["mean_accuracy"], each["mean_accuracy_se"], 3) for each in told]
     kept = [each.get("kept_above_chance") for each in told]
     return [
         *rows,
@@ -143,8 +145,8 @@ def _zero_shot(found: Sequence[Mapping[str, Any] | None]) -> list[list[str]]:
     ]
 
 
-def _accuracy(row: Mapping[str, Any]) -> str:
-    return f"{row['accuracy']:.3f}" + ("" if row["se"] is None else f" ± {row['se']:.3f}")
+def _with_error(value: float, error: float | None, digits: int) -> str:
+    return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
 def _scored(found: Mapping[str, Any]) -> str:

@@ -60,13 +60,14 @@ def _by_keep(found: Section, key: str, title: str, caption: str, y_label: str) -
 def _pareto(found: Section) -> Iterator[Chart]:
     if not found.metrics:
         return
-    for key in dict.fromkeys([found.metrics[0], *(key for key in found.metrics if key == ZERO_SHOT)]):
-        yield from _pareto_of(found, key)
+    for key in found.metrics:
+        if key in (found.metrics[0], ZERO_SHOT):
+            yield from _pareto_of(found, key)
 
 
 def _pareto_of(found: Section, key: str) -> Iterator[Chart]:
     name, sizes = METRICS[key][0], with_dense_params(found)
-    suffix = f"_{key}" if key == ZERO_SHOT != found.metrics[0] else ""
+    suffix = "" if key == found.metrics[0] else f"_{key}"
     axes: list[tuple[str, str, Value]] = [("params", "parameters", lambda row: sizes.get(row.id))]
     for kind in ("prefill", "decode"):
         axes += [(kind, f"speed of {kind}, times dense", lambda row, k=kind: 1.0 if row.dense else row.speed.get(k))]

@@ -193,14 +193,15 @@ def register_family(model_type: str, spec: FFNSpec, *, replace: bool = False) ->
 @contextmanager
 def known(model_type: str, spec: FFNSpec | None) -> Iterator[None]:
     """The type's row is `spec`, for as long as a command works; None: as it is."""
+    if spec is None:
+        yield
+        return
     before = FAMILIES.get(model_type)
-    if spec is not None:
-        FAMILIES[model_type] = spec
+    FAMILIES[model_type] = spec
     try:
         yield
     finally:
-        if spec is not None:
-            del FAMILIES[model_type]
+        del FAMILIES[model_type]
         if before is not None:
             FAMILIES[model_type] = before
 
