@@ -1,6 +1,7 @@
 """The learning rate and GUM's weights on SmolLM2-135M, chosen on a held-out part of the training text.
 
     OMP_NUM_THREADS=1 python benchmarks/paper_settings.py [--shared ../shared] [--only NAME …] [--device cuda --jobs 8]
+    python benchmarks/paper_settings.py --lr 1e-3 --only gum          # once top_v has told the rate
     python benchmarks/paper_settings.py --table
 
 Each run is `lmprune prune` on WikiText-2's train file with 200 steps of 4 × 256 tokens, all parameters trained, and
@@ -24,17 +25,22 @@ from lmprune.study.run import accelerator
 
 RECORDS = Path(__file__).parent / "records" / "paper_settings.jsonl"
 KEEP, STEPS, HOLDOUT = 0.25, 200, 0.03
-#: name -> options of `lmprune prune`; the learning rate is chosen by top_v first, GUM's weights at the best of them
-SETTINGS: dict[str, dict[str, Any]] = {
-    **{f"top_v, lr {lr:g}": {"method": "top_v", "lr": lr} for lr in (1e-4, 2e-4, 5e-4, 1e-3)},
-    **{
-        f"gum, λ_f {f:g}, λ_u {u:g}, lr {lr:g}": {
-            "method": "gum", "penalty-weight": f, "similarity-weight": u, "lr": lr
-        }
-        for lr in (2e-4,)
-        for f, u in ((0.67, 5), (0.67, 1), (0.2, 5), (0.67, 20), (0.2, 1), (2, 5))
-    },
-}  # fmt: skip
+RATES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3)
+#: λ_f, λ_u
+WEIGHTS = ((0.67, 5), (0.67, 1), (0.2, 5), (0.67, 20), (0.2, 1), (2, 5))
+
+
+def settings(rate: float) -> dict[str, dict[str, Any]]:
+    """Name -> options of `lmprune prune`: top_v at every learning rate, which tells the best; GUM's weights at one."""
+    return {
+        **{f"top_v, lr {lr:g}": {"method": "top_v", "lr": lr} for lr in RATES},
+        **{
+            f"gum, λ_f {f:g}, λ_u {u:g}, lr {rate:g}": {
+                "method": "gum", "penalty-weight": f, "similarity-weight": u, "lr": rate
+            }
+            for f, u in WEIGHTS
+        },
+    }  # fmt: skip
 
 
 def lmprune(*words: object) -> dict[str, Any]:
@@ -43,7 +49,7 @@ def lmprune(*words: object) -> dict[str, Any]:
 
 
 def measured(name: str, asked: argparse.Namespace, text: Path) -> dict[str, Any]:
-    options, steps, out, device = SETTINGS[name], asked.steps, asked.out, ("--device", asked.device)
+    options, steps, out, device = settings(asked.lr)[name], asked.steps, asked.out, ("--device", asked.device)
     place = out / name.replace(", ", "_").replace(" ", "")
     spelt = [word for option, value in options.items() for word in (f"--{option}", value)]
     data = ("--data", text, "--holdout", HOLDOUT)
@@ -58,6 +64,8 @@ def measured(name: str, asked: argparse.Namespace, text: Path) -> dict[str, Any]
         KEEP,
         "--multiple-of",
         1,
+        "--answer-tokens",
+        0,
         *data,
         *training,
         *spelt,
@@ -84,7 +92,8 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--out", type=Path, default=Path("out/paper_settings"))
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--only", nargs="*", default=list(SETTINGS))
+    parser.add_argument("--lr", type=float, default=5e-4, help="at which GUM's weights are compared")
+    parser.add_argument("--only", nargs="*", default=[""], help="what the names begin with")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--jobs", type=int, default=1)
@@ -95,7 +104,8 @@ def main() -> None:
     if not asked.table:
         text = next((asked.shared / "data" / "wikitext").glob("wiki.train*"))
         known = {(r["name"], r["steps"]) for r in records}
-        todo = [name for name in asked.only if (name, asked.steps) not in known]
+        names = [name for name in settings(asked.lr) if name.startswith(tuple(asked.only))]
+        todo = [name for name in names if (name, asked.steps) not in known]
         with ThreadPoolExecutor(asked.jobs) as pool:
             for ended in as_completed([pool.submit(measured, name, asked, text.resolve()) for name in todo]):
                 records.append(ended.result())
