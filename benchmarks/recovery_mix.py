@@ -83,7 +83,8 @@ def measured(asked: argparse.Namespace, model: Path, measure: quality.Measure) -
 
 
 def record(asked: argparse.Namespace) -> dict[str, Any]:
-    quality.cut_files(asked.shared)
+    if not (quality.CUT / "wiki.validation.txt").is_file():  # the last of them: runs beside this one read them
+        quality.cut_files(asked.shared)
     named = {name: getattr(asked, name) for name in ("keep", "seed", "text", "lr", "kl_weight", "steps")}
     name = "-".join(f"{value}" for value in named.values())
     dense, tokenizer = lmprune.load(MODEL).to(asked.device), lmprune.load_tokenizer(MODEL)
