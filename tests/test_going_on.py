@@ -20,7 +20,7 @@ from tiny_checkpoints import TEXT, byte_tokenizer, lmprune, tiny_checkpoint
 from tiny_mixtures import tiny_mixture
 
 import lmprune as library
-from lmprune.checkpoints import journal, sealed
+from lmprune.checkpoints import journal, tensor_file
 from lmprune.checkpoints.journal import Stage
 from lmprune.errors import UserError
 
@@ -238,16 +238,16 @@ def test_an_error_before_anything_is_done_leaves_nothing(here: Path, monkeypatch
 
 def test_a_full_disk_is_told_and_what_was_done_stays(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert prune().code == 0
-    whole, save, seen = result(), save_file, [0]
+    whole, write, seen = result(), tensor_file.write, [0]
 
     def full(*values: Any, **how: Any) -> None:
         seen[0] += 1
         if seen[0] == 20:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        save(*values, **how)
+        write(*values, **how)
 
     with monkeypatch.context() as now:
-        now.setattr(sealed, "save_file", full)
+        now.setattr(tensor_file, "write", full)
         said = refused_again()
     assert "can't write" in said and os.strerror(errno.ENOSPC) in said
     assert prune("--resume").code == 0 and result() == whole

@@ -107,7 +107,7 @@ def cast(model: Any, wanted: Mapping[str, torch.dtype]) -> dict[str, Any]:
 def cast_one(name: str, tensor: torch.Tensor, to: torch.dtype) -> torch.Tensor:
     """Raises: UserError where a number is too large for its dtype."""
     done = tensor.to(to)
-    if to != tensor.dtype and not done.isfinite().all():
+    if to != tensor.dtype and done.numel() and not torch.stack(done.aminmax()).isfinite().all():
         raise UserError(f"{name} has numbers that {name_of(to)} can't hold; save it in another dtype")
     return done
 
@@ -116,7 +116,7 @@ def round_to_saved(model: Any, dtype: torch.dtype | None = None) -> None:
     """Give the weights, in place, the values that they will have in the file; `dtype` as for `to_save`."""
     wanted = to_save(model, dtype)
     for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(wanted[name]).to(parameter.dtype)
+        parameter.data.copy_(parameter.data.to(wanted[name]))
 
 
 def name_of(dtype: torch.dtype) -> str:

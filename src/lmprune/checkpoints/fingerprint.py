@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from .tensor_file import raw
 
 
 def weights_fingerprint(model: Any) -> str:
@@ -15,19 +16,18 @@ def weights_fingerprint(model: Any) -> str:
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
-        digest.update(_raw(tensor))
+        digest.update(raw(tensor))
     return digest.hexdigest()
 
 
-def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of tensors, by their names, with their types and shapes."""
+def tensors_fingerprint(
+    tensors: Mapping[str, Tensor], seen: Callable[[str, Tensor], object] = lambda _name, _tensor: None
+) -> str:
+    """SHA-256 of tensors, by their names, with their types and shapes; each is asked for once, and shown to `seen`."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
+    for name in sorted(tensors):
+        tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_raw(tensor))
+        digest.update(raw(tensor))
+        seen(name, tensor)
     return digest.hexdigest()
-
-
-def _raw(tensor: Tensor) -> memoryview:
-    """Its numbers as bytes."""
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

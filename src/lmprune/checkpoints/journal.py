@@ -4,79 +4,19 @@ and a run that was stopped goes on from what was done of each of its walks along
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from ..errors import UserError
 from ..progress import silent
 from ..sites.pages import Read, pages_of
-from . import sealed
 from .fingerprint import tensors_fingerprint
-from .rooms import scratch
+from .shelf import SUFFIX, Shelf, Tensors
 
-Tensors = Mapping[str, Tensor]
-
-_SUFFIX = ".safetensors"
-
-
-class Shelf(MutableMapping[str, Tensors]):
-    """Tensors on the disk by name. lasting: for a later run, too; a file that is not what was written is as good as
-    none, and asking for it raises a UserError."""
-
-    def __init__(self, folder: Path, *, lasting: bool):
-        self.folder, self.lasting = folder, lasting
-
-    @classmethod
-    def for_now(cls, name: str) -> Shelf:
-        """One among temporary files, that goes when nobody knows of it any more."""
-        life = ExitStack()
-        found = cls(life.enter_context(scratch(name)), lasting=False)
-        weakref.finalize(found, life.close)
-        return found
-
-    def __setitem__(self, name: str, tensors: Tensors) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if self.lasting:
-            sealed.write(self._file(name), tensors)
-        else:
-            save_file({each: values.contiguous() for each, values in tensors.items()}, self._file(name))
-
-    def __getitem__(self, name: str) -> Tensors:
-        if self.lasting:
-            return sealed.read(self._file(name), "throw the run away with --force")
-        return load_file(self._file(name))
-
-    def __contains__(self, name: object) -> bool:
-        if not self.has(str(name)):
-            return False
-        try:
-            self[str(name)]
-        except UserError:
-            return False
-        return True
-
-    def has(self, name: str) -> bool:
-        """Whether there is a file, damaged or not."""
-        return self._file(name).exists()
-
-    def __delitem__(self, name: str) -> None:
-        """One that is not there may go, too."""
-        self._file(name).unlink(missing_ok=True)
-
-    def __iter__(self) -> Iterator[str]:
-        return (file.name.removesuffix(_SUFFIX) for file in self.folder.glob(f"*{_SUFFIX}"))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def _file(self, name: str) -> Path:
-        return self.folder / f"{name}{_SUFFIX}"
+_NOTHING: Tensors = {}
 
 
 class Stage:
@@ -88,11 +28,11 @@ class Stage:
 
     def __init__(self, found: MutableMapping[str, Tensors], states: Shelf | None, note: Callable[[str], None] = silent):
         self.found, self._states = found, states
-        self.done, self.state = 0, dict[str, Tensor]()
+        self.done, self.state = 0, _NOTHING
         for step in sorted(map(int, states or ()), reverse=True):
             assert states is not None
             try:
-                self.state, self.done = dict(states[str(step)]), step
+                self.state, self.done = states[str(step)], step
                 break
             except UserError as error:
                 note(f"the state after block {step} is damaged ({error}), and the one before it used")
@@ -105,7 +45,7 @@ class Stage:
 
     def end(self, state: Callable[[], Tensors]) -> None:
         """A step has been made, and all that was found in it is there. state: what enters the next, where it lasts."""
-        self.done, self.state = self.done + 1, {}
+        self.done, self.state = self.done + 1, _NOTHING
         if self._states is not None:
             self._states[str(self.done)] = state()
             del self._states[str(self.done - 2)]  # the last but one stays, for where the last is damaged
@@ -122,7 +62,7 @@ class Journal:
     @property
     def empty(self) -> bool:
         """Whether a later run would find nothing to go on from."""
-        return not any(self.folder.glob(f"*/states/*{_SUFFIX}"))
+        return not any(self.folder.glob(f"*/states/*{SUFFIX}"))
 
     def stage(self, name: str) -> Stage:
         """The walk of that name, of which a run has one."""
@@ -181,13 +121,3 @@ def stage_of(model: Any, name: str) -> Stage:
     if (journal := _JOURNALS.get(model)) is not None:
         return journal.stage(name)
     return Stage({} if pages_of(model) is None else Shelf.for_now(name), None)
-
-
-def numbered(tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-    """A list as it is kept."""
-    return {str(number): values for number, values in enumerate(tensors)}
-
-
-def listed(tensors: Tensors, device: torch.device | None = None) -> list[Tensor]:
-    """What `numbered` made of a list."""
-    return [tensors[str(number)].to(device) for number in range(len(tensors))]

@@ -6,12 +6,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..foreign import reading
+from . import tensor_file
 from .fingerprint import tensors_fingerprint
+from .tensor_file import InFile, Outline
 from .writing import written_aside
 
 #: in a file's metadata, what its tensors are known by
@@ -19,19 +19,26 @@ _SEAL = "sha256"
 
 
 def write(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """The file has its name when the disk has all of it. Raises: UserError for what the disk refuses."""
-    held = {name: values.detach().cpu().contiguous() for name, values in tensors.items()}
+    """The file has its name when the disk has all of it; of the tensors one is in memory at a time, where they are not.
+
+    Raises: UserError for what the disk refuses.
+    """
+    outlines: dict[str, Outline] = {}
+    seal = tensors_fingerprint(tensors, lambda name, values: outlines.update({name: tensor_file.outline(values)}))
     with written_aside(file, folder=False) as aside:
-        save_file(held, aside, {_SEAL: tensors_fingerprint(held)})
+        tensor_file.write(aside, tensors, outlines, {_SEAL: seal})
         to_disk(aside)
     to_disk(file.parent)
 
 
-def read(file: Path, cure: str) -> dict[str, Tensor]:
-    """cure: what to do about a file that is damaged, for the message. Raises: UserError."""
-    with reading(f"{file} is damaged", cure), safe_open(file, "pt", backend="pread") as opened:
-        found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
-        if (opened.metadata() or {}).get(_SEAL) != tensors_fingerprint(found):
+def read(file: Path, cure: str) -> Mapping[str, Tensor]:
+    """What was written, each tensor when it is asked for; all have been looked at by then.
+
+    cure: what to do about a file that is damaged, for the message. Raises: UserError.
+    """
+    with reading(f"{file} is damaged", cure):
+        found = InFile(file)
+        if found.metadata.get(_SEAL) != tensors_fingerprint(found):
             raise ValueError("it is not what was written there")
         return found
 

@@ -205,6 +205,15 @@ Stream = Annotated[
         rich_help_panel=MODELS,
     ),
 ]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="BYTES",
+        help="Read as with --stream, and hold no more than 4GB, 800MB, …: hidden states beyond it lie on the disk.",
+        show_default=False,
+        rich_help_panel=MODELS,
+    ),
+]
 Trust = Annotated[
     bool,
     typer.Option(

@@ -14,6 +14,7 @@ from ..budget.selection import SCOPES
 from ..checkpoints import checkpoint, dtypes
 from ..checkpoints.begun import PRUNING, forget
 from ..checkpoints.licences import find_licence
+from ..checkpoints.states import bind
 from ..checkpoints.writing import check_not_read
 from ..errors import unknown
 from ..evaluation.memory import peak_memory_mb
@@ -33,6 +34,7 @@ from .asked import Asked, Made, Opened, goes_on_schedule, usual_text
 from .card import model_card
 from .earlier_plan import history, tell_of_plan
 from .kept import Kept, kept_before
+from .needs import parse_memory, room_for_states
 from .opening import check_streams, check_trains, open_model
 from .reproduce import (
     check_unfinished,
@@ -57,8 +59,11 @@ def prune(terminal: Teller, **options: Any) -> dict[str, Any]:
     """`lmprune prune`; the options are those of `check`. Raises: UserError; nothing is written then."""
     began = time.perf_counter()
     asked = check(**options)
+    room = room_for_states(terminal, asked)
     opened = open_asked(terminal, asked)
     check_whole(opened.dense)
+    if room is not None:
+        bind(opened.dense, room)
     walks = pages_of(opened.dense) is not None and asked.calibrates and asked["max_ppl_ratio"] is None
     asked = replace(asked, kept=(asked.kept or Kept(asked["out"], asked.options)) if walks else None)
     with asked.begun(opened.dense, terminal):
@@ -84,7 +89,7 @@ def check(
     dtype: str, save_dtype: str | None, device: str, seed: int, scores_out: Path | None, force: bool,
     ffn: str | None, chat_template: bool, stream: bool, trust_remote_code: bool, prompts: Path | None,
     answer_tokens: int, max_ppl_ratio: float | None = None, quick: bool = False, time_budget: str | None = None,
-    run_file: Path | None = None, **training_options: Any,
+    max_memory: str | None = None, run_file: Path | None = None, **training_options: Any,
 ) -> Asked:  # fmt: skip
     """Everything that can be found wrong before a weight or a text is read. Raises: UserError."""
     options = flat(locals())
@@ -103,6 +108,7 @@ def check(
     if scope not in (None, *SCOPES):
         raise unknown("scope", scope, SCOPES)
     kind = checkpoint.check_save_dtype(save_dtype)
+    options["stream"] = stream = stream or parse_memory(max_memory) is not None
     check_not_read(out, model, training.teacher if training else None)
     check_unfinished("prune", options, out)
     destination = checkpoint.check_out(out, force=force)

@@ -24,7 +24,7 @@ from ..training.run_folder import TRAINING_LOG
 
 #: options that a run's result does not depend on
 _WITHOUT_EFFECT = frozenset(
-    "out scores_out force resume save_every report_to run_file prompts answer_tokens stream".split()
+    "out scores_out force resume save_every report_to run_file prompts answer_tokens stream max_memory".split()
 )
 
 

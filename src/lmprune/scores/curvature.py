@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints.journal import Tensors, stage_of
+from ..checkpoints.journal import stage_of
+from ..checkpoints.shelf import Tensors
 from ..precision import full_products, in_float64
 from ..processes import Share
 from ..progress import Progress

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..checkpoints.states import States, states_of
 from ..progress import Progress
 from ..sites.layers import Layers
 from ..sites.walk import Blocks
@@ -37,22 +38,23 @@ def block_influence(model: Any, site: Layers, input_ids: Tensor, progress: Progr
 def loss_without(model: Any, site: Layers, input_ids: Tensor, progress: Progress | None = None) -> Tensor:
     """The mean next-token loss of the model without the unit, (U,): log of its perplexity."""
     blocks, sums_U = Blocks(model, [*site.blocks]), torch.zeros(site.count, dtype=torch.float64)
-    without: list[list[tuple[Tensor, Tensor]]] = []  # of each unit so far, each batch, and the stream without the unit
+    without: list[States] = []  # of each unit so far, the stream without it
 
     def go_on(begin: int, end: int) -> None:
         """All of them through these blocks, so that each is read once where they lie in files."""
         for layer in range(begin, end):
-            for streams in without:
-                streams[:] = [(batch_BT, blocks.run(layer, states_BTD)) for batch_BT, states_BTD in streams]
+            for stream in without:
+                for i, states_BTD in enumerate(stream):
+                    stream[i] = blocks.run(layer, states_BTD)
 
-    for unit, batch_BT, _, states_BTD in _both(model, site, input_ids, progress, blocks):
+    for unit, _, _, states_BTD in _both(model, site, input_ids, progress, blocks):
         if unit == len(without):
             go_on(site.members[unit - 1] + 1 if unit else 0, site.members[unit] + 1)
-            without.append([])
-        without[unit].append((batch_BT, states_BTD))
+            without.append(states_of(model, ()))
+        without[unit].append(states_BTD)
     go_on(site.members[-1] + 1, len(site.blocks))
-    for unit, streams in enumerate(without):
-        for batch_BT, states_BTD in streams:
+    for unit, stream in enumerate(without):
+        for states_BTD, batch_BT in zip(stream, _batches(model, input_ids), strict=True):
             sums_U[unit] += _loss(blocks, states_BTD, batch_BT)
     return sums_U / (input_ids.numel() - len(input_ids))
 
@@ -90,16 +92,21 @@ def _both(
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
     """(a unit, a batch, the stream (B, T, D) after the unit's block, the same without the unit), along the walk."""
     blocks = blocks or Blocks(model, [*site.blocks])
-    batches = [batch_BT.to(next(model.parameters()).device) for batch_BT in input_ids.split(_BATCH)]
-    hidden = [blocks.inputs(batch_BT) for batch_BT in batches]
+    batches = _batches(model, input_ids)
+    hidden = states_of(model, map(blocks.inputs, batches))
     unit_of = {member: unit for unit, member in enumerate(site.members)}
     for layer in range(len(site.blocks)):
         for i, batch_BT in enumerate(batches):
-            before_BTD, hidden[i] = hidden[i], blocks.run(layer, hidden[i])
+            before_BTD = hidden[i]
+            hidden[i] = after_BTD = blocks.run(layer, before_BTD)
             if (unit := unit_of.get(layer)) is not None:
-                yield unit, batch_BT, hidden[i], _skipping(site, unit, blocks, before_BTD)
+                yield unit, batch_BT, after_BTD, _skipping(site, unit, blocks, before_BTD)
         if progress:
             progress(layer + 1, len(site.blocks))
+
+
+def _batches(model: Any, input_ids: Tensor) -> list[Tensor]:
+    return [batch_BT.to(next(model.parameters()).device) for batch_BT in input_ids.split(_BATCH)]
 
 
 def _skipping(site: Layers, unit: int, blocks: Blocks, before_BTD: Tensor) -> Tensor:

@@ -9,7 +9,9 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from ..checkpoints.journal import Stage, Tensors, listed, numbered, stage_of
+from ..checkpoints.journal import Stage, stage_of
+from ..checkpoints.shelf import Tensors
+from ..checkpoints.states import Numbered, States, listed, states_of
 from ..precision import precise
 from ..progress import Progress
 from ..sites.pages import here, pages_of
@@ -107,8 +109,9 @@ def _read_by_blocks(
         backward_by_blocks(blocks, batches, attach, stage, end_batch, end_block, progress)
         return
     last = 1 + max(observer.site.address.layer for observer in observers)
-    hidden = [blocks.inputs(batch_BT) for batch_BT in batches]
-    hidden = listed(stage.state, batches[0].device) or hidden
+    blocks.learn(batches)
+    begin = listed(stage.state, batches[0].device) if stage.state else map(blocks.inputs, batches)
+    hidden = states_of(blocks.model, begin)
     for layer in range(stage.done, last):
         with ExitStack() as stack:
             attach(stack, here(blocks.blocks[layer]))
@@ -116,7 +119,7 @@ def _read_by_blocks(
                 hidden[i] = blocks.run(layer, states_BTD)
                 end_batch(layer)
         end_block(layer)
-        stage.end(partial(numbered, hidden))
+        stage.end(partial(Numbered, {"": hidden}))
         if progress:
             progress(layer + 1, last)
 
@@ -145,40 +148,41 @@ def backward_by_blocks(
     """
     inputs = stage_of(blocks.model, "inputs").found
     number, device = len(blocks.blocks), batches[0].device
-    hidden = _entering(blocks, batches, inputs, number - stage.done)
-    grads = listed(stage.state, device) or [
-        _gradient(blocks, states_BTD, batch_BT) for states_BTD, batch_BT in zip(hidden, batches, strict=True)
-    ]
-    del hidden
+    states = _entering(blocks, batches, inputs, number - stage.done)
+    if stage.state:
+        del states
+        states = states_of(blocks.model, listed(stage.state, device))
+    else:
+        for i, batch_BT in enumerate(batches):
+            states[i] = _gradient(blocks, states[i], batch_BT)
     for layer in reversed(range(number - stage.done)):
         with ExitStack() as stack:
             watch(stack, here(blocks.blocks[layer]))
             for i, states_BTD in enumerate(listed(inputs[str(layer)], device)):
                 leaf_BTD = states_BTD.requires_grad_()
-                blocks.through(layer, leaf_BTD).backward(grads[i])
+                blocks.through(layer, leaf_BTD).backward(states[i])
                 assert leaf_BTD.grad is not None
-                grads[i] = leaf_BTD.grad
+                states[i] = leaf_BTD.grad
                 after(layer)
         ended(layer)
-        stage.end(partial(numbered, grads))
+        stage.end(partial(Numbered, {"": states}))
         del inputs[str(layer)]
         if progress:
             progress(number - layer, number)
 
 
-def _entering(
-    blocks: Blocks, batches: Sequence[Tensor], inputs: MutableMapping[str, Tensors], number: int
-) -> list[Tensor]:
+def _entering(blocks: Blocks, batches: Sequence[Tensor], inputs: MutableMapping[str, Tensors], number: int) -> States:
     """What comes out of the first `number` of the blocks; what enters each of them is put into `inputs`, where it is
     not there yet."""
     first = next((layer for layer in range(number) if str(layer) not in inputs), number)
-    hidden = [blocks.inputs(batch_BT) for batch_BT in batches]
-    if first:
-        hidden = listed(inputs[str(first - 1)], hidden[0].device)
+    blocks.learn(batches)
+    begin = listed(inputs[str(first - 1)], batches[0].device) if first else map(blocks.inputs, batches)
+    hidden = states_of(blocks.model, begin)
     for layer in range(max(first - 1, 0), number):
         if layer >= first:
-            inputs[str(layer)] = numbered(hidden)
-        hidden = [blocks.run(layer, states_BTD) for states_BTD in hidden]
+            inputs[str(layer)] = Numbered({"": hidden})
+        for i, states_BTD in enumerate(hidden):
+            hidden[i] = blocks.run(layer, states_BTD)
     return hidden
 
 

@@ -6,7 +6,7 @@ sequences all have one length and no padding, so those arguments depend on the b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -32,9 +32,9 @@ class _Stated(nn.Module):
 
 
 def list_of(model: nn.Module, block: nn.Module) -> nn.ModuleList:
-    """The model's list of blocks, of which `block` is one."""
+    """The model's list of blocks, of which `block` is one, or which it is."""
     lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
-    return next(blocks for blocks in lists if any(one is block for one in blocks))
+    return next(blocks for blocks in lists if any(one is block for one in (blocks, *blocks)))
 
 
 class Blocks:
@@ -47,10 +47,16 @@ class Blocks:
         self._tuples = False  # whether a block puts out a tuple, whose first is the hidden states
 
     @torch.no_grad()
+    def learn(self, batches: Iterable[Tensor]) -> None:
+        """See what blocks are called with for batches (B, T) of these sizes, where nobody asks for `inputs`."""
+        for batch_BT in batches:
+            if len(batch_BT) not in self._calls:
+                self._calls[len(batch_BT)] = self._observe(batch_BT)
+
+    @torch.no_grad()
     def inputs(self, batch_BT: Tensor) -> Tensor:
         """The hidden states (B, T, D) that enter the first block for these token ids."""
-        if len(batch_BT) not in self._calls:
-            self._calls[len(batch_BT)] = self._observe(batch_BT)
+        self.learn([batch_BT])
         seen: list[Tensor] = []
 
         def stop(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -21,8 +21,9 @@ from ..budget.budget import Spending
 from ..budget.choosing import least_for, multiple_for
 from ..budget.levels import Choices, grid
 from ..budget.search import SEARCHES, Course, ranking
-from ..checkpoints.journal import Tensors, journal_of
+from ..checkpoints.journal import journal_of
 from ..checkpoints.rooms import scratch
+from ..checkpoints.shelf import Tensors
 from ..progress import Stages, silent
 from ..sites.pages import here, pages_of
 from ..sites.site import Site

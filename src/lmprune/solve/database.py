@@ -95,7 +95,7 @@ class Database(Mapping[Address, LeastSquares]):
         return full, refitted[len(rows)] if problem.pinned else None
 
     def _load(self, address: Address) -> dict[str, Tensor]:
-        return sealed.read(self._file(address), "remove it, and it is made again")
+        return dict(sealed.read(self._file(address), "remove it, and it is made again"))
 
     def _file(self, address: Address) -> Path:
         return self.folder / f"{address}{_SUFFIX}"

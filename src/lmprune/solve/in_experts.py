@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from ..budget.choosing import alike, choose
 from ..budget.keeps import Keep
-from ..checkpoints.journal import Tensors, listed, numbered, stage_of
+from ..checkpoints.journal import stage_of
+from ..checkpoints.shelf import Tensors
+from ..checkpoints.states import Numbered, States, listed, states_of
 from ..errors import UserError
 from ..progress import Stages
 from ..scores.curvature import curvature_after
@@ -109,8 +111,9 @@ class InExperts(Solver):
         it cuts, and their problems. Of a run that goes on, what was done is as it was (see `walks.each`)."""
         listed_blocks, stage, progress = list_of(model, sites[0].block), stage_of(model, name), stages(name)
         blocks, device = Blocks(model, list(listed_blocks)), next(model.parameters()).device
-        hidden = [blocks.inputs(batch_BT.to(device)) for batch_BT in input_ids.split(_BATCH)]
-        hidden = listed(stage.state, device) or hidden
+        batches = [batch_BT.to(device) for batch_BT in input_ids.split(_BATCH)]
+        blocks.learn(batches)
+        hidden = states_of(model, listed(stage.state, device) if stage.state else map(blocks.inputs, batches))
         found, place_of = dict[int, Tensors](), {site.address.layer: place for place, site in enumerate(sites)}
         for place in (place for layer, place in place_of.items() if layer < stage.done):
             found[place] = _again(sites[place], stage.found[str(sites[place].address)])
@@ -129,19 +132,17 @@ class InExperts(Solver):
                 if stage.lasts:
                     stage.found[str(site.address)] = {**found[place], **_readers(seams)}
             hidden = after if after and not self.settings.sequential else _through(blocks, layer, hidden)
-            stage.end(partial(numbered, hidden))
+            stage.end(partial(Numbered, {"": hidden}))
             if progress:
                 progress(layer + 1, len(blocks.blocks))
         return [found[place] for place in range(len(sites))]
 
 
-def _through(blocks: Blocks, layer: int, hidden: Sequence[Tensor]) -> list[Tensor]:
-    return [blocks.run(layer, states_BTD) for states_BTD in hidden]
+def _through(blocks: Blocks, layer: int, hidden: States) -> States:
+    return states_of(blocks.model, (blocks.run(layer, states_BTD) for states_BTD in hidden))
 
 
-def _seen(
-    site: ExpertNeurons, seams: Sequence[Site], run: Callable[[], list[Tensor]]
-) -> tuple[list[Moments], list[Tensor]]:
+def _seen(site: ExpertNeurons, seams: Sequence[Site], run: Callable[[], States]) -> tuple[list[Moments], States]:
     """What enters each expert's reader as the layer runs, and what comes out of that. An expert that no token goes to
     has the moments of noise: no neuron is better."""
     seen = [Moments(seam) for seam in seams]

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..budget.keeps import Keep, keep_of
 from ..budget.selection import num_kept, select
-from ..checkpoints.journal import Tensors, stage_of
+from ..checkpoints.journal import stage_of
+from ..checkpoints.shelf import Tensors
 from ..checkpoints.shim import is_gone
 from ..progress import Stages, silent
 from ..scores.layers import LAYER_RULES, LayerRule, score_layers

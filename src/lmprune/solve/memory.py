@@ -56,15 +56,35 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class Held:
+    """Bytes that one part of the work holds beside the weights: hidden states, and all else."""
+
+    other: float
+    states: float = 0.0
+
+
+@dataclass(frozen=True)
 class Memory:
-    """Bytes beside the weights: at most at once, and in the temporary folder."""
+    """Bytes beside the weights: at most at once; where hidden states lie on the disk as far as they can (`least`); of
+    those states at most; and what else lies on the disk."""
 
     peak: float
+    least: float
+    states: float
     disk: float = 0.0
+
+    @classmethod
+    def of(cls, *parts: Held, disk: float = 0.0) -> Memory:
+        """parts: come one after the other."""
+        peak, least = max(part.other + part.states for part in parts), max(part.other for part in parts)
+        return cls(peak, least, max(part.states for part in parts), disk)
+
+
+NOTHING = Memory.of(Held(0.0))
 
 
 def states(shape: Shape, tokens: int, streams: int = 1) -> float:
-    """Of hidden states that are kept, and what a block makes of a batch of them."""
+    """Of hidden states that are kept."""
     return streams * tokens * shape.hidden * shape.number
 
 
@@ -73,20 +93,24 @@ def forwards(shape: Shape, seq_len: int) -> float:
     return _BATCH * seq_len * (8 * shape.hidden + 3 * shape.width) * shape.number
 
 
-def backwards(shape: Shape, tokens: int, seq_len: int) -> Memory:
+def backwards(shape: Shape, tokens: int, seq_len: int) -> Held:
     """One sequence forwards and back: what its blocks keep for it, and the logits with their gradient."""
     logits = 3 * seq_len * shape.vocabulary * shape.number
     block = seq_len * (10 * shape.hidden + 4 * shape.width) * shape.number
     if not shape.streamed:
-        return Memory(logits + block * len(shape.blocks))
-    entered = states(shape, tokens)
-    return Memory(max(logits, block) + 3 * entered, disk=entered * len(shape.blocks))
+        return Held(logits + block * len(shape.blocks))
+    return Held(max(logits, block), states(shape, tokens))
 
 
-def curvatures(shape: Shape, sites: Sequence[Site]) -> Memory:
-    """The metrics of the end loss, float64; on the disk but for one where the model is streamed."""
+def entered(shape: Shape, tokens: int) -> float:
+    """What enters each block of a streamed model, kept on the disk for the way back."""
+    return states(shape, tokens) * len(shape.blocks) if shape.streamed else 0.0
+
+
+def curvatures(shape: Shape, sites: Sequence[Site]) -> tuple[float, float]:
+    """The metrics of the end loss, float64, in memory and on the disk; there but for one of a streamed model."""
     each = [site.reader().shape[1] ** 2 * _DOUBLE for site in sites]
-    return Memory(2 * max(each), disk=sum(each)) if shape.streamed else Memory(sum(each) + max(each))
+    return (2 * max(each), sum(each)) if shape.streamed else (sum(each) + max(each), 0.0)
 
 
 def elimination(sites: Sequence[Site]) -> float:

@@ -18,7 +18,8 @@ from ..budget.budget import Spending
 from ..budget.choosing import alike, choose, counts_of
 from ..budget.keeps import Keep
 from ..budget.selection import Scope
-from ..checkpoints.journal import Tensors, stage_of
+from ..checkpoints.journal import stage_of
+from ..checkpoints.shelf import Tensors
 from ..processes import of_first
 from ..progress import Phase, Stages, silent
 from ..scores.curvature import Matrices, output_curvature
@@ -28,7 +29,7 @@ from ..sites.site import Site, seams
 from . import duration, memory
 from .duration import Pace, Work
 from .elimination import Elimination, LeastSquares, eliminate
-from .memory import Memory, Shape
+from .memory import Held, Memory, Shape
 from .solver import Selection, Solution, Solver
 from .walks import cut, each
 
@@ -109,12 +110,15 @@ class Obs(Solver):
     def memory(self, work: Work, shape: Shape) -> Memory | None:
         sites, how = seams(work.sites, self.name), self.settings
         few = work.read(how.gradient_tokens)
-        metrics = memory.curvatures(shape, sites) if how.end_loss else Memory(0.0)
-        back = memory.backwards(shape, few, work.seq_len) if how.end_loss else Memory(0.0)
+        metrics, matrices = memory.curvatures(shape, sites) if how.end_loss else (0.0, 0.0)
         streams = 1 + (how.sequential and how.compensation > 0)
         solving = max(memory.elimination(sites), memory.moments(sites) + memory.forwards(shape, work.seq_len))
-        walking = memory.states(shape, work.tokens, streams) + solving
-        return Memory(metrics.peak + max(back.peak, walking), metrics.disk + back.disk)
+        walked = memory.states(shape, work.tokens, streams)
+        parts, disk = [Held(metrics + solving, walked)], 0.0
+        if how.end_loss:
+            back = memory.backwards(shape, few, work.seq_len)
+            parts, disk = [*parts, Held(metrics + back.other, back.states)], matrices + memory.entered(shape, few)
+        return Memory.of(*parts, disk=disk)
 
     def check_spends(self, kinds: Iterable[Kind]) -> None:
         """Errors of neurons and of heads are in one unit of measure."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Unpack
 
 from torch import Tensor
@@ -20,7 +20,7 @@ from ..sites.site import Site, seams
 from . import duration, memory
 from .bias import MEAN, bias_compensation
 from .duration import Pace, Work
-from .memory import Memory, Shape
+from .memory import Held, Memory, Shape
 from .solver import Selection, Solution, Solver
 
 #: how many of the calibration tokens a criterion that needs gradients reads
@@ -77,16 +77,17 @@ class Scored(Solver):
 
     def memory(self, work: Work, shape: Shape) -> Memory | None:
         needs = self._needs()
-        if any(not isinstance(site, Site) for site in work.sites):
-            return None if needs else Memory(0.0)
         if not needs:
-            return Memory(0.0)
+            return memory.NOTHING
+        if any(not isinstance(site, Site) for site in work.sites):
+            return None
         if needs & GRADIENT:
-            copies = sum(shape.blocks) * 4 if "weight_taylor" in needs else 0
-            found = memory.backwards(shape, work.read(GRADIENT_TOKENS), work.seq_len)
-            return replace(found, peak=found.peak + copies)
-        kept = memory.states(shape, work.tokens, 2) if shape.streamed else 0.0
-        return Memory(kept + memory.forwards(shape, work.seq_len))
+            copies = (max if shape.streamed else sum)(shape.blocks) * 4 if "weight_taylor" in needs else 0
+            few = work.read(GRADIENT_TOKENS)
+            back = memory.backwards(shape, few, work.seq_len)
+            return Memory.of(Held(copies + back.other, back.states), disk=memory.entered(shape, few))
+        kept = memory.states(shape, work.tokens) if shape.streamed else 0.0
+        return Memory.of(Held(memory.forwards(shape, work.seq_len), kept))
 
     def _needs(self, chosen: bool = False) -> frozenset[str]:
         """Names of the statistics that are read."""

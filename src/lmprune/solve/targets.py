@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints.journal import Stage, Tensors, listed, numbered
+from ..checkpoints.journal import Stage
+from ..checkpoints.shelf import Tensors
+from ..checkpoints.states import Numbered, listed, states_of
 from ..precision import full_products, in_float64, place_of_float64
 from ..processes import Share
 from ..progress import Progress
@@ -100,34 +102,31 @@ class _Streams:
         self.text = text
         self.blocks = Blocks(model, [*list_of(model, probe.block)])
         device = next(model.parameters()).device
-        self.hidden = [self.blocks.inputs(batch_BT.to(device)) for batch_BT in text.mine.split(batch_size)]
+        batches = [batch_BT.to(device) for batch_BT in text.mine.split(batch_size)]
+        self.blocks.learn(batches)
         self.without = without
         if state:
             self._take_up(state, device)
             return
+        self.hidden = states_of(model, map(self.blocks.inputs, batches))
         gain = text.first(residual_gain(self.blocks, probe, self.hidden[0])) if compensation else None
-        self.dense = list(self.hidden) if gain else None
+        self.dense = states_of(model, self.hidden) if gain else None
         self.share = compensation / gain if gain else 0.0
         self.apart = False
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> Tensors:
         """What enters the next block, and what else is to be known then."""
-        parts = {"hidden": numbered(self.hidden)}
-        if self.dense is not None and self.apart:
-            parts["dense"] = numbered(self.dense)
         about = torch.tensor([self.share, self.apart, self.dense is not None], dtype=torch.float64)
-        return {"about": about, **{f"{part}.{n}": v for part, values in parts.items() for n, v in values.items()}}
+        dense = [] if self.dense is None or not self.apart else self.dense
+        return Numbered({"about.": [about], "hidden.": self.hidden, "dense.": dense})
 
     def _take_up(self, state: Tensors, device: torch.device) -> None:
-        self.share, apart, two = state["about"].tolist()
+        model = self.blocks.model
+        self.share, apart, two = state["about.0"].tolist()
         self.apart = bool(apart)
-
-        def part(name: str) -> list[Tensor]:
-            own = {key.removeprefix(name): values for key, values in state.items() if key.startswith(name)}
-            return listed(own, device)
-
-        self.hidden = part("hidden.")
-        self.dense = (part("dense.") if self.apart else list(self.hidden)) if two else None
+        self.hidden = states_of(model, listed(state, device, "hidden."))
+        dense = listed(state, device, "dense.") if self.apart else self.hidden
+        self.dense = states_of(model, dense) if two else None
 
     def run_dense(self, layer: int) -> None:
         """What the dense model's block puts out, before it is cut; while the two are one, `moments` sees it."""
@@ -146,7 +145,8 @@ class _Streams:
     def pass_by(self, layer: int) -> None:
         """What `moments` does of no sites: the dense model's states go on while the two are one."""
         if self.dense and not self.apart:
-            self.dense = [self._pruned(layer, states_BTD) for states_BTD in self.hidden]
+            for i, states_BTD in enumerate(self.hidden):
+                self.dense[i] = self._pruned(layer, states_BTD)
 
     def _pruned(self, layer: int, states_BTD: Tensor) -> Tensor:
         """The states after the block as the pruned model has it."""

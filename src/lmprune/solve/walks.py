@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..checkpoints.journal import Stage, Tensors, stage_of
+from ..checkpoints.journal import Stage, stage_of
+from ..checkpoints.shelf import Tensors
 from ..progress import Progress, Stages
 from ..sites.address import Address
 from ..sites.pages import here

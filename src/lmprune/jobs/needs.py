@@ -1,0 +1,174 @@
+"""What pruning at once needs, as a whole and block by block, from the config alone; and a bound that it keeps to."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from ..budget.choosing import alike, choose
+from ..budget.keeps import Keep
+from ..checkpoints import dtypes, models
+from ..errors import UserError
+from ..progress import Teller
+from ..sites.find import find_sites
+from ..sites.place import Place
+from ..solve.duration import Work
+from ..solve.memory import NOTHING, Memory, Shape
+from . import budgeting
+from .asked import Asked
+
+#: bytes of a text, its tokenizer, and what is imported for them
+_TEXT = 150e6
+_UNITS = {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12}
+_UNITS |= {"kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30, "tib": 2.0**40}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Of one way to do it. base: bytes that the program itself has. number, saved: bytes of a parameter in memory, and
+    in the result. before, after: parameters. held: beside the weights; None where that is not known."""
+
+    base: float
+    shape: Shape
+    saved: int
+    before: int
+    after: int
+    held: Memory | None
+    work: Work
+
+    @property
+    def result(self) -> float:
+        """Bytes of weights that are written."""
+        return self.after * self.saved
+
+    @property
+    def peak(self) -> float | None:
+        """Bytes at most."""
+        return self._with(self.held and self.held.peak)
+
+    @property
+    def least(self) -> float | None:
+        """Bytes without which it can't be done."""
+        return self._with(self.held and self.held.least)
+
+    def _with(self, held: float | None) -> float | None:
+        return None if held is None else self.base + max(self.shape.weights + held, self._saving)
+
+    def room(self, bound: float | None) -> float | None:
+        """Bytes of hidden states that fit beside all else into `bound`; None: all do. bound: no less than `least`."""
+        if bound is None or self.peak is None or self.least is None or self.peak <= bound:
+            return None
+        return bound - self.least
+
+    def spilled(self, bound: float | None) -> float:
+        """Bytes of hidden states that lie on the disk."""
+        room = self.room(bound)
+        return 0.0 if room is None or self.held is None else max(self.held.states - room, 0.0)
+
+    @property
+    def _saving(self) -> float:
+        """While it is opened, and while it is written: what is beside the base."""
+        shape, casts = self.shape, self.saved != self.shape.number
+        if not shape.streamed:  # a file is made of a copy, and of another where it is another dtype
+            return self.after * shape.number + self.after * self.saved * (1 + casts)
+        outside = shape.outside * (shape.number + casts * self.saved)
+        return outside + max(shape.blocks) * shape.number
+
+
+def needs(asked: Asked, skeleton: Any) -> dict[str, Needs]:
+    """By the way: "whole", in memory, and "streamed", block by block. skeleton: the model without weights."""
+    kind = models.check_dtype(asked["dtype"])
+    number = (skeleton.dtype if isinstance(kind, str) else kind).itemsize
+    keep = asked["keep"]
+    if asked.plan is None:  # with a target, what it leaves of every layer
+        keep, _ = budgeting.uniform_share(asked.budget, skeleton, asked.kind, asked.kinds, asked.options)
+    sites = find_sites(skeleton, asked.kinds, asked.spec)
+    before, after = _parameters(asked, skeleton, sites, keep)
+    work = Work(sites, asked.calibration_tokens, asked["seq_len"], keep, asked["scope"] or asked.row.scope)
+    saved = (asked.kind or dtypes.main(skeleton, None)).itemsize
+    base = psutil.Process().memory_info().rss + (_TEXT if asked.calibrates else 0)
+    solver, found = asked.row.solver_of(asked.kinds), dict[str, Needs]()
+    for name in ("whole", "streamed"):
+        shape = Shape.of(skeleton, sites, number=number, streamed=name == "streamed")
+        held = solver.memory(work, shape) if asked.calibrates or asked.plan is None else NOTHING
+        if name == "whole" or asked.spec is None:
+            found[name] = Needs(base, shape, saved, before, after, held, work)
+    return found
+
+
+def _parameters(asked: Asked, skeleton: Any, sites: Sequence[Place], keep: Keep) -> tuple[int, int]:
+    """Of the model, before and after."""
+    before = sum(p.numel() for p in skeleton.parameters())
+    if asked.plan is not None:
+        kept = asked.plan.indices([site.address for site in sites])
+    else:
+        kept = choose(sites, alike(sites), keep, scope="local", multiple_of=asked["multiple_of"], seed=0)
+    gone = sum((site.count - len(units)) * site.params for site, units in zip(sites, kept, strict=True))
+    return before, before - gone
+
+
+def parse_memory(text: str | None) -> float | None:
+    """Bytes. Raises: UserError.
+
+    >>> parse_memory("4GB"), parse_memory("1.5 GiB"), parse_memory("800mb")
+    (4000000000.0, 1610612736.0, 800000000.0)
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?b|)\s*", text.lower())
+    if found is None or found[2] not in _UNITS or float(found[1]) == 0:
+        raise UserError(f"--max-memory {text!r} is no amount of memory; expected something like 4GB or 800MB")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def bound_of(asked: Asked) -> float | None:
+    """The bytes that `--max-memory` allows. Raises: UserError where nobody knows beforehand whether that can be kept to."""
+    if (bound := parse_memory(asked["max_memory"])) is None:
+        return None
+    if (device := models.check_device(asked.how["device"])).type != "cpu":
+        raise UserError(f"drop --max-memory, which bounds the processor's memory: hidden states are on {device}")
+    if asked.budget is not None and asked.budget.by != "uniform":
+        raise UserError(f"drop --max-memory: what --budget {asked.budget.by} holds is not known beforehand")
+    return bound
+
+
+def check_bound(asked: Asked, found: Needs, bound: float | None) -> None:
+    """Raises: UserError where it is less than one block needs."""
+    if bound is None:
+        return
+    if found.least is None:
+        kinds = " and ".join(asked.kinds)
+        raise UserError(f"drop --max-memory: what {asked.row.name} of {kinds} holds is not known beforehand")
+    if found.least > bound:
+        raise UserError(
+            f"--max-memory {asked['max_memory']} is too little: {asked.row.name} needs {_told(found.least)} for one "
+            f"block of {asked['model']} at a time, with all hidden states on the disk"
+        )
+
+
+def room_for_states(terminal: Teller, asked: Asked) -> float | None:
+    """Bytes of hidden states that may be in memory, by what `--max-memory` leaves for them; None: all of them.
+
+    Raises: UserError where it is less than one block needs.
+    """
+    if (bound := bound_of(asked)) is None:
+        return None
+    with terminal.busy(f"reading {asked['model']}"):
+        skeleton = models.skeleton(asked["model"], trust_remote_code=asked["trust_remote_code"], note=terminal.note)
+    found = needs(asked, skeleton)["streamed"]
+    check_bound(asked, found, bound)
+    if (spilled := found.spilled(bound)) > 0:
+        terminal.note(f"{_told(spilled)} of hidden states will lie on the disk, as --max-memory asks")
+    return found.room(bound)
+
+
+def _told(number: float) -> str:
+    """Three digits, and never less than it is."""
+    size, unit = (1e9, "GB") if number >= 1e9 else (1e6, "MB")
+    step = 10.0 ** (math.floor(math.log10(number / size)) - 2)
+    return f"{math.ceil(number / size / step) * step:.3g} {unit}"
