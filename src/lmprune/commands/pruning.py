@@ -134,8 +134,7 @@ def prune(
     `params_after`, `ffn_params_before`, `ffn_params_after`, `dtype`, `stock`, `data`, `seconds`,
     `estimated_seconds`, `peak_memory_mb`, `answers`, `quality`, `out`, `scores_out`, `command`, `pushed`;
     with training also `training` (its settings, `schedule`, `seconds`, `first_loss`, `last_loss`, `first_perplexity`,
-    `perplexity`).
-    With --dry-run another one: what would be left, and `ways`, what it takes as a whole and block by block.
+    `perplexity`). With --dry-run another: what would be left, and `ways`, what it takes as a whole and block by block.
     """
     options = given(locals())
     check_usage(ctx)

@@ -127,7 +127,7 @@ def parse_memory(text: str | None) -> float | None:
 
 
 def bound_of(asked: Asked) -> float | None:
-    """The bytes that `--max-memory` allows. Raises: UserError where nobody knows beforehand whether that can be kept to."""
+    """The bytes that `--max-memory` allows. Raises: UserError where nobody knows what is held."""
     if (bound := parse_memory(asked["max_memory"])) is None:
         return None
     if (device := models.check_device(asked.how["device"])).type != "cpu":
