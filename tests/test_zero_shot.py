@@ -117,7 +117,9 @@ def test_a_record_of_tasks_with_a_baseline(model: Path, folder: Path, tmp_path: 
         assert row["baseline_accuracy"] == alone["tasks"][name]["accuracy"]
         assert row["difference"] == pytest.approx(row["accuracy"] - row["baseline_accuracy"])
     assert record["mean_difference"] == pytest.approx(record["mean_accuracy"] - alone["mean_accuracy"])
-    shown = lmprune(*asked, "--baseline", other).out
+    told = lmprune(*asked, "--baseline", other)
+    assert "loglikelihood" not in told.err  # lm-eval's own bars
+    shown = told.out
     assert "piqa" in shown and "chance" in shown and f"{record['tasks']['boolq']['accuracy']:.3f}" in shown
 
 

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from tempfile import TemporaryDirectory
@@ -70,6 +71,7 @@ def answers(
         asked: Any = cast(Any, HFLM)(
             pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=str(model.device), add_bos_token=begins
         )  # fmt: skip
+        asked.loglikelihood = partial(asked.loglikelihood, disable_tqdm=True)  # `progress` tells what goes on
         for number, (name, task) in enumerate(tasks.items(), 1):
             result: Any = evaluator.evaluate(asked, {"tasks": {name: task}}, limit=limit, bootstrap_iters=0)
             found[name] = _answers(result["samples"][name])
