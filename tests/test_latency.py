@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from test_bad_input import refused
 from tiny_checkpoints import documented, lmprune
 from tiny_models import tiny_model
@@ -16,8 +17,10 @@ from lmprune.budget.costs import counts_before
 from lmprune.budget.target import CostTarget
 from lmprune.budget.timing import LatencyTable, Timing
 from lmprune.checkpoints import models
+from lmprune.checkpoints.shrinking import shrink
 from lmprune.errors import UserError
 from lmprune.jobs import latency as job
+from lmprune.plan import PrunePlan
 from lmprune.progress import silent
 from lmprune.sites.find import find_sites
 
@@ -46,6 +49,24 @@ def test_the_time_of_a_uniform_cut_is_what_was_measured(phase: Any, dense: float
     # one layer of three gains a third of what all gain
     first = {**before, sites[1].address: 24}
     assert sites[1].address == ("neurons", 0) and costs.total(first) == pytest.approx(dense - (dense - half) / 3)
+
+
+def test_the_table_serves_models_that_were_cut_from_its_own() -> None:
+    dense = tiny_model("llama")
+    before = counts_before(find_sites(dense, ("neurons", "heads")))
+    whole = table().costs(find_sites(dense, ("neurons", "heads")))
+    addresses = [a for a in before if a.kind == "neurons"]
+    shrink(dense, PrunePlan.of(addresses, [torch.arange(n) for n in (24, 40, 48)], [48] * 3))
+    sites = find_sites(dense, ("neurons", "heads"))
+    costs = table(cut=True).costs(sites)
+    now = counts_before(sites)
+    assert costs.total(now) == pytest.approx(whole.total(now)) and whole.total(now) < whole.total(before)
+    further = {a: min(count, 20) if a.kind == "neurons" else 1 for a, count in now.items()}
+    assert costs.total(further) == pytest.approx(whole.total(further))
+    with pytest.raises(UserError, match="whose layers have other neurons than this model's"):
+        table().costs(sites)  # of nobody knows which model
+    with pytest.raises(UserError, match="whose layers have other neurons"):
+        table(cut=True, shapes={"neurons": (48, 39, 48), "heads": (2, 2, 2)}).costs(sites)  # no cut made it wider
 
 
 def test_fewer_units_are_never_slower() -> None:

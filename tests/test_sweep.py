@@ -192,6 +192,23 @@ def test_a_family_is_asked_for_beside_the_one_before() -> None:
             job.each_from_the_one_before("m", place, parse_aims(wrong))
 
 
+def test_a_family_by_speed_reads_the_first_model_s_table(swept: Any, model: Path, tmp_path: Path) -> None:
+    """Each from the one before, three in a row: the table is of the model that they were all cut from."""
+    kinds = {"neurons": {"counts": [48, 8], "prefill": [1.0, 0.5], "decode": [2.0, 1.0]}}
+    table = {"format": "lmprune latency 1", "model": str(model), "shapes": {"neurons": [48] * 3}, "setting": {},
+             "machine": {}, "kinds": kinds}  # fmt: skip
+    (tmp_path / "table.json").write_text(json.dumps(table))
+    told = ("--latency-table", tmp_path / "table.json", "--family")
+    shown, _ = swept("1.1x,1.32x,1.5x", *told)
+    record = json.loads(shown.out)
+    costs = [each["record"]["cost"] for each in record["targets"]]
+    assert [cost["before"] for cost in costs] == pytest.approx([3.0, costs[0]["after"], costs[1]["after"]])
+    assert [3.0 / cost["after"] for cost in costs] == pytest.approx([1.1, 1.32, 1.5], rel=0.03)
+    (tmp_path / "table.json").write_text(json.dumps(table | {"model": "another"}))
+    other = (tmp_path / "out" / "speedup-1.1x", "--out", tmp_path / "o", "--target-speedup", "1.2x", *told[:2], *PRUNE)
+    assert "is of 'another', whose layers have other neurons" in refused("prune", *other)
+
+
 @pytest.mark.slow
 def test_a_family_trains_between_its_targets(swept: Any, model: Path, tmp_path: Path) -> None:
     """The second is a cut of the first as it was trained."""

@@ -143,6 +143,13 @@ class PrunePlan:
         """How the plan came about, for the provenance of what is made with it."""
         return {**self.unknown, "settings": dict(self.settings), "provenance": dict(self.provenance)}
 
+    def sources(self) -> Iterator[str]:
+        """The model that it was made for, the one that this one was cut from, and so on to the first."""
+        model: Mapping[str, Any] = self.provenance.get("model") or {}
+        while source := model.get("source"):
+            yield source
+            model = model.get("record", {}).get("provenance", {}).get("model") or {}
+
     def first_source(self) -> str | None:
         """The model whose neurons the indices name: that of the plan which was not made with another."""
         provenance: Mapping[str, Any] = self.provenance

@@ -33,6 +33,16 @@ class Curve:
         """
         return np.interp(counts, self.counts, self.costs)
 
+    def up_to(self, count: int) -> Curve:
+        """Of the site that has only so many units left.
+
+        >>> Curve((0, 4, 10), (0.0, 3.0, 6.0)).up_to(6)
+        Curve(counts=(0, 4, 6), costs=(0.0, 3.0, 4.0))
+        """
+        below = [point for point in zip(self.counts, self.costs, strict=True) if point[0] < count]
+        counts, costs = zip(*below, (count, float(self.at([count])[0])), strict=True)
+        return Curve(counts, costs)
+
 
 @dataclass(frozen=True)
 class Costs:

@@ -21,7 +21,7 @@ def allocate(errors: Sequence[np.ndarray], costs: Sequence[np.ndarray], most: fl
 
     >>> e, c = np.array([0.0, 1.0, 5.0]), np.array([4, 2, 0])
     >>> allocate([e, 3 * e], [c, c], 4)
-    (2, 0)
+    (1, 1)
     """
     least = [float(c.min()) for c in costs]
     room = most - sum(least)

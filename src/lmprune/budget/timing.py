@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from operator import le
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,7 +52,8 @@ class Timing:
 @dataclass(frozen=True)
 class LatencyTable:
     """shapes: a kind of units -> how many each layer of the model has. setting: engine, dtype, threads, batch, tokens.
-    machine: where it was measured. kinds: what was. phase: what is asked of it: the prompt, the new tokens, or both."""
+    machine: where it was measured. kinds: what was. phase: what is asked of it: the prompt, the new tokens, or both.
+    cut: it is asked about a model that was cut from the one that was measured."""
 
     model: str
     shapes: Mapping[Kind, tuple[int, ...]]
@@ -59,17 +61,17 @@ class LatencyTable:
     machine: Mapping[str, Any]
     kinds: Mapping[Kind, Timing]
     phase: Timed = "whole"
+    cut: bool = False
 
     def costs(self, places: Sequence[Place]) -> Costs:
         """Seconds; a layer's share of what the whole model gains. Raises: UserError where the table is about another
         model's shapes, or says nothing of a kind."""
-        curves = {}
+        curves, gone = {}, 0.0
         for kind in kinds_of(places):
             own = [place for place in places if place.address.kind == kind]
-            counts = tuple(place.count for place in own)
             if kind not in self.kinds:
                 raise UserError(f"the latency table says nothing of {kind}; measure it with --units {kind}")
-            if counts != self.shapes.get(kind):
+            if not self._covers(kind, [place.count for place in own]):
                 raise UserError(
                     f"the latency table is of {shown(self.model)}, whose layers have other {kind} than this model's; "
                     "measure this one with `lmprune latency`"
@@ -77,16 +79,25 @@ class LatencyTable:
             timing = self.kinds[kind]
             shares = np.array(timing.counts) / timing.counts[0]
             seconds = timing.seconds(self.phase) / len(own)
-            for place in own:
-                known = tuple(int(count) for count in np.rint(shares[::-1] * place.count))
-                curves[place.address] = Curve(known, tuple(map(float, (seconds - seconds[-1])[::-1])))
+            for place, measured in zip(own, self.shapes[kind], strict=True):
+                known = tuple(int(count) for count in np.rint(shares[::-1] * measured))
+                whole = Curve(known, tuple(map(float, (seconds - seconds[-1])[::-1])))
+                curves[place.address] = whole.up_to(place.count)
+                gone += whole.costs[-1] - curves[place.address].costs[-1]
         dense = self.kinds[next(iter(self.kinds))].seconds(self.phase)[0]
-        return costs_of("seconds", float(dense), curves)
+        return costs_of("seconds", float(dense) - gone, curves)
+
+    def _covers(self, kind: Kind, counts: Sequence[int]) -> bool:
+        """Whether layers of so many units were measured, or are narrower ones of a model that was cut."""
+        measured = self.shapes.get(kind, ())
+        if not self.cut:
+            return measured == tuple(counts)
+        return len(measured) == len(counts) and all(map(le, counts, measured))
 
     def record(self) -> dict[str, Any]:
-        """All but the phase, which is asked of it."""
+        """All but the phase and the model, which it is asked about."""
         record = asdict(self)
-        del record["phase"]
+        del record["phase"], record["cut"]
         return record
 
     def to_json(self) -> str:

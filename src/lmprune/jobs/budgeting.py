@@ -14,7 +14,7 @@ from ..budget.keeps import Keep
 from ..budget.search import SEARCHES, Effort
 from ..budget.selection import Scope
 from ..budget.target import CostTarget, Wish, parse_target
-from ..budget.timing import TIMED, LatencyTable
+from ..budget.timing import TIMED, LatencyTable, Timed
 from ..checkpoints import dtypes
 from ..checkpoints.writing import prove
 from ..errors import UserError, unknown
@@ -23,6 +23,7 @@ from ..plan import PrunePlan
 from ..progress import silent
 from ..sites.address import Kind
 from ..sites.find import find_sites
+from . import inspection
 from .training_options import Training
 
 
@@ -48,8 +49,15 @@ def budget_of(options: Mapping[str, Any]) -> Budget | None:
         raise UserError(f"search-minutes must be above 0, got {minutes:g}")
     if target is None and options.get("budget") is None:
         return None
-    loaded = LatencyTable.load(Path(table), phase) if table is not None else None
+    loaded = _table(Path(table), phase, options["model"]) if table is not None else None
     return Budget(target, by, Effort(seed=options["seed"], minutes=minutes), loaded, levels=options.get("levels"))
+
+
+def _table(file: Path, phase: Timed, model: str) -> LatencyTable:
+    """The table, which also serves a model that was cut from the one that was measured."""
+    found, plan = LatencyTable.load(file, phase), inspection.find_plan(model)
+    before = [Path(source).name for source in plan.sources()] if plan else []
+    return replace(found, cut=Path(found.model).name in before)
 
 
 def check_levels(folder: Path) -> None:
