@@ -100,8 +100,8 @@ class _Short(reprlib.Repr):
 def shown(value: object) -> str:
     """A value as a message quotes it: some of its characters, whatever it is.
 
-    >>> shown([[[[1]]]]), shown(10**40), len(shown("a" * 99))
-    ('[[[...]]]', '10000000000000000000000000000000000000000', 60)
+    >>> shown([[[[1]]]]), shown(10**9), len(shown("a" * 99))
+    ('[[[...]]]', '1000000000', 60)
     """
     told = one_line(_Short().repr(value))
     return told if len(told) <= _MOST_SHOWN else f"{told[:_MOST_SHOWN]}…"

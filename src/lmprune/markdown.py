@@ -34,7 +34,7 @@ def fenced(text: str, kind: str) -> str:
 
 
 def in_html(text: str) -> str:
-    """In HTML and SVG, attributes too: neither a tag, nor what turns the direction of a line, or is no character there.
+    r"""In HTML and SVG, attributes too: no tag, and nothing that turns a line around, or is no character there.
 
     >>> in_html("<b>\x1b\u202e")
     '&lt;b&gt;\\x1b\\u202e'

@@ -86,10 +86,10 @@ _TELLING = 0.1
 
 
 def duration(seconds: float) -> str:
-    """For people: 40 s, 3 min, 1 h 20 min.
+    """For people: 40 s, 3 min, 2 h 20 min.
 
-    >>> duration(39.6), duration(200), duration(4800)
-    ('40 s', '3 min', '1 h 20 min')
+    >>> duration(39.6), duration(200), duration(8400)
+    ('40 s', '3 min', '2 h 20 min')
     """
     if seconds < 90:
         return f"{seconds:.0f} s"

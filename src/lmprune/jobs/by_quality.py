@@ -126,7 +126,7 @@ def next_keep(trials: Sequence[Trial], wanted: float, shares: Sequence[float] = 
     """The one of `shares` to try next; None where enough is known. wanted: the logarithm that is to be held.
 
     >>> next_keep([Trial(0.86, 0.1, 0.01)], 0.2), next_keep([Trial(0.86, 0.1, 0.01), Trial(0.76, 0.25, 0.01)], 0.2)
-    (0.78, 0.8)
+    (0.78, 0.78)
     """
     low = max([trial.keep for trial in trials if trial.log > wanted], default=0.0)
     high = min([trial.keep for trial in trials if trial.log <= wanted], default=1.0)
