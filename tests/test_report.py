@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -171,8 +172,26 @@ def test_many_comparisons_are_corrected():
     rest = [claims.Evidence(name, -1.0, 2.0, 5) for name in "bcde"]
     found = claims.corrected([one, *rest])
     assert found[0].p == pytest.approx(5 * one.p) and found[0].verdict == "can't tell"
+    assert [each.level for each in found] == pytest.approx([0.01, 0.0125, 0.05 / 3, 0.025, 0.05])
     assert [each.p for each in found[1:]] == pytest.approx([min(1.0, 4 * rest[0].p)] * 4), "never less than one before"
     assert claims.corrected([one]) == (one,)
+
+
+@pytest.mark.parametrize("level", [0.05, 0.0125])
+@pytest.mark.parametrize("spread", [0.3, 1.0, 4.0])
+def test_how_many_seeds_would_tell(spread: float, level: float):
+    """Against scipy's noncentral t: a power of 0.8 with so many values, and not with fewer."""
+    margin = stats.t.ppf(0.975, 3) * spread / math.sqrt(4)
+
+    def power(n: int) -> float:
+        return stats.nct.sf(stats.t.ppf(1 - level / 2, n - 1), n - 1, math.sqrt(n) / spread)
+
+    needed = rows.values_needed(1.0, margin, 4, level)
+    assert needed is not None and power(needed + 1) > 0.78 and power(needed - 1) < 0.84
+    open_one = claims.Evidence("a - b", -1.0, 12.0, 4, level=level)
+    assert open_one.verdict == "can't tell"
+    assert str(open_one).endswith(f"; about {rows.values_needed(-1.0, 12.0, 4, level)} seeds would tell")
+    assert str(claims.Evidence("a - b", -1e-6, 12.0, 4)).endswith("; thousands of seeds would not tell")
 
 
 def test_evidence_names_its_interval():

@@ -8,12 +8,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from .rows import METRICS, Row, Section, mean_and_interval, p_value, paired
+from .rows import METRICS, Row, Section, mean_and_interval, p_value, paired, values_needed
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "can't tell"
 
 #: seeds without which nothing is said to hold or not to: two that agree by chance have a narrow interval
 FEWEST = 3
+#: a comparison that stands alone is decided below it
+LEVEL = 0.05
 #: "close to": within so much of the other's metric
 CLOSE = 0.05
 _ESTABLISHED = ("magnitude", "soft", "hard", "top_v")
@@ -23,7 +25,8 @@ _ESTABLISHED = ("magnitude", "soft", "hard", "top_v")
 class Evidence:
     """One comparison: the mean paired difference over seeds with its 95% interval; expected: to be below 0.
 
-    adjusted: its p as one of several comparisons (`corrected`); None = it stands alone.
+    adjusted: its p as one of several comparisons (`corrected`); None = it stands alone. level: what its own p has to be
+    below, as Holm's rule has it at its place among them.
     """
 
     what: str
@@ -31,6 +34,7 @@ class Evidence:
     margin: float
     seeds: int
     adjusted: float | None = None
+    level: float = LEVEL
 
     @property
     def p(self) -> float:
@@ -39,7 +43,7 @@ class Evidence:
 
     @property
     def verdict(self) -> str:
-        if self.seeds < FEWEST or self.p > 0.05:
+        if self.seeds < FEWEST or self.p > LEVEL:
             return OPEN
         return HOLDS if self.mean < 0 else FAILS
 
@@ -49,7 +53,14 @@ class Evidence:
         low, high = self.mean - self.margin, self.mean + self.margin
         few = "" if self.seeds >= FEWEST else f", which are fewer than {FEWEST}"
         told = f"{self.what}: {self.mean:+.3f}, 95% interval [{low:+.3f}, {high:+.3f}] of {self.seeds} seeds{few}"
-        return told if self.adjusted is None else f"{told}, p {self.p:.2g} among all"
+        told = told if self.adjusted is None else f"{told}, p {self.p:.2g} among all"
+        return told if self.verdict != OPEN else f"{told}; {self._needs()}"
+
+    def _needs(self) -> str:
+        needed = values_needed(self.mean, self.margin, self.seeds, self.level)
+        return (
+            "thousands of seeds would not tell" if needed is None else f"about {max(needed, FEWEST)} seeds would tell"
+        )
 
 
 @dataclass(frozen=True)
@@ -90,7 +101,7 @@ def corrected(evidence: Sequence[Evidence]) -> tuple[Evidence, ...]:
     adjusted, largest = list(evidence), 0.0
     for rank, i in enumerate(order):
         largest = max(largest, min(1.0, (len(evidence) - rank) * evidence[i].p))
-        adjusted[i] = replace(evidence[i], adjusted=largest)
+        adjusted[i] = replace(evidence[i], adjusted=largest, level=LEVEL / (len(evidence) - rank))
     return tuple(adjusted) if len(evidence) > 1 else tuple(evidence)
 
 

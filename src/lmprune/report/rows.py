@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,10 @@ METRICS: Mapping[str, tuple[str, bool]] = {
 
 #: two-sided 95% quantiles of Student's t for 1, 2, … degrees of freedom; beyond them the normal one
 _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+
+#: of a normal distribution, four fifths lie above minus so much
+_FOUR_IN_FIVE = 0.8416
+_MOST = 1000
 
 
 @dataclass(frozen=True)
@@ -189,8 +194,32 @@ def p_value(mean: float, margin: float, number: int) -> float:
         return 1.0
     if margin == 0:
         return float(mean == 0)
-    t, freedom = mean / margin * _quantile(number), number - 1
+    return _two_sided(mean / margin * _quantile(number), number - 1)
+
+
+def _two_sided(t: float, freedom: int) -> float:
     return float(mpmath.betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True))
+
+
+def values_needed(mean: float, margin: float, number: int, level: float) -> int | None:
+    """How many values would tell, four times in five, that the mean is not 0, were it and their spread what `number`
+    values show; None where that takes more than a thousand. level: what p has to be below.
+
+    The noncentral t of many values is taken to be normal, a standard error wide around what is expected of it.
+
+    >>> values_needed(1.0, 1.5, 3, 0.05), values_needed(0.001, 1.5, 3, 0.05), values_needed(1.0, math.inf, 1, 0.05)
+    (5, None, None)
+    """
+    if math.isinf(margin) or margin == 0 or mean == 0:
+        return None
+    by_one = abs(mean) / margin * _quantile(number) / math.sqrt(number)  # the mean in standard deviations
+
+    def tells(n: int) -> bool:
+        t = by_one * math.sqrt(n) - _FOUR_IN_FIVE
+        return t > 0 and _two_sided(t, n - 1) <= level
+
+    found = 2 + bisect_left(range(2, _MOST), True, key=tells)
+    return found if found < _MOST else None
 
 
 def paired(a: Sequence[Row], b: Sequence[Row], value: Callable[[Row], float | None]) -> list[float]:
