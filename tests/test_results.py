@@ -88,6 +88,64 @@ def test_recovery_and_units():
         assert f"`{method}` {unit('heads', method, 'local', None):.3f}" in told
 
 
+def spread(values: list[float], digits: int, *, of_mean: bool = False) -> str:
+    """Mean ± standard deviation, or error."""
+    width = stdev(values) / (math.sqrt(len(values)) if of_mean else 1)
+    return f"{fmean(values):.{digits}f} ± {width:.{digits}f}"
+
+
+def test_budgets_over_seeds():
+    """The table of the section too: every cell of it."""
+    half, more = ([budget("evolution", keep, seed)["wikitext"] for seed in range(3)] for keep in (0.5, 0.7))
+    assert row("the same with widths").startswith(
+        f"{spread(half, 3, of_mean=True)}; at 70% {spread(more, 3, of_mean=True)}"
+    )
+    known = {(r["by"], r["keep"], r["seed"]): r["ratio"] for r in records("budgets.jsonl") if "rounds" not in r}
+    lines = [line for line in PAGE.splitlines() if re.match(r"\| 0\.[57] \| (uniform|ranking|dp|evolution)", line)]
+    assert len(lines) == 8
+    for line in lines:
+        keep, by, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        ratios = [known.get((by.split()[0], float(keep), seed)) for seed in range(3)]
+        for cell, kind in zip((cells[0], *cells[2:]), ("wikitext", "c4", "code"), strict=True):
+            assert cell == ", ".join("not run" if r is None else f"{r[kind]:.3f}" for r in ratios)
+        assert cells[1] == spread([r["wikitext"] for r in ratios if r], 3, of_mean=True)
+
+
+def test_the_paper_on_smollm2():
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for r in records("paper_smollm2_wikitext.jsonl"):
+        config = r["config"]
+        if config["keep"] in (0.25, 1.0) and not config["distil"]:
+            found.setdefault(config["method"], {})[config["seed"]] = r
+    told = row("pruned to 25%")
+    section = PAGE.split("### The paper on SmolLM2-135M")[1].split("### ")[0]
+    assert len(found) == 9
+    for method, runs in found.items():
+        perplexities = [runs[seed]["eval"]["perplexity"] for seed in sorted(runs)]
+        (line,) = [line for line in section.splitlines() if line.startswith(f"| {method} | ")]
+        each = ", ".join(f"{runs[s]['eval']['perplexity']:.2f}" if s in runs else "not run" for s in range(3))
+        assert f" {each} | {spread(perplexities, 2)} |" in line
+        if method in ("gum", "top_v", "random"):
+            assert spread(perplexities, 2) in told
+        if method != "dense":
+            assert spread([r["redundancy"]["uniqueness_ratio"] for r in runs.values()], 4) in line
+    gains = [
+        math.log(found["gum"][s]["eval"]["perplexity"] / found["top_v"][s]["eval"]["perplexity"]) for s in range(3)
+    ]
+    assert f"{fmean(gains):.3f} [" in section
+
+
+def test_recovery_on_a_mix():
+    found = records("recovery_mix.jsonl")
+    section = PAGE.split("### Recovery on text of several kinds")[1].split("### ")[0]
+    kinds = ("wiki", "c4", "code", "technical", "chat", "dialogues", "mean_log")
+    stages = [("`obs` alone", found[0]["one_shot"]), *((f"{r['text']} | {r['lr']:g}", r["recovered"]) for r in found)]
+    for name, stage in stages:
+        (line,) = [line for line in section.splitlines() if line.startswith(f"| {name} ")]
+        assert line.endswith(" | ".join(f"{stage['report'][kind]:.3f}" for kind in kinds) + " |")
+        assert f"{stage['choose']['mean_log']:.3f}" in line
+
+
 def test_speed_in_llama_cpp():
     of = [r for r in records("deploy_speed.jsonl") if (r["model"], r["engine"]) == ("smollm2-135m", "llamacpp")]
     half = next(r for r in of[-1]["rows"] if r["keep"] == 0.5)

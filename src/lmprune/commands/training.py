@@ -102,7 +102,7 @@ def recover(
 ) -> None:
     """Distil a pruned model from the dense one (--teacher), on text of several kinds, until held-out text says stop.
 
-    Here `--lr` is 1e-4, `--batch-size` 2, `--grad-accum` 4, `--kl-weight` 1, `--decay` cosine and `--train-tokens`
+    Here `--lr` is 3e-4, `--batch-size` 2, `--grad-accum` 4, `--kl-weight` 1, `--decay` cosine and `--train-tokens`
     200,000, unless given. The result has the weights that were nearest to the teacher on the way.
 
     JSON: `model`, `params`, `dtype`, `stock`, `data`, `training` (with `first_kl`, `kl`, `best_step`, `steps_done`,

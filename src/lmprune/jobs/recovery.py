@@ -23,7 +23,7 @@ from .training import Asked, carry_out, check_finetune
 
 #: where `recover` has other defaults than a training (docs/training.md, "Recovery after a cut")
 DEFAULTS: Mapping[str, Any] = {
-    "lr": 1e-4, "batch_size": 2, "grad_accum": 4, "kl_weight": 1.0, "train_tokens": 200_000, "decay": "cosine",
+    "lr": 3e-4, "batch_size": 2, "grad_accum": 4, "kl_weight": 1.0, "train_tokens": 200_000, "decay": "cosine",
 }  # fmt: skip
 #: tokens of the validation split that tell when to stop
 JUDGED_TOKENS = 8192
