@@ -204,6 +204,8 @@ def test_a_family_by_speed_reads_the_first_model_s_table(swept: Any, model: Path
     costs = [each["record"]["cost"] for each in record["targets"]]
     assert [cost["before"] for cost in costs] == pytest.approx([3.0, costs[0]["after"], costs[1]["after"]])
     assert [3.0 / cost["after"] for cost in costs] == pytest.approx([1.1, 1.32, 1.5], rel=0.03)
+    shown, ran = swept("1.1x,1.32x,2.5x", *told, out="too_far")
+    assert not ran and "the best possible is 2.00 times as fast" in shown.err  # 1.5 of 3 s can go
     (tmp_path / "table.json").write_text(json.dumps(table | {"model": "another"}))
     other = (tmp_path / "out" / "speedup-1.1x", "--out", tmp_path / "o", "--target-speedup", "1.2x", *told[:2], *PRUNE)
     assert "is of 'another', whose layers have other neurons" in refused("prune", *other)

@@ -11,7 +11,7 @@ from .. import data as texts
 from ..data import mix, pairs
 from ..errors import UserError
 from ..export import check_target, get_target
-from ..jobs import prune, recovery, training
+from ..jobs import budgeting, prune, recovery, training
 from ..jobs.analyze import check_out
 from ..jobs.bench import check_engine
 from ..jobs.evaluate import check_decoding
@@ -31,6 +31,7 @@ def _prune(ctx: Any) -> None:
         raise UserError("drop dry_run: such a step would make no model; the command that carries out the file takes it")
     asked = prune.check(**given(ctx.params))
     ctx.params |= {"data": asked["data"]}
+    budgeting.check_reach(asked.budget, asked.kind, asked.kinds, asked.options)
     if asked.calibrates or asked.training:
         _readable(ctx.params, "train")
 

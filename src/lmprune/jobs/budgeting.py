@@ -15,7 +15,7 @@ from ..budget.search import SEARCHES, Effort
 from ..budget.selection import Scope
 from ..budget.target import CostTarget, Wish, parse_target
 from ..budget.timing import TIMED, LatencyTable, Timed
-from ..checkpoints import dtypes
+from ..checkpoints import dtypes, models
 from ..checkpoints.writing import prove
 from ..errors import UserError, unknown
 from ..methods import Method
@@ -98,11 +98,27 @@ def uniform_share(
     """What stays of a model whose units go little by little, and the scope: with a budget, of every layer alike."""
     if budget is None:
         return options["keep"], options["scope"]
+    share = _settled(budget, model, dtype, kinds, options)
+    assert not isinstance(share, Spending)
+    return share, budget.scope
+
+
+def check_reach(
+    budget: Budget | None, dtype: torch.dtype | None, kinds: Sequence[Kind], options: Mapping[str, Any]
+) -> None:
+    """Raises: UserError where a target can't be reached, as the model's shapes and the latency table say: before it is
+    one of several steps."""
+    if budget is not None and budget.target is not None:
+        blank = models.skeleton(options["model"], trust_remote_code=options["trust_remote_code"])
+        _settled(budget, blank, dtype, kinds, options)
+
+
+def _settled(
+    budget: Budget, model: Any, dtype: torch.dtype | None, kinds: Sequence[Kind], options: Mapping[str, Any]
+) -> Keep | Spending:
     places, spent = find_sites(model, kinds), at_work(budget, model, dtype)
     costs = spent.costs(places, num_params(model))
-    share = spent.settle(places, costs, options["keep"], multiple_of=options["multiple_of"])
-    assert not isinstance(share, Spending)
-    return share, spent.scope
+    return spent.settle(places, costs, options["keep"], multiple_of=options["multiple_of"])
 
 
 def record(budget: Budget | None, plan: PrunePlan) -> dict[str, Any]:

@@ -140,6 +140,9 @@ def sweep(
             for name, step in asked.items() if name not in done}  # fmt: skip
     # a model that is yet to be made stands for the one that it is made of: they are of one kind
     checked = [check([step[0], model, *step[2:]]) for step in todo.values()]
+    if family and todo:  # whether the first model can be cut so far: asked before any is trained
+        (last,) = from_the_dense(model, place, parse_aims(targets)[-1:]).values()
+        check([*last, *words, "--force"])
     text = _text(asked, check, checked[0] if checked else None, eval_data)
     check_compared([model, model], how["tasks"], how["tasks_dir"] or text["data_dir"], how["engine"], None, force=force)
     how |= {"models": [model, *(str(place / name) for name in asked)], "out": place / PAGE, **text}
