@@ -4,6 +4,7 @@
     python benchmarks/oneshot.py --stage short                     # the same, 8,192 tokens of WikiText only
     python benchmarks/oneshot.py --stage methods                   # all methods, both scopes, 8,192 tokens
     python benchmarks/oneshot.py --stage obs_global                # obs under global scope, both lengths of WikiText
+    python benchmarks/oneshot.py --stage procedures                # peers as their authors run them
     python benchmarks/oneshot.py --stage table                     # print what has been measured so far
 
 Resumable: results go to benchmarks/runs/oneshot-MODEL.jsonl as they come, and what is there is not run again.
@@ -19,6 +20,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,13 @@ from lmprune.solve.walks import cut
 RUNS = Path(__file__).parent / "runs"
 ONE_SHOT = [name for name, method in METHODS.items() if not method.learned and "neurons" in method.kinds]
 KEEPS = (0.5, 0.7, 0.8, 0.9)
+#: the first blocks and the last, which LLM-Pruner leaves whole in its authors' own run (of LLaMA-7B's 32)
+SPARED = (4, 2)
+PROCEDURES = {
+    "wanda_sp, sequential": "local",  # each layer is scored on what the pruned ones before it put out
+    "llm_pruner, ends spared": "local",  # more goes of the others, so that as much goes in all
+    "flap": "local",
+}
 PEERS = ("flap", "wanda_sp", "two_ssp", "minitron", "llm_pruner")
 CALIBRATION_TOKENS, SEQ_LEN = 128 * 512, 512
 LONG, SHORT, BRIEF = 32768, 8192, 4096
@@ -72,8 +81,9 @@ class Bench:
     def statistics(self) -> list[SeamStatistics]:
         """Everything that any criterion needs, from one forward and one (shorter) backward reading."""
         ffns = find_sites(self.model)
-        gradient = frozenset(n for c in CRITERIA.values() if c.needs_gradients for n in c.needs)
-        forward = frozenset(n for c in CRITERIA.values() if not c.needs_gradients for n in c.needs)
+        known = {field.name for field in fields(SeamStatistics)}  # of neurons: experts have others
+        gradient = frozenset(n for c in CRITERIA.values() if c.needs_gradients for n in c.needs) & known
+        forward = frozenset(n for c in CRITERIA.values() if not c.needs_gradients for n in c.needs) & known
         few = self.calibration[: GRADIENT_TOKENS // self.seq_len]
         seen = collect(self.model, ffns, self.calibration, needs=forward)
         felt = collect(self.model, ffns, few, needs=gradient)
@@ -100,6 +110,10 @@ class Bench:
             yield 1.0, self.model
         elif method == "plain_obs":
             yield from self._plain_obs(scope, keeps)
+        elif method == "wanda_sp, sequential":
+            yield from ((keep, self._wanda_in_turn(keep)) for keep in keeps)
+        elif method == "llm_pruner, ends spared":
+            yield from self._ends_spared("llm_pruner", keeps)
         elif get_method(method).refit == "obs" and scope == "global":
             yield from self._obs_global(method, keeps)
         elif get_method(method).refit == "obs":
@@ -125,6 +139,29 @@ class Bench:
                 if repaired:
                     ffn.set_reader(*repaired)
             yield keep, model
+
+    def _ends_spared(self, method: str, keeps: Sequence[float]) -> Iterator[tuple[float, Any]]:
+        ffns = find_sites(self.model)
+        scores = score_from(ffns, get_method(method).solver.name, self.statistics, seed=self.seed)
+        middle = slice(SPARED[0], len(ffns) - SPARED[1])
+        for keep in keeps:
+            model = copy.deepcopy(self.model)
+            left = 1 - (1 - keep) * len(ffns) / len(ffns[middle])
+            for ffn, indices in zip(
+                find_sites(model)[middle], select(scores[middle], left, scope="local", seed=self.seed), strict=True
+            ):
+                ffn.keep(indices)
+            yield keep, model
+
+    @torch.no_grad()
+    def _wanda_in_turn(self, keep: float) -> Any:
+        model = copy.deepcopy(self.model)
+        for ffn, problem in layer_problems(model, find_sites(model), self.calibration, sequential=True, rel_damp=1e-12):
+            powers = problem.gram_FF.diagonal()[: ffn.width] * self.calibration.numel()
+            seen = SeamStatistics(self.calibration.numel(), len(self.calibration), sum_h2=powers.cpu())
+            (scores,) = score_from([ffn], "wanda_sp", [seen], seed=self.seed)
+            ffn.keep(select([scores], keep, scope="local", seed=self.seed)[0])
+        return model
 
     def _obs_global(self, method: str, keeps: Sequence[float]) -> Iterator[tuple[float, Any]]:
         """One dense pass gives the error curves that set the widths at all ratios; they are kept on disk."""
@@ -229,9 +266,11 @@ def main() -> None:
     parser.add_argument(
         "--model", default="smollm2-135m", help="an lmprune model name, or a folder of ../shared/models"
     )
-    parser.add_argument("--stage", choices=["main", "short", "methods", "obs_global", "table"], default="main")
+    parser.add_argument(
+        "--stage", choices=["main", "short", "methods", "obs_global", "procedures", "table"], default="main"
+    )
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
-    parser.add_argument("--only", nargs="*", default=ONE_SHOT, help="methods to run, of the stage's")
+    parser.add_argument("--only", nargs="*", default=[*ONE_SHOT, *PROCEDURES], help="methods to run, of the stage's")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if not args.shared.is_dir():
@@ -252,6 +291,7 @@ def main() -> None:
             [("wikitext", SHORT)],
         ),
         "obs_global": ([("obs", "global")], [("wikitext", LONG), ("wikitext", SHORT)]),
+        "procedures": (list(PROCEDURES.items()), [("wikitext", LONG), ("wikitext", SHORT)]),
     }
     methods, texts = plans[args.stage]
     measure(bench, results, "dense", "", [1.0], texts)
