@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..progress import duration
+from ..report.numbers import counted, megabytes, with_error
 from .answer_views import answers
 from .console import Views, table
-from .numbers import counted, megabytes, with_error
 
 
 def evaluation(record: Mapping[str, Any]) -> Views:

@@ -52,8 +52,8 @@ _WAYS = {
     "task": Way(
         "tasks", ("data", "split", "holdout", "limit", "decode", "max_new_tokens", "batch_size", "out")
     ),
-    "zero_shot": Way("--tasks", ("tasks", "limit", "batch_size", "baseline")),
-    "texts": Way("--texts", ("texts", "split", "context", "max_tokens", "baseline")),
+    "zero_shot": Way("--tasks", ("tasks", "limit", "batch_size", "baseline", "to_card")),
+    "texts": Way("--texts", ("texts", "split", "context", "max_tokens", "baseline", "to_card")),
 }  # fmt: skip
 
 
@@ -98,6 +98,9 @@ def evaluate(
     max_new_tokens: MaxNewTokens = None,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Tasks: how many sequences at once.")] = 16,
     out: Predictions = None,
+    to_card: Annotated[
+        bool, typer.Option("--to-card", metavar="", help="--tasks, --texts: add it to the checkpoint's model card.")
+    ] = False,
     dtype: Dtype = "float32",
     device: Device = "cpu",
     chat_template: ChatTemplate = False,
@@ -123,11 +126,16 @@ def evaluate(
     """
     options = given(locals())
     with talking(as_json, out) as terminal:
+        from ..jobs import measured_card
         from .quality_views import EVALUATED
 
         way = check_usage(ctx)
-        wanted = {name: value for name, value in options.items() if name not in _others(way) | {"texts"}}
+        card = measured_card.card_of(model) if to_card else None
+        wanted = {name: value for name, value in options.items() if name not in _others(way) | {"texts", "to_card"}}
         record = _job(way)(terminal, **wanted)
+        if card is not None:
+            measured_card.add(card, record)
+            terminal.note(f"added to {card}")
         terminal.result(record, *EVALUATED[way](record))
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from ..checkpoints.card import counted as counted_units
 from ..checkpoints.card import held, width_summary
 from ..progress import duration
+from ..report.numbers import counted, megabytes, span, with_error
 from .answer_views import answers
 from .console import Views, table
-from .numbers import counted, megabytes, span, with_error
 
 _PART_NAMES = {
     "embeddings": "embeddings",

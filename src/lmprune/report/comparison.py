@@ -8,6 +8,7 @@ from typing import Any
 
 from .answers import how, one_line
 from .charts import NUM_COLOURS, Chart, Line, LineChart, Point
+from .numbers import with_error
 from .page import Page
 from .tables import MISSING, Table
 
@@ -117,7 +118,7 @@ def _number(key: str, form: str) -> Callable[[Model], str | None]:
 
 
 def _perplexity(model: Model) -> str:
-    return _with_error(model["perplexity"], model["perplexity_se"], 2)
+    return with_error(model["perplexity"], model["perplexity_se"], 2)
 
 
 def _of_answers(tell: Callable[[Mapping[str, Any]], str]) -> Callable[[Model], str | None]:
@@ -132,21 +133,17 @@ def _zero_shot(found: Sequence[Mapping[str, Any] | None]) -> list[list[str]]:
     rows = [
         [
             f"{task}, accuracy (chance {row['chance']:.2f})",
-            *(_with_error(each["tasks"][task]["accuracy"], each["tasks"][task]["se"], 3) for each in told),
+            *(with_error(each["tasks"][task]["accuracy"], each["tasks"][task]["se"], 3) for each in told),
         ]
         for task, row in told[0]["tasks"].items()
     ]
-    means = [_with_error(each["mean_accuracy"], each["mean_accuracy_se"], 3) for each in told]
+    means = [with_error(each["mean_accuracy"], each["mean_accuracy_se"], 3) for each in told]
     kept = [each.get("kept_above_chance") for each in told]
     return [
         *rows,
         [f"mean accuracy (chance {told[0]['mean_chance']:.2f})", *means],
         ["kept above chance", *(MISSING if each is None else f"{each:.0%}" for each in kept)],
     ]
-
-
-def _with_error(value: float, error: float | None, digits: int) -> str:
-    return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
 def _scored(found: Mapping[str, Any]) -> str:
