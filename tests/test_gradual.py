@@ -279,6 +279,28 @@ def test_the_first_estimate_is_made_before_the_first_neuron_goes(num_steps: int)
     assert pruner.progress()["similarity"] > 0 and step <= 0.1 * num_steps + 1
 
 
+@pytest.mark.parametrize("method", ["soft", "gum"])
+def test_the_log_has_the_penalty_that_was_in_the_loss(method: str):
+    """What is left of the loss without it is the model's own, though the scores have moved since."""
+    model = tiny_model("gpt_neo")
+    pruner = GradualPruner(model, method=method, keep=KEEP, num_steps=30)
+    optimizer = torch.optim.AdamW(pruner.param_groups(lr=1e-3))
+    moved = []
+    for step in range(30):
+        with pruner.step(step):
+            ids = tokens(2, 16, seed=step)
+            own = model(ids, labels=ids).loss
+            loss = pruner.loss(own)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert pruner.progress()["penalty"] == pytest.approx((loss - own).item(), abs=1e-5)
+        now = pruner.penalty()
+        assert now is not None
+        moved.append(abs((now - loss + own).item()))
+    assert max(moved) > 1e-3
+
+
 def test_the_penalty_s_size_reaches_the_scores():
     """The optimizer's ε: with torch's 1e-8 every score would sink by lr × sign, whatever the weight."""
     weak, strong = scores_after(penalty_weight=0.001), scores_after(penalty_weight=0.01)

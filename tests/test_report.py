@@ -202,6 +202,16 @@ def test_evidence_names_its_interval():
 # -- figures
 
 
+def test_one_broken_run_does_not_press_the_others_together():
+    runs = [made_up("dense"), *(made_up("top_v", 0.5, seed=seed) for seed in range(3))]
+    scales = {}
+    for name, broken in (("sound", 1.0), ("broken", 50.0)):
+        runs[-1]["eval"]["perplexity"] *= broken
+        charts = {chart.id: chart for chart in figures.of_section(section(runs), "")}
+        scales[name] = [charts[each].log_y for each in ("perplexity", "pareto_params", "uniqueness")]
+    assert scales == {"sound": [False] * 3, "broken": [True, True, False]}
+
+
 def test_every_figure_is_made_with_every_run_in_it():
     found = section(grid())
     charts = {chart.id: chart for chart in figures.of_section(found, "")}

@@ -93,6 +93,7 @@ class GradualPruner:
         self.goal.check(sites)
         self.masks = UnitMasks(model, sites, learned=self.method.learned, compute=settings.compute)
         self.chooser = self._chooser(calibration, spec)
+        self._pressed: Tensor | None = None  # the penalty that was in the last loss
         self.pressing: Pressing | None = None
         if self.method.pressure is not None:
             self.pressing = Pressing(self.method.pressure, self.masks, self.chooser, settings)
@@ -169,7 +170,10 @@ class GradualPruner:
         """
         check_loss(loss)
         penalty = self.penalty()
-        return loss if penalty is None else loss + penalty.to(loss.device) / parts
+        if penalty is None:
+            return loss
+        self._pressed = penalty.detach()
+        return loss + penalty.to(loss.device) / parts
 
     def begin_step(self, step: int) -> None:
         """Choose the neurons that take part in the next step, `step` being done. What `step` does, for trainers."""
@@ -202,9 +206,10 @@ class GradualPruner:
 
     def progress(self) -> dict[str, float]:
         """What a log shows of this step: `keep`, the ratio of neurons that take part, and where the method has them
-        `penalty`, R, and, once there is an estimate, `similarity`, the neurons' mean u."""
+        `penalty`, R as it was in the step's loss (before the scores moved), and, once there is an estimate,
+        `similarity`, the neurons' mean u."""
         values = {"keep": self.masks.keep}
-        if (penalty := self.penalty()) is not None:
+        if (penalty := self.penalty() if self._pressed is None else self._pressed) is not None:
             values["penalty"] = float(penalty.detach())
         if self.pressing is not None and self.estimate is not None and self.done >= self.pressing.every:
             values["similarity"] = self.estimate.mean()

@@ -15,6 +15,8 @@ from .svg import number
 MAP_COLUMNS, MAX_MAPS = 64, 12
 #: points of a training curve; of a loss, which is noisy
 MAX_POINTS, LOSS_POINTS = 80, 30
+#: times the smallest perplexity from which a scale is of logarithms
+_FAR = 4
 
 Value = Callable[[Row], float | None]
 
@@ -54,7 +56,13 @@ def _against_keep(found: Section) -> Iterator[Chart]:
 def _by_keep(found: Section, key: str, title: str, caption: str, y_label: str) -> Iterator[Chart]:
     lines = _lines(found, lambda row: row.keep, lambda row: row.value(key), joined=True)
     if any(line.group != DENSE for line in lines):
-        yield LineChart(key, title, caption, "share of neurons kept", y_label, lines)
+        yield LineChart(key, title, caption, "share of neurons kept", y_label, lines, log_y=_far_apart(key, lines))
+
+
+def _far_apart(key: str, lines: Sequence[Line]) -> bool:
+    """Whether one run that broke would press all others into a line: perplexities of several sizes."""
+    values = [point.y for line in lines for point in line.points]
+    return key == "perplexity" and max(values) > _FAR * min(values)
 
 
 def _pareto(found: Section) -> Iterator[Chart]:
@@ -75,7 +83,8 @@ def _pareto_of(found: Section, key: str) -> Iterator[Chart]:
         lines = _lines(found, x, lambda row: row.metrics.get(key), joined=False)
         if any(line.group != DENSE for line in lines):
             title = f"{name[0].upper()}{name[1:]} against {label.split(',')[0]}"
-            yield LineChart(f"pareto_{axis}{suffix}", title, "A dot is a run.", label, name, lines)
+            far = _far_apart(key, lines)
+            yield LineChart(f"pareto_{axis}{suffix}", title, "A dot is a run.", label, name, lines, log_y=far)
 
 
 def _lines(found: Section, x: Value, y: Value, *, joined: bool) -> tuple[Line, ...]:
