@@ -135,6 +135,15 @@ def test_the_paper_on_smollm2():
     assert f"{fmean(gains):.3f} [" in section
 
 
+def test_families():
+    section = PAGE.split("### Families")[1].split("### ")[0]
+    for family in records("families.jsonl"):
+        for model in family["comparison"]:
+            ratio = "–" if model["perplexity_ratio"] is None else f"{model['perplexity_ratio']:.3f}"
+            told = f"{model['params']:,} | {model['perplexity']:.2f} ± {model['perplexity_se']:.2f} | {ratio} |"
+            assert told in section
+
+
 def test_recovery_on_a_mix():
     found = records("recovery_mix.jsonl")
     section = PAGE.split("### Recovery on text of several kinds")[1].split("### ")[0]
