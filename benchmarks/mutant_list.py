@@ -140,13 +140,46 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
             ("in_tuple = isinstance(out, tuple)", "in_tuple = False"),
         ],
     ),
+    "sites/place.py": ("going_on", [("done_with(sites[of_block[0]].block)", "pass")]),
+    "solve/walks.py": (
+        "going_on",
+        [
+            ("done_with(blocks[layer])", "pass"),
+            ("finish_again(group[0].block, stage.found[_block(group[0].layer)])", "pass"),
+        ],
+    ),
     "checkpoints/streamed.py": (
         "streamed",
         [
             ("self.files.check()", "pass"),
             ("placement.check_finite_tensor(stored, values, self.place)", "pass"),
-            ("state = loading.revert_weight_conversion(model, state)", "pass"),
-            ("for target, source in _tied(blank):", "for target, source in []:"),
+            ("for target, source in tied(blank):", "for target, source in []:"),
+        ],
+    ),
+    "checkpoints/block_files.py": (
+        "streamed going_on",
+        [
+            ("loading.revert_weight_conversion(model, _cast(named, wanted))", "_cast(named, wanted)"),
+            ("return file if as_is and same else None", "return file"),
+            ("_link(written, file)", "_link(written, written)"),
+            ('raise ValueError("it is not what was written there")', "pass"),
+            ("dtypes.to_save(self.model, self.dtype)", "dtypes.to_save(self.model)"),
+        ],
+    ),
+    "checkpoints/states.py": (
+        "max_memory",
+        [
+            ("if self._bound is None or tensor.nbytes <= self._bound.left:", "if True:"),
+            ("self._here.pop(number, None)", "pass"),
+            ("sum(states.bytes_here for states in self.users)", "0"),
+        ],
+    ),
+    "jobs/needs.py": (
+        "max_memory",
+        [
+            ("if found.least > bound:", "if False:"),
+            ("return bound - self.least", "return bound"),
+            ("if number > (free := free_at(place)):", "if (free := free_at(place)) < 0:"),
         ],
     ),
     "scores/routing.py": (

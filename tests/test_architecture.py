@@ -22,12 +22,19 @@ ROOT = Path(lmprune.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 TRAINING = {f"training.{name}" for name in ("callbacks", "early_stop", "prune_callback", "train", "trainer")}
 USE_TRANSFORMERS = {
-    *("checkpoints.models", "checkpoints.streamed", "checkpoints.shim", "sites.families"),
+    *("checkpoints.models", "checkpoints.block_files", "checkpoints.streamed", "checkpoints.shim", "sites.families"),
     *("checkpoints.gguf_config", "checkpoints.gguf_reading", "checkpoints.gguf_tokenizer", "checkpoints.generation"),
     *TRAINING,
     *("export.onnx", "export.decilm", "export.vllm"),
 }
-AT_THE_TOP = {"checkpoints.models", "checkpoints.streamed", "checkpoints.shim", "export.decilm", *TRAINING}
+AT_THE_TOP = {
+    "checkpoints.models",
+    "checkpoints.block_files",
+    "checkpoints.streamed",
+    "checkpoints.shim",
+    "export.decilm",
+    *TRAINING,
+}
 AT_THE_TOP |= {"checkpoints.gguf_config", "checkpoints.gguf_reading", "checkpoints.gguf_tokenizer"}
 KNOW_NAMES = {"sites.families", "sites.mixtures", "sites.branches", "runtimes.architectures", "runtimes.mixtures"}
 PURE = {

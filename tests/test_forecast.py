@@ -37,11 +37,11 @@ def test_what_is_told_is_what_comes(how: tuple[str, ...], model: Path, text: Pat
     written = sum(file.stat().st_size for file in (tmp_path / "o").glob("*.safetensors")) / 1e6
     assert told["megabytes_after"] == pytest.approx(written, rel=0.1)  # a tiny model's file is a tenth names
     assert set(told["ways"]) == {"whole", "streamed"} and not told["would_stream"]
-    keys = {"memory_mb", "result_mb", "temporary_mb", "seconds"}
+    keys = {"memory_mb", "result_mb", "disk_mb", "temporary_mb", "seconds"}
     assert all(set(way) == keys for way in told["ways"].values())
     shown = lmprune(*args, "--out", tmp_path / "p", "--dry-run")
     assert f"{told['params_before']:,} → {told['params_after']:,} parameters" in shown.out
-    assert "it would be loaded as a whole" in shown.out and "block by block (--stream)" in shown.out
+    assert "it would be loaded as a whole" in shown.out and "by blocks (--stream)" in shown.out
 
 
 def test_a_target_is_what_is_told(model: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +21,11 @@ from tiny_checkpoints import TEXT, byte_tokenizer, lmprune, tiny_checkpoint
 from tiny_mixtures import tiny_mixture
 
 import lmprune as library
-from lmprune.checkpoints import journal, tensor_file
+from lmprune.checkpoints import block_files, journal, tensor_file
 from lmprune.checkpoints.journal import Stage
 from lmprune.errors import UserError
+from lmprune.plan import PrunePlan
+from lmprune.sites.pages import Pages
 
 SHORT = ("--seq-len", 32, "--calibration-tokens", 256, "--multiple-of", 1, "--answer-tokens", 0, "--keep", 0.5)
 #: what is run, and how many blocks its walks take, of a model of 4
@@ -276,6 +279,79 @@ def test_damage_to_what_was_found_is_refused(here: Path, monkeypatch: pytest.Mon
     damage(Path("out.pruning/pruning/found/neurons.0.safetensors"))
     said = refused_again("--resume")
     assert "neurons.0.safetensors is damaged" in said and "--force" in said
+
+
+@pytest.mark.parametrize("method", ["obs", "flap", "magnitude"])
+def test_blocks_are_written_when_they_are_done_with(method: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, beside the result, which is made of them; none lies among temporary files."""
+    (here / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(here / "tmp"))
+    seen: list[str] = []
+    write, finish = block_files._write, Pages.finish
+
+    def written(file: Path, state: Any) -> None:
+        seen.append(file.parent.parent.name if file.parent.name.startswith(".lmprune") else file.name)
+        write(file, state)
+
+    def finished(pages: Pages, number: int) -> None:
+        finish(pages, number)
+        if pages.final is None:
+            assert number not in pages.finished, "in the library there is no place for it yet"
+            return
+        assert number in pages.finished and not list((here / "tmp").rglob("*.safetensors"))
+        assert pages.final.read(number).keys() >= {"mlp.up_proj.weight"}
+
+    monkeypatch.setattr(block_files, "_write", written)
+    monkeypatch.setattr(Pages, "finish", finished)
+    assert prune("--method", method).code == 0
+    assert seen == ["blocks"] * 4 + ["model-00001-of-00005.safetensors"]
+    streamed = library.load("m", stream=True)
+    seen.clear()
+    library.prune(streamed, plan=PrunePlan.load(Path("out/prune_plan.json")), **text_of(streamed))
+    library.save(streamed, "other")
+    assert len(seen) == 5 and "blocks" not in seen
+    for file in Path("other").glob("*.safetensors"):
+        assert file.read_bytes() == Path("out", file.name).read_bytes()
+        assert Path("out", file.name).stat().st_nlink == 1, "the run's folder is gone"
+
+
+def text_of(model: Any) -> dict[str, Any]:
+    """As SHORT has it."""
+    tokenizer = library.load_tokenizer("m")
+    return {"tokenizer": tokenizer, "data": "cats.txt", "seq_len": 32, "calibration_tokens": 256, "multiple_of": 1}
+
+
+def test_what_is_written_of_a_block_is_the_result(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert prune().code == 0
+    whole = result()
+    stopped(monkeypatch, 7)
+    blocks = sorted(Path("out.pruning/blocks").iterdir())
+    assert [file.name for file in blocks] == ["0.safetensors", "1.safetensors", "2.safetensors"]
+    for number, file in enumerate(blocks):
+        assert file.read_bytes() == whole[f"model-{number + 2:05}-of-00005.safetensors"]
+    found = Path("out.pruning/pruning/found")
+    assert "reader" not in load_file(found / "neurons.0.safetensors"), "the block has it"
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "no links here")))
+    assert prune("--resume").code == 0 and result() == whole
+
+
+@pytest.mark.parametrize("how", ["damaged", "gone"])
+def test_a_block_that_is_no_longer_what_was_written(how: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped(monkeypatch, 7)
+    file = Path("out.pruning/blocks/1.safetensors")
+    damage(file) if how == "damaged" else file.unlink()
+    said = refused_again("--resume")
+    assert "blocks/1.safetensors is damaged" in said and "--force" in said and not Path("out").exists()
+    assert prune("--force").code == 0
+
+
+def test_another_dtype_is_that_of_the_blocks_too(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("--save-dtype", "bfloat16", "--method", "activation")
+    assert prune(*words).code == 0
+    assert {v.dtype for file in Path("out").glob("*.safetensors") for v in load_file(file).values()} == {torch.bfloat16}
+    whole = result()
+    stopped(monkeypatch, 3, *words)
+    assert prune(*words, "--resume").code == 0 and result() == whole
 
 
 def test_what_it_began_with_is_not_written_anew_where_it_is_damaged(tmp_path: Path) -> None:

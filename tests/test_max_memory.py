@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -213,6 +216,26 @@ def test_what_one_block_needs_is_told_and_is_enough(here: Path, spilled: list[in
     dry = ("--method", "activation", "--max-memory", "1kB", "--dry-run", "--out", "o")
     assert "is too little: activation needs" in refused("prune", "m", "--data", "cats.txt", *SHORT, *dry)
     assert prune("--method", "activation", "--max-memory", f"{few / 1e6 + 0.001}MB", "--out", "o").code == 0 and spilled
+
+
+@pytest.mark.parametrize(("full", "what"), [("out", "the result will take"), ("tmp", "hidden states will take")])
+def test_a_disk_that_will_not_hold_it_is_told_before_the_work(
+    full: str, what: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--max-memory", f"{least() / 1e6 + 0.001}MB")
+    (here / "tmp").mkdir()
+    (here / "beside").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(here / "tmp"))
+    place, free = here / ("beside" if full == "out" else "tmp"), [10_000]
+    usage = shutil.disk_usage
+    monkeypatch.setattr(
+        shutil, "disk_usage",
+        lambda asked: SimpleNamespace(free=free[0]) if Path(asked) == place else usage(asked),
+    )  # fmt: skip
+    said = refused("prune", "m", "--data", "cats.txt", *SHORT, "--out", "beside/out", *words)
+    assert what in said and "where 0.01 MB is free; make room or" in said and not list((here / "beside").iterdir())
+    free[0] = 10_000_000
+    assert prune("--out", "beside/out", *words).code == 0
 
 
 def test_amounts() -> None:

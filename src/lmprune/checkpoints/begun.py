@@ -25,7 +25,7 @@ _SHORT = 200
 LOCK, SETTINGS, INPUTS = "lock", "settings.json", "inputs.json"
 #: what runs keep in their folder, beside the walks of a journal; all else is somebody's own
 _KEPT = re.compile(
-    rf"{LOCK}|settings\.json|inputs\.json|training_log\.jsonl|best\.safetensors|steps|checkpoint-\d+|cut|begun|levels"
+    rf"{LOCK}|settings\.json|inputs\.json|training_log\.jsonl|best\.safetensors|steps|checkpoint-\d+|cut|begun|levels|blocks"
     rf"|{re.escape(PREFIX)}.*"
 )
 _OF_A_WALK = frozenset({"found", "states"})

@@ -21,12 +21,12 @@ from ..plan import PLAN_FILE, PrunePlan
 from ..sites.families import FFNSpec
 from ..sites.pages import pages_of
 from . import dtypes
+from .block_files import write_blocks
 from .card import card_of
 from .licences import is_licence
 from .models import DTYPES, quiet
 from .shrinking import record_shapes
 from .stored import SINGLE
-from .streamed import write_blocks
 from .writing import Destination, check_folder, put, written_aside
 
 CARD_FILE = "README.md"

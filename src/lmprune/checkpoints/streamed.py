@@ -1,18 +1,15 @@
-"""A model whose blocks stay in its files (`sites.pages`), and a checkpoint written of it block by block."""
+"""A model whose blocks stay in its files (`sites.pages`)."""
 
 from __future__ import annotations
 
-import json
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from copy import deepcopy
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate import init_empty_weights
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import core_model_loading as loading
 
@@ -21,10 +18,10 @@ from ..sites.families import family_of
 from ..sites.find import blocks_of
 from ..sites.mixtures import MIXTURES, mixture_of
 from ..sites.pages import Pages, put
-from ..sites.walk import list_of
-from . import dtypes, placement
+from . import placement
+from .block_files import tied
 from .rooms import scratch
-from .stored import INDEX, Stored, Unchanged
+from .stored import Stored, Unchanged
 
 
 def with_pages(
@@ -50,7 +47,7 @@ def with_pages(
         put(model, name, buffer.to(device))
     for name, values in read(name for name in read.targets if not name.startswith(f"{path}.")):
         put(model, name, values)
-    for target, source in _tied(blank):
+    for target, source in tied(blank):
         put(model, target, model.get_parameter(source))
     spilled = life.enter_context(scratch("blocks"))
     Pages([*blocks], inside, read.block, spilled, device=device, at_once=at_once)
@@ -137,38 +134,3 @@ def _blocks(model: Any) -> tuple[nn.ModuleList, str]:
         return model.get_submodule(path), path
     blocks = blocks_of(model, family_of(config))
     return blocks, next(name for name, module in model.named_modules() if module is blocks)
-
-
-def _tied(model: Any) -> list[tuple[str, str]]:
-    """Parameters that are another one."""
-    names = dict(model.named_parameters(remove_duplicate=False))
-    pairs = model.all_tied_weights_keys.items()
-    return [(target, source) for target, source in pairs if names[target] is names[source]]
-
-
-def write_blocks(model: Any, pages: Pages, folder: Path, wanted: Mapping[str, torch.dtype]) -> None:
-    """The model's weights as a file for each block, one for all else, and the index; in the dtypes `wanted`."""
-    number = len(pages.blocks) + 1
-    placed: dict[str, str] = {}
-    total = 0
-
-    def write(place: int, state: Mapping[str, Tensor]) -> None:
-        nonlocal total
-        file = f"model-{place + 1:05}-of-{number:05}.safetensors"
-        state = {name: dtypes.cast_one(name, value, wanted.get(name, value.dtype)) for name, value in state.items()}
-        state = loading.revert_weight_conversion(model, state)
-        save_file({name: value.contiguous() for name, value in state.items()}, folder / file, {"format": "pt"})
-        placed.update(dict.fromkeys(state, file))
-        total += sum(value.nbytes for value in state.values())
-
-    home = list_of(model, pages.blocks[0])
-    path = next(name for name, module in model.named_modules() if module is home)
-    doubles = {target for target, _ in _tied(model)}
-    rest = {name: value for name, value in model.state_dict().items() if name not in doubles}
-    write(0, {name: value for name, value in rest.items() if not name.startswith(f"{path}.")})
-    for place, block in enumerate(pages.blocks):
-        prefix = f"{path}.{place}."
-        buffers = {n: value for n, value in rest.items() if n.startswith(prefix) and not value.is_meta}
-        write(place + 1, {**buffers, **{prefix + name: value for name, value in pages.state(block).items()}})
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -44,9 +44,25 @@ def write(
             out.write(raw(tensors[name]))
 
 
-def write_all(file: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_all(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] = {}) -> None:
     """Each is asked for twice."""
-    write(file, tensors, {name: outline(tensors[name]) for name in tensors})
+    write(file, tensors, {name: outline(tensors[name]) for name in tensors}, metadata)
+
+
+def size(file: Path) -> int:
+    """Bytes of its tensors."""
+    with file.open("rb") as found:
+        return file.stat().st_size - _WORD - int.from_bytes(found.read(_WORD), "little")
+
+
+def outlines_in(file: Path) -> dict[str, Outline]:
+    """Of its tensors, by name."""
+    by_kind, found = {kind: dtype for dtype, kind in _KINDS.items()}, dict[str, Outline]()
+    with safe_open(file, "pt", backend="pread") as opened:
+        for name in opened.keys():  # noqa: SIM118 - no mapping
+            stored = opened.get_slice(name)
+            found[name] = by_kind[stored.get_dtype()], tuple(stored.get_shape())
+    return found
 
 
 def raw(tensor: Tensor) -> memoryview:

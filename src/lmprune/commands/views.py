@@ -59,8 +59,8 @@ def forecast(record: Mapping[str, Any]) -> Views:
 
     rows = [
         [
-            {"whole": "in memory as a whole", "streamed": "block by block (--stream)"}[name],
-            *(told(way[part], megabytes) for part in ("memory_mb", "temporary_mb", "result_mb")),
+            {"whole": "as a whole", "streamed": "by blocks (--stream)"}[name],
+            *(told(way[part], megabytes) for part in ("memory_mb", "temporary_mb", "disk_mb", "result_mb")),
             told(way["seconds"], lambda seconds: f"about {duration(seconds)}"),
         ]
         for name, way in record["ways"].items()
@@ -70,7 +70,7 @@ def forecast(record: Mapping[str, Any]) -> Views:
         f"{record['model']} by {record['method']}: {before:,} → {after:,} parameters ({after / before:.1%}), "
         f"{megabytes(record['megabytes_after'])} MB",
         "",
-        table(["the model", "memory MB", "temporary MB", "result MB", "time here"], rows),
+        table(["the model", "memory MB", "temporary MB", "disk MB", "result MB", "time here"], rows),
         f"free now: {megabytes(record['available_mb'])} MB of memory, {megabytes(record['free_disk_mb'])} MB for the "
         f"result, {megabytes(record['free_temporary_mb'])} MB for what is temporary",
         "it would be read block by block" if record["would_stream"] else "it would be loaded as a whole",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from ..sites.limits import check_seq_len
 from ..solve.duration import guess
 from . import timing
 from .asked import Asked
-from .needs import Needs, bound_of, check_bound, needs
+from .needs import Needs, bound_of, check_bound, free_at, needs
 from .opening import fits
 from .prune import check
 
@@ -50,8 +49,8 @@ def forecast(terminal: Teller, **options: Any) -> dict[str, Any]:
         "ways": {name: _way(asked, each, bound) for name, each in found.items()},
         "available_mb": psutil.virtual_memory().available / 1e6,
         "would_stream": asked["stream"] or not fits(asked["model"], asked["dtype"], asked["trust_remote_code"]),
-        "free_disk_mb": _free(asked["out"]) / 1e6,
-        "free_temporary_mb": shutil.disk_usage(tempfile.gettempdir()).free / 1e6,
+        "free_disk_mb": free_at(asked["out"]) / 1e6,
+        "free_temporary_mb": free_at(Path(tempfile.gettempdir())) / 1e6,
     }
 
 
@@ -64,17 +63,10 @@ def _way(asked: Asked, found: Needs, bound: float | None) -> dict[str, Any]:
     most = found.peak
     if shape.streamed and bound is not None and most is not None:
         most = min(most, bound)
-    disk = None if held is None else held.disk + shape.streamed * sum(shape.blocks) * shape.number
     return {
         "memory_mb": None if most is None else most / 1e6,
         "result_mb": found.result / 1e6,
-        "temporary_mb": None if disk is None else (disk + shape.streamed * found.spilled(bound)) / 1e6,
+        "disk_mb": None if found.disk is None else found.disk / 1e6,
+        "temporary_mb": None if held is None else shape.streamed * found.spilled(bound) / 1e6,
         "seconds": timing.total(phases) or None,
     }
-
-
-def _free(out: Path) -> int:
-    place = out.expanduser().resolve()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..checkpoints.begun import PRUNING, SETTINGS, Begun, place_of
+from ..checkpoints.block_files import stage_blocks
 from ..checkpoints.journal import Journal, keep
+from ..checkpoints.rooms import room
+from ..checkpoints.writing import resolved
 from ..errors import Interrupted
 from ..progress import Teller
+from ..sites.pages import pages_of
 from .reproduce import result_settings
 
 
@@ -41,6 +47,18 @@ class Kept(Begun):
             if self.can_go_on:
                 terminal.note(f"what was done is kept in {self.path}; the same command with --resume goes on there")
             raise
+
+
+@contextmanager
+def staging(model: Any, kept: Kept | None, out: Path, dtype: torch.dtype | None) -> Iterator[None]:
+    """For the length of a `with` block what is done with of a model that is read block by block is written beside `out`
+    at once: where a run keeps the rest, or in a room that goes. dtype: that it is saved in, see `checkpoint.save`."""
+    if pages_of(model) is None:
+        yield
+        return
+    with nullcontext(kept.path) if kept else room(resolved(out).parent, str(out)) as folder:
+        stage_blocks(model, folder / "blocks", dtype)
+        yield
 
 
 def kept_before(out: Path, options: Mapping[str, Any], *, walks: bool) -> Kept | None:

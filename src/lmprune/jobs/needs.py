@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -13,6 +16,8 @@ import psutil
 from ..budget.choosing import alike, choose
 from ..budget.keeps import Keep
 from ..checkpoints import dtypes, models
+from ..checkpoints.sources import resolve
+from ..checkpoints.writing import resolved
 from ..errors import UserError
 from ..progress import Teller
 from ..sites.find import find_sites
@@ -65,6 +70,14 @@ class Needs:
             return None
         return bound - self.least
 
+    @property
+    def disk(self) -> float | None:
+        """Bytes beside the result, and of it, at most."""
+        if self.held is None:
+            return None
+        blocks = self.result - self.shape.outside * self.saved
+        return self.held.disk.most(self.result, blocks)
+
     def spilled(self, bound: float | None) -> float:
         """Bytes of hidden states that lie on the disk."""
         room = self.room(bound)
@@ -97,8 +110,15 @@ def needs(asked: Asked, skeleton: Any) -> dict[str, Needs]:
         shape = Shape.of(skeleton, sites, number=number, streamed=name == "streamed")
         held = solver.memory(work, shape) if asked.calibrates or asked.plan is None else NOTHING
         if name == "whole" or asked.spec is None:
-            found[name] = Needs(base, shape, saved, before, after, held, work)
+            mapped = _mapped(asked["model"]) if shape.streamed else 0
+            found[name] = Needs(base + mapped, shape, saved, before, after, held, work)
     return found
+
+
+def _mapped(model: str) -> int:
+    """Bytes of a GGUF file, which stays mapped into memory; the system takes them away where they are wanted."""
+    found = resolve(model)
+    return Path(str(found)).stat().st_size if found.gguf else 0
 
 
 def _parameters(asked: Asked, skeleton: Any, sites: Sequence[Place], keep: Keep) -> tuple[int, int]:
@@ -154,21 +174,49 @@ def check_bound(asked: Asked, found: Needs, bound: float | None) -> None:
 def room_for_states(terminal: Teller, asked: Asked) -> float | None:
     """Bytes of hidden states that may be in memory, by what `--max-memory` leaves for them; None: all of them.
 
-    Raises: UserError where it is less than one block needs.
+    Raises: UserError where it is less than one block needs, or the disk will not hold what is read block by block.
     """
-    if (bound := bound_of(asked)) is None:
+    bound = bound_of(asked)
+    searches = asked.budget is not None and asked.budget.by != "uniform"
+    if not asked.how.get("stream") or searches or asked["max_ppl_ratio"] is not None:
         return None
     with terminal.busy(f"reading {asked['model']}"):
-        skeleton = models.skeleton(asked["model"], trust_remote_code=asked["trust_remote_code"], note=terminal.note)
+        skeleton = models.skeleton(asked["model"], trust_remote_code=asked["trust_remote_code"])
     found = needs(asked, skeleton)["streamed"]
     check_bound(asked, found, bound)
-    if (spilled := found.spilled(bound)) > 0:
+    spilled, there = found.spilled(bound), _size(asked.kept.path) if asked.kept is not None else 0
+    _check_free("the result", asked["out"], (found.disk or found.result) - there, "choose another --out")
+    _check_free("hidden states", Path(tempfile.gettempdir()), spilled, "set TMPDIR to a folder on another disk")
+    if spilled > 0:
         terminal.note(f"{_told(spilled)} of hidden states will lie on the disk, as --max-memory asks")
     return found.room(bound)
+
+
+def _check_free(what: str, place: Path, number: float, cure: str) -> None:
+    """Raises: UserError where the disk does not hold so many bytes more."""
+    if number > (free := free_at(place)):
+        raise UserError(
+            f"{what} will take {_told(number)} of the disk of {place}, where {_told(free)} is free; make room or {cure}"
+        )
+
+
+def free_at(place: Path) -> int:
+    """Bytes, where something of that name will be written."""
+    there = resolved(place)
+    while not there.exists():
+        there = there.parent
+    return shutil.disk_usage(there).free
+
+
+def _size(folder: Path) -> int:
+    """Bytes of what an earlier run has left."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _told(number: float) -> str:
     """Three digits, and never less than it is."""
     size, unit = (1e9, "GB") if number >= 1e9 else (1e6, "MB")
+    if not number:
+        return f"0 {unit}"
     step = 10.0 ** (math.floor(math.log10(number / size)) - 2)
     return f"{math.ceil(number / size / step) * step:.3g} {unit}"

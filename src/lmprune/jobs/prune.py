@@ -33,7 +33,7 @@ from .answers import answers, check_prompts, compared
 from .asked import Asked, Made, Opened, goes_on_schedule, usual_text
 from .card import model_card
 from .earlier_plan import history, tell_of_plan
-from .kept import Kept, kept_before
+from .kept import Kept, kept_before, staging
 from .needs import parse_memory, room_for_states
 from .opening import check_streams, check_trains, open_model
 from .reproduce import (
@@ -66,7 +66,7 @@ def prune(terminal: Teller, **options: Any) -> dict[str, Any]:
         bind(opened.dense, room)
     walks = pages_of(opened.dense) is not None and asked.calibrates and asked["max_ppl_ratio"] is None
     asked = replace(asked, kept=(asked.kept or Kept(asked["out"], asked.options)) if walks else None)
-    with asked.begun(opened.dense, terminal):
+    with asked.begun(opened.dense, terminal), staging(opened.dense, asked.kept, asked["out"], asked.kind):
         before = answers(terminal, opened.dense, opened.tokenizer, asked.prompts, asked["answer_tokens"])
         asked, opened = in_time(terminal, asked, opened, began, before.seconds if before else 0.0)
         start = time.perf_counter()

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,6 +21,14 @@ from .linears import replace_forward
 
 #: reads what lies under a path in the model, by the names below it: values in the dtype that is computed in
 Read = Callable[[str], Mapping[str, Tensor]]
+
+
+class Final(Protocol):
+    """Where blocks go that nobody changes any more, by their numbers; tensors by their names below the block."""
+
+    def write(self, number: int, tensors: Mapping[str, Tensor]) -> None: ...
+    def read(self, number: int) -> Mapping[str, Tensor]: ...
+
 
 #: the pages that a block belongs to, and which of them it is
 _PAGED: weakref.WeakKeyDictionary[nn.Module, tuple[Pages, int]] = weakref.WeakKeyDictionary()
@@ -42,6 +51,8 @@ class Pages:
         self._numbered = tuple(blocks)
         self._here: dict[int, _Marks] = {}  # a block that is here -> its parameters as they came
         self._changed: dict[int, Path] = {}  # a block that was changed -> where it is
+        self.final: Final | None = None
+        self.finished: set[int] = set()  # blocks that were changed and lie in `final`
         for number, block in enumerate(self.blocks):
             block.register_forward_pre_hook(lambda block, _args: here(block) and None)
             _PAGED[block] = self, number
@@ -66,6 +77,23 @@ class Pages:
             return {name: value.detach() for name, value in block.named_parameters()}
         return self._stored(number)
 
+    def finish(self, number: int) -> None:
+        """Nobody changes the block any more: it is written where it is to stay, if it was changed, and leaves."""
+        if self.final is None:
+            return
+        block = self._numbered[number]
+        if number in self._changed or (number in self._here and not _is_as_it_came(block, self._here[number])):
+            self.final.write(number, self.state(block))
+            self.finish_as(number)
+
+    def finish_as(self, number: int) -> None:
+        """The block is from now on what lies in `final`, and leaves."""
+        if (spilled := self._changed.pop(number, None)) is not None:
+            spilled.unlink()
+        self.finished.add(number)
+        if number in self._here:
+            self._go(number)
+
     @contextmanager
     def forgetting(self) -> Iterator[None]:
         """What is written into blocks in a `with` block is forgotten after it."""
@@ -84,12 +112,14 @@ class Pages:
     def _stored(self, number: int) -> dict[str, Tensor]:
         """What the block still has of it: parts may be gone since."""
         block = self._numbered[number]
-        there = {name for name, _ in (*block.named_parameters(), *block.named_buffers())}
-        if number not in self._changed:
-            stored = self.read(self.names[number])
+        there = {name: values.dtype for name, values in (*block.named_parameters(), *block.named_buffers())}
+        if number in self._changed:
+            stored = load_file(self._changed[number])
+        elif number in self.finished and self.final is not None:
+            stored = self.final.read(number)
         else:
-            stored = {name: values.to(self.device) for name, values in load_file(self._changed[number]).items()}
-        return {name: values for name, values in stored.items() if name in there}
+            return {name: values for name, values in self.read(self.names[number]).items() if name in there}
+        return {name: values.to(self.device, there[name]) for name, values in stored.items() if name in there}
 
     def _leave(self, number: int) -> None:
         block, before = self._numbered[number], self._here[number]
@@ -98,6 +128,7 @@ class Pages:
             file = self.spilled / f"{number}.safetensors"
             save_file({name: p.detach().contiguous() for name, p in block.named_parameters()}, file)
             self._changed[number] = file
+            self.finished.discard(number)
         self._go(number)
 
     def _go(self, number: int) -> None:
@@ -140,6 +171,17 @@ def here(block: nn.Module) -> nn.Module:
         pages, number = found
         pages.bring(number)
     return block
+
+
+def done_with(block: nn.Module) -> None:
+    """Nobody changes the block any more, but that it may leave."""
+    if (found := _PAGED.get(block)) is not None:
+        found[0].finish(found[1])
+
+
+def place_of(block: nn.Module) -> tuple[Pages, int] | None:
+    """The pages that a block belongs to, and its number there; None where it is in memory."""
+    return _PAGED.get(block)
 
 
 def leave_out(block: nn.Module) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from .address import Address
+from .pages import done_with, here
 
 
 class Place(Protocol):
@@ -51,3 +53,15 @@ class Place(Protocol):
     def mask(self, values_U: Tensor) -> Callable[[], None]:
         """From now on compute what is left where a unit's value is 0; what comes back takes the mask off again."""
         ...
+
+
+def block_by_block(sites: Sequence[Place]) -> Iterator[tuple[int, Place]]:
+    """Each site with its number, those of a block together, and in memory; when the next block comes, this one is done
+    with."""
+    order = sorted(range(len(sites)), key=lambda number: sites[number].address.layer)
+    for _, numbers in groupby(order, key=lambda number: sites[number].address.layer):
+        of_block = [*numbers]
+        for number in of_block:
+            here(sites[number].block)
+            yield number, sites[number]
+        done_with(sites[of_block[0]].block)

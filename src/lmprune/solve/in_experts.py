@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..budget.choosing import alike, choose
 from ..budget.keeps import Keep
+from ..checkpoints.block_files import finish_again, seal_of
 from ..checkpoints.journal import stage_of
 from ..checkpoints.shelf import Tensors
 from ..checkpoints.states import Numbered, States, listed, states_of
@@ -21,7 +22,7 @@ from ..progress import Stages
 from ..scores.curvature import curvature_after
 from ..sites.address import Kind
 from ..sites.expert_neurons import ExpertNeurons
-from ..sites.pages import here
+from ..sites.pages import done_with, here
 from ..sites.site import Site
 from ..sites.walk import Blocks, list_of
 from .elimination import LeastSquares, eliminate
@@ -129,9 +130,11 @@ class InExperts(Solver):
                 )
                 found[place] = solve(place, seams, problems)
                 site.put(seams)
-                if stage.lasts:
-                    stage.found[str(site.address)] = {**found[place], **_readers(seams)}
             hidden = after if after and not self.settings.sequential else _through(blocks, layer, hidden)
+            if place is not None:
+                done_with(block := sites[place].block)
+                if stage.lasts:
+                    stage.found[str(sites[place].address)] = {**found[place], **seal_of(block)}
             stage.end(partial(Numbered, {"": hidden}))
             if progress:
                 progress(layer + 1, len(blocks.blocks))
@@ -156,22 +159,15 @@ def _seen(site: ExpertNeurons, seams: Sequence[Site], run: Callable[[], States])
     return seen, after
 
 
-def _readers(seams: Sequence[Site]) -> dict[str, Tensor]:
-    """What the experts' readers have become."""
-    found = {"readers": torch.stack([seam.reader() for seam in seams])}
-    biases = [bias for seam in seams if (bias := seam.reader_bias()) is not None]
-    return found | ({"biases": torch.stack(biases)} if biases else {})
-
-
 def _again(site: ExpertNeurons, known: Tensors) -> Tensors:
     """Do to the place what was done to it in an earlier run, and return what was found then."""
     here(site.block)
-    seams, biases = site.seams(), known.get("biases")
-    for expert, (seam, units) in enumerate(zip(seams, site.split(known["kept"]), strict=True)):
+    seams = site.seams()
+    for seam, units in zip(seams, site.split(known["kept"]), strict=True):
         seam.keep(units)
-        seam.set_reader(known["readers"][expert], None if biases is None else biases[expert])
     site.put(seams)
-    return {name: values for name, values in known.items() if name not in ("readers", "biases")}
+    finish_again(site.block, known)
+    return known
 
 
 def _into(moments: Moments) -> Any:

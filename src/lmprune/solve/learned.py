@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..progress import Stages
-from ..sites.place import Place
+from ..sites.place import Place, block_by_block
 from .solver import Solution, Solver
 
 
@@ -32,5 +32,5 @@ class Learned(Solver):
     def carry_out(
         self, model: Any, sites: Sequence[Place], input_ids: Tensor | None, kept: Sequence[Tensor], stages: Stages
     ) -> None:
-        for site, units in zip(sites, kept, strict=True):
-            site.keep(units)
+        for place, site in block_by_block(sites):
+            site.keep(kept[place])

@@ -64,17 +64,31 @@ class Held:
 
 
 @dataclass(frozen=True)
+class Disk:
+    """Bytes that a run keeps of a streamed model beside its result: before blocks are cut, at most; while they are,
+    without what enters the next block; and that, of which there are two, and a third while it is written."""
+
+    before: float = 0.0
+    kept: float = 0.0
+    state: float = 0.0
+
+    def most(self, result: float, blocks: float) -> float:
+        """With the result, and its blocks, which come one by one."""
+        return max(self.before, self.kept + 3 * self.state + blocks, self.kept + 2 * self.state + result)
+
+
+@dataclass(frozen=True)
 class Memory:
-    """Bytes beside the weights: at most at once; where hidden states lie on the disk as far as they can (`least`); of
-    those states at most; and what else lies on the disk."""
+    """Bytes beside the weights: at most at once; where hidden states lie on the disk as far as they can (`least`); and
+    of those states at most."""
 
     peak: float
     least: float
     states: float
-    disk: float = 0.0
+    disk: Disk = Disk()
 
     @classmethod
-    def of(cls, *parts: Held, disk: float = 0.0) -> Memory:
+    def of(cls, *parts: Held, disk: Disk = Disk()) -> Memory:
         """parts: come one after the other."""
         peak, least = max(part.other + part.states for part in parts), max(part.other for part in parts)
         return cls(peak, least, max(part.states for part in parts), disk)
@@ -102,9 +116,12 @@ def backwards(shape: Shape, tokens: int, seq_len: int) -> Held:
     return Held(max(logits, block), states(shape, tokens))
 
 
-def entered(shape: Shape, tokens: int) -> float:
-    """What enters each block of a streamed model, kept on the disk for the way back."""
-    return states(shape, tokens) * len(shape.blocks) if shape.streamed else 0.0
+def way_back(shape: Shape, tokens: int, matrices: float = 0.0) -> Disk:
+    """Of a streamed model: what enters each block, which goes on the way back, gradients, and matrices that come."""
+    if not shape.streamed:
+        return Disk()
+    each = states(shape, tokens)
+    return Disk(max(each * (len(shape.blocks) + 2), 3 * each + matrices), kept=2 * each + matrices)
 
 
 def curvatures(shape: Shape, sites: Sequence[Site]) -> tuple[float, float]:

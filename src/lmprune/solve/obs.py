@@ -29,7 +29,7 @@ from ..sites.site import Site, seams
 from . import duration, memory
 from .duration import Pace, Work
 from .elimination import Elimination, LeastSquares, eliminate
-from .memory import Held, Memory, Shape
+from .memory import Disk, Held, Memory, Shape
 from .solver import Selection, Solution, Solver
 from .walks import cut, each
 
@@ -114,11 +114,11 @@ class Obs(Solver):
         streams = 1 + (how.sequential and how.compensation > 0)
         solving = max(memory.elimination(sites), memory.moments(sites) + memory.forwards(shape, work.seq_len))
         walked = memory.states(shape, work.tokens, streams)
-        parts, disk = [Held(metrics + solving, walked)], 0.0
+        parts, disk = [Held(metrics + solving, walked)], Disk()
         if how.end_loss:
             back = memory.backwards(shape, few, work.seq_len)
-            parts, disk = [*parts, Held(metrics + back.other, back.states)], matrices + memory.entered(shape, few)
-        return Memory.of(*parts, disk=disk)
+            parts, disk = [*parts, Held(metrics + back.other, back.states)], memory.way_back(shape, few, matrices)
+        return Memory.of(*parts, disk=replace(disk, state=walked) if shape.streamed else disk)
 
     def check_spends(self, kinds: Iterable[Kind]) -> None:
         """Errors of neurons and of heads are in one unit of measure."""
@@ -240,7 +240,7 @@ def obs_to_counts(
         cut(site, found.kept, problem)
         return {"gone": found.gone, "cost": found.cost, "kept": found.kept}
 
-    done = each(model, sites, input_ids, settings, stages, "pruning", prune)
+    done = each(model, sites, input_ids, settings, stages, "pruning", prune, last=True)
     return [Elimination(*(done[site.address][name] for name in ("gone", "cost", "kept"))) for site in sites]
 
 
@@ -275,4 +275,4 @@ def obs_refit(
         cut(site, chosen[site.address], problem)
         return {"kept": chosen[site.address]}
 
-    each(model, sites, input_ids, settings, stages, "refitting", refit)
+    each(model, sites, input_ids, settings, stages, "refitting", refit, last=True)

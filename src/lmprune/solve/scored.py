@@ -14,13 +14,12 @@ from ..progress import Phase, Stages
 from ..scores.criteria import Criterion, score_from
 from ..scores.statistics import GRADIENT, collect
 from ..sites.address import SEAM_KINDS, Kind
-from ..sites.pages import here
-from ..sites.place import Place
+from ..sites.place import Place, block_by_block
 from ..sites.site import Site, seams
 from . import duration, memory
 from .bias import MEAN, bias_compensation
 from .duration import Pace, Work
-from .memory import Held, Memory, Shape
+from .memory import Disk, Held, Memory, Shape
 from .solver import Selection, Solution, Solver
 
 #: how many of the calibration tokens a criterion that needs gradients reads
@@ -85,9 +84,9 @@ class Scored(Solver):
             copies = (max if shape.streamed else sum)(shape.blocks) * 4 if "weight_taylor" in needs else 0
             few = work.read(GRADIENT_TOKENS)
             back = memory.backwards(shape, few, work.seq_len)
-            return Memory.of(Held(copies + back.other, back.states), disk=memory.entered(shape, few))
+            return Memory.of(Held(copies + back.other, back.states), disk=memory.way_back(shape, few))
         kept = memory.states(shape, work.tokens) if shape.streamed else 0.0
-        return Memory.of(Held(memory.forwards(shape, work.seq_len), kept))
+        return Memory.of(Held(memory.forwards(shape, work.seq_len), kept), disk=Disk(state=kept))
 
     def _needs(self, chosen: bool = False) -> frozenset[str]:
         """Names of the statistics that are read."""
@@ -105,8 +104,8 @@ class Scored(Solver):
         return collect(model, sites, input_ids, needs=needs, progress=stages("calibrating"))
 
     def _cut(self, sites: Sequence[Place], kept: Sequence[Tensor], statistics: Sequence[Any] | None) -> None:
-        for place, (site, units) in enumerate(zip(sites, kept, strict=True)):
-            here(site.block)
+        for place, site in block_by_block(sites):
+            units = kept[place]
             if self.adds_bias and len(units) < site.count:  # a bias of zeros would only make the layer another kind
                 assert statistics is not None
                 (seam,) = seams([site], self.name)

@@ -43,6 +43,7 @@ def layer_problems(
     without: Mapping[int, Skip] = {},
     known: Mapping[Address, LeastSquares] = {},
     stage: Stage | None = None,
+    ended: Callable[[int], None] = lambda _layer: None,
     progress: Progress | None = None,
 ) -> Iterator[tuple[Site, LeastSquares]]:
     """Each site, in order, with its least-squares problem; the caller may cut the site before asking for the next.
@@ -54,6 +55,7 @@ def layer_problems(
         layer is asked to make up for. 0 asks for what the dense reader puts out on the pruned inputs.
     without: a layer -> what switches off the part of its block that the pruned model no longer has.
     known: problems that the caller has from an earlier walk that was the same, so that they are not stated again.
+    ended: is called with a block's number when its sites are done and what comes out of it is known.
     stage: the walk, where it may go on from blocks that were done before; the caller has made these what they became.
     """
     groups = {group[0].layer: group for group in by_layer(sites)}
@@ -79,6 +81,7 @@ def layer_problems(
                 streams.apart = streams.apart or not torch.equal(site.reader(), reader_FD)
         if sequential and layer + 1 < last:
             streams.run(layer)
+        ended(layer)
         if stage:
             stage.end(streams.state)
         if progress:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..checkpoints.block_files import finish_again, seal_of, stages_blocks
 from ..checkpoints.journal import Stage, stage_of
 from ..checkpoints.shelf import Tensors
 from ..progress import Progress, Stages
 from ..sites.address import Address
-from ..sites.pages import here
-from ..sites.site import Site
+from ..sites.pages import done_with, here
+from ..sites.site import Site, by_layer
 from .elimination import LeastSquares
 from .targets import Skip, layer_problems
 
@@ -25,27 +26,52 @@ _READER, _BIAS = "reader", "bias"
 
 def each(
     model: Any, sites: Sequence[Site], input_ids: Tensor, settings: ObsSettings, stages: Stages, name: str,
-    solve: Callable[[Site, LeastSquares], Tensors], *, rewrites: bool = True, without: Mapping[int, Skip] = {},
+    solve: Callable[[Site, LeastSquares], Tensors], *, rewrites: bool = True, last: bool = False,
+    without: Mapping[int, Skip] = {},
 ) -> dict[Address, Tensors]:  # fmt: skip
     """What `solve` finds of each site along the walk of that name.
 
     without: see `layer_problems`. rewrites: it cuts the site down to `kept`, which is among what it finds, and changes
-    its reader. Of a run that goes on, the sites of the blocks that were done become what they were, and are not solved
-    again.
+    its reader. last: nobody changes a block any more after this walk. Of a run that goes on, the sites of the blocks
+    that were done become what they were, and are not solved again.
     """
     stage, found = stage_of(model, name), dict[Address, Tensors]()
-    for site in (site for site in sites if site.layer < stage.done):
-        known = dict(stage.found[str(site.address)])
-        if rewrites:
-            here(site.block)
-            site.keep(known["kept"])
-            site.set_reader(known.pop(_READER), known.pop(_BIAS, None))
-        found[site.address] = known
-    for site, problem in problems(model, sites, input_ids, settings, stages(name), stage=stage, without=without):
+    blocks = {site.layer: site.block for site in sites}
+    last = last and stages_blocks(sites[0].block)
+    for group in (group for group in by_layer(sites) if group[0].layer < stage.done):
+        for site in group:
+            found[site.address] = known = dict(stage.found[str(site.address)])
+            if rewrites:
+                _again(site, known)
+        if last:
+            finish_again(group[0].block, stage.found[_block(group[0].layer)])
+
+    def ended(layer: int) -> None:
+        if last and layer in blocks:
+            done_with(blocks[layer])
+            if stage.lasts:
+                stage.found[_block(layer)] = seal_of(blocks[layer])
+
+    for site, problem in problems(
+        model, sites, input_ids, settings, stages(name), stage=stage, without=without, ended=ended
+    ):
         found[site.address] = solve(site, problem)
         if stage.lasts:
-            stage.found[str(site.address)] = {**found[site.address], **(_reader(site) if rewrites else {})}
+            stage.found[str(site.address)] = {**found[site.address], **({} if last or not rewrites else _reader(site))}
     return found
+
+
+def _again(site: Site, known: dict[str, Tensor]) -> None:
+    """Cut as it was; its reader is among what is known, or comes with the block."""
+    here(site.block)
+    site.keep(known["kept"])
+    if _READER in known:
+        site.set_reader(known.pop(_READER), known.pop(_BIAS, None))
+
+
+def _block(layer: int) -> str:
+    """What is kept under this name is what the block's file is known by."""
+    return f"block.{layer}"
 
 
 def _reader(site: Site) -> dict[str, Tensor]:
@@ -56,13 +82,14 @@ def _reader(site: Site) -> dict[str, Tensor]:
 def problems(
     model: Any, sites: Sequence[Site], input_ids: Tensor, settings: ObsSettings, progress: Progress | None,
     known: Mapping[Address, LeastSquares] = {}, stage: Stage | None = None, without: Mapping[int, Skip] = {},
+    ended: Callable[[int], None] = lambda _layer: None,
 ) -> Iterator[tuple[Site, LeastSquares]]:  # fmt: skip
     """`layer_problems` as the settings have them."""
     return layer_problems(
         model, sites, input_ids,
         sequential=settings.sequential, compensation=settings.compensation,
         rel_damp=settings.rel_damp, per_neuron=settings.per_neuron, known=known, stage=stage, without=without,
-        progress=progress,
+        ended=ended, progress=progress,
     )  # fmt: skip
 
 
