@@ -1,6 +1,6 @@
 """Commands killed at any moment, and run where something is short: what comes of it in the end is the same bytes.
 
-    python benchmarks/torture.py [--moments N] [--only WORD …] [--record FILE]     # as `make torture` runs it
+    python benchmarks/torture.py [--moments N] [--only WORD …] [--large BLOCKS] [--record FILE]    # see `make torture`
 
 A command is carried out once undisturbed, then again and again: killed by KILL, TERM or INT in turn, at its n-th change
 of the disk (so that some kills are inside saves), after a share of its time, or as a user begins it, imports and all;
@@ -31,7 +31,7 @@ from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 import torch
-from torture_commands import COMMANDS, a_while_later, again, clear, make_room, result, rooms_in, runs_in
+from torture_commands import COMMANDS, a_while_later, again, clear, make_large, make_room, result, rooms_in, runs_in
 from torture_forks import LOG, TOLD, How, ended, forked, fresh, import_all, outlived
 from torture_shortages import SHORTAGES, Trial, fits, tried
 
@@ -54,10 +54,11 @@ class Subject:
 
 
 @contextmanager
-def subject(name: str) -> Iterator[Subject]:
+def subject(name: str, large: int) -> Iterator[Subject]:
+    """large: blocks of a large model, in place of the tiny one."""
     with tempfile.TemporaryDirectory(prefix="torture-") as place:
         folder = Path(place)
-        _in_a_process(lambda: make_room(folder))
+        _in_a_process(lambda: make_large(folder, large) if large else make_room(folder))
         told = undisturbed(name, folder)  # which imports what it needs
         import_all(told["modules"])
         clear(folder)
@@ -172,6 +173,7 @@ def main() -> None:
     parser.add_argument("--moments", type=int, default=25)
     parser.add_argument("--only", nargs="*", default=[""])
     parser.add_argument("--no-shortages", action="store_true")
+    parser.add_argument("--large", type=int, default=0, metavar="BLOCKS", help="a model of Llama-3.2-1B's shapes")
     parser.add_argument("--record", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -182,7 +184,7 @@ def main() -> None:
         shortages = [s for s in SHORTAGES if fits(name, s) and not record.has(name, s) and not asked.no_shortages]
         if not moments and not shortages:
             continue
-        with subject(name) as it:
+        with subject(name, asked.large) as it:
             print(
                 f"{name}: {it.seconds:.1f} s, {it.fresh:.1f} s fresh, {it.changes} changes", file=sys.stderr, flush=True
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 from made_up_records import made_up  # noqa: E402
+from streamed import make  # noqa: E402
 from tiny_checkpoints import TEXT, byte_tokenizer, tiny_checkpoint  # noqa: E402
 
 from lmprune.checkpoints.begun import PRUNING, SETTINGS, TRAINING, place_of  # noqa: E402
@@ -84,6 +86,13 @@ def make_room(folder: Path) -> None:
     (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def make_large(folder: Path, blocks: int) -> None:
+    """What pruning reads, with a model of Llama-3.2-1B's shapes in bf16 shards, a block a file; 8 are 1.0 billion."""
+    make(folder / "m", "llama-3.2-1b", blocks)
+    byte_tokenizer().save_pretrained(folder / "m")
+    (folder / "cats.txt").write_text(TEXT)
+
+
 def result(folder: Path) -> dict[str, bytes]:
     """All that a command wrote, by name; what it took is left out."""
     found: dict[str, bytes] = {}
@@ -95,6 +104,9 @@ def result(folder: Path) -> dict[str, bytes]:
 
 
 def _untimed(file: Path) -> bytes:
+    if file.suffix == ".safetensors":  # which may be large
+        with file.open("rb") as weights:
+            return hashlib.file_digest(weights, "sha256").digest()
     content = file.read_bytes()
     if file.suffix not in (".json", ".jsonl"):
         return content

@@ -188,7 +188,13 @@ def test_mixtures_go_on(method: str, units: str, tmp_path: Path, monkeypatch: py
     library.save(tiny_mixture("qwen3_moe", vocab_size=257), tmp_path / "m", tokenizer=byte_tokenizer())
     (tmp_path / "cats.txt").write_text(TEXT)
     monkeypatch.chdir(tmp_path)
-    assert goes_on(monkeypatch, "--method", method, "--units", units, "--multiple-of", 8) > 1
+    words = ("--method", method, "--units", units, "--multiple-of", 8)
+    assert goes_on(monkeypatch, *words) > 1
+    assert prune(*words).code == 0
+    written, dense = (
+        {name for file in Path(folder).glob("*.safetensors") for name in load_file(file)} for folder in ("out", "m")
+    )
+    assert written <= dense, "whatever the model's own tensors are called"
 
 
 # -- what can't be gone on with
