@@ -140,6 +140,10 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
             ("in_tuple = isinstance(out, tuple)", "in_tuple = False"),
         ],
     ),
+    "export/arithmetic.py": (
+        "streamed_export",
+        [("parameter.data = rounding.weights(module, parameter).float()", "parameter.data = parameter.data.float()")],
+    ),
     "sites/place.py": ("going_on", [("done_with(sites[of_block[0]].block)", "pass")]),
     "solve/walks.py": (
         "going_on",

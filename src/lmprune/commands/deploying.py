@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .console import talking
-from .options import Ffn, Force, Json, Model, Plugin, PushToHub, Trust
+from .options import Ffn, Force, Json, Model, Plugin, PushToHub, Stream, Trust
 from .parameters import given, pushed
 from .running import savable
 
@@ -37,6 +37,7 @@ def export(
         bool, typer.Option("--no-verify", help="Do not run what was written in its engine, to compare it with MODEL.")
     ] = False,
     ffn: Ffn = None,
+    stream: Stream = False,
     trust_remote_code: Trust = False,
     plugin: Plugin = None,
     push_to_hub: PushToHub = None,

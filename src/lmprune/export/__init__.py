@@ -40,7 +40,8 @@ class Order:
 class Target:
     """module: the file here that has `write(order, path) -> details`. dtypes: the first is written unless asked.
 
-    suffix: of the file to write; None for a folder. load_as: the dtype to load the model in.
+    suffix: of the file to write; None for a folder. load_as: the dtype to load the model in. streams: a model that is
+    read block by block can be written.
     """
 
     module: str
@@ -48,6 +49,7 @@ class Target:
     dtypes: tuple[str, ...]
     suffix: str | None = None
     load_as: str = "auto"
+    streams: bool = False
 
     @property
     def write(self) -> Callable[[Order, Path], dict[str, Any]]:
@@ -58,10 +60,10 @@ _GGUF = ("f16", "f32", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_0", "q4_k_m", "q4_0
 _AS_IS = ("as it is", "f32", "f16", "bf16")
 
 TARGETS = {
-    "gguf": Target("gguf", "a GGUF file for llama.cpp", _GGUF, suffix=".gguf"),
+    "gguf": Target("gguf", "a GGUF file for llama.cpp", _GGUF, suffix=".gguf", streams=True),
     "onnx": Target("onnx", "an ONNX model with KV cache, for ONNX Runtime", ("f32",), load_as="float32"),
     "vllm": Target("vllm", "a folder that vLLM opens, Llama's block with a width for each layer", _AS_IS),
-    "hf-uniform": Target("uniform", "a stock transformers checkpoint, padded to one width", _AS_IS),
+    "hf-uniform": Target("uniform", "a stock transformers checkpoint, padded to one width", _AS_IS, streams=True),
 }
 
 

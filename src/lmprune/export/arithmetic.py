@@ -50,16 +50,17 @@ def _in_float32(model: nn.Module, rounding: Rounding, rounded_inputs: bool) -> I
             own = dict(module.named_parameters(recurse=False))
             if not own:
                 continue
-            held: dict[str, Tensor] = {}
+            held: list[tuple[nn.Parameter, Tensor]] = []
 
-            def widen(module: nn.Module, *_: Any, own: Any = own, held: dict[str, Tensor] = held) -> None:
-                for name, parameter in own.items():
-                    held[name] = parameter.data
+            def widen(module: nn.Module, *_: Any, held: list[Any] = held) -> None:
+                for parameter in module.parameters(recurse=False):  # by now: a block that is read anew has new ones
+                    held.append((parameter, parameter.data))
                     parameter.data = rounding.weights(module, parameter).float()
 
-            def restore(*_: Any, own: Any = own, held: dict[str, Tensor] = held) -> None:
-                for name in list(held):
-                    own[name].data = held.pop(name)
+            def restore(*_: Any, held: list[Any] = held) -> None:
+                while held:
+                    parameter, values = held.pop()
+                    parameter.data = values
 
             stack.callback(module.register_forward_pre_hook(widen).remove)
             stack.callback(module.register_forward_hook(restore, always_call=True).remove)

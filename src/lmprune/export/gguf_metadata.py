@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 from ..errors import UserError
@@ -16,6 +16,7 @@ from ..sites.find import find_sites
 from ..sites.heads import HeadCounts
 from ..sites.limits import max_context
 from ..sites.mixtures import is_mixture, mixture_of
+from ..sites.pages import value_of
 from ..sites.site import Site
 from .gaps import attention_alone
 from .gguf_tensors import STUB
@@ -201,8 +202,8 @@ def _windows(config: Any, spec: GGUFSpec) -> dict[str, Any]:
 
 def scalars(model: Any, spec: GGUFSpec) -> dict[str, list[float]]:
     """Metadata keys that hold parameters of one number, one a layer."""
-    named: Mapping[str, Any] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    names = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
     return {
-        key: [value.item() for name, value in named.items() if name.endswith(f".{ending}")]
+        key: [value_of(model, name).item() for name in names if name.endswith(f".{ending}")]
         for key, ending in spec.scalars.items()
     }

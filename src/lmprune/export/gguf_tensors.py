@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..runtimes.gguf_layout import TensorPlace, places
 from ..runtimes.gguf_spec import GGUFSpec
-from ..runtimes.mixtures import stored
+from ..sites.pages import value_of
 from .gaps import attention_alone
 from .gguf_quants import Slot, Storage, quantize
 from .head_counts import heads_by_layer
@@ -59,15 +59,15 @@ def stored_tensors(model: Any, spec: GGUFSpec, arch: str, storage: Storage, fact
     does not fit.
     """
     found: list[Writable] = []
-    values = dict(stored(model))
     if factors is not None:
         found.append(_stored(Slot(MODEL_TENSOR.ROPE_FREQS, tuple(factors.shape)), storage, lambda: factors))
     for place, slot in slots(model, spec, arch):
         kind = storage.kind(slot)
         _check_rows(place.name, place.shape, kind)
-        value = values[place.name].detach()
         found.append(
-            Writable(place.theirs, place.shape, kind, lambda value=value, place=place: place.stored(value), slot)
+            Writable(
+                place.theirs, place.shape, kind, lambda place=place: place.stored(value_of(model, place.name)), slot
+            )
         )
     return [*found, *_head(model, spec, storage, found), *_zeros(spec, found), *_stubs(model, storage)]
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..runtimes.mixtures import stored
 from ..sites.linears import rows_are_inputs
+from ..sites.pages import pages_of
 from . import Order
 from .arithmetic import Rounding, log_probs, through
 from .folder import FLOATS
@@ -117,7 +118,7 @@ def _onnx_tail(engine: Any, ids_1T: np.ndarray, last: int) -> Tensor:
 def _in_transformers(order: Order, path: Path, texts: Texts, last: int, top: int) -> TopScores:
     from ..checkpoints import models
 
-    model = models.load(path, dtype="auto")
+    model = models.load(path, dtype="auto", stream=pages_of(order.model) is not None)
     return [_likeliest(log_probs(model, ids, last=last, rounding=Rounding()), top) for ids in texts]
 
 
@@ -155,7 +156,8 @@ def _as_gguf(order: Order) -> Rounding:
         return torch.from_numpy(gguf.dequantize(quantize(value.float().contiguous().numpy(), kind), kind))
 
     def weights(module: nn.Module, parameter: nn.Parameter) -> Tensor:
-        kind, value = kinds.get(id(parameter)), parameter.data
+        name = next(name for name, own in module.named_parameters(recurse=False) if own is parameter)
+        kind, value = kinds.get((module, name)), parameter.data
         if value.ndim < 2 or kind is None:
             return value
         return through_kind(value.T, kind).T if rows_are_inputs(module) else through_kind(value, kind)
@@ -164,15 +166,21 @@ def _as_gguf(order: Order) -> Rounding:
     return Rounding(weights, lambda x: through_kind(x, inputs).view_as(x))
 
 
-def _kinds(order: Order, storage: Storage) -> dict[int, Any]:
-    """The type that each parameter is stored in, by its identity."""
+def _kinds(order: Order, storage: Storage) -> dict[tuple[nn.Module, str], Any]:
+    """The type that each parameter is stored in, by the modules that have it and its name there."""
     from .gguf_metadata import spec_of
     from .gguf_tensors import slots
 
     spec = spec_of(order.model.config)
     placed = slots(order.model, spec, spec.arch)
     values = dict(stored(order.model))
-    return {id(values[place.name]): storage.kind(slot) for place, slot in placed}
+    kinds = {id(values[place.name]): storage.kind(slot) for place, slot in placed}
+    return {
+        (module, name): kinds[id(parameter)]
+        for module in order.model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if id(parameter) in kinds
+    }
 
 
 READERS = {

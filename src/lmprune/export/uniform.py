@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..sites.families import family_of
 from ..sites.find import find_sites
 from ..sites.mixtures import is_mixture
+from ..sites.pages import done_with, here
 from ..sites.site import Site
 from . import Order
 from .folder import save_model
@@ -29,6 +30,8 @@ def write(order: Order, folder: Path) -> dict[str, Any]:
         return _mixture(order, folder)
     before, counts_before = _num_parameters(order.model), _counts(order)
     make_uniform(order.model, order.ffns)
+    for ffn in order.ffns:
+        done_with(ffn.block)
     added, counts = _num_parameters(order.model) - before, _counts(order)
     save_model(order, folder)
     have = {kind: f"{max(counts[kind])} {kind}" for kind in counts}
@@ -71,6 +74,7 @@ def make_uniform(model: Any, ffns: Sequence[Site]) -> None:
         _check_bias(site, own, type(stock).__name__)
     width = max(widths) if len(widths) == 1 else -(-max(widths) // MULTIPLE) * MULTIPLE
     for ffn in ffns:
+        here(ffn.block)
         ffn.pad(width if spec.width_key else theirs.count)
     record_shapes(model)
     heads = [site.count for site in head_sites(model, spec)]
@@ -79,6 +83,7 @@ def make_uniform(model: Any, ffns: Sequence[Site]) -> None:
         if not hasattr(model.config, "lmprune"):
             return
         for site in head_sites(model, spec):
+            here(site.block)
             site.pad(number)
         record_shapes(model)
     if hasattr(model.config, "lmprune"):

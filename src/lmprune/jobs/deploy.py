@@ -19,6 +19,7 @@ from ..checkpoints.writing import Destination, begins, check_file, check_not_rea
 from ..errors import UserError
 from ..evaluation.memory import peak_memory_mb
 from ..export import modelfile as ollama
+from ..export.folder import FLOATS
 from ..foreign import reading, text_of
 from ..plan import PLAN_FILE
 from ..progress import Teller
@@ -29,12 +30,14 @@ from ..sites.mixtures import is_mixture
 from ..sites.proof import check_ffns
 from . import inspection
 from .card import card_of_copy, exported
+from .kept import staging
+from .opening import check_streams, streaming
 from .reproduce import command, origin
 
 
 def export(
     terminal: Teller, *, model: str, out: Path, to: str, dtype: str | None, force: bool, trust_remote_code: bool,
-    no_verify: bool = False, modelfile: Path | None = None, ffn: str | None = None,
+    no_verify: bool = False, modelfile: Path | None = None, ffn: str | None = None, stream: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """`lmprune export`, whose options these are. Raises: UserError; nothing is written then."""
     options = {name: value for name, value in locals().items() if name != "terminal"}
@@ -44,8 +47,14 @@ def export(
     check_not_read(out, model)
     place = exporting.check_target(target, out, dtype, force=force)
     listing = _check_modelfile(modelfile, to, force=force)
+    check_streams(stream, ffn)
+    if stream and not target.streams:
+        able = " and ".join(name for name, each in exporting.TARGETS.items() if each.streams)
+        raise UserError(f"--stream goes with --to {able}; {to} needs the whole model in memory: leave it out")
+    how = {"dtype": target.load_as, "trust_remote_code": trust_remote_code, "stream": stream}
     with terminal.busy(f"loading {model}"):
-        loaded = models.load(model, dtype=target.load_as, trust_remote_code=trust_remote_code, note=terminal.note)
+        how = streaming(terminal, model, how) if target.streams and spec is None else how
+        loaded = models.load(model, note=terminal.note, **how)
         tokenizer = _tokenizer(terminal, model, trust_remote_code)
     plan, licence = inspection.find_plan(model), find_licence(model)
     source = origin(model, licence)
@@ -64,7 +73,8 @@ def export(
         papers=partial(papers_of_copy, model, to),
         licence=licence,
     )
-    with terminal.busy(f"writing {out}"), known(loaded.config.model_type, spec):
+    saved = FLOATS.get(dtype or "")
+    with terminal.busy(f"writing {out}"), known(loaded.config.model_type, spec), staging(loaded, None, out, saved):
         details = exporting.export(job, place, to, verify=not no_verify)
     written = place.path
     notes, verification = details.pop("notes"), details.pop("verification")

@@ -184,6 +184,15 @@ def place_of(block: nn.Module) -> tuple[Pages, int] | None:
     return _PAGED.get(block)
 
 
+def value_of(model: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer by its name, as it is now, in memory."""
+    *path, last = name.split(".")
+    module = model
+    for part in path:
+        module = here(module.get_submodule(part))
+    return getattr(module, last).detach()
+
+
 def leave_out(block: nn.Module) -> None:
     """The model no longer has the block."""
     if (found := _PAGED.pop(block, None)) is not None:
