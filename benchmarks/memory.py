@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/memory.py [--only WORD …]
     python benchmarks/memory.py --table
 
-Peak memory is the process's (VmHWM); seconds are of pruning itself; the disk is looked at fifty times a second, beside the
-result and in the temporary folder, of which a file with two names counts once. One record a case goes to
+Peak memory is the process's (VmHWM); seconds are of pruning itself; the disk is looked at fifty times a second, beside
+the result and in the temporary folder; a file with two names counts once. One record a case goes to
 benchmarks/records/memory.jsonl; what is there is not run again. Models of made-up weights are made in a temporary
 folder, in bf16 shards as those of streamed.py.
 """
