@@ -445,20 +445,26 @@ def test_a_run_that_has_ended_is_not_resumed_and_says_so(model: Path, text: Path
 def test_what_a_disk_refuses_is_a_sentence_wherever(
     limit: int, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Temporary files, too: of ours, and those that safetensors writes, which has an exception of its own."""
+    """Blocks beside the result; temporary files, too: of ours, and those that safetensors writes, with an exception
+    of its own."""
+    from lmprune.checkpoints import tensor_file
     from lmprune.sites import pages
 
-    args = ["prune", model, "--data", text, "--stream", "--multiple-of", 8, "--answer-tokens", 0]
-    args += ["--method", "magnitude"]
+    args = ["prune", model, "--data", text, "--stream", "--multiple-of", 8, "--answer-tokens", 0, "--seq-len", 32]
+    with monkeypatch.context() as now:
+        now.setattr(tensor_file, "write", lambda *_: (_ for _ in ()).throw(OSError(limit, os.strerror(limit))))
+        shown = lmprune(*args, "--method", "magnitude", "--out", tmp_path / "o")
+    assert shown.code == 2 and f"blocks/0.safetensors: {os.strerror(limit)}; nothing was left there" in shown.err
+    args += ["--units", "attentions", "--keep", 0.333, "--calibration-tokens", 64]
     for error in (OSError(limit, "x"), SafetensorError(f"Error while serializing: I/O error: x (os error {limit})")):
 
         def refuse(*_: Any, error: Exception = error, **__: Any) -> None:
             raise error
 
         monkeypatch.setattr(pages, "save_file", refuse)
-        shown = lmprune(*args, "--out", tmp_path / "o")
+        shown = lmprune(*args, "--out", tmp_path / "o", "--force")
         assert shown.code == 2 and f"error: {os.strerror(limit)}: what it writes, or keeps in" in shown.err
-    assert entries(tmp_path) == []
+    assert entries(tmp_path) == ["o.pruning"], "scores, to go on from"
 
 
 # -- streams

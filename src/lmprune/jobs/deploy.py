@@ -47,10 +47,7 @@ def export(
     check_not_read(out, model)
     place = exporting.check_target(target, out, dtype, force=force)
     listing = _check_modelfile(modelfile, to, force=force)
-    check_streams(stream, ffn)
-    if stream and not target.streams:
-        able = " and ".join(name for name, each in exporting.TARGETS.items() if each.streams)
-        raise UserError(f"--stream goes with --to {able}; {to} needs the whole model in memory: leave it out")
+    _check_streams(stream, to, ffn)
     how = {"dtype": target.load_as, "trust_remote_code": trust_remote_code, "stream": stream}
     with terminal.busy(f"loading {model}"):
         how = streaming(terminal, model, how) if target.streams and spec is None else how
@@ -98,6 +95,14 @@ def export(
         "modelfile": listing and str(listing.path),
         "command": command("export", options),
     }
+
+
+def _check_streams(stream: bool, to: str, ffn: str | None) -> None:
+    """Raises: UserError for what is not written block by block."""
+    check_streams(stream, ffn)
+    if stream and not exporting.get_target(to).streams:
+        able = " and ".join(name for name, each in exporting.TARGETS.items() if each.streams)
+        raise UserError(f"--stream goes with --to {able}; {to} needs the whole model in memory: leave it out")
 
 
 def _check_modelfile(modelfile: Path | None, to: str, *, force: bool) -> Destination | None:
