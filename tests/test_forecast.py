@@ -110,3 +110,6 @@ def test_the_documents_say_what_the_records_say() -> None:
             assert record["told"]["memory_mb"] == pytest.approx(record["memory_mb"], rel=0.2)
             assert record["told"]["result_mb"] == pytest.approx(record["result_mb"], rel=0.01)
             assert record["params_told"] == record["params"]
+        if "disk_mb" in record:
+            assert record["told"]["disk_mb"] == pytest.approx(record["disk_mb"], rel=0.2)
+            assert record["told"]["temporary_mb"] == pytest.approx(record["temporary_mb"], rel=0.2)
