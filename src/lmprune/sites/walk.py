@@ -7,7 +7,7 @@ sequences all have one length and no padding, so those arguments depend on the b
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from .pages import pages_of, passed
 
 
 class _Stop(Exception):
-    """Ends a forward pass as soon as the first block's input has been seen."""
+    """Ends a forward pass as soon as what was to be seen has been."""
 
 
 class _Stated(nn.Module):
@@ -105,16 +105,19 @@ class Blocks:
             home._modules = before
 
     def _observe(self, batch_BT: Tensor) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-        """One forward pass; the arguments of every block's call, with the hidden states left out."""
+        """One forward pass as far as the last block; the arguments of every block's call, with the hidden states left
+        out. The logits of a batch would be more than a block."""
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
         def note(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             kwargs = {k: v for k, v in kwargs.items() if k != "hidden_states"}
             calls.append(((None, *args[1:]) if args else (), kwargs))
+            if len(calls) == len(self.blocks):
+                raise _Stop
 
         handles = [block.register_forward_pre_hook(note, with_kwargs=True) for block in self.blocks]
         try:
-            with passed(self.blocks) if pages_of(self.model) else nullcontext():
+            with passed(self.blocks) if pages_of(self.model) else nullcontext(), suppress(_Stop):
                 self.model(input_ids=batch_BT, use_cache=False)
         finally:
             for handle in handles:
