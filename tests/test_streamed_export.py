@@ -49,7 +49,8 @@ def written(source: Path, out: Path, to: str, dtype: str | None, *, stream: bool
     model = models.load(source, dtype="auto", stream=stream)
     assert (pages_of(model) is not None) == stream
     ffns = [] if is_mixture(model.config) else find_sites(model)
-    return export(Order(model, ffns, models.load_tokenizer(source), dtype, "tiny"), out, to, verify=verify)
+    tokenizer = bpe()  # not as the folder has it: transformers gives a qwen2 a token more than the tiny model knows
+    return export(Order(model, ffns, tokenizer, dtype, "tiny"), out, to, verify=verify)
 
 
 @pytest.mark.parametrize("name", some(NAMES_IN_GGUF, "llama", "gpt2", "gemma2"))
