@@ -136,6 +136,11 @@ def test_the_paper_on_smollm2():
     assert f"{fmean(gains):.3f} [" in section
 
 
+def test_from_nothing():
+    (found,) = records("from_nothing.jsonl")
+    assert f"**{found['total']:.0f} s**" in PAGE.split("## From an empty machine")[1] and "Paris" in found["answer"]
+
+
 def test_families():
     section = PAGE.split("### Families")[1].split("### ")[0]
     for family in records("families.jsonl"):
