@@ -19,6 +19,8 @@ import quick_python as quick
 import torch
 from tiny_checkpoints import TEXT, as_many_threads, tiny_checkpoint
 
+from lmprune.sites.pages import Pages
+
 as_many_threads()
 
 
@@ -125,3 +127,17 @@ def quick_workers(forks: Any) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(workers, "multiprocessing", SimpleNamespace(get_context=lambda _: forks))
         yield
+
+
+@pytest.fixture
+def blocks_here(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many blocks are in memory, each time that one comes."""
+    seen: list[int] = []
+    bring = Pages.bring
+
+    def watched(pages: Pages, number: int) -> None:
+        bring(pages, number)
+        seen.append(sum(not any(p.is_meta for p in block.parameters()) for block in pages.blocks))
+
+    monkeypatch.setattr(Pages, "bring", watched)
+    return seen

@@ -24,25 +24,11 @@ from lmprune.export.arithmetic import Rounding, log_probs
 from lmprune.jobs import opening
 from lmprune.sites.find import find_sites
 from lmprune.sites.mixtures import is_mixture
-from lmprune.sites.pages import Pages, pages_of
+from lmprune.sites.pages import pages_of
 
 
 def save(model: Any, folder: Path) -> Path:
     return library.save(model, folder, tokenizer=bpe())
-
-
-@pytest.fixture
-def blocks_here(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many blocks are in memory, each time that one comes."""
-    seen: list[int] = []
-    bring = Pages.bring
-
-    def watched(pages: Pages, number: int) -> None:
-        bring(pages, number)
-        seen.append(sum(not any(p.is_meta for p in block.parameters()) for block in pages.blocks))
-
-    monkeypatch.setattr(Pages, "bring", watched)
-    return seen
 
 
 def written(source: Path, out: Path, to: str, dtype: str | None, *, stream: bool, verify: bool = False) -> Any:
