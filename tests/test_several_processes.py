@@ -33,8 +33,12 @@ GUM = ("--method", "gum", "--keep", 0.5, "--multiple-of", 1, "--steps", STEPS, "
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pairs(tmp_path_factory.mktemp("pairs"))
+
+
+def pairs(folder: Path) -> Path:
     """32 blocks, so that 4 at once come out even; of different lengths the counts of tokens would differ as well."""
-    file = tmp_path_factory.mktemp("pairs") / "cats.jsonl"
+    file = folder / "cats.jsonl"
     lines = [{"context": TEXT[i : i + 9], "completion": TEXT[i + 9 : i + 16 + i % 13]} for i in range(0, 1280, 40)]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return file
@@ -51,8 +55,10 @@ def environment(rank: int, port: int, number: int = 2) -> dict[str, str]:
     return dict(zip(names, map(str, (rank, rank, number, number, "127.0.0.1", port)), strict=True))
 
 
-def one_of_two(args: list[object], rank: int, port: int, answer: Any, die_after: int | None) -> None:
-    os.environ.update(environment(rank, port))
+def one_of_two(
+    args: list[object], rank: int, port: int, answer: Any, die_after: int | None, number: int = 2
+) -> None:  # fmt: skip
+    os.environ.update(environment(rank, port, number))
     as_many_threads()
     if die_after is not None:
         run_and_die(args, "after", die_after)
@@ -153,7 +159,7 @@ def test_two_processes_go_on_where_they_were_killed(
     ).read_bytes()
 
 
-# -- FSDP2, by hand: accelerate has none on the CPU
+# -- FSDP2, by hand; the command line's is in test_fsdp.py
 
 
 def pruned_by_hand(method: str, compute: Any, share: slice, spread: Any = None) -> tuple[list[float], list[list[int]]]:
@@ -220,14 +226,16 @@ LAUNCHERS = {
                    "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m"],
 }  # fmt: skip
 
+SPREAD = ("spread", LAUNCHERS["torchrun"], ["--fsdp"])
+
 
 @pytest.mark.conformance
 @pytest.mark.slow
 def test_launched_by_others(model: Path, text: Path, teacher: Path, tmp_path: Path) -> None:
     assert lmprune(*command(model, text, teacher, tmp_path / "whole", 4, 1)).code == 0
     kept, values = outcome(tmp_path / "whole")
-    for name, launcher in LAUNCHERS.items():
-        args = [str(arg) for arg in command(model, text, teacher, tmp_path / name, 2, 1)]
+    for name, launcher, more in [*((name, told, []) for name, told in LAUNCHERS.items()), SPREAD]:
+        args = [str(arg) for arg in [*command(model, text, teacher, tmp_path / name, 2, 1), *more]]
         done = subprocess.run(
             [sys.executable, "-m", *launcher, "lmprune", *args, "--json"],
             capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -23,6 +23,8 @@ from ..sites.masks import UnitMasks
 from ..sites.site import Site, seams
 from .goal import Chooser, Goal
 from .schedules import milestone_steps
+
+Found = TypeVar("Found")
 
 
 class Milestones(Chooser):
@@ -88,10 +90,10 @@ class Milestones(Chooser):
         return min(asked / sum(left), 1.0)
 
 
-def agreed(kept: list[Tensor]) -> list[Tensor]:
-    """The first process's choice, on every process: each has computed its own, perhaps on another kind of machine."""
-    choice = [kept]
-    return broadcast_object_list(choice)[0] if PartialState().num_processes > 1 else kept
+def agreed(found: Found) -> Found:
+    """The first process's, on every process: each has computed its own, perhaps on another kind of machine."""
+    told = [found]
+    return broadcast_object_list(told)[0] if PartialState().num_processes > 1 else found
 
 
 def cut_copy(model: Any, masks: UnitMasks, kept: Sequence[Tensor], spec: FFNSpec | None) -> tuple[Any, list[Site]]:

@@ -50,6 +50,9 @@ from .similarity import SimilarityEstimate
 from .soft import SoftThreshold
 from .warm_start import WarmStart
 
+#: of a state's names, what the estimate's begin with
+_ESTIMATE = "estimate."
+
 
 class GradualPruner:
     """Attaches masks to a model, and moves them along the schedule; `finish` takes them off and gives the plan.
@@ -253,13 +256,22 @@ class GradualPruner:
         found = {f"kept.{layer}": kept for layer, kept in enumerate(self.masks.kept)}
         found["step"] = torch.tensor(self._ended)
         if self.estimate is not None:
-            found |= {f"estimate.{name}": value for name, value in self.estimate.state().items()}
+            found |= {f"{_ESTIMATE}{name}": value for name, value in self.estimate.state().items()}
         return found | self.chooser.state()
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from what `state` gave."""
+    def load_state(self, state: dict[str, Tensor], *others: dict[str, Tensor], process: int = 0) -> None:
+        """Go on from what `state` gave. others: where the processes are not as many as they were, the states of the
+        others that there were; `process` is then the number of this one."""
+        if others and self.estimate is not None:
+            estimates = [_of_estimate(each) for each in (state, *others)]
+            dealt = self.estimate.dealt(estimates, process)
+            state = state | {f"{_ESTIMATE}{name}": value for name, value in dealt.items()}
         self.masks.set([state[f"kept.{layer}"] for layer in range(len(self.masks))])
         self._ended = int(state.get("step", 0))  # states of lmprune before 2026-11-25 have none
         if self.estimate is not None:
-            self.estimate.load_state({k.removeprefix("estimate."): v for k, v in state.items() if "estimate." in k})
+            self.estimate.load_state(_of_estimate(state))
         self.chooser.load_state(state)
+
+
+def _of_estimate(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(_ESTIMATE): value for name, value in state.items() if name.startswith(_ESTIMATE)}

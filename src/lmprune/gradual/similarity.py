@@ -5,7 +5,7 @@ Axes: N token rows, F neurons of a layer, K of them kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -99,7 +99,12 @@ class SimilarityEstimate:
         rows.add(rows_nK, None if rows_nK.shape[1] == mask.count else kept.to(h.device))
 
     def _room(self, width: int, device: torch.device) -> Rows:
-        return Rows(-(-self.max_rows // _num_processes()), width, device)
+        return Rows(self._capacity, width, device)
+
+    @property
+    def _capacity(self) -> int:
+        """The rows of one process."""
+        return -(-self.max_rows // _num_processes())
 
     @property
     def _taken(self) -> slice:
@@ -158,6 +163,19 @@ class SimilarityEstimate:
             rows = self._rows[layer] = self._room(mask.count, mask.device)
             rows.add(state[f"{layer}.rows"])
             rows.next = int(state[f"{layer}.next"])
+
+    def dealt(self, states: Sequence[dict[str, Tensor]], mine: int) -> dict[str, Tensor]:
+        """What `state` would have given in process `mine` of these, where `states` are those of another number of
+        processes: all their rows, which are dealt out by age."""
+        found = dict(states[0])
+        for layer in range(len(self.masks)):
+            by_age = [s[f"{layer}.rows"].roll(-int(s[f"{layer}.next"]), 0) for s in states]  # the oldest first
+            age = torch.cat([torch.arange(len(rows), 0, -1) for rows in by_age])
+            together = torch.cat(by_age)[age.argsort(descending=True, stable=True)]
+            capacity = self._capacity
+            rows = together[mine :: _num_processes()][-capacity:]
+            found[f"{layer}.rows"], found[f"{layer}.next"] = rows, torch.tensor(len(rows) % capacity)
+        return found
 
 
 def _watch_padding(model: Any, estimate: SimilarityEstimate) -> Callable[[], None]:

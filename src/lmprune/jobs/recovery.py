@@ -12,6 +12,7 @@ from typing import Any
 from ..checkpoints.writing import written_aside
 from ..errors import UserError
 from ..foreign import reading, text_of
+from ..gradual.milestones import agreed
 from ..progress import Teller
 from ..training.early_stop import EarlyStop, seconds_of_a_step
 from ..training.examples import check_examples
@@ -111,7 +112,7 @@ def _steps(job: Job, model: Any, prepared: Prepared, teacher: OnlineTeacher, min
     settings = prepared.settings
     batch = collate(prepared.examples[: settings.batch_size])
     with job.terminal.busy("timing a step"):
-        seconds = seconds_of_a_step(model, teacher, batch, settings.grad_accum)
+        seconds = agreed(seconds_of_a_step(model, teacher, batch, settings.grad_accum))
     steps = max(int(_SHARE * 60 * minutes / seconds), 1)
     job.terminal.note(f"a step takes about {seconds:.1f} s: {steps:,} steps in {minutes:g} minutes")
     with written_aside(file, folder=False) as aside:

@@ -21,6 +21,7 @@ from ..plan import PLAN_FILE, PrunePlan
 from ..progress import Teller
 from ..study.run import spelt
 from ..training.run_folder import TRAINING_LOG
+from ..training.settings import TrainSettings
 
 #: options that a run's result does not depend on
 _WITHOUT_EFFECT = frozenset(
@@ -59,7 +60,14 @@ def result_settings(options: Mapping[str, Any]) -> dict[str, Any]:
     }
     if files := plugins.loaded_files():
         given["plugin"] = files
-    return given | {"processes": PartialState(cpu=options["device"] == "cpu").num_processes}
+    processes = PartialState(cpu=options["device"] == "cpu").num_processes
+    if not options.get("fsdp"):
+        return given | {"processes": processes}
+    # what is saved is put together by any number of processes: how many sequences a step has is what counts
+    usual = TrainSettings(steps=1)
+    size, accum = options.get("batch_size") or usual.batch_size, options.get("grad_accum") or usual.grad_accum
+    alike = {name: value for name, value in given.items() if name not in ("batch_size", "grad_accum")}
+    return alike | {"sequences_a_step": size * accum * processes}
 
 
 def command(verb: str, options: Mapping[str, Any]) -> list[str]:

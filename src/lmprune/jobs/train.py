@@ -40,6 +40,7 @@ from ..training.examples import Corpus, check_examples
 from ..training.lora import add_lora, merged
 from ..training.run_folder import RunFolder
 from ..training.settings import TrainSettings
+from ..training.spread import filled, outline
 from ..training.teachers import STORED, OnlineTeacher, StoredTeacher, fingerprint
 from ..training.train import TrainResult, check_enough, check_tracker, train
 from ..training.trainer import Teacher
@@ -109,6 +110,7 @@ class Job:
             self.terminal.note(f"TensorBoard's logs are in {where}")
         rank = self.training.lora_rank
         trained = model if rank is None else add_lora(model, rank, self.seed)
+        device, blank = model.device, outline(model) if settings.fsdp else None  # of the model without masks
         attached = pruner(settings) if pruner else None
         with self.terminal.training(settings.steps) as report, models.quiet():
             try:
@@ -120,7 +122,7 @@ class Job:
                 )  # fmt: skip
             except Interrupted as stopped:
                 raise Interrupted(f"{stopped}; go on with the same command and --resume") from None
-        return merged(trained), settings, result
+        return merged(trained) if blank is None else filled(blank, trained, device), settings, result
 
     def examples(self, model: Any) -> list[dict[str, Any]]:
         seq_len = check_seq_len(model, self.seq_len)
@@ -165,6 +167,11 @@ def prune_gradually(
 
     calibration_tokens: of the training text, for a criterion that reads text, at each milestone.
     """
+    if job.training.fsdp and row.learned and model.dtype != torch.float32:
+        raise UserError(
+            f"--fsdp spreads numbers of one dtype, and learned scores are in float32, the weights in {model.dtype}; "
+            "take --dtype float32, and --bf16 for its speed"
+        )
     calibration = None
     if needs_text(row) or job.training.warm_start:
         calibration = sequences(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from importlib.metadata import version
 from typing import Any
 
 from ..budget.keeps import Keep
@@ -12,12 +14,16 @@ from ..data import as_long_as_you_like
 from ..data.pairs import check_loss_on, is_source
 from ..errors import UserError, unknown
 from ..gradual.schedules import cubic
-from ..methods import Method, check_scope, must_train
+from ..methods import Method, check_scope, must_train, needs_text
+from ..processes import several
 from ..sites.address import SEAM_KINDS, Kind
 from ..sites.masks import COMPUTES
 from ..training.distillation import check_temperature
 from ..training.lora import check_peft
 from .training_options import SCHEDULES, Training
+
+#: the first accelerate whose FSDP2 keeps tied embeddings in one place
+SPREADS = (1, 15)
 
 
 def training_of(options: Mapping[str, Any]) -> Training | None:
@@ -62,8 +68,32 @@ def checked(training: Training) -> Training:
         raise UserError("with --lora-rank neurons can't be gathered; leave out --compute gathered")
     if training.lora_rank is not None:
         check_peft()
+    check_spread(training)
     training.of_steps(training.steps if training.steps is not None else 1, seed=0)
     return training
+
+
+def check_spread(training: Training) -> None:
+    """Raises: UserError where weights can't be spread over the processes, or would be though nobody said so."""
+    if not training.fsdp:
+        if several() and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+            raise UserError(
+                "accelerate was told to use FSDP; say --fsdp, so that the weights come together again before the cut, "
+                "and launch with torchrun"
+            )
+        return
+    if not several():
+        raise UserError(
+            "--fsdp spreads a training over processes, and this is one; start it with torchrun, or leave --fsdp out"
+        )
+    if training.lora_rank is not None:
+        raise UserError(
+            "--fsdp spreads gradients and optimizer, which are small with --lora-rank; leave out one of the two"
+        )
+    have = version("accelerate")
+    if tuple(int(part) for part in have.split(".")[:2]) < SPREADS:
+        needed = ".".join(map(str, SPREADS))
+        raise UserError(f"--fsdp needs accelerate {needed} or newer, and this is {have}: pip install -U accelerate")
 
 
 def check_source(data: str, train_tokens: int | None, training: Training | None = None) -> None:
@@ -126,6 +156,12 @@ def check_method(
             raise UserError(f"--{name.replace('_', '-')} is about {what}, which this run does not have; leave it out")
     if gradual and training.steps is not None:
         cubic(min(keep.values()) if isinstance(keep, Mapping) else keep, training.steps)
+    if gradual and training.fsdp and (needs_text(row) or training.warm_start):
+        what = "--warm-start" if training.warm_start else f"method {row.name!r}"
+        raise UserError(
+            f"{what} prunes copies of the whole model on the way, and --fsdp has spread it; "
+            "use --schedule oneshot, or a method that learns its scores from the start"
+        )
     weighs = not row.learned and row.criterion != "random"
     if gradual and training.lora_rank is not None and (weighs or training.warm_start):
         what = "--warm-start" if training.warm_start else f"method {row.name!r}"

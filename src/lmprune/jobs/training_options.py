@@ -53,6 +53,7 @@ class Training:
     lora_rank: int | None = _option("N", "Train LoRA factors of this rank instead of all weights.")
     bf16: bool = _switch("Mixed precision.")
     gradient_checkpointing: bool = _switch("Less memory, more time.")
+    fsdp: bool = _switch("Spread weights and optimizer over the processes that torchrun starts.")
     report_to: str | None = _option("NAME", "Log to tensorboard, wandb, trackio, …", "nowhere")
     teacher: str | None = _option(
         "MODEL", "Distil from this model, or from a file of `lmprune teach`.", panel=DISTILLATION

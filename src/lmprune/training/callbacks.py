@@ -145,7 +145,7 @@ class PoliteStop(TrainerCallback):
         self.asked = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if _anywhere(self.asked) and state.global_step < state.max_steps:
+        if anywhere(self.asked) and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
             self.stopped_at = state.global_step
 
@@ -154,8 +154,8 @@ class PoliteStop(TrainerCallback):
             signal.signal(number, handler)
 
 
-def _anywhere(asked: bool) -> bool:
-    """Whether any process was asked: all of them have to save the same step."""
+def anywhere(asked: bool) -> bool:
+    """Whether any process was: all of them have to save the same step, and to end after it."""
     if not (dist.is_available() and dist.is_initialized()):
         return asked
     found = torch.tensor(float(asked), device=PartialState().device)

@@ -18,6 +18,9 @@ from transformers import TrainerCallback
 
 from ..checkpoints.writing import written_aside
 from ..foreign import json_of, reading
+from ..sites.masks import whole_tensor
+from .callbacks import anywhere
+from .spread import own, put
 from .trainer import Teacher, as_inputs, counted, in_eval
 
 #: the trained weights that were nearest to the teacher, in the run's folder
@@ -54,7 +57,7 @@ class EarlyStop(TrainerCallback):
                 self._is_better(line["kl"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        over = self.seconds is not None and time.perf_counter() - self._start >= self.seconds
+        over = anywhere(self.seconds is not None and time.perf_counter() - self._start >= self.seconds)
         if over or state.global_step % self.every == 0 or state.global_step == state.max_steps:
             self._measure(model, state.global_step)
         if state.global_step < state.max_steps and (over or self._worse >= self.patience):
@@ -66,8 +69,12 @@ class EarlyStop(TrainerCallback):
         self.log({"kl": found})
         if not self._is_better(found):
             return
+        learned = {}
+        for name, parameter in _learned(model).items():  # in every process: each may have a share of it
+            value = whole_tensor(parameter)
+            if PartialState().is_main_process:
+                learned[name] = value.cpu().contiguous()
         if PartialState().is_main_process:
-            learned = {name: p.detach().cpu().contiguous() for name, p in _learned(model).items()}
             with written_aside(self.file, folder=False) as aside:
                 save_file(learned, aside, {"lmprune": json.dumps({"kl": found, "step": step})})
         PartialState().wait_for_everyone()
@@ -91,8 +98,9 @@ class EarlyStop(TrainerCallback):
     def restore(self, model: Any) -> None:
         """Give the model the best weights. It is the one that was trained, what LoRA learned not yet merged."""
         with reading(f"{self.file} is damaged", "throw the run away with --force"), safe_open(self.file, "pt") as file:
+            own(model)
             for name, parameter in _learned(model).items():
-                parameter.copy_(file.get_tensor(name))
+                put(parameter, file.get_tensor(name))
 
 
 def _learned(model: Any) -> dict[str, Any]:

@@ -136,19 +136,23 @@ def save_pruner(pruner: GradualPruner, folder: Path) -> None:
 
     The scores too: with LoRA the Trainer saves the factors and nothing else of the model.
     """
-    scores = {f"{_SCORES}{layer}": s.detach() for layer, s in enumerate(pruner.masks.scores)}
+    scores = {f"{_SCORES}{layer}": s for layer, s in enumerate(pruner.masks.whole_scores())}
     save_file(pruner.state() | scores, _file(folder))
 
 
 @torch.no_grad()
 def restore_pruner(pruner: GradualPruner, folder: Path) -> None:
-    """Raises: UserError where nothing was saved there."""
-    if not _file(folder).is_file():
+    """Also by another number of processes than saved it. Raises: UserError where nothing was saved there."""
+    process = PartialState()
+    saved = {int(file.stem.split("-")[1]): file for file in folder.glob("pruner-*.safetensors")}
+    same = len(saved) == process.num_processes
+    mine = process.process_index if same else 0
+    if mine not in saved:
         raise UserError(f"can't go on without {_file(folder)}, which PruneCallback saves beside a Trainer's state")
-    state = load_file(_file(folder))
+    state, *others = (load_file(saved[number]) for number in ([mine] if same else sorted(saved)))
     for layer, scores in enumerate(pruner.masks.scores):
         scores.copy_(state.pop(f"{_SCORES}{layer}"))
-    pruner.load_state(state)
+    pruner.load_state(state, *others, process=process.process_index)
 
 
 def _file(folder: Path) -> Path:

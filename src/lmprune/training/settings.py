@@ -23,7 +23,8 @@ class TrainSettings:
     process at once; times grad_accum, times the processes, a step. warmup: share of the steps. eval_every, save_every:
     in steps, None = only at the end, never. adam_epsilon: AdamW's ε of the weights; learned scores have 1e-4 whatever
     it is (docs/methods.md, "Learned scores"). max_grad_norm: the gradient is clipped to it. decay: how rates
-    fall to 0 after the warm-up, of DECAYS. report_to: where transformers logs to as well.
+    fall to 0 after the warm-up, of DECAYS. fsdp: weights, gradients and AdamW's states are spread over the processes.
+    report_to: where transformers logs to as well.
     Where the defaults are from: docs/training.md, "Hyper-parameters, and where they come from".
 
     Raises: UserError for what can't be trained with.
@@ -43,6 +44,7 @@ class TrainSettings:
     save_every: int | None = None
     bf16: bool = False
     gradient_checkpointing: bool = False
+    fsdp: bool = False
     report_to: str = "none"
     seed: int = 0
 

@@ -24,6 +24,7 @@ from .callbacks import HeldOut, Log, PoliteStop, Report, SavedStates
 from .early_stop import EarlyStop
 from .run_folder import RunFolder, step_of
 from .settings import TrainSettings
+from .spread import ARGUMENTS, AS_THEY_ARE
 from .trainer import PruneTrainer, Teacher, collate
 
 
@@ -163,6 +164,7 @@ def _arguments(settings: TrainSettings, folder: str, device: torch.device) -> Tr
         gradient_accumulation_steps=settings.grad_accum,
         gradient_checkpointing=settings.gradient_checkpointing or None,  # type: ignore[arg-type]  # False warns in 5.23
         bf16=settings.bf16,
+        **(ARGUMENTS if settings.fsdp else {}),
         logging_strategy="no",  # `Log` and `SavedStates` say when
         save_strategy="no",
         save_total_limit=2,  # the one before stays until the new one is whole
@@ -173,6 +175,9 @@ def _arguments(settings: TrainSettings, folder: str, device: torch.device) -> Tr
         seed=settings.seed,
     )
     place = arguments.device
+    if arguments.fsdp_plugin_args is not None:
+        _check_spread(arguments)
+        arguments.fsdp_plugin_args |= AS_THEY_ARE
     if arguments.world_size == 1 and place.type not in (device.type, "cpu"):
         raise UserError(f"a training runs on {place}, and the model is on {device}; use --device {place.type}")
     if arguments.world_size == 1 and (device.index or 0) != (place.index or 0):
@@ -182,3 +187,12 @@ def _arguments(settings: TrainSettings, folder: str, device: torch.device) -> Tr
         )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # more would be DataParallel, whose copies have no masks; see torchrun
     return arguments
+
+
+def _check_spread(arguments: TrainingArguments) -> None:
+    """Raises: UserError where FSDP has nothing to spread over, or would spread over something else."""
+    if arguments.world_size == 1:
+        raise UserError("fsdp spreads a training over processes, and this is one; start it with torchrun")
+    if arguments.device.type == "cpu" and torch.accelerator.is_available():
+        kind = torch.accelerator.current_accelerator()
+        raise UserError(f"FSDP spreads over the accelerators that are there; use --device {kind}, or leave --fsdp out")

@@ -6,9 +6,11 @@ Everything else (accumulation, mixed precision, gradient checkpointing, logging,
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol, cast
 
 import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 from transformers import Trainer
 
@@ -16,6 +18,7 @@ from ..data.pairs import IGNORED
 from ..errors import UserError
 from ..gradual import GradualPruner
 from .prune_callback import MaskSteps, PruneCallback
+from .spread import spread_on_processors
 
 
 class Teacher(Protocol):
@@ -61,6 +64,13 @@ class PruneTrainer(Trainer):
         if pruner is not None:
             self.add_callback(MaskSteps(pruner))
 
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        how: dict[str, Any] | None = self.args.fsdp_plugin_args  # type: ignore[assignment]  # transformers: of int
+        if how is not None and not self.is_fsdp_enabled:
+            spread_on_processors(self.accelerator, FullyShardedDataParallelPlugin(**how))
+            self.is_fsdp_enabled = True
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
@@ -82,7 +92,8 @@ class PruneTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         rows = inputs.pop("row", None)
-        loss, outputs = cast(tuple[Tensor, Any], super().compute_loss(model, inputs, True, num_items_in_batch))
+        with self.accelerator.autocast() if self.args.fsdp else nullcontext():  # else the model's own forward has it
+            loss, outputs = cast(tuple[Tensor, Any], super().compute_loss(model, inputs, True, num_items_in_batch))
         if model.training:
             # With num_items_in_batch each micro-batch's loss is its part of the whole batch's mean; without, the
             # Trainer divides by the accumulation steps later on. Penalty and divergence go the same way.
