@@ -136,6 +136,26 @@ def test_what_the_first_process_chooses_and_refits_is_done_on_all(
     assert outcome(tmp_path / "two") == (kept, pytest.approx(values, rel=2e-4))
 
 
+def one_that_reads_something_else(args: list[object], rank: int, port: int, answer: Any, _: None) -> None:
+    if rank == 1:
+        args = [
+            arg.with_name("dogs.jsonl") if isinstance(arg, Path) and arg.suffix == ".jsonl" else arg for arg in args
+        ]
+    one_of_two(args, rank, port, answer, None)
+
+
+def test_processes_that_disagree_on_the_text(
+    model: Path, text: Path, teacher: Path, forks: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "cats.jsonl").write_bytes(text.read_bytes())
+    (tmp_path / "dogs.jsonl").write_bytes(text.read_bytes().replace(b"cat", b"dog"))
+    line = command(model, tmp_path / "cats.jsonl", teacher, tmp_path / "out", 2, 1)
+    found = on_two(forks, line, one_that_reads_something_else)
+    assert [each.code for each in found] == [2, 2]
+    assert "process 1 has another training text than process 0: start all with the same" in found[0].err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cats.jsonl", "dogs.jsonl"]
+
+
 def test_two_processes_go_on_where_they_were_killed(
     model: Path,
     text: Path,

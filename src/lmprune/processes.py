@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -61,9 +61,17 @@ def check_alike(input_ids: Tensor | None, settings: Any) -> None:
     if not meets():
         return
     text = None if input_ids is None else hashlib.sha256(input_ids.cpu().numpy().tobytes()).hexdigest()
+    check_agreed({"calibration text": text, "settings": repr(settings)})
+
+
+def check_agreed(mine: Mapping[str, Any]) -> None:
+    """Raises: UserError, in every process, where one that torchrun has started has something else of what is in `mine`,
+    by what a message calls it."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return
     told: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(told, (text, repr(settings)))
-    for what, found in zip(("calibration text", "settings"), zip(*told, strict=True), strict=True):
+    dist.all_gather_object(told, tuple(mine.values()))
+    for what, found in zip(mine, zip(*told, strict=True), strict=True):
         if others := [rank for rank, each in enumerate(found) if each != found[0]]:
             raise UserError(
                 f"process {others[0]} has another {what} than process 0: start all with the same command and files"

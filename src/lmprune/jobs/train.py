@@ -28,6 +28,7 @@ from ..errors import Interrupted, UserError
 from ..gradual import GradualPruner
 from ..methods import Method, needs_text
 from ..plan import PLAN_FILE, PrunePlan
+from ..processes import check_agreed
 from ..progress import Teller
 from ..scores.redundancy import uniqueness
 from ..sites.address import Kind
@@ -94,9 +95,11 @@ class Job:
         check_tracker(settings.report_to)
         held_out = self.held_out()
         check_examples(held_out, model)
+        text = fingerprint(examples)
+        check_agreed({"training text": text})
         teacher = self.teacher(model, examples)
         if PartialState().is_main_process:
-            known = {"model": weights_fingerprint(model), "text": fingerprint(examples)}
+            known = {"model": weights_fingerprint(model), "text": text}
             self.folder.check_inputs(known | ({"teacher": teacher.identity()} if teacher else {}))
         return Prepared(examples, settings, teacher, held_out)
 

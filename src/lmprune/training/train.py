@@ -50,7 +50,7 @@ def train(
     report: Report | None = None,
     note: Callable[[str], None] = warnings.warn,
 ) -> TrainResult:
-    """Train the model in place.
+    """Train the model in place; with `settings.fsdp` it is spread over the processes then (`spread.filled`).
 
     examples, held_out: dicts of `input_ids` and, where not all tokens count, `labels`. folder: where states and log
     go, begun; a resumed one's newest state is gone on from. Without it nothing is saved.
