@@ -26,15 +26,19 @@ MENU = {
         "faq",
         "training",
         "tasks",
+        "budgets",
+        "scale",
         "runs",
         "studies",
         "deploy",
     ),
     "Reference": ("methods", "results", "json", "api", "lab_notes"),
-    "Extend": ("architecture", "add_a_family", "add_a_criterion", "plugins", "CONTRIBUTING", "CHANGELOG"),
+    "Extend": ("architecture", "add_a_family", "add_a_criterion", "plugins", "CONTRIBUTING", "SECURITY", "CHANGELOG"),
 }
 FIRST = {"README": "index"}
 PICTURES = ROOT / "docs" / "img"
+#: what the theme lacks
+ADDED = ROOT / "docs" / "site_files"
 
 
 def pages() -> dict[str, Path]:
@@ -76,8 +80,15 @@ def settings() -> dict[str, object]:
         "site_name": "lmprune",
         "docs_dir": "pages",
         "site_dir": "site",
-        "theme": {"name": "material", "font": False, "palette": schemes, "features": ["navigation.sections"]},
+        "theme": {
+            "name": "material",
+            "font": False,
+            "palette": schemes,
+            "features": ["navigation.sections", "toc.integrate"],
+        },
         "plugins": ["search", "offline"],
+        "extra": {"polyfills": [f"{ADDED.name}/iframe-worker.js"]},
+        "extra_css": [f"{ADDED.name}/wide.css"],
         "use_directory_urls": False,
         "markdown_extensions": ["tables", "fenced_code", "pymdownx.superfences", {"toc": {"permalink": True}}],
         "validation": {"links": {"not_found": "warn", "anchors": "warn", "unrecognized_links": "warn"}},
@@ -89,13 +100,22 @@ def build(out: Path) -> None:
     """Raises: subprocess.CalledProcessError for a broken link."""
     shutil.rmtree(out, ignore_errors=True)
     (out / "pages").mkdir(parents=True)
-    shutil.copytree(PICTURES, out / "pages" / PICTURES.name)
+    for folder in (PICTURES, ADDED):
+        shutil.copytree(folder, out / "pages" / folder.name)
     names = {path.resolve(): name for name, path in pages().items()}
     for name, path in pages().items():
         (out / "pages" / f"{name}.md").write_text(relinked(path.read_text(encoding="utf-8"), path, names), "utf-8")
     (out / "mkdocs.yml").write_text(yaml.safe_dump(settings(), sort_keys=False), encoding="utf-8")
     quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"], cwd=out, check=True, env=quiet)
+    foreign = {link for page in (out / "site").glob("*.html") for link in loaded_from_afar(page.read_text("utf-8"))}
+    assert not foreign, f"pages load {sorted(foreign)}: they are to need no network"
+
+
+def loaded_from_afar(page: str) -> list[str]:
+    """What a browser would fetch from elsewhere to show the page; links that people follow are none of it."""
+    found = re.findall(r'<(?:script|img|iframe)[^>]*\bsrc="(https?:[^"]*)|<link[^>]*\bhref="(https?:[^"]*)', page)
+    return [source or style for source, style in found]
 
 
 if __name__ == "__main__":

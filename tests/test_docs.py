@@ -316,3 +316,6 @@ def test_the_site_has_every_page_and_links_lead_to_pages(tmp_path: Path):
     assert site.relinked(text, page, names) == (
         "[a](index.md#files) [b](results.md) c [d](https://example.org) [e](#limits)"
     )
+    afar = '<script src="https://x.org/a.js"></script><link rel="stylesheet" href="https://x.org/b.css"><a href="https://x.org">'
+    assert site.loaded_from_afar(afar) == ["https://x.org/a.js", "https://x.org/b.css"]
+    assert [(ROOT / "docs" / file).is_file() for file in site.settings()["extra"]["polyfills"]] == [True]
