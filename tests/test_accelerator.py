@@ -20,12 +20,6 @@ from lmprune.checkpoints import models
 from lmprune.precision import full_products, in_float64, place_of_float64
 
 HERE = Path(__file__).parent
-#: of each path that tensors take while nothing is trained, one
-QUICK = (
-    "heads and neurons",
-    "taylor of heads",
-    "obs streamed",
-)
 
 pretends = pytest.mark.skipif(
     Version(torch.__version__.split("+")[0]) < Version("2.9"), reason="torch pretends no device before 2.9"
@@ -39,12 +33,6 @@ def differences(folder: Path, device: str, cases: tuple[str, ...]) -> dict[str, 
     for said in told.stdout.splitlines():
         found |= json.loads(said)
     return found
-
-
-@pytest.mark.slow
-@pretends
-def test_as_on_the_processor(tmp_path: Path) -> None:
-    assert differences(tmp_path, "elsewhere", QUICK) == dict.fromkeys(QUICK)
 
 
 @pytest.mark.conformance

@@ -467,7 +467,7 @@ def nll(model: Any, llama: LlamaCpp, ids: list[int]) -> tuple[float, float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2-mini", "stories260k"])
-@pytest.mark.parametrize("pruned", [False, True])
+@pytest.mark.parametrize("pruned", [pytest.param(False, marks=pytest.mark.conformance), True])
 def test_real_text(shared: Path, tmp_path: Path, name: str, pruned: bool) -> None:
     model, tokenizer = lmprune.load(shared / "models" / name), lmprune.load_tokenizer(shared / "models" / name)
     if pruned:
@@ -500,7 +500,7 @@ def smollm2() -> tuple[Any, Any]:
         pytest.param(None, "llama", marks=pytest.mark.conformance),
         pytest.param({"method": "activation", "scope": "local"}, "llama", marks=pytest.mark.conformance),
         pytest.param({"method": "activation", "scope": "global"}, "deci", marks=pytest.mark.conformance),
-        ({"method": "flap"}, "deci"),  # with biases
+        pytest.param({"method": "flap"}, "deci", marks=pytest.mark.conformance),  # with biases
     ],
 )
 def test_smollm2(smollm2: tuple[Any, Any], options: dict[str, Any] | None, arch: str, tmp_path: Path) -> None:

@@ -391,7 +391,7 @@ def test_sentence_piece(shared: Path, tmp_path: Path) -> None:
     assert difference(model, models.load(tmp_path / "m.gguf")) < LIMIT
 
 
-@pytest.mark.slow
+@pytest.mark.conformance
 def test_the_alias_against_llama_cpp() -> None:
     """A file that others wrote: its ids, and what it computes."""
     pytest.importorskip("xllamacpp", reason="llama.cpp is not here: pip install 'lmprune[serve]'")

@@ -419,7 +419,7 @@ def test_nothing_to_report(tmp_path: Path):
     assert "choose another --out" in refused("report", tmp_path, "--out", tmp_path / "file")
 
 
-@pytest.mark.slow
+@pytest.mark.conformance
 def test_a_thousand_records(tmp_path: Path):
     """Asked for: under 10 s, page under 5 MB; the time is of this process, as the machine is shared."""
     found = [
