@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from in_parts import few
 from safetensors.torch import load_file
 from tiny_checkpoints import as_many_threads, byte_tokenizer, lmprune, tiny_checkpoint
 
@@ -42,7 +43,7 @@ def made(what: str, threads: int, model: Path, text: Path, folder: Path) -> Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", few(["llama", "gpt2"]))
 @pytest.mark.parametrize("what", COMMANDS)
 def test_one_thread_or_two(what: str, family: str, text: Path, tmp_path: Path) -> None:
     sizes = {"vocab_size": 258, "bos_token_id": 257, "eos_token_id": 257}

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from in_parts import few
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_bad_input import refused
@@ -85,7 +86,7 @@ def test_save_dtype_decides(bf16: Path, tmp_path: Path) -> None:
     assert "unknown save-dtype 'bfloat61'; did you mean bfloat16" in sentence and not (tmp_path / "p").exists()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", few(NAMES))
 def test_mixed_dtypes_stay_as_they_were_in_every_family(name: str, tmp_path: Path) -> None:
     """One layer's `down` in float32 among bfloat16: cut, and saved as it was."""
     dense = checkpoint.save(tiny_model(name), tmp_path / "dense")

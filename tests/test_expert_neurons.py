@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from in_parts import few
 from tiny_mixtures import EXPERTS, NAMES, tiny_mixture
 from tiny_models import is_pruned_class, logits, tokens
 from torch.nn import functional
@@ -55,7 +56,7 @@ def test_mask_is_cut_and_a_wrong_cut_is_not(name: str) -> None:
     assert (by_mask - dense).abs().max() > 1e-2 and (by_mask - wrong).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", few(NAMES, 3))
 def test_checkpoints_give_back_the_same_logits(name: str, tmp_path: Path) -> None:
     """Bit for bit: one width in all layers, and different ones, which the stock class must not open."""
     for shares in ((1 / 3, 1 / 3, 1 / 3), (1 / 3, 1, 2 / 3)):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from in_parts import few
 from test_bad_input import refused
 from tiny_checkpoints import byte_tokenizer
 from tiny_mixtures import EXPERTS, NAMES, TOP_K, tiny_mixture
@@ -89,7 +90,7 @@ def write(model: Any, **how: Any) -> torch.Tensor:
     return model.generate(tokens(), max_new_tokens=5, do_sample=False, eos_token_id=None, **how)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", few(NAMES, 3))
 def test_uniform_counts_open_in_the_stock_class_and_others_by_the_shim(name: str, tmp_path: Path) -> None:
     """Bit for bit, plan and all; the stock class stops where it can't build the shapes."""
     for different in (False, True):

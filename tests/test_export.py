@@ -10,6 +10,7 @@ from typing import Any
 import gguf
 import pytest
 import torch
+from in_parts import few
 from test_bad_input import refused
 from test_checkpoint import per_layer_plan, uniform_plan, with_reader_bias
 from test_gguf import bpe, model_of
@@ -49,7 +50,7 @@ def written(model: Any, out: Path, to: str, *, dtype: str | None = None) -> dict
 # -- hf-uniform
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", few(NAMES))
 def test_padded_to_one_width_the_stock_class_opens_it(name: str, tmp_path: Path) -> None:
     model = tiny_model(name)
     shrink(model, per_layer_plan(model))

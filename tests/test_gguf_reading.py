@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import test_gguf
 import torch
+from in_parts import some
 from llamacpp import serving
 from test_checkpoint import per_layer_plan, uniform_plan, with_reader_bias
 from test_gguf import NAMES_IN_GGUF, SPLIT_NAMES, TEXT, bpe, model_of, split_of
@@ -62,12 +63,6 @@ def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, np.ndarray
     writer.write_tensors_to_file()
     writer.close()
     return path
-
-
-def some(names: Iterable[str], *quick: str) -> list[Any]:
-    """The names as parameters of a test: all of them in the conformance tests."""
-    assert {*quick} <= {*names}
-    return [pytest.param(name, marks=[] if name in quick else pytest.mark.conformance) for name in names]
 
 
 def refused(path: Path) -> str:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from in_parts import few
 from tiny_models import LAYERS, WIDTH, logits, tiny_model, tokens
 
 from lmprune.budget.selection import num_kept
@@ -190,7 +191,7 @@ def test_the_warm_starts_refit_is_that_of_the_neurons_that_left_at_this_step():
 @pytest.mark.parametrize(
     ("method", "scope"), [*((name, "local") for name in TRAINABLE), *((name, "global") for name in EXACT)]
 )
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", few(["llama", "gpt2"]))
 def test_a_schedule_that_keeps_everything_changes_no_weight_and_no_neuron(name: str, method: str, scope):
     model, before = tiny_model(name), tiny_model(name).state_dict()
     pruner = pruner_of(model, method, keep=1.0, scope=scope, warm_start=METHODS[method].learned)

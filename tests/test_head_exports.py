@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from in_parts import few
 from test_gguf import bpe, difference, field, in_llama_cpp, model_of
 from test_heads import CAN, GROUP, GROUPS, HEAD, KEPT
 from test_heads import model_of as with_groups
@@ -45,7 +46,7 @@ def order_of(model: Any, to: str = "") -> Order:
 # -- hf-uniform
 
 
-@pytest.mark.parametrize("case", CAN)
+@pytest.mark.parametrize("case", few(CAN))
 @pytest.mark.parametrize("kept", [KEPT, _SAME], ids=["different", "same"])
 def test_the_stock_class_opens_padded_heads(case: str, kept: list[Tensor], tmp_path: Path) -> None:
     model = cut(with_groups(case), kept)

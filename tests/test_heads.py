@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from in_parts import few
 from test_statistics import ids_of
 from tiny_models import NAMES, is_pruned_class, logits, tiny_model, tokens
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
@@ -266,7 +267,7 @@ def test_every_family_mask_is_cut_and_a_wrong_cut_is_not(case: str) -> None:
     assert torch.equal(logits(model), dense)
 
 
-@pytest.mark.parametrize("case", CAN)
+@pytest.mark.parametrize("case", few(CAN))
 def test_every_family_saves_reloads_and_generates(case: str, tmp_path: Path) -> None:
     """Different counts by the shim, one count as a plain model where the stock class can have it."""
     before = model_of(case)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from in_parts import few
 from tiny_models import NAMES, is_pruned_class, logits, tiny_config, tiny_model, tokens
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
@@ -93,7 +94,7 @@ def without_gradient(model: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", LAYER_KINDS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", few(CASES))
 def test_every_family_skipped_is_removed_saved_and_read_again(case: str, kind: LayerKind, tmp_path: Path) -> None:
     model = model_of(case)
     if kind != "layers" and (reason := WHOLE_ONLY.get(model.config.model_type)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from in_parts import few
 from tiny_models import NAMES, logits, tiny_model
 from torch import nn
 
@@ -20,7 +21,7 @@ def text(rows: int = 16, length: int = 32, seed: int = 3) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("settings", [ObsSettings(), PLAIN])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", few(NAMES))
 def test_keeping_all_leaves_every_weight_as_it_is(name: str, settings: ObsSettings):
     model = tiny_model(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -41,7 +42,7 @@ def test_a_whole_layer_changes_only_to_make_up_for_what_was_cut_before_it(settin
 
 
 @pytest.mark.parametrize("scope", ["local", "global"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", few(NAMES))
 def test_counts_are_exact(name: str, scope):
     model = tiny_model(name)
     ffns = find_sites(model)

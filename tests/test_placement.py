@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from in_parts import few
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import lmprune, tiny_checkpoint
 from tiny_models import LAYERS, NAMES, VOCABULARY, logits, tiny_config, tiny_model
@@ -79,7 +80,7 @@ def names_by(config: Any) -> set[str] | None:
         return None
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", few(NAMES))
 def test_a_checkpoint_with_more_layers_than_its_config(name: str, tmp_path: Path) -> None:
     folder = checkpoint.save(tiny_model(name), tmp_path / "m")
     assert opens(folder) == []
@@ -122,7 +123,7 @@ def test_switches_that_decide_which_tensors_there_are() -> None:
     assert sum(bool(switches(name)) for name in NAMES) > 25
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", few(NAMES))
 def test_a_config_that_denies_or_invents_tensors(name: str, tmp_path: Path) -> None:
     """stories260k with `attention_bias` set to false evaluated to another perplexity, without a word."""
     for key in switches(name):
