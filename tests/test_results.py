@@ -170,3 +170,12 @@ def test_speed_in_llama_cpp():
 
 def test_a_number_that_is_not_its_record_s_shows():
     assert f"{one_shot('obs', 'local', 0.5) + 0.01:.3f}" not in row("neurons, `obs`")
+
+
+def test_the_matrix():
+    """Every row that was run, with the versions that were found."""
+    table = PAGE.split("`python benchmarks/matrix.py")[1].split("## ")[0]
+    for r in records("matrix.jsonl"):
+        (line,) = [line for line in table.splitlines() if line.startswith(f"| {r['name']} ")]
+        torch, transformers = r["found"]["torch"].split("+")[0], r["found"]["transformers"]
+        assert line.endswith(f"| {r['python']} | {torch} | {transformers} | {r['passed']} | {r.get('failed', 0)} |")
