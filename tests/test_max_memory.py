@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_bad_input import refused
+from test_gguf import bpe, model_of
 from test_going_on import PowerCut, cut_off
 from tiny_checkpoints import TEXT, lmprune, tiny_checkpoint
 from tiny_mixtures import tiny_mixture
@@ -26,6 +28,7 @@ from lmprune.checkpoints.states import Bound, Numbered, States, bind, listed
 from lmprune.errors import UserError
 from lmprune.jobs import needs
 from lmprune.jobs.needs import parse_memory
+from lmprune.solve.memory import Held, Memory, Shape
 
 SHORT = ("--seq-len", 32, "--calibration-tokens", 512, "--multiple-of", 1, "--answer-tokens", 0, "--keep", 0.5)
 #: bytes of the hidden states of 4 sequences of 32 tokens
@@ -238,7 +241,48 @@ def test_a_disk_that_will_not_hold_it_is_told_before_the_work(
     assert prune("--out", "beside/out", *words).code == 0
 
 
+def test_what_an_earlier_run_left_need_not_be_free_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = told()["disk_mb"] * 1e6
+    with cut_off(monkeypatch, 7), pytest.raises(PowerCut):
+        prune("--stream", "--out", "out")
+    left = sum(file.stat().st_size for file in Path("out.pruning").rglob("*") if file.is_file())
+    assert 1000 < left < whole
+    free = whole - left + 1
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    assert prune("--stream", "--out", "out", "--resume").code == 0
+    assert "make room or" in refused("prune", "m", "--data", "cats.txt", *SHORT, "--stream", "--out", "another")
+
+
+def test_states_that_fit_while_embeddings_are_written_stay() -> None:
+    """Writing takes most here, so that what is least is what is most, and a bound that is enough leaves no room."""
+    shape = Shape((10,), outside=1000, hidden=1, vocabulary=1, width=1, number=4, streamed=True)
+    asked: Any = None  # the work, which nothing here asks about
+    of = needs.Needs(0.0, shape, 2, 1010, 1010, Memory.of(Held(0.0, 1500.0)), asked)
+    assert of.peak == of.least == 6040 and of.room(6040) is None and of.spilled(6040) == 0
+    whole = replace(of, shape=replace(shape, streamed=False), held=Memory.of(Held(0.0)))
+    assert whole.peak == 1010 * (4 + 2 * 2), "the model, and a copy in each dtype"
+
+
+def test_a_text_takes_memory_where_one_is_read(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = ("magnitude", "activation")
+    without = [told("--method", method)["memory_mb"] for method in methods]
+    monkeypatch.setattr(needs, "_TEXT", 7e6)
+    assert [told("--method", method)["memory_mb"] for method in methods] == [without[0], pytest.approx(without[1] + 7)]
+
+
+def test_a_file_that_is_mapped_counts(here: Path) -> None:
+    library.save(model_of("llama"), "words", tokenizer=bpe())
+    assert lmprune("export", "words", "--to", "gguf", "--out", "m.gguf", "--no-verify").code == 0
+
+    def streamed(model: str) -> float:
+        words = ("--method", "magnitude", "--keep", 0.5, "--out", "o", "--dry-run", "--json")
+        return lmprune("prune", model, *words).record["ways"]["streamed"]["memory_mb"] * 1e6
+
+    assert streamed("m.gguf") - streamed("words") >= (here / "m.gguf").stat().st_size
+
+
 def test_amounts() -> None:
+    assert [needs._told(number) for number in (0, 1_000_100, 2.5e9)] == ["0 MB", "1.01 MB", "2.5 GB"], "never less"
     assert parse_memory(None) is None
     assert [parse_memory(text) for text in ("1", "2 kB", "3MiB", "0.5tb")] == [1, 2000, 3 * 2**20, 5e11]
     with pytest.raises(UserError, match="no amount of memory"):

@@ -111,6 +111,22 @@ def test_the_guard_sees_what_a_streamed_model_computes(tmp_path: Path) -> None:
     assert torch.equal(log_probs(streamed, ids, last=8, rounding=Rounding()), ours), "it is as it was afterwards"
 
 
+def test_a_model_is_as_it_was_after_an_error_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = model_of("llama").bfloat16(), list(range(1, 40))
+    ours = log_probs(model, ids, last=8, rounding=Rounding())
+    forward = type(model).forward
+    monkeypatch.setattr(model, "forward", lambda ids, use_cache: forward(model, ids, use_cache=use_cache))
+    assert torch.equal(log_probs(model, ids, last=8, rounding=Rounding()), ours), "of all positions, the last are told"
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError
+
+    model.lm_head.register_forward_hook(fail)
+    with pytest.raises(RuntimeError):
+        log_probs(model, ids, last=8, rounding=Rounding())
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
 def test_what_a_gguf_file_rounds_is_seen_in_blocks_that_come_anew(tmp_path: Path, blocks_here: list[int]) -> None:
     """q4_0 differs from float32 by far more than the engine's arithmetic: unseen, the guard would refuse the file."""
     source = save(model_of("llama", hidden_size=64, intermediate_size=128), tmp_path / "m")
