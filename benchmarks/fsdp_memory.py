@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from datetime import date
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ def held(what: str) -> float:
 def watched(report: Path) -> None:
     """One process of the training: the command in sys.argv, and its report."""
     from lmprune.commands.cli import app
-    from lmprune.jobs import train as job
 
+    job: Any = import_module("lmprune.jobs.train")
     train = job.train
 
     def measured(*args: Any, **how: Any) -> Any:
