@@ -80,6 +80,28 @@ def test_a_model_s_own_code_is_trusted_where_it_is_measured(
     assert lmprune(*words, *["--trust-remote-code"] * flag).code == 0 and asked
 
 
+def test_all_are_measured_in_the_dtype_that_the_last_is_stored_in(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """A dequantised dense model, in float32, was compared with a pruned one in bfloat16: twice the bytes, three times
+    the time, and neither the pruning's doing."""
+    half = checkpoint.save(models.load(pair[0]).bfloat16(), tmp_path / "half", tokenizer=bpe())
+    for other, kind, size in ((half, "bfloat16", 2), (pair[0], "float32", 4)):
+        record = lmprune("bench", pair[0] if other == half else half, other, *SMALL, "--json").record
+        first, second = record["results"]
+        assert record["dtype"] == kind and second["ideal_decode"] == 1
+        assert first["weight_megabytes"] == second["weight_megabytes"]
+        assert first["cache_bytes_per_token"] == second["cache_bytes_per_token"] == 2 * 2 * 4 * 8 * size / 2
+
+
+def test_a_dequantised_one_is_measured_in_what_it_would_be_saved_in(tmp_path: Path) -> None:
+    model = model_of("llama-tied", num_hidden_layers=2, intermediate_size=64).bfloat16()
+    stored, quantised = checkpoint.save(model, tmp_path / "stored", tokenizer=bpe()), tmp_path / "q.gguf"
+    assert lmprune("export", stored, "--to", "gguf", "--dtype", "q8_0", "--out", quantised, "--no-verify").code == 0
+    for models_ in ((quantised, stored), (stored, quantised)):
+        record = lmprune("bench", *models_, *SMALL, "--json").record
+        first, second = record["results"]
+        assert record["dtype"] == "bfloat16" and first["weight_megabytes"] == second["weight_megabytes"]
+
+
 def test_operations_are_those_that_torch_counts() -> None:
     """An independent count of a prefill's matrix products; torch counts the whole square of attention."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -128,7 +150,7 @@ def test_bench_of_one_model_for_people(pair: tuple[Path, Path], monkeypatch: pyt
     monkeypatch.setattr(bench, "Worker", lambda engine, place, **how: Here(place, **how))
     shown = lmprune("bench", *pair, *SMALL, "--batch", 2)
     assert shown.code == 0, shown.err
-    assert "torch, 1 threads, batch 2: 20 prompt tokens" in shown.out and "reached" in shown.out
+    assert "torch float32, 1 threads, batch 2: 20 prompt tokens" in shown.out and "reached" in shown.out
     assert "reached" not in lmprune("bench", pair[0], *SMALL).out
 
 

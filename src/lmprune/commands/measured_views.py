@@ -201,9 +201,10 @@ def benchmark(record: Mapping[str, Any]) -> Views:
         for phase in ("prefill", "decode")
     ]
     speedups = [_speedup(result, phase) for result in results[1:] for phase in ("prefill", "decode")]
+    kind = f" {record['dtype']}" if record["dtype"] else ""
     views: Views = [
-        f"{record['engine']}, {record['threads']} threads, batch {record['batch']}: {record['prompt_tokens']} prompt "
-        f"tokens, {record['new_tokens']} new ones; medians of {record['repeats']} turns",
+        f"{record['engine']}{kind}, {record['threads']} threads, batch {record['batch']}: {record['prompt_tokens']} "
+        f"prompt tokens, {record['new_tokens']} new ones; medians of {record['repeats']} turns",
         "",
         table(["model", "weights, MB", "peak memory, MB", "first token, ms", "cache, bytes a token"], sizes),
         "",

@@ -245,9 +245,10 @@ def bench(
 ) -> None:
     """Tokens per second of models in one engine, measured in turn, beside the speed-up that their sizes allow.
 
-    A checkpoint is first exported for the engine (onnxruntime: f32; llamacpp: f16), into a folder that vanishes.
+    A checkpoint is first exported for the engine (onnxruntime: f32; llamacpp: f16), into a folder that vanishes; torch
+    computes in one dtype for all, the one that the last model is stored in.
 
-    JSON: `engine`, `threads`, `batch`, `prompt_tokens`, `new_tokens`, `repeats`, `results` (a list).
+    JSON: `engine`, `dtype`, `threads`, `batch`, `prompt_tokens`, `new_tokens`, `repeats`, `results` (a list).
     """
     options = given(locals())
     with talking(as_json) as terminal:

@@ -26,7 +26,8 @@ ONNX_FILE = "model.onnx"
 
 
 class Engine(Protocol):
-    """Opened as `Engine(source, threads=…, context=…)`: a model, and the most tokens of a sequence."""
+    """Opened as `Engine(source, threads=…, context=…)`: a model, and the most tokens of a sequence. One that opens
+    checkpoints takes `dtype` and `trust_remote_code`, too."""
 
     weight_bytes: int
 
@@ -36,9 +37,11 @@ class Engine(Protocol):
 
 
 class Torch:
-    def __init__(self, source: str, *, threads: int, context: int, trust_remote_code: bool = False):
+    def __init__(
+        self, source: str, *, threads: int, context: int, dtype: str = "auto", trust_remote_code: bool = False
+    ):
         torch.set_num_threads(threads)
-        self.model = models.load(source, dtype="auto", note=silent, trust_remote_code=trust_remote_code)
+        self.model = models.load(source, dtype=dtype, note=silent, trust_remote_code=trust_remote_code)
         self.weight_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
 
     def time(self, prompt_BT: np.ndarray, new_tokens: int) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from .memory import peak_memory_mb
 class Worker:
     """An opened engine. Close it, or use it in a `with` block."""
 
-    def __init__(self, engine: str, source: str, *, threads: int, context: int, **others: bool):
+    def __init__(self, engine: str, source: str, *, threads: int, context: int, **others: Any):
         """others: what this engine takes beside. Raises: UserError as the engine does when it opens the model."""
         spawn = multiprocessing.get_context("spawn")
         self._end, end = spawn.Pipe()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import export as exporting
-from ..checkpoints import models
+from ..checkpoints import dtypes, models
 from ..checkpoints.rooms import scratch
 from ..errors import UserError, unknown
 from ..evaluation.engines import ENGINES, ONNX_FILE
@@ -36,20 +36,18 @@ def bench(
 ) -> dict[str, Any]:  # fmt: skip
     """`lmprune bench`, whose options these are; the first model is what the others are compared with.
 
+    An engine that opens checkpoints computes in one dtype for all of them, the one that the last is stored in: a dense
+    model in another, or dequantised, would be slower or faster for that alone.
     Raises: UserError.
     """
     check_engine(engine)
     trust = {"trust_remote_code": trust_remote_code}
-    shapes = [None if _isexported(source, engine) else _shape(terminal, source, engine, **trust) for source in models]
-    opened = trust if ENGINES[engine].export_to is None else {}  # what was exported has no code
+    shapes = _shapes(terminal, models, engine, **trust)
     known = [shape for shape in shapes if shape is not None]
+    opens = ENGINES[engine].export_to is None  # what was exported has its dtype, and no code
+    opened = {"dtype": dtypes.name_of(known[-1]["dtype"]), **trust} if opens else {}
     context = prompt_tokens + new_tokens + 1
-    for source, shape in zip(models, shapes, strict=True):
-        if shape and shape["max_context"] and context > shape["max_context"]:
-            raise UserError(
-                f"{prompt_tokens} prompt tokens and {new_tokens} new ones exceed the {shape['max_context']} positions "
-                f"of {source}; measure with fewer"
-            )
+    _check_room(models, shapes, prompt_tokens, new_tokens)
     vocab_size = min((shape["vocab_size"] for shape in known), default=_ANY_VOCABULARY)
     prompt_BT = np.random.default_rng(0).integers(vocab_size, size=(batch, prompt_tokens))
     with ExitStack() as stack:
@@ -86,9 +84,21 @@ def bench(
             ideal = results[number][f"ideal_{phase}"]
             results[number][f"share_{phase}"] = ideal and results[number][f"speedup_{phase}"] / ideal
     return {
-        "engine": engine, "threads": threads, "batch": batch, "prompt_tokens": prompt_tokens,
-        "new_tokens": new_tokens, "repeats": repeats, "results": results,
+        "engine": engine, "dtype": opened.get("dtype") or (ENGINES[engine].dtype if all(shapes) else None),
+        "threads": threads, "batch": batch, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens,
+        "repeats": repeats, "results": results,
     }  # fmt: skip
+
+
+def _check_room(
+    models: Sequence[str], shapes: Sequence[Mapping[str, Any] | None], prompt_tokens: int, new_tokens: int
+) -> None:
+    for source, shape in zip(models, shapes, strict=True):
+        if shape and shape["max_context"] and prompt_tokens + new_tokens + 1 > shape["max_context"]:
+            raise UserError(
+                f"{prompt_tokens} prompt tokens and {new_tokens} new ones exceed the {shape['max_context']} positions "
+                f"of {source}; measure with fewer"
+            )
 
 
 def check_engine(name: str) -> None:
@@ -157,13 +167,29 @@ def exported(terminal: Teller, source: str, engine: str, place: Path, *, trust_r
     return deploy.export(terminal, model=source, out=out, to=kind.export_to, **options)["out"]
 
 
-def _shape(terminal: Teller, source: str, engine: str, *, trust_remote_code: bool) -> dict[str, Any]:
-    """What the ideal is counted from, read off the config alone."""
+def _shapes(
+    terminal: Teller, models: Sequence[str], engine: str, *, trust_remote_code: bool
+) -> list[dict[str, Any] | None]:
+    """Of each model in the engine; None where it was exported already."""
+    found = [
+        None if _isexported(source, engine) else _shape(terminal, source, trust_remote_code=trust_remote_code)
+        for source in models
+    ]
+    known = [shape for shape in found if shape is not None]
+    for shape in known:
+        itemsize = ENGINES[engine].cache_itemsize or known[-1]["dtype"].itemsize
+        shape["cache_bytes"] = None if shape["cached"] is None else shape["cached"] * itemsize
+    return found
+
+
+def _shape(terminal: Teller, source: str, *, trust_remote_code: bool) -> dict[str, Any]:
+    """What the ideal is counted from, read off the config and the headers of the files alone. cached: numbers in the
+    key/value cache of a token. dtype: what `prune` would save the weights in."""
     model = models.skeleton(source, note=terminal.note, trust_remote_code=trust_remote_code)
     parts, cached = parameters_by_part(model, find_sites(model)), cached_numbers(model)
-    itemsize = ENGINES[engine].cache_itemsize or model.dtype.itemsize
     return {
-        "cache_bytes": None if cached is None else sum(cached) * itemsize,
+        "cached": None if cached is None else sum(cached),
+        "dtype": dtypes.main(model),
         "blocks": parts["attention"] + parts["ffn"],
         "head": model.get_output_embeddings().weight.numel(),
         "layers": model.config.num_hidden_layers,

@@ -66,12 +66,13 @@ def compare(
     speeds = bench(
         terminal, models=models, engine=engine, threads=threads, batch=1, prompt_tokens=256, new_tokens=24,
         repeats=repeats, trust_remote_code=trust_remote_code,
-    )["results"]  # fmt: skip
-    for each, speed in zip(found, speeds, strict=True):
+    )  # fmt: skip
+    for each, speed in zip(found, speeds["results"], strict=True):
         each |= {name: speed[name] for name in _SPEED}
     record = {
         "models": [{name: value for name, value in each.items() if name != "data"} for each in found],
         "data": found[0]["data"], "max_tokens": max_tokens, "limit": limit if tasks else None, "engine": engine,
+        "engine_dtype": speeds["dtype"],
         "threads": threads, "out": place and str(place.path), "seconds": time.perf_counter() - start,
     }  # fmt: skip
     if place is not None:

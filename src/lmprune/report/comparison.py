@@ -53,9 +53,11 @@ def answers(record: Mapping[str, Any]) -> list[list[str]]:
 def note(record: Mapping[str, Any]) -> str:
     """What it was measured on."""
     tasks = f" Of each task the first {record['limit']} items." if record["limit"] else ""
+    kind = f" in {record['engine_dtype']}" if record.get("engine_dtype") else ""
     return (
         f"Perplexity on the first {record['max_tokens']:,} tokens of {record['data']['name']}, ± one standard error. "
-        f"Speed in {record['engine']}, {record['threads']} threads, medians; in brackets beside the first model.{tasks}"
+        f"Speed in {record['engine']}{kind}, {record['threads']} threads, medians; in brackets beside the first model."
+        f"{tasks}"
     )
 
 
