@@ -65,7 +65,7 @@ def same_weights(one: Path, other: Path) -> None:
         torch.testing.assert_close(second[name], value, rtol=1e-2, atol=2e-4)
 
 
-@pytest.mark.parametrize(("number", "batch", "accum"), [(2, 1, 2), pytest.param(4, 1, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("number", "batch", "accum"), [(2, 1, 2), pytest.param(4, 1, 1, marks=pytest.mark.conformance)])
 def test_two_and_four_processes_prune_as_one_does(
     number: int,
     batch: int,
@@ -93,7 +93,7 @@ def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_checkpoint(tmp_path_factory.mktemp("tied") / "qwen2", "qwen2", tie_word_embeddings=True)
 
 
-@pytest.mark.slow
+@pytest.mark.conformance
 @pytest.mark.parametrize(
     ("verb", "options"),
     [
@@ -125,7 +125,7 @@ def test_every_way_to_train(
     assert whole.get_output_embeddings().weight is whole.get_input_embeddings().weight
 
 
-@pytest.mark.slow
+@pytest.mark.conformance
 def test_other_processes_go_on_where_some_were_killed(
     model: Path,
     text: Path,
@@ -160,7 +160,7 @@ def test_other_processes_go_on_where_some_were_killed(
     same_weights(tmp_path / "whole", tmp_path / "four")
 
 
-@pytest.mark.slow
+@pytest.mark.conformance
 def test_recovery_ends_with_the_best_weights(model: Path, teacher: Path, forks: Any, tmp_path: Path) -> None:
     (tmp_path / "cats.txt").write_text(TEXT)
     line = ["recover", model, "--teacher", teacher, "--data", tmp_path / "cats.txt", "--holdout", 0.2, "--steps", 6,

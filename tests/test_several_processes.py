@@ -156,6 +156,7 @@ def test_processes_that_disagree_on_the_text(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cats.jsonl", "dogs.jsonl"]
 
 
+@pytest.mark.conformance
 def test_two_processes_go_on_where_they_were_killed(
     model: Path,
     text: Path,
