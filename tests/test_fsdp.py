@@ -65,7 +65,9 @@ def same_weights(one: Path, other: Path) -> None:
         torch.testing.assert_close(second[name], value, rtol=1e-2, atol=2e-4)
 
 
-@pytest.mark.parametrize(("number", "batch", "accum"), [(2, 1, 2), pytest.param(4, 1, 1, marks=pytest.mark.conformance)])
+@pytest.mark.parametrize(
+    ("number", "batch", "accum"), [(2, 1, 2), pytest.param(4, 1, 1, marks=pytest.mark.conformance)]
+)
 def test_two_and_four_processes_prune_as_one_does(
     number: int,
     batch: int,
