@@ -428,7 +428,8 @@ def story(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scope", ["local", pytest.param("global", marks=pytest.mark.conformance)])
+@pytest.mark.conformance
+@pytest.mark.parametrize("scope", ["local", "global"])
 def test_end_to_end(shared: Path, story: Path, tmp_path: Path, scope: str) -> None:
     """Prune, open in a fresh process without lmprune, evaluate: pruned must be worse, but still a model of its text."""
     dense, out = shared / "models" / "stories260k", tmp_path / "out"

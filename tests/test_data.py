@@ -326,6 +326,7 @@ def test_self_writes_enough_and_is_seeded(tokenizer):
     assert len(set("".join(data.documents))) > 60  # a random model at temperature 1 uses its whole vocabulary
 
 
+@pytest.mark.conformance
 def test_self_samples_the_models_distribution(tokenizer):
     model = tiny_model()
     with torch.no_grad():

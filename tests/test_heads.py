@@ -345,6 +345,7 @@ def test_obs_refits_other_layouts(case: str) -> None:
     assert (logits(pruned) - dense).norm() < (logits(plain) - dense).norm()
 
 
+@pytest.mark.conformance
 def test_a_fresh_process_opens_them_with_the_code_that_they_carry(tmp_path: Path) -> None:
     expected = []
     for case in ("phi3", "gpt2"):

@@ -146,6 +146,7 @@ def test_refit_of_a_given_choice_equals_choosing_it():
     assert torch.equal(logits(chosen), logits(given))
 
 
+@pytest.mark.conformance
 def test_the_ladder_of_methods_on_a_trained_model(shared):
     """On a real model: sequential obs beats activation scores without a refit, by the loss on other text."""
     import lmprune

@@ -118,6 +118,7 @@ def switches(name: str) -> list[str]:
     ]
 
 
+@pytest.mark.conformance
 def test_switches_that_decide_which_tensors_there_are() -> None:
     assert {"attention_bias", "mlp_bias"} <= set(switches("llama")) and "enable_bias" in switches("opt")
     assert sum(bool(switches(name)) for name in NAMES) > 25

@@ -100,6 +100,7 @@ def test_minutes_become_steps_and_end_the_run(cut: Path, texts: Path, taught: Pa
     assert clock["ended_by"] == "the time" and 0 < clock["steps_done"] < 10_000 and clock["steps"] == 10_000
 
 
+@pytest.mark.conformance
 def test_lora_recovers_too(cut: Path, texts: Path, taught: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     options = ("--steps", 20, "--lr", 1e-2, "--lora-rank", 4)

@@ -217,7 +217,7 @@ def test_ctrl_c_before_the_first_step_leaves_nothing(
     assert ended.code == 130 and list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.conformance
 def test_the_real_command_is_stopped_and_goes_on(models: dict[str, Path], text: Path, tmp_path: Path) -> None:
     args = [str(arg) for arg in arguments("finetune", models, text, tmp_path / "o")]
     args[args.index("--steps") + 1] = "2000"

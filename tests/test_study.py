@@ -389,7 +389,7 @@ def test_a_study_from_end_to_end(written: Any, model: Path, tmp_path: Path) -> N
     assert redone["widths"] == norm["prune"]["widths"]
 
 
-@pytest.mark.slow
+@pytest.mark.conformance
 def test_a_study_that_trains_and_distils(written: Any, tmp_path: Path) -> None:
     file = written(
         ("methods: [random, {name: magnitude, label: norm, prune: {scope: global}}]", "methods: [gum]\ndistil: [true]"),
