@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -19,15 +18,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from lmprune.evaluation.memory import peak_memory_mb
+
 RECORD = Path(__file__).parent / "records" / "fsdp_memory.jsonl"
 SHORT = ("--data", "python-docs", "--steps", "4", "--batch-size", "1", "--seq-len", "32", "--train-tokens", "2000")
-
-
-def held(what: str) -> float:
-    """VmRSS or VmHWM, in MB."""
-    found = re.search(rf"{what}:\s+(\d+)", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024 / 1e6
 
 
 def watched(report: Path) -> None:
@@ -38,13 +34,13 @@ def watched(report: Path) -> None:
     train = job.train
 
     def measured(*args: Any, **how: Any) -> Any:
-        before = held("VmRSS")
+        before = psutil.Process().memory_info().rss / 1e6
         Path("/proc/self/clear_refs").write_text("5")
         try:
             return train(*args, **how)
         finally:
             if os.environ["RANK"] == "0":
-                report.write_text(json.dumps({"before": before, "most": held("VmHWM")}))
+                report.write_text(json.dumps({"before": before, "most": peak_memory_mb()}))
 
     job.train = measured
     app()

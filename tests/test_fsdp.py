@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from test_bad_input import refused
-from test_several_processes import command, environment, on_two, one_of_two, outcome, pairs
+from test_several_processes import command, environment, on_two, one_of_two, outcome, pairs, same_weights
 from tiny_checkpoints import TEXT, lmprune, tiny_checkpoint
 from tiny_models import tiny_model
 from torch.distributed.fsdp import FSDPModule
@@ -56,13 +56,6 @@ def one_that_weighs(
             answer.send((found, shares))
 
     one_of_two(args, rank, port, Both(), die_after, number)
-
-
-def same_weights(one: Path, other: Path) -> None:
-    first, second = (dict(models.load(out).named_parameters()) for out in (one, other))
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        torch.testing.assert_close(second[name], value, rtol=1e-2, atol=2e-4)
 
 
 @pytest.mark.parametrize(

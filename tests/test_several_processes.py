@@ -87,6 +87,13 @@ def outcome(out: Path) -> tuple[Any, list[float]]:
     return PrunePlan.load(out / PLAN_FILE).kept, values
 
 
+def same_weights(one: Path, other: Path) -> None:
+    first, second = (dict(models.load(out).named_parameters()) for out in (one, other))
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-2, atol=2e-4)
+
+
 def command(model: Path, text: Path, teacher: Path, out: Path, batch: int, accum: int) -> list[object]:
     sizes = ("--batch-size", batch, "--grad-accum", accum)
     return ["prune", model, "--data", text, "--teacher", teacher, *GUM, *sizes, "--out", out]
@@ -108,10 +115,7 @@ def test_one_process_in_parts_and_two_processes_agree(
     for name in ("parts", "two"):
         assert outcome(tmp_path / name)[0] == kept, name
         assert outcome(tmp_path / name)[1] == pytest.approx(values, rel=2e-4), name
-    weights = [dict(models.load(tmp_path / name).named_parameters()) for name in ("whole", "parts", "two")]
-    for name, value in weights[0].items():
-        for other in weights[1:]:
-            torch.testing.assert_close(other[name], value, rtol=1e-2, atol=2e-4)
+        same_weights(tmp_path / "whole", tmp_path / name)
     assert lmprune(*command(model, text, teacher, tmp_path / "half", 2, 1)).code == 0
     assert outcome(tmp_path / "half")[1] != pytest.approx(values, rel=2e-4), "control: the batch matters"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["half", "parts", "two", "whole"]

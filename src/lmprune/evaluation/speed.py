@@ -17,7 +17,7 @@ from ..data import load
 from ..data.beginning import Beginning
 from ..data.tokens import stream
 from ..errors import UserError
-from ..sites.limits import max_context
+from ..sites.limits import check_room, max_context
 from .perplexity import inference
 
 T = TypeVar("T")
@@ -62,12 +62,7 @@ def measure_speed(
     if min(prompt_tokens, new_tokens, repeats) < 1:
         raise UserError("prompt tokens, new tokens and repeats must each be at least 1")
     for name, model in models.items():
-        limit = max_context(model.config)
-        if limit is not None and prompt_tokens + new_tokens > limit:
-            raise UserError(
-                f"{prompt_tokens} prompt tokens and {new_tokens} new ones exceed the {limit} positions of {name}; "
-                "measure with fewer"
-            )
+        check_room(max_context(model.config), prompt_tokens, new_tokens, name)
     prompt_T = _prompt(models, tokenizer, prompt_tokens)
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
     with inference(*models.values()):

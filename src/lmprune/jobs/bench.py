@@ -14,13 +14,13 @@ import numpy as np
 from .. import export as exporting
 from ..checkpoints import dtypes, models
 from ..checkpoints.rooms import scratch
-from ..errors import UserError, unknown
+from ..errors import unknown
 from ..evaluation.engines import ENGINES, ONNX_FILE
 from ..evaluation.speed import rate
 from ..evaluation.workers import Worker
 from ..progress import Teller
 from ..sites.find import find_sites
-from ..sites.limits import max_context
+from ..sites.limits import check_room, max_context
 from . import deploy
 from .inspection import parameters_by_part
 from .unit_kinds import cached_numbers
@@ -47,7 +47,8 @@ def bench(
     opens = ENGINES[engine].export_to is None  # what was exported has its dtype, and no code
     opened = {"dtype": dtypes.name_of(known[-1]["dtype"]), **trust} if opens else {}
     context = prompt_tokens + new_tokens + 1
-    _check_room(models, shapes, prompt_tokens, new_tokens)
+    for source, shape in zip(models, shapes, strict=True):
+        check_room(shape["max_context"] if shape else None, prompt_tokens, new_tokens, source, spare=1)
     vocab_size = min((shape["vocab_size"] for shape in known), default=_ANY_VOCABULARY)
     prompt_BT = np.random.default_rng(0).integers(vocab_size, size=(batch, prompt_tokens))
     with ExitStack() as stack:
@@ -88,17 +89,6 @@ def bench(
         "threads": threads, "batch": batch, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens,
         "repeats": repeats, "results": results,
     }  # fmt: skip
-
-
-def _check_room(
-    models: Sequence[str], shapes: Sequence[Mapping[str, Any] | None], prompt_tokens: int, new_tokens: int
-) -> None:
-    for source, shape in zip(models, shapes, strict=True):
-        if shape and shape["max_context"] and prompt_tokens + new_tokens + 1 > shape["max_context"]:
-            raise UserError(
-                f"{prompt_tokens} prompt tokens and {new_tokens} new ones exceed the {shape['max_context']} positions "
-                f"of {source}; measure with fewer"
-            )
 
 
 def check_engine(name: str) -> None:

@@ -27,14 +27,13 @@ from ..checkpoints import checkpoint, dtypes, models
 from ..checkpoints.rooms import scratch
 from ..checkpoints.shrinking import shrink
 from ..checkpoints.writing import Destination, begins, check_file, written_aside
-from ..errors import UserError
 from ..evaluation.engines import ENGINES
 from ..evaluation.workers import Worker
 from ..plan import PrunePlan
 from ..progress import Teller
 from ..sites.address import Kind
 from ..sites.find import find_sites
-from ..sites.limits import max_context
+from ..sites.limits import check_room, max_context
 from ..sites.place import Place
 from .bench import Seconds, check_engine, exported, interleaved
 
@@ -72,7 +71,7 @@ def latency(
     with terminal.busy(f"loading {model}"):
         dense = models.load(model, dtype="auto", note=terminal.note)
     places = find_sites(dense, parse_units(units))
-    _check_room(dense, setting)
+    check_room(max_context(dense.config), prompt_tokens, new_tokens, None, spare=1)
     counts: dict[Kind, tuple[int, ...]] = {kind: _counts(places, kind, multiple_of) for kind in kinds_of(places)}
     kind_of_numbers = ENGINES[engine].dtype or dtypes.name_of(dtypes.main(dense))
     shapes: dict[Kind, tuple[int, ...]] = {
@@ -108,15 +107,6 @@ def machine(engine: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "versions": {name: version(name) for name in dict.fromkeys(("lmprune", package))},
     }
-
-
-def _check_room(model: Any, setting: Setting) -> None:
-    limit = max_context(model.config)
-    if limit is not None and setting.prompt_tokens + setting.new_tokens + 1 > limit:
-        raise UserError(
-            f"{setting.prompt_tokens} prompt tokens and {setting.new_tokens} new ones exceed the model's {limit} "
-            "positions; measure with fewer"
-        )
 
 
 def _counts(places: Sequence[Place], kind: Kind, multiple_of: int) -> tuple[int, ...]:

@@ -48,6 +48,18 @@ def check_seq_len(model: Any, seq_len: int, whose: str = "the model") -> int:
     return seq_len
 
 
+def check_room(limit: int | None, prompt_tokens: int, new_tokens: int, name: str | None, *, spare: int = 0) -> None:
+    """Raises: UserError where a prompt and what is written after it take more than `limit` positions of the model.
+
+    name: of the model among several; None = the only one. spare: positions that an engine asks for beyond them.
+    """
+    if limit is not None and prompt_tokens + new_tokens + spare > limit:
+        positions = f"the {limit} positions of {name}" if name else f"the model's {limit} positions"
+        raise UserError(
+            f"{prompt_tokens} prompt tokens and {new_tokens} new ones exceed {positions}; measure with fewer"
+        )
+
+
 def check_tokens(input_ids: Tensor, model: Any) -> Tensor:
     """The calibration tokens (sequences, T), if the model can read them."""
     if input_ids.ndim != 2:
