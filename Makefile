@@ -9,7 +9,7 @@ demo: $(STAMP)
 	$(BIN)/lmprune demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 conformance: $(STAMP)  # what `make test` has one of each, in all variants of all families
 	$(BIN)/python -m pytest -n auto -m conformance

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,6 +23,16 @@ from tiny_checkpoints import TEXT, as_many_threads, tiny_checkpoint
 from lmprune.sites.pages import Pages
 
 as_many_threads()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several workers share the files (`make test`), those with slow tests begin, and those with few tests are
+    left to fill up the end."""
+    if config.getoption("dist", "no") == "no" and not os.environ.get("PYTEST_XDIST_WORKER"):
+        return
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    number = Counter(item.path for item in items)
+    items.sort(key=lambda item: (-slow[item.path], -number[item.path]))
 
 
 def pytest_collection_finish() -> None:
