@@ -334,7 +334,7 @@ def test_self_samples_the_models_distribution(tokenizer):
         expected = model(torch.tensor([[0]])).logits[0, -1].softmax(-1)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        first = [ids[1] for _ in range(40) for ids in _generated_ids(model, tokenizer)]
+        first = [ids[0] for _ in range(40) for ids in _generated_ids(model, tokenizer)]
     counts = torch.bincount(torch.tensor(first), minlength=400) / len(first)
     top = expected.topk(3)
     assert top.values.min() > 0.01
@@ -346,13 +346,13 @@ def _generated_ids(model, tokenizer):
     kept = []
 
     class Spy:
-        pad_token_id, eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+        eos_token_id = tokenizer.eos_token_id
 
-        def batch_decode(self, output, skip_special_tokens):
-            kept.extend(output.tolist())
+        def batch_decode(self, rows, skip_special_tokens):
+            kept.extend(rows)
             return []
 
-    self_generated._sample(model, Spy(), [0])
+    self_generated._Writer(model, Spy(), 64).sampled([[0]] * 32, 64, [])
     return kept
 
 

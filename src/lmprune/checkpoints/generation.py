@@ -2,10 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def ends_of(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end an answer: those of the tokenizer, and of the model's settings (chat models have more)."""
+    named = (tokenizer.eos_token_id, *(getattr(of, "eos_token_id", None) for of in _settings(model)))
+    found = (each if isinstance(each, list | tuple) else [each] for each in named)
+    return sorted({token for tokens in found for token in tokens if token is not None})
+
+
+def _settings(model: Any) -> Iterable[Any]:
+    return (model.config, getattr(model, "generation_config", None))
+
+
+def continued(
+    model: Any, contexts: Sequence[Sequence[int]], *, ends: Sequence[int], **settings: Any
+) -> list[tuple[int, ...]]:
+    """What the model writes after each context (token ids), the token of `ends` that ended it included.
+
+    settings: see `generate`; contexts are padded on the left.
+    """
+    padding, longest = ends[0] if ends else 0, max(map(len, contexts))
+    # any token serves as padding, for it is masked
+    ids_BT = torch.tensor([[padding] * (longest - len(context)) + [*context] for context in contexts])
+    mask_BT = torch.tensor([[0] * (longest - len(context)) + [1] * len(context) for context in contexts])
+    output_BT = generate(
+        model, ids_BT.to(model.device), mask_BT.to(model.device), eos_token_id=[*ends] or None, pad_token_id=padding,
+        **settings,
+    )  # fmt: skip
+    return [_to_its_end(row, ends) for row in output_BT[:, longest:].tolist()]
+
+
+def _to_its_end(row: Sequence[int], ends: Sequence[int]) -> tuple[int, ...]:
+    return tuple(row[: next((place + 1 for place, token in enumerate(row) if token in ends), None)])
 
 
 def generate(

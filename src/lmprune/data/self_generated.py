@@ -3,46 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ..checkpoints.generation import generate
+from ..checkpoints.generation import continued, ends_of
 from ..errors import UserError
 from ..sites.limits import max_context
 from .beginning import Beginning
-from .records import Records
+from .records import Records, rendered
 from .tokens import encode
 
-_BATCH = 32
-_LENGTH = 512
+#: texts at once, at most, and how long one is at most and may be expected to be, in tokens
+_BATCH, _LENGTH, _LIKELY = 32, 512, 256
+#: of a conversation, how long the user's message is at most
+_MESSAGE = 128
+#: stands for what a user says: letters and digits, which no template changes or trims
+_MARK = "lmprune7user7says"
 
 
 def load(model: Any, tokenizer: Any, num_tokens: int | None, seed: int) -> Records:
-    """Samples from what the tokenizer puts before a text (else its bos, or eos) at temperature 1, each to its end or
-    512 tokens, until there are `num_tokens`.
+    """What the model writes at temperature 1, each text to its end or 512 tokens, until there are `num_tokens`.
 
+    A model with a chat template writes conversations of two turns: first what a user would say, behind what the
+    template puts before that, and then the answer, behind what it puts after it (Magpie: Xu et al. 2024, arXiv
+    2406.08464). Another begins with what the tokenizer puts before a text, else with its bos, or eos.
     The same seed gives the same text, on the same machine and versions; torch's global random state is left alone.
     Raises: UserError without a model, a tokenizer or a number of tokens, or where the model has no start token.
     """
     if model is None or tokenizer is None or num_tokens is None:
         raise UserError("the source self needs a model and its tokenizer to write the text, and num_tokens")
-    begin = Beginning.of(tokenizer)
-    start = begin.ids or [i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None][:1]
-    if not start:
-        raise UserError("the source self needs a start token, and this tokenizer has neither bos nor eos")
+    writer = _Writer(model, tokenizer, min(_LENGTH, max_context(model.config) or _LENGTH))
+    write = _conversations if getattr(tokenizer, "chat_template", None) else _texts
     device = model.device
     documents: list[str] = []
     written = 0
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         while written < num_tokens:
-            batch = _sample(model, tokenizer, start)
+            batch = write(writer, min(-(-(num_tokens - written) // _LIKELY), _BATCH))
             lengths = [len(encode(tokenizer, text).input_ids) for text in batch]  # as they will be read again
             if not sum(lengths):
                 raise UserError("the model ends every text before its first word, so it can't write calibration text")
             for text, length in zip(batch, lengths, strict=True):
-                if written < num_tokens:
+                if written < num_tokens and length:
                     documents.append(text)
                     written += length
     provenance = {
@@ -51,16 +56,65 @@ def load(model: Any, tokenizer: Any, num_tokens: int | None, seed: int) -> Recor
         "seed": seed,
         "tokens": written,
     }
-    return Records(f"self ({len(documents)} texts the model wrote, seed {seed})", documents, provenance)
+    what = "texts" if write is _texts else "conversations"
+    return Records(f"self ({len(documents)} {what} the model wrote, seed {seed})", documents, provenance)
 
 
-def _sample(model: Any, tokenizer: Any, start: Sequence[int]) -> list[str]:
-    length = min(_LENGTH, max_context(model.config) or _LENGTH)
-    input_ids = torch.tensor([list(start)] * _BATCH, device=model.device)
-    eos = tokenizer.eos_token_id
-    # top_k 0: the model's plain distribution
-    output = generate(
-        model, input_ids, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=length - len(start),
-        eos_token_id=eos, pad_token_id=next((i for i in (tokenizer.pad_token_id, eos) if i is not None), 0),
-    )  # fmt: skip
-    return tokenizer.batch_decode(output, skip_special_tokens=True)
+@dataclass(frozen=True)
+class _Writer:
+    """length: of a text, at most."""
+
+    model: Any
+    tokenizer: Any
+    length: int
+
+    def sampled(self, contexts: Sequence[Sequence[int]], longest: int, ends: Sequence[int]) -> list[str]:
+        """What the model writes after each context, up to a token of `ends` or where the two are `longest` together."""
+        room = longest - max(map(len, contexts))
+        rows = continued(  # top_k 0: the model's plain distribution
+            self.model, contexts, ends=ends, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=room
+        )
+        rows = [row[:-1] if row and row[-1] in ends else row for row in rows]
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+
+def _texts(writer: _Writer, number: int) -> list[str]:
+    """Raises: UserError where nothing says how a text begins."""
+    tokenizer = writer.tokenizer
+    named = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None]
+    start = Beginning.of(tokenizer).ids or named[:1]
+    if not start:
+        raise UserError("the source self needs a start token, and this tokenizer has neither bos nor eos")
+    ends = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    return writer.sampled([start] * number, writer.length, ends)
+
+
+def _conversations(writer: _Writer, number: int) -> list[str]:
+    """As the template writes them; fewer where a user's message is empty, or leaves no room for an answer.
+
+    Raises: UserError where the template changes what a user says, or is as long as a text may be.
+    """
+    tokenizer = writer.tokenizer
+
+    def asking(message: str) -> str:
+        return rendered(tokenizer, [{"role": "user", "content": message}], "a message", ask=True)
+
+    before, mark, after = asking(_MARK).partition(_MARK)
+    start, end = (encode(tokenizer, text).input_ids for text in (before, after))
+    longest = min(_MESSAGE, (writer.length - len(start) - len(end)) // 2)
+    if not mark or longest < 1:
+        why = "changes what a user says" if not mark else f"leaves no room for a conversation in {writer.length} tokens"
+        raise UserError(
+            f"the model's chat template {why}, so the model can't write its own text (self); "
+            "calibrate on --data python-docs, or on a text of yours"
+        )
+    ends = ends_of(writer.model, tokenizer)
+    said = [text.strip() for text in writer.sampled([start] * number, len(start) + longest, ends)]
+    asked = {text: encode(tokenizer, asking(text)).input_ids for text in said if text}
+    asked = {text: ids for text, ids in asked.items() if len(ids) < writer.length}
+    answers = writer.sampled([*asked.values()], writer.length, ends) if asked else []
+    conversations = (
+        [{"role": "user", "content": text}, {"role": "assistant", "content": answer.strip()}]
+        for text, answer in zip(asked, answers, strict=True)
+    )
+    return [rendered(tokenizer, each, "a conversation", ask=False) for each in conversations]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from ..checkpoints.generation import ends_of
 from .decoding import DECODINGS, Output, decode
 from .perplexity import inference
 
@@ -25,17 +26,6 @@ def answer(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], *, max_
     ):  # fmt: skip
         found |= batch
     return [found[i] for i in range(len(prompts))]
-
-
-def ends_of(model: Any, tokenizer: Any) -> list[int]:
-    """The tokens that end an answer: those of the tokenizer, and of the model's settings (chat models have more)."""
-    named = (tokenizer.eos_token_id, *(getattr(of, "eos_token_id", None) for of in _settings(model)))
-    found = (each if isinstance(each, list | tuple) else [each] for each in named)
-    return sorted({token for tokens in found for token in tokens if token is not None})
-
-
-def _settings(model: Any) -> Iterable[Any]:
-    return (model.config, getattr(model, "generation_config", None))
 
 
 def same_choices(model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Output]) -> list[int]:

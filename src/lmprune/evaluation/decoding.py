@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoints.generation import generate
+from ..checkpoints.generation import continued
 from ..data.pairs import IGNORED, Encoded, eos_id
 from .perplexity import inference
 
@@ -70,22 +70,17 @@ def _generate(
     model: Any, tokenizer: Any, contexts: Sequence[Sequence[int]], decoding: Decoding, max_new_tokens: int,
     ends: Sequence[int],
 ) -> list[Output]:  # fmt: skip
-    padding = ends[0] if ends else 0
-    longest = max(map(len, contexts))
-    # any token serves as padding, for it is masked
-    ids_BT = torch.tensor([[padding] * (longest - len(context)) + list(context) for context in contexts])
-    mask_BT = torch.tensor([[0] * (longest - len(context)) + [1] * len(context) for context in contexts])
     with inference(model):
-        output_BT = generate(
-            model, ids_BT.to(model.device), mask_BT.to(model.device), do_sample=False, num_beams=decoding.num_beams,
+        rows = continued(
+            model, contexts, ends=ends, do_sample=False, num_beams=decoding.num_beams,
             length_penalty=decoding.length_penalty, no_repeat_ngram_size=decoding.no_repeat_ngram, early_stopping=False,
-            max_new_tokens=max_new_tokens, eos_token_id=[*ends] or None, pad_token_id=padding,
+            max_new_tokens=max_new_tokens,
         )  # fmt: skip
     outputs = []
-    for row in output_BT[:, longest:].tolist():
-        end = next((place for place, token in enumerate(row) if token in ends), None)
-        text = tokenizer.decode(row[:end], skip_special_tokens=True).strip()
-        outputs.append(Output(text, end is not None, tuple(row if end is None else row[: end + 1])))
+    for ids in rows:
+        finished = bool(ids) and ids[-1] in ends
+        text = tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True).strip()
+        outputs.append(Output(text, finished, ids))
     return outputs
 
 
