@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,19 @@ def test_a_better_state_of_a_run_that_was_resumed_does_not_count_against_it(tmp_
     assert again._worse == 0 and again.best is not None and again.best[1] == 4
     again._measure(model, 5)
     assert again._worse == 1 and again.best[1] == 4
+
+
+@pytest.mark.parametrize(
+    ("measured", "worse"),
+    [((0.42, 0.45, 0.44, 0.43, 0.40), 0), ((0.42, 0.45, 0.46, 0.47), 3), ((0.42, 0.45, 0.44, 0.44, 0.45), 2)],
+)
+def test_what_has_begun_to_fall_again_is_waited_for(tmp_path: Path, measured: Sequence[float], worse: int) -> None:
+    """SmolLM2 at the top of a rate of 3e-4: worse than the model began, and nearer again with every step."""
+    model = tiny_model("llama")
+    stop = EarlyStop(OnlineTeacher(model, model, 1.0), [], every=1, patience=3, minutes=None, folder=tmp_path)
+    better = [stop._is_better(found) for found in measured]
+    assert stop._worse == worse
+    assert better == [found < min(measured[:place], default=2.0) for place, found in enumerate(measured)]
 
 
 @pytest.mark.parametrize("saved", [2, 3])

@@ -16,8 +16,11 @@ from ..jobs.training_options import Training, shown_default
 from .console import Terminal
 
 
-def trains(*panels: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Of a command that ends in `**training`: it takes the options of `Training` that stand in these panels."""
+def trains(*panels: str, defaults: Mapping[str, Any] = {}) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Of a command that ends in `**training`: it takes the options of `Training` that stand in these panels.
+
+    defaults: where the command has others.
+    """
 
     def with_options(command: Callable[..., None]) -> Callable[..., None]:
         signature, kinds = inspect.signature(command, eval_str=True), get_type_hints(Training)
@@ -25,7 +28,7 @@ def trains(*panels: str) -> Callable[[Callable[..., None]], Callable[..., None]]
         added = [
             inspect.Parameter(
                 field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default,
-                annotation=Annotated[kinds[field.name], _option(field.name, field.metadata)],
+                annotation=Annotated[kinds[field.name], _option(field.name, field.metadata, defaults)],
             )
             for field in fields(Training)
             if field.metadata["panel"] in panels
@@ -37,11 +40,11 @@ def trains(*panels: str) -> Callable[[Callable[..., None]], Callable[..., None]]
     return with_options
 
 
-def _option(name: str, about: Mapping[str, Any]) -> Any:
+def _option(name: str, about: Mapping[str, Any], defaults: Mapping[str, Any]) -> Any:
     names = [] if about["metavar"] else [f"--{name.replace('_', '-')}"]  # a switch without its opposite
     return typer.Option(
-        *names, metavar=about["metavar"], help=about["help"], show_default=shown_default(name, about) or False,
-        rich_help_panel=about["panel"],
+        *names, metavar=about["metavar"], help=about["help"], rich_help_panel=about["panel"],
+        show_default=shown_default(name, about, defaults) or False,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..jobs.training_options import DISTILLATION, TRAINING
+from ..jobs.training_options import DISTILLATION, RECOVERY, TRAINING
 from .console import talking
 from .options import (
     ChatTemplate,
@@ -73,7 +73,7 @@ def finetune(
 
 
 @savable
-@trains(TRAINING, DISTILLATION)
+@trains(TRAINING, DISTILLATION, defaults=RECOVERY)
 def recover(
     model: Model,
     out: Checkpoint,
@@ -81,7 +81,7 @@ def recover(
         float | None, typer.Option(metavar="N", help="As many steps as go into so many minutes, and no longer.")
     ] = None,
     patience: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Stop where held-out text got no better so many times in a row.")
+        int, typer.Option(metavar="N", min=1, help="Stop where held-out text got worse so many times in a row.")
     ] = 3,
     data: TrainingText = "mix",
     data_dir: DataDir = None,
@@ -102,8 +102,7 @@ def recover(
 ) -> None:
     """Distil a pruned model from the dense one (--teacher), on text of several kinds, until held-out text says stop.
 
-    Here `--lr` is 3e-4, `--batch-size` 2, `--grad-accum` 4, `--kl-weight` 1, `--decay` cosine and `--train-tokens`
-    200,000, unless given. The result has the weights that were nearest to the teacher on the way.
+    The result has the weights that were nearest to the teacher on the way.
 
     JSON: `model`, `params`, `dtype`, `stock`, `data`, `training` (with `first_kl`, `kl`, `best_step`, `steps_done`,
     `ended_by`), `seconds`, `peak_memory_mb`, `out`, `command`, `pushed`.

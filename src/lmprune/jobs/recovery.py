@@ -21,11 +21,8 @@ from ..training.trainer import collate
 from .reproduce import check_unfinished
 from .train import Job, Prepared
 from .training import Asked, carry_out, check_finetune
+from .training_options import RECOVERY
 
-#: where `recover` has other defaults than a training (docs/training.md, "Recovery after a cut")
-DEFAULTS: Mapping[str, Any] = {
-    "lr": 3e-4, "batch_size": 2, "grad_accum": 4, "kl_weight": 1.0, "train_tokens": 200_000, "decay": "cosine",
-}  # fmt: skip
 #: tokens of the validation split that tell when to stop
 JUDGED_TOKENS = 8192
 #: how often they are read in a run, where nobody says
@@ -45,8 +42,8 @@ def recover(terminal: Teller, **options: Any) -> dict[str, Any]:
 
 
 def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as given, and DEFAULTS for those that were not."""
-    return {**options, **{name: value for name, value in DEFAULTS.items() if options.get(name) is None}}
+    """The options as given, and RECOVERY for those that were not."""
+    return {**options, **{name: value for name, value in RECOVERY.items() if options.get(name) is None}}
 
 
 def check_recover(*, minutes: float | None, patience: int, teacher: str | None, **options: Any) -> Asked:

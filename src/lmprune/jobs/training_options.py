@@ -19,6 +19,10 @@ SCHEDULES = ("cubic", "oneshot")
 #: where `--help` shows them
 TRAINING, DISTILLATION, ON_THE_WAY = "Training", "Distillation", "Pruning while it trains"
 _DEFAULTS = {f.name: f.default for f in fields(TrainSettings)}
+#: where `recover` has other defaults than a training (docs/training.md, "Recovery after a cut")
+RECOVERY: Mapping[str, Any] = {
+    "lr": 3e-4, "batch_size": 2, "grad_accum": 4, "kl_weight": 1.0, "train_tokens": 200_000, "decay": "cosine",
+}  # fmt: skip
 
 
 def _option(metavar: str, text: str, default: str | None = None, *, panel: str = TRAINING) -> Any:
@@ -35,7 +39,7 @@ def _switch(text: str, *, panel: str = TRAINING) -> Any:
 class Training:
     """The training options of the command line, each as it was given; None = not given, the default is for `train`."""
 
-    steps: int | None = _option("N", "Train for so many optimizer steps, pruning on the way.")
+    steps: int | None = _option("N", "Train for so many optimizer steps; prune prunes on the way.")
     epochs: float | None = _option("N", "The same, as passes over the training text.")
     lr: float | None = _option("RATE", "Peak learning rate of the weights.")
     batch_size: int | None = _option("N", "Sequences at once, of each process.")
@@ -106,7 +110,11 @@ class Training:
         return self.temperature or 2.0
 
 
-def shown_default(name: str, metadata: Mapping[str, Any]) -> str | None:
-    """What `--help` says the option is where it is not given."""
-    default = _DEFAULTS.get(name)
-    return metadata["shown"] or (f"{default:g}" if isinstance(default, int | float) and default else None)
+def shown_default(name: str, metadata: Mapping[str, Any], own: Mapping[str, Any] = {}) -> str | None:
+    """What `--help` says the option is where it is not given. own: defaults of the command's."""
+    default = own.get(name, _DEFAULTS.get(name))
+    if metadata["shown"] and name not in own:
+        return metadata["shown"]
+    if isinstance(default, int | float):
+        return f"{default:,g}" if default else None
+    return default if isinstance(default, str) else None

@@ -30,9 +30,10 @@ BEST = "best.safetensors"
 class EarlyStop(TrainerCallback):
     """Logs the divergence `kl` from the teacher on held-out batches before the first step, every so many, at the end.
 
-    teacher: at temperature 1. every: in steps. patience: the run ends after so many measurements in a row that were
-    not better than the best. minutes: it ends when so long has passed, None = it has the time. folder: where the best
-    weights are kept meanwhile, so that a resumed run has them.
+    teacher: at temperature 1. every: in steps. patience: the run ends after so many measurements in a row that were no
+    better than the one before: while the rate is high, all may be worse than the first, and fall. minutes: it ends
+    when so long has passed, None = it has the time. folder: where the best weights are kept meanwhile, so that a
+    resumed run has them.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class EarlyStop(TrainerCallback):
         self.log: Callable[[dict[str, float]], None] = lambda _: None  # the Trainer's, once it is there
         self.lines: Callable[[], Sequence[Mapping[str, Any]]] = tuple  # of the log, up to where a run goes on
         self.why = "the last step"
-        self._least, self._worse, self._start = math.inf, 0, 0.0
+        self._least, self._last, self._worse, self._start = math.inf, math.inf, 0, 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         self._start = time.perf_counter()
@@ -81,8 +82,8 @@ class EarlyStop(TrainerCallback):
 
     def _is_better(self, found: float) -> bool:
         """Than all before in this run, whatever a later state of one that is gone on with came to."""
-        better = found < self._least
-        self._least, self._worse = min(found, self._least), 0 if better else self._worse + 1
+        better, self._worse = found < self._least, 0 if found < self._last else self._worse + 1
+        self._least, self._last = min(found, self._least), found
         return better
 
     @property
