@@ -21,7 +21,7 @@ from ..training.trainer import collate
 from .reproduce import check_unfinished
 from .train import Job, Prepared
 from .training import Asked, carry_out, check_finetune
-from .training_options import RECOVERY
+from .training_options import LONG_LR, RECOVERY, SHORT, SHORT_LR
 
 #: tokens of the validation split that tell when to stop
 JUDGED_TOKENS = 8192
@@ -80,6 +80,8 @@ def _prepare(options: Mapping[str, Any], job: Job, model: Any) -> Prepared:
     if _by_the_clock(options):
         steps = _steps(job, model, prepared, teacher, options["minutes"])
         settings = replace(settings, steps=steps)
+    if options.get("lr") is None:
+        settings = replace(settings, lr=SHORT_LR if settings.steps < SHORT else LONG_LR)
     every = settings.eval_every or max(settings.steps // _TIMES, 1)
     stop = EarlyStop(
         OnlineTeacher(teacher.model, model, 1.0), _held_out(job, model, settings.batch_size), every=every,

@@ -21,8 +21,10 @@ TRAINING, DISTILLATION, ON_THE_WAY = "Training", "Distillation", "Pruning while 
 _DEFAULTS = {f.name: f.default for f in fields(TrainSettings)}
 #: where `recover` has other defaults than a training (docs/training.md, "Recovery after a cut")
 RECOVERY: Mapping[str, Any] = {
-    "lr": 3e-4, "batch_size": 2, "grad_accum": 4, "kl_weight": 1.0, "train_tokens": 200_000, "decay": "cosine",
+    "batch_size": 2, "grad_accum": 4, "kl_weight": 1.0, "temperature": 1.0, "train_tokens": 200_000, "decay": "cosine",
 }  # fmt: skip
+#: its peak rates, of fewer steps than SHORT and of more: what a high rate does first has to be made up for
+SHORT, SHORT_LR, LONG_LR = 100, 1e-4, 3e-4
 
 
 def _option(metavar: str, text: str, default: str | None = None, *, panel: str = TRAINING) -> Any:
