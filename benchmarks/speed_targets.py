@@ -90,8 +90,9 @@ def target(asked: argparse.Namespace, engine: str, speedup: float, budget: str) 
         found = measured(asked, engine, out)
         read = (*texts, "--max-tokens", asked.eval_tokens, "--context", 1024)
         quality = lmprune_command("eval", out, *read, "--baseline", asked.model)
-    kept = {"params": told["params_after"], "cost": told["cost"], "ratio": quality["perplexity_ratio"]}
-    return {**kept, "told": speedup, "measured": found}
+    cost = told["cost"]  # no more than asked for: widths are rounded down
+    kept = {"params": told["params_after"], "cost": cost, "ratio": quality["perplexity_ratio"]}
+    return {**kept, "told": cost["before"] / cost["after"], "measured": found}
 
 
 def about(asked: argparse.Namespace, engine: str) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def show(records: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: a row a model; the error is of the speed-up."""
     rows = ["| engine | phase | widths | told × | measured × | error | perplexity |", "| --- " * 7 + "|"]
     for r in sorted(records, key=lambda r: (r["stage"], r["engine"])):
-        name = f"random {r['seed']}" if r["stage"] == "plans" else f"{r['budget']}, target"
+        name = f"random {r['seed']}" if r["stage"] == "plans" else f"{r['budget']}, {r['target']:g} ×"
         ratio = f"{r['ratio']:.3f}" if "ratio" in r else ""
         numbers = f"{r['told']:.3f} | {r['measured']:.3f} | {r['measured'] / r['told'] - 1:+.1%} | {ratio}"
         rows.append(f"| {r['engine']} | {r['phase']} | {name} | {numbers} |")
