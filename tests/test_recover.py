@@ -101,7 +101,9 @@ def test_minutes_become_steps_and_end_the_run(cut: Path, texts: Path, taught: Pa
     assert clock["ended_by"] == "the time" and 0 < clock["steps_done"] < 10_000 and clock["steps"] == 10_000
 
 
-@pytest.mark.parametrize(("options", "lr"), [((99,), 1e-4), ((100,), 3e-4), ((100, "--lr", 2e-4), 2e-4)])
+@pytest.mark.parametrize(
+    ("options", "lr"), [((99,), 1e-4), ((100,), 3e-4), ((100, "--lr", 2e-4), 2e-4), ((20, "--lora-rank", 2), 1e-3)]
+)
 def test_a_short_run_has_a_lower_rate(
     cut: Path, texts: Path, taught: Path, tmp_path: Path, options: Sequence[object], lr: float
 ) -> None:

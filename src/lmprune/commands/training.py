@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..jobs.training_options import DISTILLATION, LONG_LR, RECOVERY, SHORT, SHORT_LR, TRAINING
+from ..jobs.training_options import DISTILLATION, LONG_LR, LORA_LR, RECOVERY, SHORT, SHORT_LR, TRAINING
 from .console import talking
 from .options import (
     ChatTemplate,
@@ -73,7 +73,11 @@ def finetune(
 
 
 @savable
-@trains(TRAINING, DISTILLATION, defaults={**RECOVERY, "lr": f"{LONG_LR:g}; under {SHORT} steps {SHORT_LR:g}"})
+@trains(
+    TRAINING,
+    DISTILLATION,
+    defaults={**RECOVERY, "lr": f"{LONG_LR:g}; under {SHORT} steps {SHORT_LR:g}; LoRA {LORA_LR:g}"},
+)
 def recover(
     model: Model,
     out: Checkpoint,

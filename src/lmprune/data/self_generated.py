@@ -12,6 +12,7 @@ from ..checkpoints.generation import continued, ends_of
 from ..errors import UserError
 from ..sites.limits import max_context
 from .beginning import Beginning
+from .prompts import has_template
 from .records import Records, rendered
 from .tokens import encode
 
@@ -35,7 +36,7 @@ def load(model: Any, tokenizer: Any, num_tokens: int | None, seed: int) -> Recor
     if model is None or tokenizer is None or num_tokens is None:
         raise UserError("the source self needs a model and its tokenizer to write the text, and num_tokens")
     writer = _Writer(model, tokenizer, min(_LENGTH, max_context(model.config) or _LENGTH))
-    write = _conversations if getattr(tokenizer, "chat_template", None) else _texts
+    write = _conversations if has_template(tokenizer) else _texts
     device = model.device
     documents: list[str] = []
     written = 0

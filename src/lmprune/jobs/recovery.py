@@ -21,7 +21,7 @@ from ..training.trainer import collate
 from .reproduce import check_unfinished
 from .train import Job, Prepared
 from .training import Asked, carry_out, check_finetune
-from .training_options import LONG_LR, RECOVERY, SHORT, SHORT_LR
+from .training_options import LONG_LR, LORA_LR, RECOVERY, SHORT, SHORT_LR
 
 #: tokens of the validation split that tell when to stop
 JUDGED_TOKENS = 8192
@@ -81,13 +81,20 @@ def _prepare(options: Mapping[str, Any], job: Job, model: Any) -> Prepared:
         steps = _steps(job, model, prepared, teacher, options["minutes"])
         settings = replace(settings, steps=steps)
     if options.get("lr") is None:
-        settings = replace(settings, lr=SHORT_LR if settings.steps < SHORT else LONG_LR)
+        settings = replace(settings, lr=_rate(settings.steps, lora=options.get("lora_rank") is not None))
     every = settings.eval_every or max(settings.steps // _TIMES, 1)
     stop = EarlyStop(
         OnlineTeacher(teacher.model, model, 1.0), _held_out(job, model, settings.batch_size), every=every,
         patience=options["patience"], minutes=options["minutes"], folder=job.folder.path,
     )  # fmt: skip
     return replace(prepared, settings=replace(settings, eval_every=every), held_out=[], stop=stop)
+
+
+def _rate(steps: int, *, lora: bool) -> float:
+    """The peak rate where nobody says (docs/lab_notes.md, 27 November)."""
+    if lora:
+        return LORA_LR
+    return SHORT_LR if steps < SHORT else LONG_LR
 
 
 def _held_out(job: Job, model: Any, batch_size: int) -> list[dict[str, Any]]:

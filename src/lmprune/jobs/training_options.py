@@ -23,8 +23,9 @@ _DEFAULTS = {f.name: f.default for f in fields(TrainSettings)}
 RECOVERY: Mapping[str, Any] = {
     "batch_size": 2, "grad_accum": 4, "kl_weight": 1.0, "temperature": 1.0, "train_tokens": 200_000, "decay": "cosine",
 }  # fmt: skip
-#: its peak rates, of fewer steps than SHORT and of more: what a high rate does first has to be made up for
-SHORT, SHORT_LR, LONG_LR = 100, 1e-4, 3e-4
+#: its peak rates, of fewer steps than SHORT and of more: what a high rate does first has to be made up for; and that of
+#: LoRA, whose factors begin at 0
+SHORT, SHORT_LR, LONG_LR, LORA_LR = 100, 1e-4, 3e-4, 1e-3
 
 
 def _option(metavar: str, text: str, default: str | None = None, *, panel: str = TRAINING) -> Any:
