@@ -197,3 +197,20 @@ def test_heads_while_it_trains():
     for other in ("random", "magnitude"):
         gains = [math.log(found["top_v"][seed] / found[other][seed]) for seed in range(3)]
         assert f"{fmean(gains):.4f} [" in section
+
+
+def test_targets_for_speed():
+    section = PAGE.split("### Targets for speed")[1].split("### ")[0]
+    found = records("speed_targets.jsonl")
+    for engine in ("llamacpp", "torch"):
+        plans = [r for r in found if (r["stage"], r["engine"]) == ("plans", engine)]
+        told, errors = [r["told"] for r in plans], [r["measured"] / r["told"] - 1 for r in plans]
+        numbers = f"{min(told):.2f} to {max(told):.2f} | {min(errors):+.1%} to {max(errors):+.1%} |"
+        assert f"| {engine}, {plans[0]['phase']} | {len(plans)} | {numbers}" in section
+    for r in (r for r in found if r["stage"] == "targets"):
+        assert r["told"] == pytest.approx(r["cost"]["before"] / r["cost"]["after"])
+        numbers = f"{r['told']:.3f} | {r['measured']:.3f} | {r['measured'] / r['target'] - 1:+.1%}"
+        assert (
+            f"| {r['target']:g} × | {r['budget']} | {numbers} | {r['params'] / 1e6:.1f} M | {r['ratio']:.3f} |"
+            in section
+        )
