@@ -67,11 +67,11 @@ def test_foreign_text_and_the_mix():
     told = row("the same model on text")
     assert f"web pages {uniform['c4']:.2f}, code {uniform['code']:.2f}" in told
     assert f"{searched['c4']:.2f} and {searched['code']:.2f}" in told
-    by_tokens = {r["tokens"]: r["report"] for r in records("quality.jsonl") if r["scope"] is None}
+    measured = {(r["tokens"], r["scope"] or "local"): r["report"] for r in records("quality.jsonl")}
     section = PAGE.split("### Calibrated on text of several kinds")[1].split("## ")[0]
-    for tokens, found in by_tokens.items():
-        assert f"| {tokens:,} | {' | '.join(f'{value:.3f}' for value in found.values())} |" in section
-    mix = by_tokens[65_536]
+    for (tokens, scope), found in measured.items():
+        assert f"| {tokens:,} | {scope} | {' | '.join(f'{value:.3f}' for value in found.values())} |" in section
+    mix = measured[65_536, "local"]
     kinds = [value for kind, value in mix.items() if kind != "mean_log"]
     told = f"{min(kinds):.2f} to {max(kinds):.2f} on six kinds, geometric mean {math.exp(mix['mean_log']):.2f}"
     assert told in row("calibrated on five") and len(kinds) == 6
