@@ -13,10 +13,7 @@ is there is not run again. Leave the machine alone meanwhile.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -25,6 +22,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from oneshot import RUNS, Results
+from recovery_mix import command
 
 import lmprune
 from lmprune.budget.timing import LatencyTable, Timed
@@ -34,7 +33,7 @@ from lmprune.plan import PrunePlan
 from lmprune.sites.find import find_sites
 
 HERE = Path(__file__).parent
-RECORDS, RUNS = HERE / "records" / "speed_targets.jsonl", HERE / "runs"
+RECORDS = HERE / "records" / "speed_targets.jsonl"
 PHASES: Mapping[str, Timed] = {"torch": "decode", "llamacpp": "prefill"}
 TARGETS = (1.3, 1.5)
 #: widths of random plans: multiples of it, from the least to all
@@ -42,24 +41,19 @@ STEP, LEAST = 32, 128
 TEXT = ("--data", "wikitext:tokens", "--data-dir")
 
 
-def lmprune_command(*words: object) -> dict[str, Any]:
-    line = [sys.executable, "-m", "lmprune", *map(str, words), "--json"]
-    return json.loads(subprocess.run(line, stdout=subprocess.PIPE, check=True).stdout)
-
-
 def table_of(asked: argparse.Namespace, engine: str) -> Path:
     file = RUNS / f"latency-{Path(asked.model).stem}-{engine}.json"
     if not file.is_file():
         RUNS.mkdir(exist_ok=True)
         how = ("--engine", engine, "--units", "neurons", "--repeats", asked.repeats, "--threads", asked.threads)
-        lmprune_command("latency", asked.model, *how, "--out", file)
+        command("latency", asked.model, *how, "--out", file)
     return file
 
 
 def measured(asked: argparse.Namespace, engine: str, model: object) -> float:
     """How many times as fast as the dense model."""
     how = ("--engine", engine, "--repeats", asked.repeats, "--threads", asked.threads)
-    found = lmprune_command("bench", asked.model, model, *how)
+    found = command("bench", asked.model, model, *how)
     return found["results"][1][f"speedup_{PHASES[engine]}"]
 
 
@@ -86,10 +80,10 @@ def target(asked: argparse.Namespace, engine: str, speedup: float, budget: str) 
         out = Path(room) / "pruned"
         wish = ("--target-speedup", speedup, "--latency-table", table_of(asked, engine), "--latency-of", PHASES[engine])
         read = (*texts, "--calibration-tokens", asked.calibration_tokens, "--answer-tokens", 0)
-        told = lmprune_command("prune", asked.model, "--method", "obs", *wish, "--budget", budget, *read, "--out", out)
+        told = command("prune", asked.model, "--method", "obs", *wish, "--budget", budget, *read, "--out", out)
         found = measured(asked, engine, out)
         read = (*texts, "--max-tokens", asked.eval_tokens, "--context", 1024)
-        quality = lmprune_command("eval", out, *read, "--baseline", asked.model)
+        quality = command("eval", out, *read, "--baseline", asked.model)
     cost = told["cost"]  # no more than asked for: widths are rounded down
     kept = {"params": told["params_after"], "cost": cost, "ratio": quality["perplexity_ratio"]}
     return {**kept, "told": cost["before"] / cost["after"], "measured": found}
@@ -99,10 +93,6 @@ def about(asked: argparse.Namespace, engine: str) -> dict[str, Any]:
     package = {"torch": "torch", "llamacpp": "xllamacpp"}[engine]
     versions = {name: version(name) for name in dict.fromkeys(("torch", package))}
     return {"date": date.today().isoformat(), "load": os.getloadavg()[0], "cpus": os.cpu_count(), "versions": versions}
-
-
-def read() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in RECORDS.read_text().splitlines()] if RECORDS.is_file() else []
 
 
 def show(records: Sequence[Mapping[str, Any]]) -> str:
@@ -130,7 +120,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=HERE.parents[1] / "shared")
     parser.add_argument("--show", action="store_true")
     asked = parser.parse_args()
-    done = read()
+    results = Results(RECORDS)
     for engine in [] if asked.show else asked.engine:
         table_of(asked, engine)
         jobs: list[tuple[dict[str, Any], Any]] = []
@@ -144,13 +134,9 @@ def main() -> None:
             ]
         for key, job in jobs:
             key = {"stage": asked.stage, "model": asked.model, "engine": engine, "phase": PHASES[engine], **key}
-            if any(key.items() <= record.items() for record in done):
-                continue
-            done.append(record := {**key, **about(asked, engine), **job()})
-            with RECORDS.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-            print(show([record]).splitlines()[-1], flush=True)
-    print(show(done))
+            if results.find(**key) is None:
+                results.add({**key, **about(asked, engine), **job()})
+    print(show(results.records))
 
 
 if __name__ == "__main__":

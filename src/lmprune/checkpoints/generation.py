@@ -42,6 +42,11 @@ def _to_its_end(row: Sequence[int], ends: Sequence[int]) -> tuple[int, ...]:
     return tuple(row[: next((place + 1 for place, token in enumerate(row) if token in ends), None)])
 
 
+def without_end(ids: Sequence[int], ends: Sequence[int]) -> Sequence[int]:
+    """What `continued` gave, without the token that ended it, if one did."""
+    return ids[:-1] if ids and ids[-1] in ends else ids
+
+
 def generate(
     model: Any, ids_BT: Tensor, mask_BT: Tensor | None = None, *, inputs: dict[str, Any] | None = None, **settings: Any
 ) -> Tensor:

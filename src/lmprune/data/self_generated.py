@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoints.generation import continued, ends_of
+from ..checkpoints.generation import continued, ends_of, without_end
 from ..errors import UserError
 from ..sites.limits import max_context
 from .beginning import Beginning
@@ -16,7 +16,7 @@ from .prompts import has_template
 from .records import Records, rendered
 from .tokens import encode
 
-#: texts at once, at most, and how long one is at most and may be expected to be, in tokens
+#: texts at once, at most; how long one is at most, and a conversation may be expected to be, in tokens
 _BATCH, _LENGTH, _LIKELY = 32, 512, 256
 #: of a conversation, how long the user's message is at most
 _MESSAGE = 128
@@ -43,7 +43,7 @@ def load(model: Any, tokenizer: Any, num_tokens: int | None, seed: int) -> Recor
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         while written < num_tokens:
-            batch = write(writer, min(-(-(num_tokens - written) // _LIKELY), _BATCH))
+            batch = write(writer, num_tokens - written)
             lengths = [len(encode(tokenizer, text).input_ids) for text in batch]  # as they will be read again
             if not sum(lengths):
                 raise UserError("the model ends every text before its first word, so it can't write calibration text")
@@ -75,23 +75,26 @@ class _Writer:
         rows = continued(  # top_k 0: the model's plain distribution
             self.model, contexts, ends=ends, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=room
         )
-        rows = [row[:-1] if row and row[-1] in ends else row for row in rows]
-        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return self.tokenizer.batch_decode([without_end(row, ends) for row in rows], skip_special_tokens=True)
 
 
-def _texts(writer: _Writer, number: int) -> list[str]:
-    """Raises: UserError where nothing says how a text begins."""
+def _texts(writer: _Writer, _wanted: int) -> list[str]:
+    """As many whatever is wanted: the less of a seed's text is the beginning of the more.
+
+    Raises: UserError where nothing says how a text begins.
+    """
     tokenizer = writer.tokenizer
     named = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None]
     start = Beginning.of(tokenizer).ids or named[:1]
     if not start:
         raise UserError("the source self needs a start token, and this tokenizer has neither bos nor eos")
     ends = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    return writer.sampled([start] * number, writer.length, ends)
+    return writer.sampled([start] * _BATCH, writer.length, ends)
 
 
-def _conversations(writer: _Writer, number: int) -> list[str]:
-    """As the template writes them; fewer where a user's message is empty, or leaves no room for an answer.
+def _conversations(writer: _Writer, wanted: int) -> list[str]:
+    """So many as `wanted` tokens may take, as the template writes them; fewer where a user's message is empty, or
+    leaves no room for an answer.
 
     Raises: UserError where the template changes what a user says, or is as long as a text may be.
     """
@@ -109,7 +112,7 @@ def _conversations(writer: _Writer, number: int) -> list[str]:
             f"the model's chat template {why}, so the model can't write its own text (self); "
             "calibrate on --data python-docs, or on a text of yours"
         )
-    ends = ends_of(writer.model, tokenizer)
+    number, ends = min(-(-wanted // _LIKELY), _BATCH), ends_of(writer.model, tokenizer)
     said = [text.strip() for text in writer.sampled([start] * number, len(start) + longest, ends)]
     asked = {text: encode(tokenizer, asking(text)).input_ids for text in said if text}
     asked = {text: ids for text, ids in asked.items() if len(ids) < writer.length}

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoints.generation import continued
+from ..checkpoints.generation import continued, without_end
 from ..data.pairs import IGNORED, Encoded, eos_id
 from .perplexity import inference
 
@@ -78,9 +78,9 @@ def _generate(
         )  # fmt: skip
     outputs = []
     for ids in rows:
-        finished = bool(ids) and ids[-1] in ends
-        text = tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True).strip()
-        outputs.append(Output(text, finished, ids))
+        said = without_end(ids, ends)
+        text = tokenizer.decode(said, skip_special_tokens=True).strip()
+        outputs.append(Output(text, len(said) < len(ids), ids))
     return outputs
 
 
