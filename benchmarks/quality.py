@@ -2,13 +2,14 @@
 
     python benchmarks/quality.py --calibrate wikitext --methods obs,flap,activation
     python benchmarks/quality.py --calibrate mix --methods obs --tokens 65536 --scope global
+    python benchmarks/quality.py --calibrate mix --methods dense,obs,flap --tokens 65536 --limit 150 --device cuda
     python benchmarks/quality.py --table                     # what has been measured so far
 
 Resumable: results go to benchmarks/records/quality.jsonl as they come, and what is there is not run again. Each pruned
 model is measured on two sets of texts that share nothing: what is chosen is chosen by `choose` (ends of the training
 files, which no calibration here reads, and two kinds that none reads at all), what is reported is `report`. Ratios are
 of perplexity to the dense model's on the first 4,096 tokens of each reported text, and 2,048 of each to choose by, in
-windows of 1,024; fp32.
+windows of 1,024; fp32. With --limit, also the accuracy on so many items of each of the nine zero-shot tasks.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ import argparse
 import copy
 import json
 import math
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -25,10 +29,11 @@ from torch import Tensor
 
 import lmprune
 from lmprune import data
-from lmprune.data import TextData
+from lmprune.data import TextData, kinds
 from lmprune.data.tokens import sequences, stream
 from lmprune.data.wikitext import articles
 from lmprune.evaluation.perplexity import perplexity
+from lmprune.study.run import accelerator
 
 RECORDS = Path(__file__).parent / "records" / "quality.jsonl"
 CUT = Path(__file__).parent / "runs" / "quality-text"
@@ -37,6 +42,15 @@ SHARE = 0.85
 SEQ_LEN = 512
 #: of each text that is measured on
 TOKENS = {"choose": 2048, "report": 4096}
+TASKS = "arc_easy,arc_challenge,hellaswag,piqa,winogrande,boolq,openbookqa,sciq,lambada"
+#: in the place of a method: nothing is pruned
+DENSE = "dense"
+
+
+def command(*words: object) -> dict[str, Any]:
+    """What a command of lmprune tells."""
+    line = [sys.executable, "-m", "lmprune", *map(str, words), "--json"]
+    return json.loads(subprocess.run(line, stdout=subprocess.PIPE, check=True).stdout)
 
 
 def cut_files(shared: Path) -> Path:
@@ -58,13 +72,16 @@ def texts(shared: Path, tokenizer: Any) -> dict[str, dict[str, TextData]]:
     def read(source: object, split: str = "validation", **how: Any) -> TextData:
         return data.load(str(source), split, tokenizer=tokenizer, **how)
 
+    def chats(path: Path) -> TextData:  # in the model's own template, if it has one
+        return data.from_texts([*map(str, kinds.load(path, tokenizer).records)])
+
     given = shared / "data"
     choose = {kind: read(CUT / f"{kind}.validation.txt") for kind in ("wiki", "c4", "code", "technical")}
-    choose["chat"] = read(CUT / "chat.validation.jsonl", chat_template=True)
+    choose["chat"] = chats(CUT / "chat.validation.jsonl")
     choose["sql"] = read("wikisql", "train", data_dir=given / "wikisql")
     report = {kind: read(given / "text" / f"{kind}.validation.txt") for kind in ("c4", "code", "technical")}
     report = {"wiki": read("wikitext:raw", data_dir=given / "wikitext"), **report}
-    report["chat"] = read(given / "text" / "chat.validation.jsonl", chat_template=True)
+    report["chat"] = chats(given / "text" / "chat.validation.jsonl")
     report["dialogues"] = read(f"{given / 'samsum' / 'validation.jsonl'}:dialogue")
     return {"choose": choose, "report": report}
 
@@ -102,6 +119,16 @@ class Measure:
         }
 
 
+def zero_shot(model: Any, tokenizer: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """lm-eval's accuracy on the first `limit` items of each task."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        items = ("--data-dir", options.shared.resolve() / "data" / "zeroshot", "--limit", options.limit)
+        found = command("eval", folder, "--tasks", TASKS, *items, "--batch-size", 32, "--device", options.device)
+    return {name: found[name] for name in ("tasks", "mean_accuracy")}
+
+
 def table(records: list[dict[str, Any]], use: str) -> str:
     kinds = list(records[0][use])
     rows = [["calibrated on", "tokens", "method", "scope", "keep", *kinds]]
@@ -121,6 +148,8 @@ def main() -> None:
     parser.add_argument("--keep", type=float, default=0.75)
     parser.add_argument("--tokens", type=int, default=32768)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
     options = parser.parse_args()
@@ -129,18 +158,22 @@ def main() -> None:
         print("\n\n".join(f"{use}:\n\n{table(done, use)}" for use in ("choose", "report")))
         return
     cut_files(options.shared)
-    model, tokenizer = lmprune.load(options.model), lmprune.load_tokenizer(options.model)
+    model, tokenizer = lmprune.load(options.model).to(options.device), lmprune.load_tokenizer(options.model)
     ids, measure = None, None
     for method in options.methods.split(","):
         how = {name: getattr(options, name) for name in ("model", "calibrate", "scope", "keep", "tokens", "seed")}
-        how["method"] = method
+        how |= {"method": method, **({"limit": options.limit} if options.limit else {})}
         if any(how.items() <= record.items() for record in done):
             continue
         ids = calibration(options.calibrate, tokenizer, options.tokens, options.seed) if ids is None else ids
         measure = Measure(model, tokenizer, options.shared) if measure is None else measure
         pruned, start = copy.deepcopy(model), time.perf_counter()
-        lmprune.prune(pruned, method=method, scope=options.scope, keep=options.keep, data=ids, seed=options.seed)
-        record = {**how, "seconds": round(time.perf_counter() - start, 1), **measure.ratios(pruned)}
+        if method != DENSE:
+            lmprune.prune(pruned, method=method, scope=options.scope, keep=options.keep, data=ids, seed=options.seed)
+        record = {**how, "accelerator": accelerator(options.device), "seconds": round(time.perf_counter() - start, 1)}
+        record |= measure.ratios(pruned)
+        if options.limit:
+            record["zero_shot"] = zero_shot(pruned, tokenizer, options)
         print(json.dumps(record), flush=True)
         with RECORDS.open("a") as file:
             file.write(json.dumps(record) + "\n")

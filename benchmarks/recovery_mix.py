@@ -1,25 +1,25 @@
 """SmolLM2-135M cut by `obs` on text of several kinds, then distilled on such text; measured before and after.
 
-    OMP_NUM_THREADS=1 python benchmarks/recovery_mix.py [--keep 0.5] [--seed 0] [--lr 1e-4] [--text natural] [--tasks]
+    OMP_NUM_THREADS=1 python benchmarks/recovery_mix.py [--keep 0.5] [--seed 0] [--lr 3e-4] [--text natural] [--tasks]
+    OMP_NUM_THREADS=1 python benchmarks/recovery_mix.py --scope global --steps 540 --bf16 --tasks
     python benchmarks/recovery_mix.py --table
 
 Carries out `lmprune prune`, `recover` and `eval` as a user would. Calibration and training read what quality.py cuts
 off the training files; settings are chosen by its texts to `choose` by, what docs/results.md tells are its texts
-to `report`. STEPS steps of 4,096 tokens are what one core of the machine here does in three to four hours; with an
-accelerator they take minutes (`--device cuda --bf16`). Records are written as they come.
+to `report`. STEPS steps of 4,096 tokens are what one core of the machine here does in three to four hours, half as many
+again with --bf16; with an accelerator they take minutes (`--device cuda --bf16`). Records are written as they come.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import quality
+from quality import TASKS, command
 
 import lmprune
 from lmprune.study.run import accelerator
@@ -32,7 +32,6 @@ TEXTS = {
     "equal": ("mix", 200_000),
     "natural": ("mix:wiki=0.6,c4=0.12,code=0.18,chat=0.075,technical=0.025", 1_400_000),
 }
-TASKS = "arc_easy,arc_challenge,hellaswag,piqa,winogrande,boolq,openbookqa,sciq,lambada"
 QUESTIONS = (
     "What is the capital of France?",
     "What color is the sky on a clear day?",
@@ -42,17 +41,13 @@ QUESTIONS = (
 )
 
 
-def command(*words: object) -> dict[str, Any]:
-    line = [sys.executable, "-m", "lmprune", *map(str, words), "--json"]
-    return json.loads(subprocess.run(line, stdout=subprocess.PIPE, check=True).stdout)
-
-
 def cut(asked: argparse.Namespace) -> Path:
-    """The model after `obs`, made once for each share and seed."""
-    place = asked.out / f"obs-{asked.keep:g}-{asked.seed}"
+    """The model after `obs`, made once for each share, scope and seed."""
+    place = asked.out / f"obs-{asked.scope}-{asked.keep:g}-{asked.seed}"
     if not place.is_dir():
         text = ("--data", "mix", "--data-dir", quality.CUT, "--calibration-tokens", CALIBRATION)
         rest = ("--keep", asked.keep, "--seed", asked.seed, "--answer-tokens", 0, "--device", asked.device)
+        rest += ("--scope", asked.scope, "--save-dtype", "float32")
         command("prune", MODEL, "--method", "obs", *text, *rest, "--out", place)
     return place
 
@@ -61,6 +56,7 @@ def recovered(asked: argparse.Namespace, name: str) -> tuple[Path, dict[str, Any
     source, tokens = TEXTS[asked.text]
     text = ("--data", source, "--data-dir", quality.CUT, "--train-tokens", tokens, "--seed", asked.seed)
     how = ("--steps", asked.steps, "--lr", asked.lr, "--kl-weight", asked.kl_weight, "--patience", 100)
+    how += ("--temperature", asked.temperature)
     how += ("--batch-size", asked.batch_size, "--grad-accum", 8 // asked.batch_size, "--device", asked.device)
     how += ("--bf16",) if asked.bf16 else ()
     place = asked.out / name
@@ -85,7 +81,8 @@ def measured(asked: argparse.Namespace, model: Path, measure: quality.Measure) -
 def record(asked: argparse.Namespace) -> dict[str, Any]:
     if not (quality.CUT / "wiki.validation.txt").is_file():  # the last of them: runs beside this one read them
         quality.cut_files(asked.shared)
-    named = {name: getattr(asked, name) for name in ("keep", "seed", "text", "lr", "kl_weight", "steps")}
+    named = {name: getattr(asked, name) for name in ("keep", "scope", "seed", "text", "lr", "kl_weight", "steps")}
+    named["temperature"] = asked.temperature
     name = "-".join(f"{value}" for value in named.values())
     dense, tokenizer = lmprune.load(MODEL).to(asked.device), lmprune.load_tokenizer(MODEL)
     measure = quality.Measure(dense, tokenizer, asked.shared)
@@ -100,14 +97,16 @@ def record(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    kinds = list(records[0]["recovered"]["report"])
-    rows = [["keep", "seed", "text", "lr", "KL's share", "choose by", *kinds]]
+    kinds = [kind for kind in records[0]["recovered"]["report"] if kind != "mean_log"]
+    rows = [["keep", "scope", "seed", "text", "steps", "lr", "T", "choose by", *kinds, "mean log"]]
     for r in records:
         for stage in ("one_shot", "recovered"):
             found = r[stage]
-            how = [r["text"], f"{r['lr']:g}", f"{r['kl_weight']:g}"] if stage == "recovered" else ["obs alone", "", ""]
-            numbers = [f"{found['report'][kind]:.3f}" for kind in kinds]
-            rows.append([f"{r['keep']:g}", str(r["seed"]), *how, f"{found['choose']['mean_log']:.3f}", *numbers])
+            how = [r["text"], str(r["steps"]), f"{r['lr']:g}", f"{r.get('temperature', 2):g}"]
+            how = how if stage == "recovered" else ["obs alone", "", "", ""]
+            numbers = [f"{found['report'][kind]:.3f}" for kind in (*kinds, "mean_log")]
+            of = [f"{r['keep']:g}", r.get("scope", "local"), str(r["seed"])]
+            rows.append([*of, *how, f"{found['choose']['mean_log']:.3f}", *numbers])
     rows.insert(1, ["---"] * len(rows[0]))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
@@ -123,12 +122,15 @@ def main() -> None:
     parser.add_argument("--keep", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--text", choices=sorted(TEXTS), default="equal")
-    parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--scope", default="local", choices=("local", "global"))
+    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--kl-weight", type=float, default=1.0)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--batch-size", type=int, default=2, choices=(1, 2, 4, 8))
     parser.add_argument("--limit", type=int, default=300)
     parser.add_argument("--tasks", action="store_true")
+    parser.add_argument("--only-cut", action="store_true", help="make the pruned model that others begin with")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--table", action="store_true")
@@ -138,6 +140,10 @@ def main() -> None:
         return
     asked.shared = asked.shared.resolve()
     asked.out.mkdir(parents=True, exist_ok=True)
+    if asked.only_cut:
+        quality.cut_files(asked.shared)
+        cut(asked)
+        return
     line = json.dumps(record(asked))
     with RECORDS.open("a", encoding="utf-8") as file:
         file.write(line + "\n")

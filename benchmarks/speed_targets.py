@@ -23,7 +23,7 @@ from typing import Any, get_args
 
 import torch
 from oneshot import RUNS, Results
-from recovery_mix import command
+from quality import command
 
 import lmprune
 from lmprune.budget.timing import LatencyTable, Timed
