@@ -56,15 +56,17 @@ def command(*words: object) -> dict[str, Any]:
 def cut_files(shared: Path) -> Path:
     """A folder as `--data-dir` takes it: the first part of each training file is `train`, the rest `validation`."""
     CUT.mkdir(parents=True, exist_ok=True)
-    text = shared / "data" / "text"
-    whole = {path.name.split(".")[0]: path.read_text(encoding="utf-8") for path in text.glob("*.train.*")}
+    given = shared / "data" / "text"
+    whole = {path.name.split(".")[0]: path.read_text(encoding="utf-8") for path in given.glob("*.train.*")}
     whole["wiki"] = (shared / "data" / "wikitext" / "wiki.train.tokens").read_text(encoding="utf-8")
     for kind, read in whole.items():
         pieces = articles(read) if kind == "wiki" else read.splitlines(keepends=True)
         at = round(SHARE * len(pieces))
         ending = "jsonl" if kind == "chat" else "txt"
         for split, part in (("train", pieces[:at]), ("validation", pieces[at:])):
-            (CUT / f"{kind}.{split}.{ending}").write_text("".join(part), encoding="utf-8")
+            file, text = CUT / f"{kind}.{split}.{ending}", "".join(part)
+            if not (file.is_file() and file.read_text(encoding="utf-8") == text):  # runs beside this one read it
+                file.write_text(text, encoding="utf-8")
     return CUT
 
 
