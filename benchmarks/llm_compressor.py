@@ -1,10 +1,11 @@
 """Pruned and quantised in one run of llm-compressor, read back by stock transformers.
 
-    python benchmarks/llm_compressor.py [--only gptq awq fp8] [--model M] [--record FILE]
+    python benchmarks/llm_compressor.py [--only gptq awq fp8] [--model M] [--device cuda] [--here] [--record FILE]
 
 llm-compressor asks for transformers up to 5.17.0, so it has an environment of its own, in build/llm_compressor,
-made once. A recipe is `StructuredPruningModifier`, then a quantiser. Perplexity is of 4,096 tokens of Python's manual
-that nobody was calibrated on: dense, what the recipe left in memory, and what a new process reads from the folder.
+made once; `--here` takes this interpreter, which has it already. AWQ asks for an accelerator. A recipe is
+`StructuredPruningModifier`, then a quantiser. Perplexity is of 4,096 tokens of Python's manual that nobody was
+calibrated on: dense, what the recipe left in memory, and what a new process reads from the folder.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ PACKAGES = ("transformers==5.17.0", "llmcompressor==0.14.0.1")
 #: what may not be pinned as usual beside these
 _FREE = ("transformers", "huggingface_hub", "tokenizers", "safetensors", "numpy", "datasets", "accelerate")
 
-#: in the environment: arguments are the model, the recipe's name, the folder, keep
+#: in the environment: arguments are the model, the recipe's name, the folder, keep, the device
 WITHIN = """
-import json, sys, time
+import json, platform, sys, time
+from importlib.metadata import version
+from pathlib import Path
 import torch
 from datasets import Dataset
 from llmcompressor import oneshot
@@ -40,7 +43,7 @@ import lmprune
 from lmprune import data
 from lmprune.llm_compressor import StructuredPruningModifier
 
-source, name, out, keep = sys.argv[1:]
+source, name, out, keep, device = sys.argv[1:]
 def four_bits(size):
     weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": size}
     return {"group_0": {"targets": ["Linear"], "weights": weights}}
@@ -51,14 +54,15 @@ quantisers = {
     "fp8": lambda: [QuantizationModifier(targets="Linear", scheme="FP8_DYNAMIC", ignore=head)],
 }
 model, tokenizer = lmprune.load(source), lmprune.load_tokenizer(source)
-if source == "smollm2-135m":  # llm-compressor wants a folder, and this is a GGUF file in a package
+if not Path(source).is_dir():  # llm-compressor wants a folder: smollm2-135m is a GGUF file in a package
     model.save_pretrained(out + "-dense")
     tokenizer.save_pretrained(out + "-dense")
     model = lmprune.load(out + "-dense")
+model.to(device)
 
 def ids(split, count):
     text = "\\n".join(data.load("python-docs", split).documents)[: 8 * count]
-    return torch.tensor(tokenizer(text, add_special_tokens=False).input_ids[:count]).view(-1, 256)
+    return torch.tensor(tokenizer(text, add_special_tokens=False).input_ids[:count], device=device).view(-1, 256)
 
 held_out = ids("validation", 4096)
 
@@ -72,7 +76,10 @@ step = StructuredPruningModifier(keep=float(keep), seq_len=256, multiple_of=64)
 start = time.time()
 oneshot(model=model, tokenizer=tokenizer, dataset=text, recipe=[step, *quantisers[name]()], output_dir=out,
         max_seq_length=256, num_calibration_samples=32, shuffle_calibration_samples=False)
-told = {"dense": dense, "recipe": perplexity(), "widths": sorted(set(step.plan.widths)), "seconds": time.time() - start}
+seconds = time.time() - start
+told = {"dense": dense, "recipe": perplexity(), "widths": sorted(set(step.plan.widths)), "seconds": seconds}
+told["packages"] = [f"{package}=={version(package)}" for package in ("torch", "transformers", "llmcompressor")]
+told["device"] = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
 json.dump({**told, "held_out": held_out.tolist()}, open(out + ".json", "w"))
 """
 
@@ -105,19 +112,20 @@ def environment() -> Path:
     return python
 
 
-def tried(python: Path, model: str, name: str, keep: float) -> dict[str, Any]:
+def tried(python: Path, model: str, name: str, keep: float, device: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out = str(Path(folder) / "out")
         start = time.perf_counter()
         alone = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        subprocess.run([python, "-c", WITHIN, model, name, out, str(keep)], check=True, stdout=sys.stderr, env=alone)
+        line = [python, "-c", WITHIN, model, name, out, str(keep), device]
+        subprocess.run(line, check=True, stdout=sys.stderr, env=alone)
         line = [python, "-c", READING, out, f"{out}.json"]
-        told = json.loads(subprocess.run(line, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        told = json.loads(subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
         stored = sum(file.stat().st_size for file in Path(out).glob("*.safetensors")) / 1e6
         assert abs(told["read_back"] / told["recipe"] - 1) < 1e-3, told
         assert [told["width_in_config"]] == told["widths"], told
     return {"recipe_name": name, "model": model, "keep": keep, **told, "megabytes": stored,
-            "packages": PACKAGES, "wall": time.perf_counter() - start, "date": date.today().isoformat()}  # fmt: skip
+            "wall": time.perf_counter() - start, "date": date.today().isoformat()}  # fmt: skip
 
 
 def main() -> None:
@@ -125,15 +133,17 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=["gptq", "awq", "fp8"])
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--keep", type=float, default=0.9)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--here", action="store_true", help="in this interpreter, which has llm-compressor")
     parser.add_argument("--record", type=Path, default=Path(__file__).parent / "records" / "llm_compressor.jsonl")
     asked = parser.parse_args()
-    python = environment()
+    python = Path(sys.executable) if asked.here else environment()
     for name in asked.only:
-        row = tried(python, asked.model, name, asked.keep)
+        row = tried(python, asked.model, name, asked.keep, asked.device)
         with asked.record.open("a") as record:
             record.write(json.dumps(row) + "\n")
         print(
-            {key: row[key] for key in ("recipe_name", "dense", "recipe", "read_back", "widths", "megabytes")},
+            {key: row[key] for key in ("recipe_name", "device", "dense", "recipe", "read_back", "widths", "megabytes")},
             flush=True,
         )
 
