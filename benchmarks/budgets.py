@@ -1,7 +1,7 @@
 """Budgets spread over the layers: perplexity as a ratio to the dense model's, by how the budget is spread.
 
     OMP_NUM_THREADS=1 python benchmarks/budgets.py [--keep 0.5] [--by uniform ranking dp evolution global] [--seed 0]
-    OMP_NUM_THREADS=1 python benchmarks/budgets.py --by global --rounds 2
+    OMP_NUM_THREADS=1 python benchmarks/budgets.py --by global evolution --rounds 2
     python benchmarks/budgets.py --table
 
 The setting of the one-shot table (oneshot.py): 128 × 512 tokens of WikiText train, widths not rounded, the first 32,768
@@ -59,18 +59,23 @@ def measured(
 ) -> dict[str, Any]:
     units, keep, by = str(key["units"]), float(key["keep"]), key["by"]
     rounds = int(key.get("rounds", 1))
-    levels = RUNS / f"levels-{bench.name}-{units}-{bench.seed}"
-    how: dict[str, Any] = {"scope": "global"}
-    if by != GLOBAL:
+    levels = RUNS / f"levels-{Path(bench.name).stem}-{units}-{bench.seed}"
+
+    def how(after: int) -> dict[str, Any]:
+        """after: how many rounds; levels of what they left are of that model alone."""
+        if by == GLOBAL:
+            return {"scope": "global"}
+        place = levels.with_name(f"{levels.name}-{by}-{keep:g}-{after}-of-{rounds}") if after else levels
         effort = Effort(seed=bench.seed)
-        how = {"budget": Budget(by=by, effort=effort, levels=levels, note=lambda said: print(said, flush=True))}
+        return {"budget": Budget(by=by, effort=effort, levels=place, note=lambda said: print(said, flush=True))}
+
     model, start = copy.deepcopy(bench.model), time.perf_counter()
     *_, plan = [
         lmprune.prune(
             model, units=units.split("+"), method="obs", keep=keep ** (1 / rounds),  # type: ignore[arg-type]
-            data=bench.calibration, multiple_of=1, seed=bench.seed, **how,
+            data=bench.calibration, multiple_of=1, seed=bench.seed, **how(after),
         )
-        for _ in range(rounds)
+        for after in range(rounds)
     ]  # fmt: skip
     seconds, found = time.perf_counter() - start, perplexities(model, texts)
     return {
