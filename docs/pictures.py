@@ -66,7 +66,7 @@ def schedule() -> Figure:
     for keep, ink in ((0.5, SECOND), (0.25, GONE)):
         axes.plot(steps, [cubic(keep, 100)(step) for step in steps], color=ink, label=f"to {keep:g}")
     for at, word in (
-        (5, "nothing goes"),
+        (5, "nothing\ngoes"),
         (40, "units go, the mask\nis chosen at every step"),
         (85, "the rest trains on"),
     ):

@@ -1,7 +1,7 @@
 """The documents as a site that needs no network: `make docs`, or `python docs/site.py OUT` where mkdocs-material is.
 
-The pages are those of docs/, README.md as the first, CONTRIBUTING.md and CHANGELOG.md; a link to a file that is no page
-becomes its name. mkdocs checks every other link, and stops at a broken one.
+The pages are those of docs/, README.md as the first, CONTRIBUTING.md and CHANGELOG.md, and the example of a report; a
+link to a file that is no page becomes its name. mkdocs checks every other link, and stops at a broken one.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ FIRST = {"README": "index"}
 PICTURES = ROOT / "docs" / "img"
 #: what the theme lacks
 ADDED = ROOT / "docs" / "site_files"
+#: a page of its own making, and its name in the site
+REPORT, REPORT_NAME = ROOT / "docs" / "example_report" / "report" / "index.html", "example_report.html"
 
 
 def pages() -> dict[str, Path]:
@@ -48,16 +50,23 @@ def pages() -> dict[str, Path]:
 
 
 def relinked(text: str, page: Path, names: dict[Path, str]) -> str:
-    """Links to pages and pictures lead to where they are in the site; other files are named only."""
+    """Links to pages and pictures lead to where they are in the site; other files are named only.
+
+    Code in a table loses the backslash before its bars, which GitHub wants there and mkdocs shows.
+    """
 
     def change(link: re.Match[str]) -> str:
         label, target = link[1], link[2]
         if re.match(r"https?://|#", target):
             return link[0]
         path, _, anchor = target.partition("#")
-        name = names.get((page.parent / path).resolve())
+        file = (page.parent / path).resolve()
+        if file.parent == REPORT.parent:
+            return f"[{label}]({REPORT_NAME})"
+        name = names.get(file)
         return f"[{label}]({name}.md{'#' + anchor if anchor else ''})" if name else label
 
+    text = re.sub(r"(?m)^\|.*$", lambda row: re.sub(r"`[^`]+`", lambda code: code[0].replace(r"\|", "|"), row[0]), text)
     text = text.replace(f"]({PICTURES.relative_to(page.parent)}/", f"]({PICTURES.name}/")
     return re.sub(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)", change, text)
 
@@ -84,13 +93,19 @@ def settings() -> dict[str, object]:
             "name": "material",
             "font": False,
             "palette": schemes,
-            "features": ["navigation.sections", "toc.integrate"],
+            "features": ["navigation.sections", "navigation.footer", "navigation.top", "toc.integrate"],
         },
         "plugins": ["search", "offline"],
         "extra": {"polyfills": [f"{ADDED.name}/iframe-worker.js"]},
         "extra_css": [f"{ADDED.name}/wide.css"],
         "use_directory_urls": False,
-        "markdown_extensions": ["tables", "fenced_code", "pymdownx.superfences", {"toc": {"permalink": True}}],
+        "markdown_extensions": [
+            "tables",
+            "fenced_code",
+            "pymdownx.superfences",
+            {"pymdownx.highlight": {"pygments_lang_class": True}},
+            {"toc": {"permalink": True}},
+        ],
         "validation": {"links": {"not_found": "warn", "anchors": "warn", "unrecognized_links": "warn"}},
         "nav": [*menu, *([{"More": [f"{name}.md" for name in rest]}] if rest else [])],
     }
@@ -102,14 +117,31 @@ def build(out: Path) -> None:
     (out / "pages").mkdir(parents=True)
     for folder in (PICTURES, ADDED):
         shutil.copytree(folder, out / "pages" / folder.name)
+    shutil.copy(REPORT, out / "pages" / REPORT_NAME)
     names = {path.resolve(): name for name, path in pages().items()}
     for name, path in pages().items():
         (out / "pages" / f"{name}.md").write_text(relinked(path.read_text(encoding="utf-8"), path, names), "utf-8")
     (out / "mkdocs.yml").write_text(yaml.safe_dump(settings(), sort_keys=False), encoding="utf-8")
     quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"], cwd=out, check=True, env=quiet)
-    foreign = {link for page in (out / "site").glob("*.html") for link in loaded_from_afar(page.read_text("utf-8"))}
+    (out / "site" / "404.html").unlink()  # a server's page: its links are of a site that lies at the root
+    foreign: set[str] = set()
+    for name in names.values():
+        page = out / "site" / f"{name}.html"
+        page.write_text(kept_together(page.read_text("utf-8")), "utf-8")
+        foreign.update(loaded_from_afar(page.read_text("utf-8")))
     assert not foreign, f"pages load {sorted(foreign)}: they are to need no network"
+
+
+def kept_together(page: str) -> str:
+    """Marks code in a sentence that fits a telephone's line, else its options: browsers break them at hyphens."""
+
+    def marked(code: re.Match[str]) -> str:
+        if len(code[1]) <= 36:
+            return f'<code class="short">{code[1]}</code>'
+        return re.sub(r"--?[\w-]+", r'<span class="short">\g<0></span>', code[0])
+
+    return re.sub(r"<code>([^<\n]+)</code>", marked, page)
 
 
 def loaded_from_afar(page: str) -> list[str]:

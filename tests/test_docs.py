@@ -316,6 +316,17 @@ def test_the_site_has_every_page_and_links_lead_to_pages(tmp_path: Path):
     assert site.relinked(text, page, names) == (
         "[a](index.md#files) [b](results.md) c [d](https://example.org) [e](#limits)"
     )
+    report = "[f](example_report/report/report.md) [g](example_report/results.jsonl)"
+    assert site.relinked(report, page, names) == "[f](example_report.html) g"
+    bars = "| `a \\| b` | c \\| d |\n`a \\| b`"
+    assert site.relinked(bars, page, names) == "| `a | b` | c \\| d |\n`a \\| b`"
+    short, long, block = (
+        "<code>--keep 1</code>",
+        f"<code>{'a ' * 20}--seed 5</code>",
+        "<pre><code>--keep\n</code></pre>",
+    )
+    assert site.kept_together(short + block) == '<code class="short">--keep 1</code>' + block
+    assert site.kept_together(long) == f'<code>{"a " * 20}<span class="short">--seed</span> 5</code>'
     afar = '<script src="https://x.org/a.js"></script><link rel="stylesheet" href="https://x.org/b.css"><a href="https://x.org">'
     assert site.loaded_from_afar(afar) == ["https://x.org/a.js", "https://x.org/b.css"]
     assert [(ROOT / "docs" / file).is_file() for file in site.settings()["extra"]["polyfills"]] == [True]

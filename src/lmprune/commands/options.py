@@ -41,7 +41,8 @@ MethodName = Annotated[str, typer.Option(metavar="NAME", help="One of those that
 Units = Annotated[
     str,
     typer.Option(
-        metavar="KINDS", help="What goes: neurons, heads (key/value groups), experts, layers, attentions, ffns; or a,b."
+        metavar="KINDS",
+        help="What goes: neurons, heads (key/value groups), experts, expert_neurons, layers, attentions, ffns; or a,b.",
     ),
 ]
 Keep = Annotated[

@@ -146,9 +146,10 @@ def _harmless(cell: object) -> object:
 
 
 def groups(charts: Iterable[Chart]) -> list[str]:
-    """The groups in the charts, known ones first."""
-    found = {part.group for chart in charts for part in (chart.lines if isinstance(chart, LineChart) else chart.panels)}
-    return sorted(found, key=lambda group: (_KNOWN.index(group) if group in _KNOWN else len(_KNOWN), group))
+    """The groups in the charts, known ones first, the others as they come."""
+    parts = (part for chart in charts for part in (chart.lines if isinstance(chart, LineChart) else chart.panels))
+    found = dict.fromkeys(part.group for part in parts)
+    return sorted(found, key=lambda group: _KNOWN.index(group) if group in _KNOWN else len(_KNOWN))
 
 
 def colour(group: str) -> int:

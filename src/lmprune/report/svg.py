@@ -146,7 +146,8 @@ def _heat(chart: HeatChart) -> str:
                 for row in range(0, len(panel.rows_LC), max(1, math.ceil(len(panel.rows_LC) / 12)))
             ]
         under = len(panel.rows_LC) * row_height + 14
-        parts += [_text(place * width, under, label, "tick x") for place, label in chart.marks]
+        # the last mark ends with its panel: the next panel's first is beside it
+        parts += [_text(at * width, under, label, "tick y" if at == 1 else "tick x") for at, label in chart.marks]
         parts += ["</g>"]
     height = down * panel_height
     parts += [_text(_LEFT + across * (width + 12) / 2, height + 14, chart.x_label, "label")]

@@ -259,8 +259,8 @@ def family_of(config: Any) -> FFNSpec:
         raise UserError(f"{model_type} models can't be pruned by neurons: {COUPLED[model_type]}")
     if is_mixture(config):
         raise UserError(
-            f"{model_type} is a mixture of experts, and this takes a model with dense feed-forward layers; in Python, "
-            "its experts or their neurons can be removed: lmprune.prune(…, units=('experts',))"
+            f"{model_type} is a mixture of experts, and has no dense feed-forward layers to take neurons from; name "
+            "its experts or the neurons inside them: --units experts or --units expert_neurons"
         )
     plugins.check_new(plugins.FAMILIES, _BUILT_IN, model_type)
     if model_type not in FAMILIES and model_type in plugins.offered(plugins.FAMILIES):
