@@ -67,8 +67,9 @@ def test_foreign_text_and_the_mix():
     told = row("the same model on text")
     assert f"web pages {uniform['c4']:.2f}, code {uniform['code']:.2f}" in told
     assert f"{searched['c4']:.2f} and {searched['code']:.2f}" in told
-    measured = {(r["tokens"], r["scope"] or "local"): r["report"] for r in records("quality.jsonl")}
-    section = PAGE.split("### Calibrated on text of several kinds")[1].split("## ")[0]
+    alone = [r for r in records("quality.jsonl") if "accelerator" not in r]
+    measured = {(r["tokens"], r["scope"] or "local"): r["report"] for r in alone}
+    section = PAGE.split("### Calibrated on text of several kinds")[1].split("\n## ")[0]
     for (tokens, scope), found in measured.items():
         assert f"| {tokens:,} | {scope} | {' | '.join(f'{value:.3f}' for value in found.values())} |" in section
     mix = measured[65_536, "local"]
@@ -77,11 +78,33 @@ def test_foreign_text_and_the_mix():
     assert told in row("calibrated on five") and len(kinds) == 6
 
 
+def test_methods_and_a_second_model_on_the_mix():
+    section = PAGE.split("### Calibrated on text of several kinds")[1].split("\n## ")[0]
+    found = [r for r in records("quality.jsonl") if "accelerator" in r and r["method"] != "dense"]
+    assert len(found) > 25
+    for r in found:
+        numbers = " | ".join(f"{value:.3f}" for value in r["report"].values())
+        accuracy = f"{r['zero_shot']['mean_accuracy']:.3f}" if "zero_shot" in r else "not run"
+        mine = f"| {r['keep']:g} | {r['method']} | {r['seed']} | {numbers} | {accuracy} |"
+        assert (mine if r["model"] == "smollm2-135m" else f"| {r['calibrate']} | {numbers} |") in section
+    (dense,) = [r["zero_shot"] for r in records("quality.jsonl") if r["method"] == "dense"]
+    chance = fmean(task["chance"] for task in dense["tasks"].values())
+    assert f"dense model has {dense['mean_accuracy']:.3f} ± 0.013 and chance {chance:.3f}" in section
+    mix, wiki = (r["report"]["mean_log"] for r in found if r["model"] == "gemma-3-270m")
+    assert f"{mix / wiki:.2f}, **met**" in section
+
+
 def test_recovery_and_units():
     (dense,) = [r["perplexity"] for r in records("oneshot-smollm2-135m.jsonl")
                 if (r["method"], r["text"], r["max_tokens"]) == ("dense", "wikitext", 32768)]  # fmt: skip
     (recovery,) = records("recovery.json")
-    assert f"{recovery['recovered_eval'] / dense:.2f}" in row("after 120 steps")
+    best = next(r["recovered"] for r in records("recovery_mix.jsonl") if "wikitext" in r["recovered"])
+    told = (
+        recovery["recovered_eval"] / dense,
+        best["wikitext"]["perplexity_ratio"],
+        math.exp(best["report"]["mean_log"]),
+    )
+    assert re.findall(r"\d\.\d\d", row("after 120 steps")) == [f"{ratio:.2f}" for ratio in told]
     told = row("a fifth of the blocks")
     assert f"neurons {unit('neurons', 'obs', 'global', 0.2):.3f}" in told
     assert f"neurons and heads {unit('neurons,heads', 'obs', 'global', 0.2):.3f}" in told
@@ -128,7 +151,7 @@ def test_the_paper_on_smollm2():
     for method, runs in found.items():
         perplexities = [runs[seed]["eval"]["perplexity"] for seed in sorted(runs)]
         (line,) = [line for line in section.splitlines() if line.startswith(f"| {method} | ")]
-        each = ", ".join(f"{runs[s]['eval']['perplexity']:.2f}" if s in runs else "not run" for s in range(3))
+        each = ", ".join(f"{runs[s]['eval']['perplexity']:.2f}" if s in runs else "not run" for s in range(4))
         assert f" {each} | {spread(perplexities, 2)} |" in line
         if method in ("gum", "top_v", "random"):
             assert spread(perplexities, 2) in told
@@ -138,6 +161,25 @@ def test_the_paper_on_smollm2():
         math.log(found["gum"][s]["eval"]["perplexity"] / found["top_v"][s]["eval"]["perplexity"]) for s in range(3)
     ]
     assert f"{fmean(gains):.3f} [" in section
+    for other in ("top_v", "soft", "hard", "magnitude"):
+        beyond = [math.log(run["eval"]["perplexity"] / found[other][s]["eval"]["perplexity"] / 1.05)
+                  for s, run in found["random"].items()]  # fmt: skip
+        assert f"`{other}` {fmean(beyond):+.3f} [" in section and len(beyond) == 4
+    taught: dict[tuple[str, float], dict[int, float]] = {}
+    for r in records("paper_smollm2_teacher.jsonl"):
+        key = (r["config"]["method"], r["config"]["keep"])
+        taught.setdefault(key, {})[r["config"]["seed"]] = r["eval"]["perplexity"]
+    for (_, keep), by_seed in taught.items():
+        each = ", ".join(f"{by_seed[seed]:.2f}" if seed in by_seed else "not run" for seed in range(3))
+        assert f"| {keep:g} | {each} | {spread([*by_seed.values()], 2)} |" in section
+    assert spread([*taught["obs", 0.25].values()], 2) in told
+    for dense, closed in (
+        ({s: r["eval"]["perplexity"] for s, r in found["dense"].items()}, "51, 56 and 54%"),
+        (taught["dense", 1.0], "44, 48\nand 46%"),
+    ):
+        gum = {s: r["eval"]["perplexity"] for s, r in found["gum"].items()}
+        shares = [(gum[s] - taught["obs", 0.25][s]) / (gum[s] - dense[s]) for s in range(3)]
+        assert re.findall(r"\d+", closed) == [f"{100 * share:.0f}" for share in shares] and closed in section
 
 
 def test_from_nothing():
@@ -158,11 +200,20 @@ def test_recovery_on_a_mix():
     found = records("recovery_mix.jsonl")
     section = PAGE.split("### Recovery on text of several kinds")[1].split("### ")[0]
     kinds = ("wiki", "c4", "code", "technical", "chat", "dialogues", "mean_log")
-    stages = [("`obs` alone", found[0]["one_shot"]), *((f"{r['text']} | {r['lr']:g}", r["recovered"]) for r in found)]
+    first = [r for r in found if "scope" not in r]
+    stages = [("`obs` alone", first[0]["one_shot"]), *((f"{r['text']} | {r['lr']:g}", r["recovered"]) for r in first)]
     for name, stage in stages:
         (line,) = [line for line in section.splitlines() if line.startswith(f"| {name} ")]
         assert line.endswith(" | ".join(f"{stage['report'][kind]:.3f}" for kind in kinds) + " |")
         assert f"{stage['choose']['mean_log']:.3f}" in line
+    for r in (r for r in found if "scope" in r):
+        for stage, how in (("one_shot", "`obs` alone |  |  | "), ("recovered", None)):
+            how = how or f"recovered | {r['steps']} | {r['lr']:g} | {r['temperature']:g}"
+            numbers = [r[stage]["choose"]["mean_log"], *(r[stage]["report"][kind] for kind in kinds)]
+            assert f"| {r['keep']:g} | {how} | {' | '.join(f'{number:.3f}' for number in numbers)} |" in section
+            if "zero_shot" in r[stage]:
+                assert f"{r[stage]['zero_shot']['kept_above_chance']:.3f}" in section
+                assert f"{r[stage]['wikitext']['perplexity_ratio']:.3f}" in section
 
 
 def test_speed_in_llama_cpp():

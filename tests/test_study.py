@@ -209,6 +209,7 @@ def test_no_study_at_all(tmp_path: Path, written: Any) -> None:
         "smollm2_wikisql",
         "paper_tables",
         "paper_smollm2_wikitext",
+        "paper_smollm2_teacher",
         "heads_movement",
     ],
 )
@@ -223,7 +224,8 @@ def test_studies_that_are_shipped_can_be_read(name: str, shared: Path, monkeypat
         "tasks": 8,
         "smollm2_wikisql": 2,
         "paper_tables": 2 * (3 + 6 * 3 * 3 * 2),
-        "paper_smollm2_wikitext": 3 + 8 * 3 * 3 * 2,
+        "paper_smollm2_wikitext": 4 + 8 * 3 * 4 * 2,
+        "paper_smollm2_teacher": 3 + 2 * 3,
         "heads_movement": 3 + 4 * 3,
     }
     assert len(found.runs) == sizes[name]
