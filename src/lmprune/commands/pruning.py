@@ -189,7 +189,7 @@ def methods(plugin: Plugin = None, as_json: Json = False) -> None:
 
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the checkpoint.")] = Path("lmprune-demo"),
-    keep: Ratio = 0.9,
+    keep: Ratio = 0.95,
     force: Force = False,
     as_json: Json = False,
 ) -> None:

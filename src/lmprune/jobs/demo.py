@@ -45,7 +45,7 @@ def run_demo(
     terminal: Teller,
     *,
     out: Path,
-    keep: float = 0.9,
+    keep: float = 0.95,
     force: bool = False,
     model: str = "smollm2-135m",
     sizes: Sizes = Sizes(),
