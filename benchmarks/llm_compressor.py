@@ -3,7 +3,8 @@
     python benchmarks/llm_compressor.py [--only gptq awq fp8] [--model M] [--device cuda] [--here] [--record FILE]
 
 llm-compressor asks for transformers up to 5.17.0, so it has an environment of its own, in build/llm_compressor,
-made once; `--here` takes this interpreter, which has it already. AWQ asks for an accelerator. A recipe is
+made once; `--here` takes this interpreter, which has it already. AWQ wants to pin memory for an
+accelerator; on a processor that is left out here, and everything else is its own. A recipe is
 `StructuredPruningModifier`, then a quantiser. Perplexity is of 4,096 tokens of Python's manual that nobody was
 calibrated on: dense, what the recipe left in memory, and what a new process reads from the folder.
 """
@@ -39,11 +40,14 @@ from llmcompressor import oneshot
 from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
 from llmcompressor.modifiers.transform.awq import AWQModifier
+from llmcompressor.pipelines.cache import IntermediatesCache
 import lmprune
 from lmprune import data
 from lmprune.llm_compressor import StructuredPruningModifier
 
 source, name, out, keep, device = sys.argv[1:]
+if device == "cpu":  # AWQ pins memory so that an accelerator reads it faster, which without one is an error
+    IntermediatesCache.pin_memory = lambda *_: None
 def four_bits(size):
     weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": size}
     return {"group_0": {"targets": ["Linear"], "weights": weights}}
