@@ -32,6 +32,7 @@ from lmprune import data
 from lmprune.data import TextData, kinds
 from lmprune.data.tokens import sequences, stream
 from lmprune.data.wikitext import articles
+from lmprune.data.zero_shot import ZERO_SHOT
 from lmprune.evaluation.perplexity import perplexity
 from lmprune.study.run import accelerator
 
@@ -42,7 +43,7 @@ SHARE = 0.85
 SEQ_LEN = 512
 #: of each text that is measured on
 TOKENS = {"choose": 2048, "report": 4096}
-TASKS = "arc_easy,arc_challenge,hellaswag,piqa,winogrande,boolq,openbookqa,sciq,lambada"
+TASKS = ",".join(ZERO_SHOT)
 #: in the place of a method: nothing is pruned
 DENSE = "dense"
 
@@ -133,10 +134,11 @@ def zero_shot(model: Any, tokenizer: Any, options: argparse.Namespace) -> dict[s
 
 def table(records: list[dict[str, Any]], use: str) -> str:
     kinds = list(records[0][use])
-    rows = [["calibrated on", "tokens", "method", "scope", "keep", *kinds]]
+    rows = [["model", "calibrated on", "tokens", "method", "scope", "keep", "seed", *kinds]]
     for r in records:
         numbers = [f"{r[use][kind]:.3f}" for kind in kinds]
-        rows.append([r["calibrate"], str(r["tokens"]), r["method"], str(r["scope"]), f"{r['keep']:g}", *numbers])
+        how = [r["model"], r["calibrate"], str(r["tokens"]), r["method"], str(r["scope"]), f"{r['keep']:g}"]
+        rows.append([*how, str(r["seed"]), *numbers])
     rows.insert(1, ["---"] * len(rows[0]))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 

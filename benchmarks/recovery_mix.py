@@ -79,8 +79,6 @@ def measured(asked: argparse.Namespace, model: Path, measure: quality.Measure) -
 
 
 def record(asked: argparse.Namespace) -> dict[str, Any]:
-    if not (quality.CUT / "wiki.validation.txt").is_file():  # the last of them: runs beside this one read them
-        quality.cut_files(asked.shared)
     named = {name: getattr(asked, name) for name in ("keep", "scope", "seed", "text", "lr", "kl_weight", "steps")}
     named["temperature"] = asked.temperature
     name = "-".join(f"{value}" for value in named.values())
@@ -140,8 +138,8 @@ def main() -> None:
         return
     asked.shared = asked.shared.resolve()
     asked.out.mkdir(parents=True, exist_ok=True)
+    quality.cut_files(asked.shared)
     if asked.only_cut:
-        quality.cut_files(asked.shared)
         cut(asked)
         return
     line = json.dumps(record(asked))

@@ -287,7 +287,9 @@ def test_trainings_of_no_common_step_have_no_curve():
 def test_a_heat_map_says_what_its_columns_and_colours_are():
     charts = {c.id: c for c in figures.of_section(section(grid()), "")}
     drawn = svg.svg(charts["cos_ranges"])
-    panels = len(charts["cos_ranges"].panels)  # type: ignore[union-attr]
+    heat = charts["cos_ranges"]
+    assert isinstance(heat, HeatChart)
+    panels = len(heat.panels)
     marks = {at: drawn.count(f'class="tick x">{at}<') for at in ("0", "0.5", "1")}
     assert marks == {"0": panels, "0.5": panels, "1": 0}
     assert drawn.count('class="tick y">1<') >= panels  # they end with their panels
