@@ -55,7 +55,7 @@ def first_step(student: Any, teacher: Any, batch_size: int, grad_accum: int, **h
     for name, parameter in student.named_parameters():
         parameter.register_post_accumulate_grad_hook(lambda p, n=name: gradients[n].append(p.grad.clone()))
     settings = TrainSettings(steps=STEPS, lr=1e-3, batch_size=batch_size, grad_accum=grad_accum)
-    log = train(student, examples(), settings, teacher=teacher, kl_weight=KL_WEIGHT, **how).log
+    log = train(student, examples(), settings, teacher=teacher, **{"kl_weight": KL_WEIGHT, **how}).log
     return log[0]["loss"], {name: seen[grad_accum - 1] for name, seen in gradients.items()}
 
 
@@ -67,12 +67,33 @@ def check_same(found: tuple[float, Any], expected: tuple[float, dict[str, Tensor
 
 
 @pytest.mark.parametrize(("batch_size", "grad_accum"), BATCHES)
-def test_a_step_of_distillation_is_the_one_written_out(batch_size: int, grad_accum: int):
+@pytest.mark.parametrize("kl_weight", [KL_WEIGHT, 1.0])
+def test_a_step_of_distillation_is_the_one_written_out(batch_size: int, grad_accum: int, kl_weight: float):
     with exactly():
-        expected = by_hand()
+        expected = by_hand(kl_weight)
         teacher, student = teacher_and_student()
-        found = first_step(student, OnlineTeacher(teacher, student, TEMPERATURE), batch_size, grad_accum)
+        online = OnlineTeacher(teacher, student, TEMPERATURE)
+        found = first_step(student, online, batch_size, grad_accum, kl_weight=kl_weight)
     check_same(found, expected)
+
+
+def test_a_teacher_alone_is_not_asked_about_the_text_itself(monkeypatch: pytest.MonkeyPatch):
+    """Whose loss, of all the vocabulary, would take as long and weigh nothing."""
+    teacher, student = teacher_and_student()
+    seen, plain = [], student.forward
+    monkeypatch.setattr(student, "forward", lambda **inputs: (seen.append("labels" in inputs), plain(**inputs))[1])
+    for kl_weight in (1.0, KL_WEIGHT):
+        first_step(student, OnlineTeacher(teacher, student, TEMPERATURE), 4, 1, kl_weight=kl_weight)
+    assert seen == [False] * STEPS + [True] * STEPS
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_teacher_reads_in_the_precision_of_the_student(bf16: bool):
+    (teacher, student), seen = (model.float() for model in teacher_and_student()), set()
+    online = OnlineTeacher(teacher, student, TEMPERATURE)
+    teacher.lm_head.register_forward_hook(lambda _head, _args, out: seen.add(out.dtype))
+    train(student, examples(), TrainSettings(steps=1, batch_size=4, bf16=bf16), teacher=online)
+    assert seen == {torch.bfloat16 if bf16 else torch.float32}
 
 
 def test_a_stored_teacher_makes_the_same_step(tmp_path: Path):

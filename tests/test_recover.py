@@ -133,11 +133,14 @@ def test_the_divergence_is_that_of_the_two_models_predictions() -> None:
     assert divergence_of(student, OnlineTeacher(student, student, 1.0), [collate([{"input_ids": rows[0]}])]) < 1e-6
 
 
-def test_timing_leaves_the_model_as_it_is() -> None:
+@pytest.mark.parametrize(("kl_weight", "bf16"), [(1.0, False), (0.5, True)])
+def test_timing_leaves_the_model_as_it_is(kl_weight: float, bf16: bool) -> None:
     model = tiny_model("llama")
     teacher = OnlineTeacher(tiny_model("llama", seed=1), model, 2.0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    seconds = seconds_of_a_step(model, teacher, collate([{"input_ids": torch.arange(9)}]), 4)
+    seconds = seconds_of_a_step(
+        model, teacher, collate([{"input_ids": torch.arange(9)}]), 4, kl_weight=kl_weight, bf16=bf16
+    )
     assert seconds > 0 and all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

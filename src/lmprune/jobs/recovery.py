@@ -117,8 +117,9 @@ def _steps(job: Job, model: Any, prepared: Prepared, teacher: OnlineTeacher, min
         return steps_before(file)
     settings = prepared.settings
     batch = collate(prepared.examples[: settings.batch_size])
+    how: dict[str, Any] = {"bf16": settings.bf16, **job.training.given("kl_weight")}
     with job.terminal.busy("timing a step"):
-        seconds = agreed(seconds_of_a_step(model, teacher, batch, settings.grad_accum))
+        seconds = agreed(seconds_of_a_step(model, teacher, batch, settings.grad_accum, **how))
     steps = max(int(_SHARE * 60 * minutes / seconds), 1)
     job.terminal.note(f"a step takes about {seconds:.1f} s: {steps:,} steps in {minutes:g} minutes")
     with written_aside(file, folder=False) as aside:

@@ -21,7 +21,7 @@ from ..foreign import json_of, reading
 from ..sites.masks import whole_tensor
 from .callbacks import anywhere
 from .spread import own, put
-from .trainer import Teacher, as_inputs, counted, in_eval
+from .trainer import Teacher, as_inputs, counted, in_eval, without_labels
 
 #: the trained weights that were nearest to the teacher, in the run's folder
 BEST = "best.safetensors"
@@ -120,7 +120,9 @@ def divergence_of(model: Any, teacher: Teacher, batches: Sequence[Mapping[str, T
     return total / max(count, 1)
 
 
-def seconds_of_a_step(model: Any, teacher: Teacher, batch: Mapping[str, Tensor], batches: int) -> float:
+def seconds_of_a_step(
+    model: Any, teacher: Teacher, batch: Mapping[str, Tensor], batches: int, *, kl_weight: float, bf16: bool
+) -> float:
     """How long a step of so many such batches takes, without the optimizer: the second of two tries. The model stays as
     it is."""
     training, taken = model.training, 0.0
@@ -129,8 +131,10 @@ def seconds_of_a_step(model: Any, teacher: Teacher, batch: Mapping[str, Tensor],
     where = counted(inputs["labels"])
     for _ in range(2):
         start = time.perf_counter()
-        outputs = model(**inputs, use_cache=False)
-        (outputs.loss + teacher.divergence(inputs, None, outputs.logits[where], where).mean()).backward()
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            outputs = model(**(inputs if kl_weight < 1 else without_labels(inputs)), use_cache=False)
+            far = teacher.divergence(inputs, None, outputs.logits[where], where).mean()
+        (far + outputs.loss if kl_weight < 1 else far).backward()
         model.zero_grad(set_to_none=True)
         taken = time.perf_counter() - start
     model.train(training)

@@ -93,7 +93,10 @@ class PruneTrainer(Trainer):
     ) -> Any:
         rows = inputs.pop("row", None)
         with self.accelerator.autocast() if self.args.fsdp else nullcontext():  # else the model's own forward has it
-            loss, outputs = cast(tuple[Tensor, Any], super().compute_loss(model, inputs, True, num_items_in_batch))
+            if model.training and self.teacher is not None and self.kl_weight == 1:
+                loss, outputs = cast(Any, 0.0), model(**without_labels(inputs))
+            else:
+                loss, outputs = cast(tuple[Tensor, Any], super().compute_loss(model, inputs, True, num_items_in_batch))
         if model.training:
             # With num_items_in_batch each micro-batch's loss is its part of the whole batch's mean; without, the
             # Trainer divides by the accumulation steps later on. Penalty and divergence go the same way.
@@ -113,7 +116,8 @@ class PruneTrainer(Trainer):
     ) -> Tensor:
         assert self.teacher is not None
         where = counted(inputs["labels"])
-        far_N = self.teacher.divergence(inputs, rows, logits_BTV[where], where)
+        with self.accelerator.autocast():
+            far_N = self.teacher.divergence(inputs, rows, logits_BTV[where], where)
         if num_items is None:
             return far_N.mean()
         return far_N.sum() / num_items * self.accelerator.num_processes  # which the processes' average undoes
@@ -124,6 +128,11 @@ def counted(labels_BT: Tensor) -> Tensor:
     where = torch.zeros_like(labels_BT, dtype=torch.bool)
     where[:, :-1] = labels_BT[:, 1:] != IGNORED
     return where
+
+
+def without_labels(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a teacher alone is asked about: the text's own loss has no share then, and takes as long."""
+    return {name: value for name, value in inputs.items() if name != "labels"}
 
 
 def as_inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
