@@ -1,6 +1,7 @@
 """Commands whose result must be the processor's on every device: `python device_cases.py DEVICE FOLDER [CASE …]`.
 
-For each case one line of JSON: what differs, or the last line of an error. The device `elsewhere` is pretended.
+For each case one line of JSON: what differs, or the last line of an error. The device `elsewhere` is pretended; over it
+and the processor a model's blocks are spread on `spread`, and, the other way round, on `spread from here`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,9 @@ PRUNED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "oneshot, then trained": ("llama", ("--method", "activation", *TRAINED)),
     "taught": ("llama", ("--method", "gum", "--teacher", "{model}", *TRAINED)),
 }  # fmt: skip
+
+#: devices' names -> in which order a model is spread over the pretended one and the processor
+SPREAD: dict[str, Callable[[list[Any]], Any]] = {"spread": list, "spread from here": reversed}
 
 
 def made(folder: Path) -> None:
@@ -99,6 +104,10 @@ def main() -> None:
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
     if device == "elsewhere":  # before the first gradient: torch then counts devices
         from elsewhere import pretended as around
+    elif device in SPREAD:
+        from elsewhere import both
+
+        around, device = partial(both, SPREAD[device]), "auto"
     made(Path(folder))
     for case in only or PRUNED:
         try:

@@ -9,7 +9,7 @@ rounding of other kernels, and asynchronous errors. Importing this module change
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -21,9 +21,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+from lmprune.checkpoints import devices
+
 aten: Any = torch.ops.aten
 NAME = "elsewhere"
 _HERE = torch.device("cpu")
+_SPREAD = devices.spread
 
 
 _setup_privateuseone_for_python_backend(NAME)
@@ -126,3 +129,27 @@ def pretended() -> Iterator[torch.device]:
         del os.environ["ACCELERATE_TORCH_DEVICE"]
         torch._C._set_only_lift_cpu_tensors(False)
         torch.__future__.set_swap_module_params_on_conversion(before)
+
+
+@contextmanager
+def both(order: Callable[[list[torch.device]], Iterable[torch.device]]) -> Iterator[None]:
+    """`--device auto` spreads a model's blocks over DEVICE and the processor, by turns and however small the model is,
+    as over two accelerators, for the length of a `with` block. What belongs to the program itself, on the processor, is
+    where one of the two is: so cases are tried in both orders.
+
+    order: of the two. Raises: AssertionError where nothing was spread.
+    """
+    found: list[set[torch.device]] = []
+
+    def spread(model: Any, home: torch.device, of_blocks: Sequence[torch.device]) -> Any:
+        found.append({*of_blocks})
+        return _SPREAD(model, home, of_blocks)
+
+    with (
+        pretended(),
+        patch.object(devices, "accelerators", lambda: dict.fromkeys(order([DEVICE, _HERE]), 2**30)),
+        patch.object(devices, "over", lambda _outside, blocks, _free: [n % 2 for n in range(len(blocks))]),
+        patch.object(devices, "spread", spread),
+    ):
+        yield
+    assert found and all(places == {DEVICE, _HERE} for places in found), "nothing was spread"

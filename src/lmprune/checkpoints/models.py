@@ -29,6 +29,7 @@ from ..progress import silent
 from ..runtimes.gguf_file import read_gguf
 from ..sites.families import is_encoder
 from . import config_limits, downloads, dtypes, gguf_reading, placement, shim
+from .devices import check_device, placed
 from .gguf_tokenizer import read_tokenizer
 from .sources import Source, near, resolve
 from .stored import FLOATS, Stored, Unchanged, opened, weight_files
@@ -65,7 +66,7 @@ def load(
         else:
             model = _from_files(found, dtype, trust_remote_code, note, stream=target if stream else None)
     placement.check_finite(model, found)
-    return (model if stream else model.to(target)).eval()
+    return (model if stream else placed(model, device, found)).eval()
 
 
 def skeleton(
@@ -218,26 +219,6 @@ def check_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, [*DTYPES, "auto"])
     return DTYPES[dtype]
-
-
-def check_device(device: str | torch.device) -> torch.device:
-    """The device of that name; `auto` is the machine's accelerator, or the processor where it has none."""
-    if device == "auto":
-        return _accelerator() or torch.device("cpu")
-    try:
-        target = torch.device(device)
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        kind = _accelerator()
-        raise UserError(f"no device {str(device)!r} here; available: cpu{f', {kind}' if kind else ''}") from None
-    return target
-
-
-def _accelerator() -> torch.device | None:
-    try:
-        return torch.accelerator.current_accelerator()
-    except RuntimeError:  # so torch 2.6 says that there is none
-        return None
 
 
 def hub_options(found: Source) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def along(model: Any, site: Layers, input_ids: Tensor, progress: Progress | None
         for layer in range(depth):
             states.append(blocks.run(layer, states[-1]))
         loss += _loss(blocks, states[-1], batch_BT).item()
-        directions_LTD = F.normalize(torch.cat(states).float(), dim=-1)
+        directions_LTD = F.normalize(torch.cat([each.to(batch_BT.device) for each in states]).float(), dim=-1)
         cosines += torch.einsum("atd,btd->ab", directions_LTD, directions_LTD).double().cpu()
         if progress:
             progress(done + 1, len(input_ids))
@@ -100,7 +100,8 @@ def _both(
             before_BTD = hidden[i]
             hidden[i] = after_BTD = blocks.run(layer, before_BTD)
             if (unit := unit_of.get(layer)) is not None:
-                yield unit, batch_BT, after_BTD, _skipping(site, unit, blocks, before_BTD)
+                without_BTD = _skipping(site, unit, blocks, before_BTD)
+                yield unit, batch_BT, after_BTD, without_BTD.to(after_BTD.device)  # where blocks are on several
         if progress:
             progress(layer + 1, len(site.blocks))
 
