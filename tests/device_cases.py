@@ -7,7 +7,9 @@ and the processor a model's blocks are spread on `spread`, and, the other way ro
 from __future__ import annotations
 
 import json
+import re
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -23,6 +25,8 @@ from tiny_mixtures import tiny_mixture
 from lmprune.checkpoints import checkpoint
 from lmprune.plan import PLAN_FILE
 
+#: keys of a record, of what each run has its own
+_OWN = re.compile("seconds|memory|command|^out$|_mb$|page")
 SHORT = ("--seq-len", 32, "--calibration-tokens", 512, "--answer-tokens", 0, "--multiple-of", 1, "--keep", 0.5)
 TRAINED = (
     "--steps", 12, "--batch-size", 2, "--seq-len", 32, "--lr", 1e-2, "--answer-tokens", 0, "--multiple-of", 1,
@@ -56,8 +60,23 @@ PRUNED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "taught": ("llama", ("--method", "gum", "--teacher", "{model}", *TRAINED)),
 }  # fmt: skip
 
+#: name -> words after `lmprune`, of what reads a model; its record is compared
+READ: dict[str, tuple[str, ...]] = {
+    "eval": ("eval", "{folder}/gpt2", "--baseline", "{folder}/llama", "--context", "64", "--answer-tokens", "8",
+             "--prompts", "{folder}/prompts.txt"),
+    "eval of a mixture": ("eval", "{folder}/mixtral", "--context", "64", "--max-tokens", "1000"),
+    **{
+        f"analyze {units}": ("analyze", f"{{folder}}/{model}", "--units", units, "--seq-len", "32", "--max-tokens",
+                             "1000", "--out", "{folder}/analysis", "--force")
+        for units, model in (("neurons", "llama"), ("heads", "llama"), ("layers", "llama"), ("experts", "mixtral"))
+    },
+    "teach": ("teach", "{folder}/llama", "--seq-len", "32", "--train-tokens", "256", "--out", "{out}.safetensors"),
+}  # fmt: skip
+
 #: devices' names -> in which order a model is spread over the pretended one and the processor
 SPREAD: dict[str, Callable[[list[Any]], Any]] = {"spread": list, "spread from here": reversed}
+#: what is spread: no training, nor what is read block by block
+SPREADS = [*(case for case, (_, words) in PRUNED.items() if not {"--steps", "--stream"} & {*words}), *READ]
 
 
 def made(folder: Path) -> None:
@@ -67,6 +86,7 @@ def made(folder: Path) -> None:
         sizes = {"vocab_size": 257, "max_position_embeddings": 256, "bos_token_id": 256, "eos_token_id": 256}
         checkpoint.save(tiny_mixture("mixtral", **sizes), folder / "mixtral", tokenizer=byte_tokenizer())
     (folder / "text.txt").write_text(TEXT)
+    (folder / "prompts.txt").write_text("On day 3\nthe cat\n")
 
 
 def pruned(case: str, folder: Path, device: str) -> tuple[Any, dict[str, torch.Tensor]]:
@@ -85,8 +105,30 @@ def pruned(case: str, folder: Path, device: str) -> tuple[Any, dict[str, torch.T
     return plan["kept"], tensors
 
 
+def _record(case: str, folder: Path, device: str) -> dict[str, Any]:
+    out = folder / f"{case} {time.monotonic_ns()}"
+    words = [word.format(folder=folder, out=out) for word in READ[case]]
+    return lmprune(*words, "--data", folder / "text.txt", "--device", device, "--json").record
+
+
+def _differ(a: Any, b: Any, name: str = "") -> str | None:
+    """The name of a number, or text, that is another one; of what every run has its own of, none is."""
+    if isinstance(a, dict):
+        pairs = {key: (a[key], b[key]) for key in a if not _OWN.search(key)}
+        return next(filter(None, (_differ(*pair, key) for key, pair in pairs.items())), None)
+    if isinstance(a, list):
+        found = (_differ(*pair, name) for pair in zip(a, b, strict=True))
+        return next(filter(None, found), None)
+    same = abs(a - b) <= 1e-3 * max(1, abs(a)) if isinstance(a, float) else a == b
+    return None if same else f"{name}: {a} and {b}"
+
+
 def difference(case: str, folder: Path, device: str, around: Callable[[], AbstractContextManager[Any]]) -> str | None:
     """In what the result differs from the processor's. around: the work on the device."""
+    if case in READ:
+        mine = _record(case, folder, "cpu")
+        with around():
+            return _differ(mine, _record(case, folder, device))
     kept, weights = pruned(case, folder, "cpu")
     with around():
         kept_there, weights_there = pruned(case, folder, device)
@@ -109,7 +151,7 @@ def main() -> None:
 
         around, device = partial(both, SPREAD[device]), "auto"
     made(Path(folder))
-    for case in only or PRUNED:
+    for case in only or (SPREADS if device == "auto" and around is not nullcontext else PRUNED):
         try:
             found = difference(case, Path(folder), device, around)
         except Exception as error:

@@ -64,6 +64,9 @@ class Elsewhere(Tensor):
         copy._is_param = isinstance(self, nn.Parameter)  # type: ignore[attr-defined]
         return copy
 
+    def tolist(self) -> Any:
+        return self.values.tolist()
+
     def data_ptr(self) -> int:
         return self.values.data_ptr()
 

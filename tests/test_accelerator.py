@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from device_cases import PRUNED
+from device_cases import PRUNED, SPREAD, SPREADS
 from packaging.version import Version
 
 from lmprune.checkpoints import models
@@ -47,6 +47,21 @@ def test_all_as_on_the_processor_on_a_real_one(tmp_path: Path) -> None:
     assert differences(tmp_path, "auto", tuple(PRUNED)) == dict.fromkeys(PRUNED)
 
 
+@pytest.mark.conformance
+@pretends
+@pytest.mark.parametrize("order", SPREAD)
+def test_all_as_on_the_processor_where_blocks_are_on_two_devices(order: str, tmp_path: Path) -> None:
+    assert differences(tmp_path, order, ()) == dict.fromkeys(SPREADS)
+
+
+@pytest.mark.slow
+@pretends
+@pytest.mark.parametrize("order", SPREAD)
+def test_some_as_on_the_processor_where_blocks_are_on_two_devices(order: str, tmp_path: Path) -> None:
+    cases = ("obs", "obs of layers", "eval")
+    assert differences(tmp_path, order, cases) == dict.fromkeys(cases)
+
+
 _MIXED = """
 import torch
 from elsewhere import pretended
@@ -70,6 +85,47 @@ with pretended() as there:
 def test_what_is_mixed_is_told() -> None:
     """The control: the pretended device refuses what a real one would."""
     subprocess.run([sys.executable, "-c", _MIXED], cwd=HERE, check=True)
+
+
+_APART = """
+import sys
+from functools import partial
+from pathlib import Path
+from unittest.mock import patch
+import torch
+from device_cases import difference, made
+from elsewhere import DEVICE, both
+from tiny_models import tiny_model
+from lmprune import GradualPruner
+from lmprune.checkpoints import devices
+from lmprune.errors import UserError
+from lmprune.training.settings import TrainSettings
+from lmprune.training.train import train
+made(folder := Path(sys.argv[1]))
+for order in (list, reversed):
+    with patch.object(devices, "_bring", lambda *_: None):  # the states stay where a block has left them
+        try:
+            raise SystemExit(f"went through: {difference('activation', folder, 'auto', partial(both, order))}")
+        except RuntimeError as error:
+            assert "two devices" in str(error), error
+with both(list):
+    model = devices.placed(tiny_model("llama"), "auto", "it")
+    example = {"input_ids": list(range(8))}
+    for work in (lambda: GradualPruner(model, method="gum", keep=0.5, num_steps=2),
+                 lambda: train(model, [example] * 4, TrainSettings(steps=1, batch_size=2))):
+        try:
+            work()
+            raise SystemExit("a spread model was trained")
+        except UserError as error:
+            assert "on a model whose blocks are on several devices; load it on one" in str(error), error
+"""
+
+
+@pytest.mark.slow
+@pretends
+def test_states_that_stay_behind_are_told_and_no_spread_model_is_trained(tmp_path: Path) -> None:
+    """The control: where nothing is moved, the walk fails."""
+    subprocess.run([sys.executable, "-c", _APART, tmp_path], cwd=HERE, check=True)
 
 
 def test_where_there_is_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:

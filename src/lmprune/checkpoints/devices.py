@@ -43,8 +43,13 @@ def accelerators() -> Mapping[torch.device, int]:
     """The machine's accelerators, and the bytes that are free on each."""
     if (kind := _accelerator()) is None:
         return {}
-    free: Mapping[int | str, Any] = get_max_memory()
+    free: Any = get_max_memory()  # of the processor and the disk too
     return {torch.device(kind.type, number): size for number, size in free.items() if isinstance(number, int)}
+
+
+def spreads(device: str | torch.device) -> bool:
+    """Whether a model's blocks may go over several devices: on `auto`, where one process has several accelerators."""
+    return device == "auto" and not several() and len(accelerators()) > 1
 
 
 def placed(model: Any, device: str | torch.device, place: object) -> Any:
@@ -54,18 +59,26 @@ def placed(model: Any, device: str | torch.device, place: object) -> Any:
     of what is free there, the blocks over as many as that asks for. place: what a message calls the model.
     Raises: UserError where they don't hold it.
     """
-    found = accelerators() if device == "auto" and not several() else {}
-    if len(found) < 2:
+    if not spreads(device):
         return model.to(check_device(device))
-    devices, free = [*found], [*found.values()]
-    whole, sizes = _size(model), [_size(block) for block in _blocks(model)]
-    of_blocks = over(whole - sum(sizes), sizes, free)
-    if of_blocks is None:
+    home, *_ = free = accelerators()
+    if (found := places(model)) is None:
         raise UserError(
-            f"{place} takes {whole / 1e9:.3g} GB, which {len(free)} accelerators with {sum(free) / 1e9:.3g} GB free "
-            "don't hold; read it block by block with --stream, or halve it with --dtype bfloat16"
+            f"{place} takes {_size(model) / 1e9:.3g} GB, which {len(free)} accelerators with "
+            f"{sum(free.values()) / 1e9:.3g} GB free don't hold; take --dtype bfloat16, or a command that reads it block "
+            "by block (--stream)"
         )
-    return spread(model, devices[0], [devices[n] for n in of_blocks]) if any(of_blocks) else model.to(devices[0])
+    return model.to(home) if {*found} <= {home} else spread(model, home, found)
+
+
+def places(model: Any, number: int | None = None) -> list[torch.device] | None:
+    """On which of several accelerators each block goes; all else goes on the first. None where they hold too little.
+
+    number: bytes of a parameter, of a model that is here without weights.
+    """
+    free, sizes = accelerators(), [_size(block, number) for block in _blocks(model)]
+    found = over(_size(model, number) - sum(sizes), sizes, [*free.values()])
+    return None if found is None else [[*free][device] for device in found]
 
 
 def spread(model: Any, home: torch.device, of_blocks: Sequence[torch.device]) -> Any:
@@ -102,9 +115,9 @@ def _blocks(model: nn.Module) -> nn.ModuleList:
     return max(lists, key=_size, default=nn.ModuleList())
 
 
-def _size(module: nn.Module) -> int:
-    """Bytes of parameters and buffers."""
-    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+def _size(module: nn.Module, number: int | None = None) -> int:
+    """Bytes of parameters and buffers, of so many a number."""
+    return sum(tensor.numel() * (number or tensor.itemsize) for tensor in (*module.parameters(), *module.buffers()))
 
 
 def over(outside: int, blocks: Sequence[int], free: Sequence[int]) -> list[int] | None:

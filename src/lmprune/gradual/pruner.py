@@ -34,7 +34,7 @@ from ..pruning import versions
 from ..sites.address import Kind
 from ..sites.families import FFNSpec
 from ..sites.find import find_sites
-from ..sites.limits import check_in_memory, check_tokens, check_whole
+from ..sites.limits import check_in_memory, check_one_device, check_tokens, check_whole
 from ..sites.masks import ATTRIBUTE, UnitMasks
 from ..sites.site import seams
 from ..solve.learned import Learned
@@ -93,6 +93,7 @@ class GradualPruner:
         sites = seams(find_sites(model, units, spec), "pruning while a model trains")
         check_in_memory(model)
         check_whole(model, "units can't go little by little")
+        check_one_device(model, "units can't go little by little")
         self.goal.check(sites)
         self.masks = UnitMasks(model, sites, learned=self.method.learned, compute=settings.compute)
         self.chooser = self._chooser(calibration, spec)

@@ -37,6 +37,7 @@ def forecast(terminal: Teller, **options: Any) -> dict[str, Any]:
         skeleton = models.skeleton(asked["model"], note=terminal.note, **how)
     if asked.calibrates:
         check_seq_len(skeleton, asked["seq_len"])
+    about = asked["dtype"], asked["trust_remote_code"], asked.how["device"]
     found = needs(asked, skeleton)
     bound, told = bound_of(asked), found["whole"]
     check_bound(asked, found.get("streamed", told), bound)
@@ -48,7 +49,7 @@ def forecast(terminal: Teller, **options: Any) -> dict[str, Any]:
         "megabytes_after": told.result / 1e6,
         "ways": {name: _way(asked, each, bound) for name, each in found.items()},
         "available_mb": psutil.virtual_memory().available / 1e6,
-        "would_stream": asked["stream"] or not fits(asked["model"], asked["dtype"], asked["trust_remote_code"]),
+        "would_stream": asked["stream"] or not fits(asked["model"], *about),
         "free_disk_mb": free_at(asked["out"]) / 1e6,
         "free_temporary_mb": free_at(Path(tempfile.gettempdir())) / 1e6,
     }

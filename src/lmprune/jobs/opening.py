@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from ..checkpoints import models
+from ..checkpoints import devices, models
 from ..checkpoints.sources import resolve
 from ..data import TextData, needs_model
 from ..data.records import PairData
@@ -53,26 +53,34 @@ def check_trains(stream: bool) -> None:
         raise UserError("--stream prunes at once: a training needs the whole model in memory; leave out one of the two")
 
 
+def one_device(device: str) -> str:
+    """Where a training's model is: on one device, also where there are several accelerators."""
+    return str(models.check_device(device))
+
+
 def streaming(terminal: Teller, source: str, how: Mapping[str, Any]) -> dict[str, Any]:
     """`how` to load the model; where it is streamed by itself, because memory is short, that is said."""
-    if how.get("stream") is False and not fits(source, how["dtype"], how["trust_remote_code"]):
+    about = how["dtype"], how["trust_remote_code"], how.get("device", "cpu")
+    if how.get("stream") is False and not fits(source, *about):
         terminal.note(f"{source} does not fit into memory as a whole: its blocks are read one by one")
         return {**how, "stream": True}
     return {**how}
 
 
-def fits(source: str, dtype: str, trust_remote_code: bool) -> bool:
+def fits(source: str, dtype: str, trust_remote_code: bool, device: str) -> bool:
     """Whether the model may be loaded as a whole; one that is not downloaded yet can't be read otherwise."""
     found = resolve(source)
     if found.on_hub:
         return True
-    available = psutil.virtual_memory().available
+    available, spread = psutil.virtual_memory().available, devices.spreads(device)
     files = [Path(str(found))] if found.gguf else Path(found.place).glob("*.safetensors")
     stored = sum(file.stat().st_size for file in files)
-    if _MOST_COMPUTED[bool(found.gguf)] * stored < available:
+    if not spread and _MOST_COMPUTED[bool(found.gguf)] * stored < available:
         return True
     skeleton = models.skeleton(source, trust_remote_code=trust_remote_code)
     kind = skeleton.dtype if dtype == "auto" else models.DTYPES[dtype]
+    if spread and devices.places(skeleton, kind.itemsize) is None:
+        return False
     return _OVERHEAD * sum(p.numel() for p in skeleton.parameters()) * kind.itemsize < available
 
 

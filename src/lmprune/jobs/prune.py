@@ -35,7 +35,7 @@ from .card import model_card
 from .earlier_plan import history, tell_of_plan
 from .kept import Kept, kept_before, staging
 from .needs import parse_memory, room_for_states
-from .opening import check_streams, check_trains, open_model
+from .opening import check_streams, check_trains, one_device, open_model
 from .reproduce import (
     check_unfinished,
     command,
@@ -121,6 +121,7 @@ def check(
     if training is not None:
         check_source(data, training.train_tokens, training)
         check_trains(stream)
+        how["device"] = one_device(device)
         run = RunFolder(out, result_settings(options), resume=training.resume, force=force)
     else:
         how["device"] = device_of_mine(options)

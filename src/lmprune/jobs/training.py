@@ -30,7 +30,7 @@ from ..training.run_folder import RunFolder
 from ..training.teachers import check_teacher_file, fingerprint, write_teacher
 from . import inspection
 from .card import tuned_card
-from .opening import open_model
+from .opening import one_device, open_model
 from .reproduce import (
     check_unfinished,
     command,
@@ -132,7 +132,7 @@ def check_finetune(
     check_unfinished("finetune", options, out)
     destination = checkpoint.check_out(out, force=force)
     corpus = Corpus(data, data_dir, chat_template, seed, **training.given("loss_on"), held_out=holdout)
-    how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    how = {"dtype": dtype, "device": one_device(device), "trust_remote_code": trust_remote_code}
     run = RunFolder(out, result_settings(options), resume=training.resume, force=force)
     return Asked(training, corpus, how, kind, run, destination, parse_spec(ffn) if ffn else None)
 

@@ -30,6 +30,12 @@ def check_whole(model: Any, what: str) -> None:
         raise UserError(f"{what} on a model that is read block by block; load it as a whole, without stream")
 
 
+def check_one_device(model: Any, what: str) -> None:
+    """Raises: UserError where the model's weights are on several devices. what: can't be done then."""
+    if len({parameter.device for parameter in model.parameters() if not parameter.is_meta}) > 1:
+        raise UserError(f"{what} on a model whose blocks are on several devices; load it on one, as device='cuda:0'")
+
+
 def check_in_memory(model: Any) -> None:
     """Raises: UserError where accelerate has offloaded weights: what is written to them is lost."""
     absent = next((name for name, module in model.named_modules() if is_offloaded(module)), None)

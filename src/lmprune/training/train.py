@@ -20,6 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from ..errors import Interrupted, UserError
 from ..gradual import GradualPruner
+from ..sites.limits import check_one_device
 from .callbacks import HeldOut, Log, PoliteStop, Report, SavedStates
 from .early_stop import EarlyStop
 from .run_folder import RunFolder, step_of
@@ -56,9 +57,11 @@ def train(
     go, begun; a resumed one's newest state is gone on from. Without it nothing is saved.
     note: is told of saved states that were damaged.
     stop: ends the run before its last step, and gives the model its best weights in the end.
-    Raises: UserError for too little data or a loss that is not finite, Interrupted after Ctrl-C, the state saved.
+    Raises: UserError for too little data, for blocks on several devices or a loss that is not finite, Interrupted after
+    Ctrl-C, the state saved.
     """
     start = time.perf_counter()
+    check_one_device(model, "there is no training")
     with TemporaryDirectory() as nowhere:
         arguments = _arguments(settings, str(folder.path) if folder else nowhere, next(model.parameters()).device)
         check_enough(settings, len(examples), arguments.world_size)
