@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_mixtures
+import tiny_models
 import torch
 from device_cases import PRUNED, SPREAD, SPREADS
 from packaging.version import Version
@@ -52,6 +54,14 @@ def test_all_as_on_the_processor_on_a_real_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("order", SPREAD)
 def test_all_as_on_the_processor_where_blocks_are_on_two_devices(order: str, tmp_path: Path) -> None:
     assert differences(tmp_path, order, ()) == dict.fromkeys(SPREADS)
+
+
+@pytest.mark.conformance
+@pretends
+def test_every_family_as_on_one_device_where_blocks_are_on_two() -> None:
+    told = subprocess.run([sys.executable, HERE / "in_families.py"], capture_output=True, text=True, check=True)
+    found = {name: wrong for line in told.stdout.splitlines() for name, wrong in json.loads(line).items()}
+    assert found == dict.fromkeys([*tiny_models.NAMES, *tiny_mixtures.NAMES])
 
 
 @pytest.mark.slow
@@ -111,7 +121,7 @@ for order in (list, reversed):
 with both(list):
     model = devices.placed(tiny_model("llama"), "auto", "it")
     example = {"input_ids": list(range(8))}
-    for work in (lambda: GradualPruner(model, method="gum", keep=0.5, num_steps=2),
+    for work in (lambda: GradualPruner(model, method="gum", keep=0.5, num_steps=20),
                  lambda: train(model, [example] * 4, TrainSettings(steps=1, batch_size=2))):
         try:
             work()

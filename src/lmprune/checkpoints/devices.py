@@ -65,8 +65,8 @@ def placed(model: Any, device: str | torch.device, place: object) -> Any:
     if (found := places(model)) is None:
         raise UserError(
             f"{place} takes {_size(model) / 1e9:.3g} GB, which {len(free)} accelerators with "
-            f"{sum(free.values()) / 1e9:.3g} GB free don't hold; take --dtype bfloat16, or a command that reads it block "
-            "by block (--stream)"
+            f"{sum(free.values()) / 1e9:.3g} GB free don't hold; take --dtype bfloat16, or a command that reads it "
+            "block by block (--stream)"
         )
     return model.to(home) if {*found} <= {home} else spread(model, home, found)
 

@@ -159,7 +159,9 @@ Dtype = Annotated[
 ]
 Device = Annotated[
     str,
-    typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps, xpu, …; auto: the accelerator there is."),
+    typer.Option(
+        metavar="NAME", help="cpu, cuda, cuda:1, mps, xpu, …; auto: the accelerator there is, or as many as it takes."
+    ),
 ]
 Seed = Annotated[
     int,
