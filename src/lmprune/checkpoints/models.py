@@ -54,7 +54,7 @@ def load(
     Checkpoints that lmprune wrote need no `trust_remote_code`, whatever their widths: their own code is never run.
     GGUF weights are dequantised. dtype: a name of DTYPES, a torch dtype, or "auto" for the one it was saved in (of
     several, one that holds them all).
-    device: where it is; "auto" is the accelerator there is, or of several as many as its blocks take (`devices.placed`).
+    device: where it is; "auto" is the accelerator there is, or as many as its blocks take (`devices.placed`).
     stream: its blocks stay in the files, and come into memory when they are used (`sites.pages`).
     note: is told what the user should know: tensors that were rightly left out, a config that was wrong of the head.
     Raises: UserError, one sentence, for whatever is wrong with the source, the weights or the arguments.
