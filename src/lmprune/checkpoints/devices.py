@@ -44,7 +44,7 @@ def accelerators() -> Mapping[torch.device, int]:
     if (kind := _accelerator()) is None:
         return {}
     free: Any = get_max_memory()  # of the processor and the disk too
-    return {torch.device(kind.type, number): size for number, size in free.items() if isinstance(number, int)}
+    return {torch.device(kind.type, number): size for number, size in free.items() if isinstance(number, int) and size}
 
 
 def spreads(device: str | torch.device) -> bool:
