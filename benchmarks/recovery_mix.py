@@ -1,4 +1,4 @@
-"""SmolLM2-135M cut by `obs` on text of several kinds, then distilled on such text; measured before and after.
+"""A model cut by `obs` on text of several kinds, then distilled on such text; measured before and after.
 
     OMP_NUM_THREADS=1 python benchmarks/recovery_mix.py [--keep 0.5] [--seed 0] [--lr 3e-4] [--text natural] [--tasks]
     OMP_NUM_THREADS=1 python benchmarks/recovery_mix.py --scope global --steps 540 --bf16 --tasks
@@ -43,12 +43,13 @@ QUESTIONS = (
 
 def cut(asked: argparse.Namespace) -> Path:
     """The model after `obs`, made once for each share, scope and seed."""
-    place = asked.out / f"obs-{asked.scope}-{asked.keep:g}-{asked.seed}"
+    of_it = "" if asked.model == MODEL else f"-{Path(asked.model).stem}"
+    place = asked.out / f"obs-{asked.scope}-{asked.keep:g}-{asked.seed}{of_it}"
     if not place.is_dir():
         text = ("--data", "mix", "--data-dir", quality.CUT, "--calibration-tokens", CALIBRATION)
         rest = ("--keep", asked.keep, "--seed", asked.seed, "--answer-tokens", 0, "--device", asked.device)
         rest += ("--scope", asked.scope, "--save-dtype", "float32")
-        command("prune", MODEL, "--method", "obs", *text, *rest, "--out", place)
+        command("prune", asked.model, "--method", "obs", *text, *rest, "--out", place)
     return place
 
 
@@ -60,7 +61,7 @@ def recovered(asked: argparse.Namespace, name: str) -> tuple[Path, dict[str, Any
     how += ("--batch-size", asked.batch_size, "--grad-accum", 8 // asked.batch_size, "--device", asked.device)
     how += ("--bf16",) if asked.bf16 else ()
     place = asked.out / name
-    return place, command("recover", cut(asked), "--teacher", MODEL, *text, *how, "--out", place, "--force")
+    return place, command("recover", cut(asked), "--teacher", asked.model, *text, *how, "--out", place, "--force")
 
 
 def measured(asked: argparse.Namespace, model: Path, measure: quality.Measure) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def measured(asked: argparse.Namespace, model: Path, measure: quality.Measure) -
         prompts.write_text("\n".join(QUESTIONS), encoding="utf-8")
         data = ("--data", "wikitext:raw", "--data-dir", asked.shared / "data" / "wikitext")
         read = (*data, "--max-tokens", 32_768, "--context", 1024, "--prompts", prompts, "--answer-tokens", 24)
-        against = ("--baseline", MODEL, "--device", asked.device)
+        against = ("--baseline", asked.model, "--device", asked.device)
         found["wikitext"] = command("eval", model, *read, *against)
         limited = ("--data-dir", asked.shared / "data" / "zeroshot", "--limit", asked.limit, "--batch-size", 32)
         found["zero_shot"] = command("eval", model, "--tasks", TASKS, *limited, *against)
@@ -80,9 +81,9 @@ def measured(asked: argparse.Namespace, model: Path, measure: quality.Measure) -
 
 def record(asked: argparse.Namespace) -> dict[str, Any]:
     named = {name: getattr(asked, name) for name in ("keep", "scope", "seed", "text", "lr", "kl_weight", "steps")}
-    named["temperature"] = asked.temperature
+    named |= {"temperature": asked.temperature} | ({} if asked.model == MODEL else {"model": Path(asked.model).stem})
     name = "-".join(f"{value}" for value in named.values())
-    dense, tokenizer = lmprune.load(MODEL).to(asked.device), lmprune.load_tokenizer(MODEL)
+    dense, tokenizer = lmprune.load(asked.model).to(asked.device), lmprune.load_tokenizer(asked.model)
     measure = quality.Measure(dense, tokenizer, asked.shared)
     del dense
     one_shot = measured(asked, cut(asked), measure)
@@ -96,14 +97,14 @@ def record(asked: argparse.Namespace) -> dict[str, Any]:
 
 def table(records: list[dict[str, Any]]) -> str:
     kinds = [kind for kind in records[0]["recovered"]["report"] if kind != "mean_log"]
-    rows = [["keep", "scope", "seed", "text", "steps", "lr", "T", "choose by", *kinds, "mean log"]]
+    rows = [["model", "keep", "scope", "seed", "text", "steps", "lr", "T", "choose by", *kinds, "mean log"]]
     for r in records:
         for stage in ("one_shot", "recovered"):
             found = r[stage]
             how = [r["text"], str(r["steps"]), f"{r['lr']:g}", f"{r.get('temperature', 2):g}"]
             how = how if stage == "recovered" else ["obs alone", "", "", ""]
             numbers = [f"{found['report'][kind]:.3f}" for kind in (*kinds, "mean_log")]
-            of = [f"{r['keep']:g}", r.get("scope", "local"), str(r["seed"])]
+            of = [r.get("model", MODEL), f"{r['keep']:g}", r.get("scope", "local"), str(r["seed"])]
             rows.append([*of, *how, f"{found['choose']['mean_log']:.3f}", *numbers])
     rows.insert(1, ["---"] * len(rows[0]))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
@@ -117,6 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
     parser.add_argument("--out", type=Path, default=Path("out/recovery_mix"))
+    parser.add_argument("--model", default=MODEL)
     parser.add_argument("--keep", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--text", choices=sorted(TEXTS), default="equal")

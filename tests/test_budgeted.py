@@ -20,10 +20,10 @@ from lmprune.budget.target import CostTarget
 from lmprune.errors import UserError
 from lmprune.plan import PrunePlan
 from lmprune.sites.find import find_sites
-from lmprune.solve.budgeted import Walk, as_before
+from lmprune.solve.budgeted import Walk
 from lmprune.solve.database import Database
 from lmprune.solve.obs import ObsSettings, end_loss_metrics, obs_to_counts
-from lmprune.solve.stitched import DenseEnds, Stitched
+from lmprune.solve.stitched import DenseEnds, Stitched, as_before
 
 UNITS = ("neurons", "heads")
 QUICK = Effort(reweighings=2, generations=2, offspring=3)

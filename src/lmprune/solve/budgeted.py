@@ -25,12 +25,12 @@ from ..checkpoints.journal import journal_of
 from ..checkpoints.rooms import scratch
 from ..checkpoints.shelf import Tensors
 from ..progress import Stages, silent
-from ..sites.pages import here, pages_of
+from ..sites.pages import here
 from ..sites.site import Site
 from .database import Database
 from .elimination import eliminate
 from .obs import Metrics, ObsSettings
-from .stitched import DenseEnds, Stitched
+from .stitched import DenseEnds, Stitched, as_before
 from .walks import problems
 
 #: levels that a site of many units has
@@ -123,21 +123,6 @@ def spread(walk: Walk, spending: Spending, judged: Tensor, *, multiple_of: int =
             SEARCHES[spending.by](choices, course)
         course.told(spending.effort.turns)
         return Spread(choices.counts(course.best), course.log)
-
-
-@contextmanager
-def as_before(sites: Sequence[Site]) -> Iterator[None]:
-    """The readers are what they were after a `with` block that writes into them."""
-    if (pages := pages_of(sites[0].block)) is not None:
-        with pages.forgetting():
-            yield
-        return
-    before = [site.reader_state() for site in sites]
-    try:
-        yield
-    finally:
-        for site, state in zip(sites, before, strict=True):
-            site.set_reader(*state)
 
 
 @contextmanager

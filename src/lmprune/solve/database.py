@@ -88,11 +88,7 @@ class Database(Mapping[Address, LeastSquares]):
     def reader(self, levels: Levels, count: int) -> tuple[Tensor, Tensor | None]:
         """(F, D) and (D,), float32, for `Site.set_reader`: the refitted reader where `count` units are left, zero where
         the others were, and the bias."""
-        problem, kept = self[levels.address], levels.kept(count)
-        refitted, rows = problem.refit(kept).float(), problem.rows(kept)
-        full = refitted.new_zeros(problem.width, refitted.shape[1])
-        full[rows] = refitted[: len(rows)]
-        return full, refitted[len(rows)] if problem.pinned else None
+        return self[levels.address].masked(levels.kept(count))
 
     def _load(self, address: Address) -> dict[str, Tensor]:
         return dict(sealed.read(self._file(address), "remove it, and it is made again"))

@@ -136,6 +136,11 @@ def elimination(sites: Sequence[Site]) -> float:
     return max(width * (3 * width + 5 * out) * _DOUBLE for width, out in (site.reader().shape for site in sites))
 
 
+def readers(shape: Shape, sites: Sequence[Site]) -> float:
+    """Copies of what a resident model's readers were, which come back; a streamed one reads its blocks again."""
+    return 0.0 if shape.streamed else sum(site.reader().numel() for site in sites) * shape.number
+
+
 def moments(sites: Sequence[Site]) -> float:
     """The sums of the largest layer, and one batch's part of them."""
     return max(site.reader().shape[0] ** 2 * (_DOUBLE + _SINGLE) for site in sites)

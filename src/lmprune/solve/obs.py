@@ -30,6 +30,7 @@ from . import duration, memory
 from .duration import Pace, Work
 from .elimination import Elimination, LeastSquares, eliminate
 from .memory import Disk, Held, Memory, Shape
+from .second_look import SECOND_LOOK, Look, wanted
 from .solver import Selection, Solution, Solver
 from .walks import cut, each
 
@@ -104,8 +105,12 @@ class Obs(Solver):
         passes = 1 + how.sequential + (how.sequential and how.compensation > 0)
         gradients = duration.gradients(pace, sites, work.read(how.gradient_tokens)) if how.end_loss else []
         curves = duration.eliminations("error curves", pace, sites, [1] * len(sites), tokens, passes=1)
-        pruning = duration.eliminations("pruning", pace, sites, work.kept(), tokens, passes=passes)
-        return [*gradients, *(curves if work.scope == "global" else []), *pruning]
+        look, pruning = (
+            duration.eliminations(name, pace, sites, work.kept(), tokens, passes=passes)
+            for name in (SECOND_LOOK, "pruning")
+        )
+        looked = look if wanted(work.sites, work.keep, work.scope) else []
+        return [*gradients, *(curves if work.scope == "global" else []), *looked, *pruning]
 
     def memory(self, work: Work, shape: Shape) -> Memory | None:
         sites, how = seams(work.sites, self.name), self.settings
@@ -114,7 +119,8 @@ class Obs(Solver):
         streams = 1 + (how.sequential and how.compensation > 0)
         solving = max(memory.elimination(sites), memory.moments(sites) + memory.forwards(shape, work.seq_len))
         walked = memory.states(shape, work.tokens, streams)
-        parts, disk = [Held(metrics + solving, walked)], Disk()
+        looked = memory.readers(shape, sites) if wanted(work.sites, work.keep, work.scope) else 0.0
+        parts, disk = [Held(metrics + solving + looked, walked)], Disk()
         if how.end_loss:
             back = memory.backwards(shape, few, work.seq_len)
             parts, disk = [*parts, Held(metrics + back.other, back.states)], memory.way_back(shape, few, matrices)
@@ -179,8 +185,8 @@ def eliminations(
 
     input_ids: calibration text (sequences, T). keep, scope, multiple_of, seed: see `selection.select`.
     Under global scope a first, dense pass gives each layer's error curve, and the cheapest removals of all layers
-    decide how many each keeps, of several kinds the cheapest for their parameters (`choosing.counts_of`); the units
-    themselves are chosen in the second pass.
+    decide how many each keeps, of several kinds the cheapest for their parameters (`choosing.counts_of`), with a second
+    look at heads (`second_look`); the units themselves are chosen in the last pass.
     """
     metrics = end_loss_metrics(model, sites, input_ids, settings, stages)
     how: dict[str, Any] = {"metrics": metrics, "seed": seed, "settings": settings, "stages": stages}
@@ -190,6 +196,8 @@ def eliminations(
     else:
         errors = error_curves(model, sites, input_ids, **how)
         counts = counts_of(sites, errors, keep, multiple_of=multiple_of, seed=seed)
+        if wanted(sites, keep, scope):
+            counts = Look(model, sites, input_ids, **how).counts(errors, counts, keep, multiple_of)
     return obs_to_counts(model, sites, input_ids, counts, **how)
 
 

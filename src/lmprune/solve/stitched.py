@@ -7,7 +7,8 @@ run from there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..budget.levels import Choice, Levels
-from ..sites.pages import here
+from ..sites.pages import here, pages_of
 from ..sites.site import Site
 from ..sites.walk import Blocks, list_of
 from .database import Database
@@ -120,6 +121,21 @@ class Stitched:
             for layer in range(len(blocks.blocks) - 1):
                 entries.append(blocks.run(layer, entries[-1]))
             self.entries.append(entries)
+
+
+@contextmanager
+def as_before(sites: Sequence[Site]) -> Iterator[None]:
+    """The readers are what they were after a `with` block that writes into them."""
+    if (pages := pages_of(sites[0].block)) is not None:
+        with pages.forgetting():
+            yield
+        return
+    before = [site.reader_state() for site in sites]
+    try:
+        yield
+    finally:
+        for site, state in zip(sites, before, strict=True):
+            site.set_reader(*state)
 
 
 def divergence(dense_TV: Tensor, logits_TV: Tensor) -> Tensor:

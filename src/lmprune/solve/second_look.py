@@ -1,0 +1,140 @@
+"""A second look at heads that go in one ranking with neurons: what each costs the model as it is really cut.
+
+The error of a layer doesn't know what later blocks make of it. Without some group of an early layer other tokens than
+the first get the massive activation that attention rests on, and all blocks behind pay for that (docs/lab_notes.md, 27
+November). So the whole cut is made for a look, in readers that can be put back; then the heads of each layer come back
+alone, and whoever takes more of the divergence away than its error said is ranked by that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..budget.choosing import NEURONS, counts_of, kinds_of
+from ..budget.keeps import Keep
+from ..budget.selection import Scope
+from ..checkpoints.journal import stage_of
+from ..processes import of_first
+from ..progress import Stages
+from ..sites.address import Address
+from ..sites.pages import here
+from ..sites.place import Place
+from ..sites.site import Site
+from .elimination import eliminate
+from .stitched import DenseEnds, as_before, divergence
+from .walks import problems
+
+if TYPE_CHECKING:
+    from .obs import Metrics, ObsSettings
+
+#: the name of the walk
+SECOND_LOOK = "a second look"
+#: sequences that the cut is judged on
+_JUDGED = 8
+
+
+def wanted(sites: Sequence[Place], keep: Keep, scope: Scope) -> bool:
+    """Whether units of several kinds are one ranking."""
+    return scope == "global" and len(kinds_of(sites)) > 1 and not isinstance(keep, Mapping)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the cut is made of. input_ids: calibration text (sequences, T)."""
+
+    model: Any
+    sites: Sequence[Site]
+    input_ids: Tensor
+    metrics: Metrics
+    settings: ObsSettings
+    seed: int
+    stages: Stages
+
+    def counts(self, errors: Sequence[Tensor], counts: Sequence[int], keep: Keep, multiple_of: int) -> list[int]:
+        """How many units of each site stay, where `counts` did by their errors (U,) alone. The model stays as it was.
+
+        Heads that went may come back, for which neurons go; no others go, since nobody has looked at them.
+        """
+        looked = [place for place, site in enumerate(self.sites) if _is_head(site) and counts[place] < site.count]
+        if not looked:
+            return [*counts]
+        stage = stage_of(self.model, SECOND_LOOK)
+        if not stage.done:
+            whole, gains = self._gains(counts, looked)
+            corrected = [*errors]
+            scale = whole / float(sum(_spent(e, c) for e, c in zip(errors, counts, strict=True)))
+            for place, site in enumerate(self.sites):
+                if _is_head(site):
+                    said = scale * _spent(errors[place], counts[place])
+                    more = max(gains[place] / said, 1.0) if place in gains else 1.0
+                    corrected[place] = _held(errors[place] * more, counts[place])
+            found = of_first(counts_of(self.sites, corrected, keep, multiple_of=multiple_of, seed=self.seed))
+            stage.found["counts"] = {"counts": torch.tensor(found)}
+            stage.end(dict)
+        return stage.found["counts"]["counts"].tolist()
+
+    @torch.no_grad()
+    def _gains(self, counts: Sequence[int], looked: Sequence[int]) -> tuple[float, dict[int, float]]:
+        """The divergence of the cut from the dense model, nats a token, and what the heads of each place of `looked`
+        take away from it by coming back."""
+        ends = DenseEnds(self.model, self.sites, self.input_ids[-_JUDGED:])
+        read = self.input_ids[:-_JUDGED] if len(self.input_ids) > 2 * _JUDGED else self.input_ids
+        until = {site.address: count for site, count in zip(self.sites, counts, strict=True)}
+        before = {place: self.sites[place].reader_state() for place in looked}
+        with as_before(self.sites):
+            self._cut(read, until)
+            return self._judged(ends, before)
+
+    def _cut(self, read: Tensor, until: Mapping[Address, int]) -> None:
+        """As `obs_to_counts` cuts, with zeros in the readers where units go."""
+        walk = problems(self.model, self.sites, read, self.settings, self.stages(SECOND_LOOK))
+        for site, problem in walk:
+            if until[site.address] < site.count or problem.drifted:
+                metric_DD = self.metrics[site.address]
+                gone = eliminate(problem, until=until[site.address], metric_DD=metric_DD, seed=self.seed)
+                site.set_reader(*problem.masked(gone.kept))
+
+    def _judged(
+        self, ends: DenseEnds, before: Mapping[int, tuple[Tensor, Tensor | None]]
+    ) -> tuple[float, dict[int, float]]:
+        blocks, number = ends.blocks, len(ends.blocks.blocks)
+        whole, gains = 0.0, dict.fromkeys(before, 0.0)
+        for turn, batch_BT in enumerate(ends.batches):
+            dense_TV, entries = ends.logits(turn), [blocks.inputs(batch_BT)]
+            for layer in range(number):
+                entries.append(blocks.run(layer, entries[-1]))
+            far = float(divergence(dense_TV, blocks.logits(entries[-1], batch_BT)[0].float()).mean())
+            whole += far / len(ends.batches)
+            for place, reader in before.items():
+                site = self.sites[place]
+                here(site.block)
+                cut = site.reader_state()
+                site.set_reader(*reader)
+                hidden = entries[site.layer]
+                for layer in range(site.layer, number):
+                    hidden = blocks.run(layer, hidden)
+                site.set_reader(*cut)
+                near = float(divergence(dense_TV, blocks.logits(hidden, batch_BT)[0].float()).mean())
+                gains[place] += (far - near) / len(ends.batches)
+        return whole, gains
+
+
+def _is_head(site: Site) -> bool:
+    return site.address.kind not in NEURONS
+
+
+def _spent(errors_U: Tensor, count: int) -> float:
+    """The error that a site has with `count` units left."""
+    return float(errors_U.sort().values[: len(errors_U) - count].sum())
+
+
+def _held(errors_U: Tensor, count: int) -> Tensor:
+    """The same, and the best `count` units stay whatever becomes of the others."""
+    held = errors_U.clone()
+    held[errors_U.argsort(descending=True)[:count]] = torch.inf
+    return held
