@@ -71,9 +71,11 @@ def block_params(model: Any) -> int:
 
 
 def keep_for(row: Row, model: Any) -> float | None:
-    """The ratio of the row's units that leaves the asked parameters; None where they are too few to remove so much."""
+    """The ratio of the row's units that leaves the asked parameters, or the nearest to `keep` that a layer can have; None
+    where they are too few to remove so much."""
     if row.keep is not None:
-        return row.keep
+        count = find_sites(model, row.units)[0].count
+        return round(row.keep * count) / count
     assert row.removed is not None
     own = sum(site.params * site.count for site in find_sites(model, row.units))
     keep = 1 - row.removed * block_params(model) / own
