@@ -71,7 +71,7 @@ def block_params(model: Any) -> int:
 
 
 def keep_for(row: Row, model: Any) -> float | None:
-    """The ratio of the row's units that leaves the asked parameters, or the nearest to `keep` that a layer can have; None
+    """The ratio of the row's units that leaves the asked parameters, or the nearest to `keep` that a layer has; None
     where they are too few to remove so much."""
     if row.keep is not None:
         count = find_sites(model, row.units)[0].count
