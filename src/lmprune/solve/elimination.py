@@ -74,7 +74,7 @@ class LeastSquares:
         return torch.cholesky_solve(self.cross_FD[rows], torch.linalg.cholesky(self.gram_FF[rows][:, rows]))
 
     def masked(self, kept: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The same for `Site.set_reader`: the whole reader (F, D), zero where units went, and the bias (D,); float32."""
+        """The same for `Site.set_reader`, float32: a whole reader (F, D), zero where units went, and the bias (D,)."""
         refitted, rows = self.refit(kept).float(), self.rows(kept)
         full = refitted.new_zeros(self.width, refitted.shape[1])
         full[rows] = refitted[: len(rows)]
