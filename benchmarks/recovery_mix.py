@@ -79,6 +79,20 @@ def measured(asked: argparse.Namespace, model: Path, measure: quality.Measure) -
     return found
 
 
+def before(asked: argparse.Namespace, named: dict[str, Any]) -> dict[str, Any] | None:
+    """What is known of the same cut on such a device, as much as is asked for now."""
+    same = {name: named.get(name) for name in ("keep", "scope", "seed", "model")} | {
+        "accelerator": accelerator(asked.device)
+    }
+    for r in read():
+        limit = r["one_shot"].get("zero_shot", {}).get("limit")
+        if all(r.get(name) == value for name, value in same.items()) and limit == (
+            asked.limit if asked.tasks else None
+        ):
+            return r["one_shot"]
+    return None
+
+
 def record(asked: argparse.Namespace) -> dict[str, Any]:
     named = {name: getattr(asked, name) for name in ("keep", "scope", "seed", "text", "lr", "kl_weight", "steps")}
     named |= {"temperature": asked.temperature} | ({} if asked.model == MODEL else {"model": Path(asked.model).stem})
@@ -86,12 +100,13 @@ def record(asked: argparse.Namespace) -> dict[str, Any]:
     dense, tokenizer = lmprune.load(asked.model).to(asked.device), lmprune.load_tokenizer(asked.model)
     measure = quality.Measure(dense, tokenizer, asked.shared)
     del dense
-    one_shot = measured(asked, cut(asked), measure)
     place, told = recovered(asked, name)
+    after = measured(asked, place, measure)
+    one_shot = before(asked, named) or measured(asked, cut(asked), measure)
     kept = ("training", "seconds", "peak_memory_mb", "command")
     return {
         **named, "date": date.today().isoformat(), "accelerator": accelerator(asked.device), "bf16": asked.bf16,
-        "recover": {key: told[key] for key in kept}, "one_shot": one_shot, "recovered": measured(asked, place, measure),
+        "recover": {key: told[key] for key in kept}, "one_shot": one_shot, "recovered": after,
     }  # fmt: skip
 
 
