@@ -429,6 +429,8 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
             ("where[:, :-1] = labels_BT[:, 1:]", "where[:, :-1] = labels_BT[:, :-1]"),
             ('"labels": torch.full(shape, IGNORED)', '"labels": torch.full(shape, 0)'),
             ("            separate(optimizer, self.pruner.score_group(self.score_lr))", "            pass"),
+            ("and self.kl_weight == 1:", "and False:"),
+            ("        with self.accelerator.autocast():\n            far_N", "        if True:\n            far_N"),
             ("far_N.sum() / num_items", "far_N.mean()"),
             ("self._loss_shifts_labels = True", "self._loss_shifts_labels = False"),
             ('["attention_mask"][i, : len(ids)] = 1', '["attention_mask"][i, :] = 1'),
@@ -532,6 +534,20 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
         [
             ("eval_data is None and mix.is_mix", "False and mix.is_mix"),
             ("if name not in done:", "if True:"),
+        ],
+    ),
+    "solve/second_look.py": (
+        "second_look",
+        [
+            ("max(gains[place] / said, 1.0)", "1.0"),
+            ("max(gains[place] / said, 1.0)", "gains[place] / said"),
+            ("    held[errors_U.argsort(descending=True)[:count]] = torch.inf\n", ""),
+            ("scale * _spent(", "_spent("),
+            ("self.input_ids[:-_JUDGED] if", "self.input_ids if"),
+            ("                site.set_reader(*reader)\n", ""),
+            ("                site.set_reader(*cut)\n", ""),
+            ('scope == "global" and', ""),
+            ("and not isinstance(keep, Mapping)", ""),
         ],
     ),
     "runtimes/mixtures.py": (

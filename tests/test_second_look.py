@@ -1,4 +1,4 @@
-"""A second look at heads: what they are worth in the cut model, against a model that is really cut; and what follows."""
+"""A second look at heads: what they are worth, against a model that is really cut, and what follows from it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lmprune.progress import silent
 from lmprune.sites.find import find_sites
 from lmprune.sites.site import Site
 from lmprune.solve.obs import ObsSettings, end_loss_metrics, error_curves, obs_to_counts
-from lmprune.solve.second_look import Look
+from lmprune.solve.second_look import Look, corrected, wanted
 
 UNITS = ("neurons", "heads")
 SETTINGS = ObsSettings()
@@ -108,6 +108,15 @@ def test_heads_that_nobody_looked_at_stay(monkeypatch: pytest.MonkeyPatch):
     assert all(count == site.count for site, count in zip(look.sites, found, strict=True) if is_head(site))
 
 
+def test_errors_are_corrected_by_what_heads_cost_the_model_and_never_downwards():
+    """Of errors of 4 in all, which are as good as a divergence of 2, the head's are 3, so that 1.5 was said of it."""
+    neurons, head, other = torch.tensor([0.5, 9.0, 0.5]), torch.tensor([1.0, 7.0, 2.0]), torch.tensor([8.0, 6.0])
+    for gain, expected in ((3.0, [2.0, torch.inf, 4.0]), (0.1, [1.0, torch.inf, 2.0])):
+        found = corrected([neurons, head, other], [1, 1, 2], 2.0, {1: gain}, [1, 2])
+        assert found[0].tolist() == [0.5, 9.0, 0.5] and found[1].tolist() == expected
+        assert found[2].tolist() == [torch.inf, torch.inf]
+
+
 def test_one_kind_and_shares_of_their_own_are_not_looked_at(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Look, "counts", lambda *_: pytest.fail("looked"))
 
@@ -117,5 +126,7 @@ def test_one_kind_and_shares_of_their_own_are_not_looked_at(monkeypatch: pytest.
     for units, keep in ((("heads",), 0.5), (UNITS, {"neurons": 0.5, "heads": 0.5})):
         assert pruned(units, keep).kept
     assert pruned(UNITS, 0.5, "local").kept
+    sites = find_sites(tiny_model("llama"), UNITS)
+    assert wanted(sites, 0.5, "global") and not wanted(sites, 0.5, "local") and not wanted(sites[::2], 0.5, "global")
     with pytest.raises(pytest.fail.Exception, match="looked"):
         pruned(UNITS, 0.5)

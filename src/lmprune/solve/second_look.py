@@ -65,15 +65,9 @@ class Look:
             return [*counts]
         stage = stage_of(self.model, SECOND_LOOK)
         if not stage.done:
-            whole, gains = self._gains(counts, looked)
-            corrected = [*errors]
-            scale = whole / float(sum(_spent(e, c) for e, c in zip(errors, counts, strict=True)))
-            for place, site in enumerate(self.sites):
-                if _is_head(site):
-                    said = scale * _spent(errors[place], counts[place])
-                    more = max(gains[place] / said, 1.0) if place in gains else 1.0
-                    corrected[place] = _held(errors[place] * more, counts[place])
-            found = of_first(counts_of(self.sites, corrected, keep, multiple_of=multiple_of, seed=self.seed))
+            heads = [place for place, site in enumerate(self.sites) if _is_head(site)]
+            known = corrected(errors, counts, *self._gains(counts, looked), heads)
+            found = of_first(counts_of(self.sites, known, keep, multiple_of=multiple_of, seed=self.seed))
             stage.found["counts"] = {"counts": torch.tensor(found)}
             stage.end(dict)
         return stage.found["counts"]["counts"].tolist()
@@ -122,6 +116,27 @@ class Look:
                 near = float(divergence(dense_TV, blocks.logits(hidden, batch_BT)[0].float()).mean())
                 gains[place] += (far - near) / len(ends.batches)
         return whole, gains
+
+
+def corrected(
+    errors: Sequence[Tensor], counts: Sequence[int], whole: float, gains: Mapping[int, float], heads: Sequence[int]
+) -> list[Tensor]:
+    """Errors of each site (U,) that know what heads cost the model.
+
+    whole: the divergence where `counts` units of each site are left, which all errors together are as good as. gains:
+    what of it the return of a place's units takes away. heads: places of which no more go than by these counts.
+
+    >>> neurons, head = torch.tensor([0.5, 0.5, 9.0]), torch.tensor([1.0, 7.0, 2.0])
+    >>> corrected([neurons, head], [1, 1], 2.0, {1: 3.0}, [1])  # 3 of 4 of the error, but 6 of 4 of the divergence
+    [tensor([0.5000, 0.5000, 9.0000]), tensor([2., inf, 4.])]
+    """
+    scale = whole / sum(_spent(e, c) for e, c in zip(errors, counts, strict=True))
+    known = [*errors]
+    for place in heads:
+        said = scale * _spent(errors[place], counts[place])
+        more = max(gains[place] / said, 1.0) if place in gains else 1.0
+        known[place] = _held(errors[place] * more, counts[place])
+    return known
 
 
 def _is_head(site: Site) -> bool:
