@@ -31,6 +31,7 @@ SHORT = ("--seq-len", 32, "--calibration-tokens", 256, "--multiple-of", 1, "--an
 #: what is run, and how many blocks its walks take, of a model of 4
 RUNS: dict[str, tuple[tuple[object, ...], int]] = {
     "obs": (("--method", "obs", "--scope", "global", "--units", "neurons,heads"), 12),
+    "obs, second look": (("--scope", "global", "--units", "neurons,heads", "--keep", 0.2), 17),
     "plain_obs": (("--method", "plain_obs",), 4),
     "activation": (("--method", "activation",), 4),
     "flap": (("--method", "flap",), 4),
@@ -96,7 +97,7 @@ def result() -> dict[str, bytes]:
     return found
 
 
-@pytest.mark.parametrize("name", some(RUNS, "obs", "llm_pruner"))
+@pytest.mark.parametrize("name", some(RUNS, "obs, second look", "llm_pruner"))
 def test_it_goes_on_after_any_block(name: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words, number = RUNS[name]
     with cut_off(monkeypatch) as seen:
@@ -114,7 +115,7 @@ def test_it_goes_on_after_any_block(name: str, here: Path, monkeypatch: pytest.M
 
 @pytest.mark.conformance
 def test_it_may_be_stopped_again_and_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words, number = RUNS["obs"]
+    words, number = RUNS["obs, second look"]
     assert prune(*words).code == 0
     whole = result()
     stopped(monkeypatch, 1, *words)

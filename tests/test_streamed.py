@@ -32,6 +32,7 @@ from lmprune.sites.families import FAMILIES
 from lmprune.sites.find import find_sites
 from lmprune.sites.mixtures import MIXTURES
 from lmprune.sites.pages import Pages, here, pages_of
+from lmprune.solve.second_look import Look
 
 IDS = tokens(6, 20, seed=2)
 
@@ -72,11 +73,14 @@ def test_every_kind_of_method(method: str, tmp_path: Path) -> None:
     assert torch.equal(logits(whole), logits(streamed))
 
 
-def test_heads_and_neurons_together(tmp_path: Path) -> None:
+def test_heads_and_neurons_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, gains = [], Look._gains
+    monkeypatch.setattr(Look, "_gains", lambda look, *how: looks.append(gains(look, *how)) or looks[-1])
     whole, streamed = both(saved(tmp_path / "dense", num_hidden_layers=4))
     how: dict[str, Any] = {"units": ("neurons", "heads"), "keep": 0.5, "data": IDS, "multiple_of": 1}
     plans = [lmprune.prune(model, scope="global", **how) for model in (whole, streamed)]
     assert plans[0].kept == plans[1].kept and torch.equal(logits(whole), logits(streamed))
+    assert len(looks) == 2 and looks[0] == looks[1] and looks[0][1], "a second look, and the same one"
 
 
 def test_few_blocks_are_in_memory_at_a_time(tmp_path: Path, blocks_here: list[int]) -> None:

@@ -8,7 +8,8 @@ alone, and whoever takes more of the divergence away than its error said is rank
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +20,16 @@ from ..budget.choosing import NEURONS, counts_of, kinds_of
 from ..budget.keeps import Keep
 from ..budget.selection import Scope
 from ..checkpoints.journal import stage_of
+from ..checkpoints.shelf import Tensors
 from ..processes import of_first
 from ..progress import Stages
 from ..sites.address import Address
 from ..sites.pages import here
 from ..sites.place import Place
 from ..sites.site import Site
-from .elimination import eliminate
+from .elimination import LeastSquares, eliminate
 from .stitched import DenseEnds, as_before, divergence
-from .walks import problems
+from .walks import each
 
 if TYPE_CHECKING:
     from .obs import Metrics, ObsSettings
@@ -63,7 +65,7 @@ class Look:
         looked = [place for place, site in enumerate(self.sites) if _is_head(site) and counts[place] < site.count]
         if not looked:
             return [*counts]
-        stage = stage_of(self.model, SECOND_LOOK)
+        stage = stage_of(self.model, "what heads cost")
         if not stage.done:
             heads = [place for place, site in enumerate(self.sites) if _is_head(site)]
             known = corrected(errors, counts, *self._gains(counts, looked), heads)
@@ -79,43 +81,59 @@ class Look:
         ends = DenseEnds(self.model, self.sites, self.input_ids[-_JUDGED:])
         read = self.input_ids[:-_JUDGED] if len(self.input_ids) > 2 * _JUDGED else self.input_ids
         until = {site.address: count for site, count in zip(self.sites, counts, strict=True)}
-        before = {place: self.sites[place].reader_state() for place in looked}
+        before = dict[int, tuple[Tensor, Tensor | None]]()
+        for place in looked:
+            here(self.sites[place].block)
+            before[place] = self.sites[place].reader_state()
         with as_before(self.sites):
             self._cut(read, until)
             return self._judged(ends, before)
 
     def _cut(self, read: Tensor, until: Mapping[Address, int]) -> None:
         """As `obs_to_counts` cuts, with zeros in the readers where units go."""
-        walk = problems(self.model, self.sites, read, self.settings, self.stages(SECOND_LOOK))
-        for site, problem in walk:
+
+        def mask(site: Site, problem: LeastSquares) -> Tensors:
             if until[site.address] < site.count or problem.drifted:
                 metric_DD = self.metrics[site.address]
                 gone = eliminate(problem, until=until[site.address], metric_DD=metric_DD, seed=self.seed)
                 site.set_reader(*problem.masked(gone.kept))
+            return {}
+
+        each(self.model, self.sites, read, self.settings, self.stages, SECOND_LOOK, mask)
 
     def _judged(
         self, ends: DenseEnds, before: Mapping[int, tuple[Tensor, Tensor | None]]
     ) -> tuple[float, dict[int, float]]:
-        blocks, number = ends.blocks, len(ends.blocks.blocks)
-        whole, gains = 0.0, dict.fromkeys(before, 0.0)
+        """A sequence at a time, and a block at a time: all variants of the model are at the same block."""
+        blocks, gains = ends.blocks, dict.fromkeys(before, 0.0)
+        whole = 0.0
         for turn, batch_BT in enumerate(ends.batches):
-            dense_TV, entries = ends.logits(turn), [blocks.inputs(batch_BT)]
-            for layer in range(number):
-                entries.append(blocks.run(layer, entries[-1]))
-            far = float(divergence(dense_TV, blocks.logits(entries[-1], batch_BT)[0].float()).mean())
-            whole += far / len(ends.batches)
-            for place, reader in before.items():
-                site = self.sites[place]
-                here(site.block)
-                cut = site.reader_state()
-                site.set_reader(*reader)
-                hidden = entries[site.layer]
-                for layer in range(site.layer, number):
-                    hidden = blocks.run(layer, hidden)
-                site.set_reader(*cut)
-                near = float(divergence(dense_TV, blocks.logits(hidden, batch_BT)[0].float()).mean())
-                gains[place] += (far - near) / len(ends.batches)
+            cut_BTD, variants = blocks.inputs(batch_BT), dict[int, Tensor]()
+            for layer in range(len(blocks.blocks)):
+                variants = {place: blocks.run(layer, hidden_BTD) for place, hidden_BTD in variants.items()}
+                for place in (place for place in before if self.sites[place].layer == layer):
+                    with _as_it_was(self.sites[place], before[place]):
+                        variants[place] = blocks.run(layer, cut_BTD)
+                cut_BTD = blocks.run(layer, cut_BTD)
+            dense_TV, share = ends.logits(turn), 1 / len(ends.batches)
+            far, *nearer = (
+                share * float(divergence(dense_TV, blocks.logits(hidden_BTD, batch_BT)[0].float()).mean())
+                for hidden_BTD in (cut_BTD, *variants.values())
+            )
+            whole += far
+            for place, near in zip(variants, nearer, strict=True):
+                gains[place] += far - near
         return whole, gains
+
+
+@contextmanager
+def _as_it_was(site: Site, reader: tuple[Tensor, Tensor | None]) -> Iterator[None]:
+    """The site has its dense reader again for the `with` block."""
+    here(site.block)
+    cut = site.reader_state()
+    site.set_reader(*reader)
+    yield
+    site.set_reader(*cut)
 
 
 def corrected(

@@ -31,8 +31,8 @@ def each(
 ) -> dict[Address, Tensors]:  # fmt: skip
     """What `solve` finds of each site along the walk of that name.
 
-    without: see `layer_problems`. rewrites: it cuts the site down to `kept`, which is among what it finds, and changes
-    its reader. last: nobody changes a block any more after this walk. Of a run that goes on, the sites of the blocks
+    without: see `layer_problems`. rewrites: it changes the site's reader, and cuts it down to `kept`, where it finds
+    that. last: nobody changes a block any more after this walk. Of a run that goes on, the sites of the blocks
     that were done become what they were, and are not solved again.
     """
     stage, found = stage_of(model, name), dict[Address, Tensors]()
@@ -62,9 +62,10 @@ def each(
 
 
 def _again(site: Site, known: dict[str, Tensor]) -> None:
-    """Cut as it was; its reader is among what is known, or comes with the block."""
+    """Cut as it was, if it was; its reader is among what is known, or comes with the block."""
     here(site.block)
-    site.keep(known["kept"])
+    if "kept" in known:
+        site.keep(known["kept"])
     if _READER in known:
         site.set_reader(known.pop(_READER), known.pop(_BIAS, None))
 
