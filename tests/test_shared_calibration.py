@@ -26,6 +26,7 @@ from lmprune.processes import Share, of_first, together
 CASES: tuple[dict[str, Any], ...] = (
     {"method": "obs", "scope": "global"},
     {"method": "obs", "units": ("neurons", "heads"), "scope": "global"},
+    {"method": "obs", "units": ("neurons", "heads"), "scope": "global", "keep": 0.2},  # with a second look at heads
     {"method": "activation"},
     {"method": "taylor", "units": ("heads",)},
     {"method": "llm_pruner"},
@@ -36,7 +37,7 @@ CASES: tuple[dict[str, Any], ...] = (
 
 def pruned(case: dict[str, Any]) -> tuple[Any, list[torch.Tensor]]:
     model = tiny_model("llama")
-    plan = library.prune(model, keep=0.5, data=tokens(7, 16), multiple_of=1, **case)
+    plan = library.prune(model, data=tokens(7, 16), multiple_of=1, **{"keep": 0.5, **case})
     return plan.kept, [parameter.detach() for parameter in model.parameters()]
 
 
