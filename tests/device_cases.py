@@ -42,7 +42,9 @@ PRUNED: dict[str, tuple[str, tuple[Any, ...]]] = {
     },
     "obs global, biases": ("gpt2", ("--method", "obs", "--scope", "global", *SHORT)),
     "obs of heads": ("llama", ("--method", "obs", "--units", "heads", *SHORT)),
-    "heads and neurons": ("llama", ("--method", "obs", "--units", "neurons,heads", "--scope", "global", *SHORT)),
+    "heads and neurons": (
+        "llama", ("--method", "obs", "--units", "neurons,heads", "--scope", "global", *SHORT[:-1], 0.2)
+    ),
     "obs of layers": ("llama", ("--method", "obs", "--units", "layers", *SHORT[:-1], 0.667)),
     "taylor of heads": ("gpt_neo", ("--method", "taylor", "--units", "heads", *SHORT)),
     "experts by reap": ("mixtral", ("--method", "reap", "--units", "experts", *SHORT)),
