@@ -76,7 +76,7 @@ def a_pruning(folder: Path) -> None:
 
 
 def a_recovery(folder: Path) -> None:
-    some_text(folder, "steps", "120")
+    some_text(folder, "steps", "120 12")
     with torch.no_grad():
         stopping(folder)._measure(tiny_student(), 3)
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from lmprune.checkpoints import models
 from lmprune.errors import UserError
+from lmprune.jobs.recovery import steps_before, timetable
 from lmprune.training import callbacks
 from lmprune.training.early_stop import EarlyStop, divergence_of, seconds_of_a_step
 from lmprune.training.run_folder import MARK
@@ -99,6 +100,30 @@ def test_minutes_become_steps_and_end_the_run(cut: Path, texts: Path, taught: Pa
     assert training["steps"] > 3  # of 3 seconds, at a few milliseconds a step
     clock = recovered(cut, tmp_path / "two", texts, taught, "--steps", 10_000, "--minutes", 0.02)["training"]
     assert clock["ended_by"] == "the time" and 0 < clock["steps_done"] < 10_000 and clock["steps"] == 10_000
+
+
+@pytest.mark.parametrize("judging", [0.01, 3, 40, 400])
+@pytest.mark.parametrize("every", [None, 5])
+def test_steps_and_held_out_text_go_into_the_minutes(judging: float, every: int | None) -> None:
+    """Up to the last step, whose rate is the lowest, or else a run would end while its rate is high."""
+    steps, every_so_many = timetable(1000, 10, judging, every)
+    readings = 1 + -(-steps // every_so_many)
+    taken = 10 * steps + judging * readings
+    assert every in (None, every_so_many) and steps >= 1 and (taken <= 950 or steps == 1)
+    assert readings <= 11 if every is None else taken > 750
+    if every is None and judging < 40:
+        assert judging * readings <= 0.2 * 1000 and taken > 800
+
+
+def test_a_resumed_run_has_the_steps_it_had(tmp_path: Path) -> None:
+    file = tmp_path / "steps"
+    for said, found in (("12 3", (12, 3)), ("1 1", (1, 1))):
+        file.write_text(said)
+        assert steps_before(file) == found
+    for damaged in ("", "12", "12 0", "12 x", "12 3 4", "-1 3", "99999999999 1"):
+        file.write_text(damaged)
+        with pytest.raises(UserError, match="is damaged: it holds no number of steps; throw the run away"):
+            steps_before(file)
 
 
 @pytest.mark.parametrize(

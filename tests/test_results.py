@@ -116,6 +116,22 @@ def test_recovery_and_units():
         assert f"`{method}` {unit('heads', method, 'local', None):.3f}" in told
 
 
+def test_units_at_equal_parameters():
+    section = PAGE.split("At equal removed parameters")[1].split("\n#")[0]
+    for name, kinds, method, scope in (
+        ("neurons | local", "neurons", "obs", "local"),
+        ("neurons | global", "neurons", "obs", "global"),
+        ("neurons and heads, one ranking | global", "neurons,heads", "obs", "global"),
+        ("layers | –", "layers", "obs", "local"),
+        ("layers, `shortgpt` without a refit | –", "layers", "shortgpt", "local"),
+    ):
+        (told,) = [line for line in section.splitlines() if line.startswith(f"| {name} |")]
+        expected = [f"{unit(kinds, method, scope, asked):.3f}" for asked in (0.1, 0.2, 0.35)]
+        assert re.findall(r"\d+\.\d{3}", told) == expected
+    for asked in (0.1, 0.2, 0.35):
+        assert unit("neurons,heads", "obs", "global", asked) < 1.01 * unit("neurons", "obs", "global", asked)
+
+
 def spread(values: list[float], digits: int, *, of_mean: bool = False) -> str:
     """Mean ± standard deviation, or error."""
     width = stdev(values) / (math.sqrt(len(values)) if of_mean else 1)

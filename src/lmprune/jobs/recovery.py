@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from ..errors import UserError
 from ..foreign import reading, text_of
 from ..gradual.milestones import agreed
 from ..progress import Teller
-from ..training.early_stop import EarlyStop, seconds_of_a_step
+from ..training.early_stop import EarlyStop, divergence_of, seconds_of_a_step
 from ..training.examples import check_examples
 from ..training.teachers import STORED, OnlineTeacher
 from ..training.trainer import collate
@@ -27,9 +28,9 @@ from .training_options import LONG_LR, LORA_LR, RECOVERY, SHORT, SHORT_LR
 JUDGED_TOKENS = 8192
 #: how often they are read in a run, where nobody says
 _TIMES = 10
-#: of the minutes, what is left for steps: the rest is for held-out text
-_SHARE = 0.9
-#: steps that minutes came to, for a resumed run
+#: of the minutes, what steps and held-out text are given, and what of that held-out text may have
+_SHARE, _JUDGING = 0.9, 0.15
+#: what minutes came to, for a resumed run: steps, and after how many of them held-out text is read
 _STEPS, _DIGITS = "steps", 10
 
 
@@ -77,16 +78,16 @@ def _prepare(options: Mapping[str, Any], job: Job, model: Any) -> Prepared:
     prepared = job.prepare(model)
     settings, teacher = prepared.settings, prepared.teacher
     assert isinstance(teacher, OnlineTeacher)
+    judge, held_out = OnlineTeacher(teacher.model, model, 1.0), _held_out(job, model, settings.batch_size)
+    every = settings.eval_every or -(-settings.steps // _TIMES)
     if _by_the_clock(options):
-        steps = _steps(job, model, prepared, teacher, options["minutes"])
+        steps, every = _timed(job, model, prepared, partial(divergence_of, model, judge), held_out, options["minutes"])
         settings = replace(settings, steps=steps)
     if options.get("lr") is None:
         settings = replace(settings, lr=_rate(settings.steps, lora=options.get("lora_rank") is not None))
-    every = settings.eval_every or max(settings.steps // _TIMES, 1)
     stop = EarlyStop(
-        OnlineTeacher(teacher.model, model, 1.0), _held_out(job, model, settings.batch_size), every=every,
-        patience=options["patience"], minutes=options["minutes"], folder=job.folder.path,
-    )  # fmt: skip
+        judge, held_out, every=every, patience=options["patience"], minutes=options["minutes"], folder=job.folder.path
+    )
     return replace(prepared, settings=replace(settings, eval_every=every), held_out=[], stop=stop)
 
 
@@ -110,30 +111,56 @@ def _held_out(job: Job, model: Any, batch_size: int) -> list[dict[str, Any]]:
     return [collate(examples[i : i + batch_size]) for i in range(0, len(examples), batch_size)]
 
 
-def _steps(job: Job, model: Any, prepared: Prepared, teacher: OnlineTeacher, minutes: float) -> int:
-    """How many steps the minutes are enough for; of a resumed run as many as before."""
+def _timed(
+    job: Job, model: Any, prepared: Prepared, judge: Callable[[list[dict[str, Any]]], float],
+    held_out: list[dict[str, Any]], minutes: float,
+) -> tuple[int, int]:  # fmt: skip
+    """How many steps the minutes are enough for, and after how many held-out text is read; resumed, as before."""
     file = job.folder.path / _STEPS
     if job.folder.resume and file.exists():
         return steps_before(file)
-    settings = prepared.settings
+    settings, teacher = prepared.settings, prepared.teacher
+    assert teacher is not None
     batch = collate(prepared.examples[: settings.batch_size])
     how: dict[str, Any] = {"bf16": settings.bf16, **job.training.given("kl_weight")}
     with job.terminal.busy("timing a step"):
-        seconds = agreed(seconds_of_a_step(model, teacher, batch, settings.grad_accum, **how))
-    steps = max(int(_SHARE * 60 * minutes / seconds), 1)
-    job.terminal.note(f"a step takes about {seconds:.1f} s: {steps:,} steps in {minutes:g} minutes")
+        step = agreed(seconds_of_a_step(model, teacher, batch, settings.grad_accum, **how))
+        start = time.perf_counter()
+        judge(held_out[:1])
+        judging = agreed((time.perf_counter() - start) * len(held_out))
+    steps, every = timetable(60 * minutes, step, judging, settings.eval_every)
+    job.terminal.note(
+        f"a step takes about {step:.1f} s, held-out text {judging:.1f} s: {steps:,} steps in {minutes:g} minutes"
+    )
     with written_aside(file, folder=False) as aside:
-        aside.write_text(str(steps), encoding="utf-8")
-    return steps
+        aside.write_text(f"{steps} {every}", encoding="utf-8")
+    return steps, every
 
 
-def steps_before(file: Path) -> int:
-    """Raises: UserError where the file says no number of steps."""
+def timetable(seconds: float, step: float, judging: float, every: int | None = None) -> tuple[int, int]:
+    """How many steps go into the seconds, and after how many of them held-out text is read; every: where that is said.
+
+    step, judging: seconds that a step, and reading that text, take. It is read before the first step and after the
+    last, up to ten times on the way, and fewer where that would take more than a share of the time.
+
+    >>> timetable(1000, 10, 1), timetable(1000, 10, 40), timetable(1000, 10, 40, every=5), timetable(1, 10, 40)
+    ((88, 9), (78, 39), (47, 5), (1, 1))
+    """
+    given = _SHARE * seconds
+    if every is None:
+        times = min(max(int(_JUDGING * given / judging) - 1, 1), _TIMES)
+        steps = max(int((given - (times + 1) * judging) / step), 1)
+        return steps, -(-steps // times)
+    return max(int((given - judging) / (step + judging / every)), 1), every
+
+
+def steps_before(file: Path) -> tuple[int, int]:
+    """What `timetable` said to an earlier run. Raises: UserError where the file doesn't say it."""
     with reading(f"{file} is damaged", "throw the run away with --force"):
-        said = text_of(file)
-        if not (said.isascii() and said.isdigit() and len(said) < _DIGITS and int(said)):
+        said = text_of(file).split(" ")
+        if len(said) != 2 or not all(n.isascii() and n.isdigit() and len(n) < _DIGITS and int(n) for n in said):
             raise ValueError("it holds no number of steps")
-        return int(said)
+        return int(said[0]), int(said[1])
 
 
 def _told(prepared: Prepared, log: Sequence[Mapping[str, float]]) -> dict[str, Any]:
