@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..budget.choosing import NEURONS, counts_of, kinds_of
+from ..budget.choosing import counts_of, kinds_of
 from ..budget.keeps import Keep
 from ..budget.selection import Scope
 from ..checkpoints.journal import stage_of
 from ..checkpoints.shelf import Tensors
 from ..processes import of_first
 from ..progress import Stages
-from ..sites.address import Address
+from ..sites.address import Address, Kind
 from ..sites.pages import here
 from ..sites.place import Place
 from ..sites.site import Site
@@ -34,6 +34,7 @@ from .walks import each
 if TYPE_CHECKING:
     from .obs import Metrics, ObsSettings
 
+_HEADS: Kind = "heads"
 #: the name of the walk
 SECOND_LOOK = "a second look"
 #: sequences that the cut is judged on
@@ -41,8 +42,9 @@ _JUDGED = 8
 
 
 def wanted(sites: Sequence[Place], keep: Keep, scope: Scope) -> bool:
-    """Whether units of several kinds are one ranking."""
-    return scope == "global" and len(kinds_of(sites)) > 1 and not isinstance(keep, Mapping)
+    """Whether heads are in one ranking with other units."""
+    kinds = kinds_of(sites)
+    return scope == "global" and _HEADS in kinds and len(kinds) > 1 and not isinstance(keep, Mapping)
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,12 @@ class Look:
 
         Heads that went may come back, for which neurons go; no others go, since nobody has looked at them.
         """
-        looked = [place for place, site in enumerate(self.sites) if _is_head(site) and counts[place] < site.count]
+        heads = [place for place, site in enumerate(self.sites) if site.address.kind == _HEADS]
+        looked = [place for place in heads if counts[place] < self.sites[place].count]
         if not looked:
             return [*counts]
         stage = stage_of(self.model, "what heads cost")
         if not stage.done:
-            heads = [place for place, site in enumerate(self.sites) if _is_head(site)]
             known = corrected(errors, counts, *self._gains(counts, looked), heads)
             found = of_first(counts_of(self.sites, known, keep, multiple_of=multiple_of, seed=self.seed))
             stage.found["counts"] = {"counts": torch.tensor(found)}
@@ -148,17 +150,12 @@ def corrected(
     >>> corrected([neurons, head], [1, 1], 2.0, {1: 3.0}, [1])  # 3 of 4 of the error, but 6 of 4 of the divergence
     [tensor([0.5000, 0.5000, 9.0000]), tensor([2., inf, 4.])]
     """
-    scale = whole / sum(_spent(e, c) for e, c in zip(errors, counts, strict=True))
-    known = [*errors]
+    spent, known = [_spent(e, c) for e, c in zip(errors, counts, strict=True)], [*errors]
     for place in heads:
-        said = scale * _spent(errors[place], counts[place])
-        more = max(gains[place] / said, 1.0) if place in gains else 1.0
+        said = whole * spent[place] / sum(spent) if spent[place] else 0.0  # of dead heads
+        more = max(gains[place] / said, 1.0) if said and place in gains else 1.0
         known[place] = _held(errors[place] * more, counts[place])
     return known
-
-
-def _is_head(site: Site) -> bool:
-    return site.address.kind not in NEURONS
 
 
 def _spent(errors_U: Tensor, count: int) -> float:
