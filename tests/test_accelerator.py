@@ -18,7 +18,7 @@ import torch
 from device_cases import PRUNED, SPREAD, SPREADS
 from packaging.version import Version
 
-from lmprune.checkpoints import models
+from lmprune.checkpoints import devices
 from lmprune.precision import full_products, in_float64, place_of_float64
 
 HERE = Path(__file__).parent
@@ -162,12 +162,12 @@ def test_products_are_whole_though_the_program_rounds_them() -> None:
 
 def test_auto_is_the_accelerator_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("xpu"))
-    assert models.check_device("auto") == torch.device("xpu")
+    assert devices.check_device("auto") == torch.device("xpu")
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: None)
-    assert models.check_device("auto") == torch.device("cpu")
+    assert devices.check_device("auto") == torch.device("cpu")
 
     def refuse() -> None:
         raise RuntimeError("Cannot access accelerator device when none is available.")
 
     monkeypatch.setattr(torch.accelerator, "current_accelerator", refuse)  # as torch 2.6 has it
-    assert models.check_device("auto") == torch.device("cpu")
+    assert devices.check_device("auto") == torch.device("cpu")

@@ -8,7 +8,7 @@ from typing import Any
 
 import psutil
 
-from ..checkpoints import models
+from ..checkpoints import devices, models
 from ..errors import UserError
 from ..progress import Teller
 from ..sites.limits import check_seq_len
@@ -59,7 +59,7 @@ def _way(asked: Asked, found: Needs, bound: float | None) -> dict[str, Any]:
     """What the work holds and takes where the model is in memory as a whole, or read block by block. bound: bytes of
     memory that it may hold where it can be bounded."""
     solver, shape, held = asked.row.solver_of(asked.kinds), found.shape, found.held
-    pace = guess(shape, models.check_device(asked.how["device"]))
+    pace = guess(shape, devices.check_device(asked.how["device"]))
     phases = solver.phases(found.work, pace) if asked.plan is None else []
     most = found.peak
     if shape.streamed and bound is not None and most is not None:

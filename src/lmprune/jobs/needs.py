@@ -15,7 +15,7 @@ import psutil
 
 from ..budget.choosing import alike, choose
 from ..budget.keeps import Keep
-from ..checkpoints import dtypes, models
+from ..checkpoints import devices, dtypes, models
 from ..checkpoints.sources import resolve
 from ..checkpoints.writing import resolved
 from ..errors import UserError
@@ -150,7 +150,7 @@ def bound_of(asked: Asked) -> float | None:
     """The bytes that `--max-memory` allows. Raises: UserError where nobody knows what is held."""
     if (bound := parse_memory(asked["max_memory"])) is None:
         return None
-    if (device := models.check_device(asked.how["device"])).type != "cpu":
+    if (device := devices.check_device(asked.how["device"])).type != "cpu":
         raise UserError(f"drop --max-memory, which bounds the processor's memory: hidden states are on {device}")
     if asked.budget is not None and asked.budget.by != "uniform":
         raise UserError(f"drop --max-memory: what --budget {asked.budget.by} holds is not known beforehand")

@@ -55,7 +55,7 @@ def check_trains(stream: bool) -> None:
 
 def one_device(device: str) -> str:
     """Where a training's model is: on one device, also where there are several accelerators."""
-    return str(models.check_device(device))
+    return str(devices.check_device(device))
 
 
 def streaming(terminal: Teller, source: str, how: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def open_model(
     data, data_dir: what `read` reads. read: `texts.load` but for model and tokenizer; None where no text is needed, and
         a tokenizer only to pass it on.
     """
-    models.check_device(how["device"])
+    devices.check_device(how["device"])
     models.check_dtype(how["dtype"])
     tokenizer = text = None
     try:

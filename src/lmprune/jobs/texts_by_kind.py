@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from .. import data
-from ..checkpoints import dtypes, models, sources
+from ..checkpoints import devices, dtypes, models, sources
 from ..data import TextData
 from ..data.beginning import Beginning
 from ..data.tokens import cover
@@ -33,7 +33,7 @@ def evaluate_texts(
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     if baseline is not None:
         sources.resolve(baseline)
-    models.check_device(device)
+    devices.check_device(device)
     models.check_dtype(dtype)
     tokenizer = models.load_tokenizer(model, trust_remote_code=trust_remote_code, note=terminal.note)
     max_tokens = TOKENS if max_tokens is None else max_tokens

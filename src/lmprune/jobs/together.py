@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from ..checkpoints.models import check_device
+from ..checkpoints.devices import check_device
 from ..errors import UserError
 from ..processes import several
 from ..sites.pages import pages_of

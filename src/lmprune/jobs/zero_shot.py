@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import dtypes, models, sources
+from ..checkpoints import devices, dtypes, models, sources
 from ..data import zero_shot as items
 from ..data.tokens import check_same
 from ..evaluation import zero_shot
@@ -73,7 +73,7 @@ def answered(
     dtype: str, device: str, trust_remote_code: bool,
 ) -> ZeroShotAnswers:  # fmt: skip
     """One model, which alone is in memory, on all of the tasks."""
-    models.check_device(device)
+    devices.check_device(device)
     models.check_dtype(dtype)
     tokenizer = models.load_tokenizer(source, trust_remote_code=trust_remote_code, note=terminal.note)
     with terminal.busy(f"loading {source}"):

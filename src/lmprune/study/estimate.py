@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from ..budget.keeps import parse_units
-from ..checkpoints import models
+from ..checkpoints import devices, models
 from ..checkpoints.sources import resolve
 from ..data.pairs import is_source
 from ..methods import get_method, needs_text
@@ -64,7 +64,7 @@ def _device(run: Run) -> str:
 
 def _speed(model: str, device: str, threads: int) -> Speed:
     """Measured on the model; from its shapes alone where it is yet to be downloaded, or is large for this machine."""
-    before, place = torch.get_num_threads(), models.check_device(device)
+    before, place = torch.get_num_threads(), devices.check_device(device)
     torch.set_num_threads(threads)
     try:
         skeleton = models.skeleton(model)
