@@ -23,6 +23,8 @@ from lmprune.checkpoints.writing import claimed
 from lmprune.commands.cli import app, main
 from lmprune.errors import UserError
 from lmprune.report.figures import _bits
+from lmprune.solve.duration import Pace
+from lmprune.study import estimate as estimating
 from lmprune.study import grid, records, run
 from lmprune.study.estimate import estimate
 from lmprune.study.grid import Run
@@ -136,6 +138,7 @@ def test_a_task_has_no_baseline_and_bench_compares_with_dense(written: Any, text
     assert of_a_task.runs[1].sections["bench"] == {"prompt_tokens": 8}
 
 
+@pytest.mark.usefixtures("one_pace")
 def test_zero_shot_tasks_are_asked_of_every_model(written: Any, tmp_path: Path) -> None:
     """Another use of `eval`, on other data: of the reference too, and of each pruned model beside it."""
     found = grid.read(written(("eval: {max_tokens: 512}", "zero_shot: {tasks: 'piqa,sciq', limit: 9}")), commands())
@@ -293,6 +296,13 @@ def test_bitmaps_come_back(tmp_path: Path) -> None:
 # -- the time it takes
 
 
+@pytest.fixture
+def one_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two estimates that are compared: measured twice on a busy machine, a pace differs by more than they do."""
+    monkeypatch.setattr(estimating, "measure", lambda *_, **_how: Pace(1e-5, 2e-5, 4e-5, 1e-10, 1e-10))
+
+
+@pytest.mark.usefixtures("one_pace")
 def test_an_estimate_is_corrected_by_what_is_done(written: Any) -> None:
     found = grid.read(written(), commands()).runs
     free = estimate(found, [], jobs=1, threads=1)
@@ -303,6 +313,7 @@ def test_an_estimate_is_corrected_by_what_is_done(written: Any) -> None:
     assert estimate(found, everything, jobs=1, threads=1) == 0
 
 
+@pytest.mark.usefixtures("one_pace")
 def test_an_estimate_knows_pairs_and_epochs(written: Any, text: Path) -> None:
     def seconds(data: str, length: str, evaluation: str = "") -> float:
         sections = f"finetune: {{{length}}}\neval: {{{evaluation}}}"
