@@ -81,14 +81,11 @@ def measured(asked: argparse.Namespace, model: Path, measure: quality.Measure) -
 
 def before(asked: argparse.Namespace, named: dict[str, Any]) -> dict[str, Any] | None:
     """What is known of the same cut on such a device, as much as is asked for now."""
-    same = {name: named.get(name) for name in ("keep", "scope", "seed", "model")} | {
-        "accelerator": accelerator(asked.device)
-    }
+    wanted = {name: named.get(name) for name in ("keep", "scope", "seed", "model")}
+    wanted |= {"accelerator": accelerator(asked.device), "limit": asked.limit if asked.tasks else None}
     for r in read():
-        limit = r["one_shot"].get("zero_shot", {}).get("limit")
-        if all(r.get(name) == value for name, value in same.items()) and limit == (
-            asked.limit if asked.tasks else None
-        ):
+        found = {**r, "limit": r["one_shot"].get("zero_shot", {}).get("limit")}
+        if all(found.get(name) == value for name, value in wanted.items()):
             return r["one_shot"]
     return None
 

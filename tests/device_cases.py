@@ -11,7 +11,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -142,6 +142,17 @@ def difference(case: str, folder: Path, device: str, around: Callable[[], Abstra
     return f"weights differ by {worst:.2g}" if worst > 1e-3 else None
 
 
+def tell(cases: Iterable[str], difference: Callable[[str], str | None]) -> None:
+    """Print what differs in each, or how it ended, a line of JSON each."""
+    for case in cases:
+        try:
+            wrong = difference(case)
+        except Exception as error:
+            traceback.print_exc()
+            wrong = f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:300]}"
+        print(json.dumps({case: wrong}), flush=True)
+
+
 def main() -> None:
     as_many_threads()
     device, folder, *only = sys.argv[1:]
@@ -153,13 +164,8 @@ def main() -> None:
 
         around, device = partial(both, SPREAD[device]), "auto"
     made(Path(folder))
-    for case in only or (SPREADS if device == "auto" and around is not nullcontext else PRUNED):
-        try:
-            found = difference(case, Path(folder), device, around)
-        except Exception as error:
-            traceback.print_exc()
-            found = f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:300]}"
-        print(json.dumps({case: found}), flush=True)
+    cases = only or (SPREADS if device == "auto" and around is not nullcontext else PRUNED)
+    tell(cases, lambda case: difference(case, Path(folder), device, around))
 
 
 if __name__ == "__main__":

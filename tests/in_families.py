@@ -8,14 +8,13 @@ both orders.
 from __future__ import annotations
 
 import copy
-import json
 import sys
-import traceback
 from typing import Any
 
 import tiny_mixtures
 import tiny_models
 import torch
+from device_cases import tell
 from elsewhere import DEVICE, pretended
 from tiny_checkpoints import as_many_threads
 
@@ -53,13 +52,7 @@ def difference(name: str) -> str | None:
 
 def main() -> None:
     as_many_threads()
-    for name in sys.argv[1:] or [*FAMILIES, *MIXTURES]:
-        try:
-            wrong = difference(name)
-        except Exception as error:
-            traceback.print_exc()
-            wrong = f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:300]}"
-        print(json.dumps({name: wrong}), flush=True)
+    tell(sys.argv[1:] or [*FAMILIES, *MIXTURES], difference)
 
 
 if __name__ == "__main__":

@@ -115,9 +115,7 @@ def test_errors_are_corrected_by_what_heads_cost_the_model_and_never_downwards()
         found = corrected([neurons, head, other], [1, 1, 2], 2.0, {1: gain}, [1, 2])
         assert found[0].tolist() == [0.5, 9.0, 0.5] and found[1].tolist() == expected
         assert found[2].tolist() == [torch.inf, torch.inf]
-    dead = corrected(
-        [neurons, 0 * head], [3, 1], 0.0, {1: 1e-9}, [1]
-    )  # nothing was said, and nothing can be a multiple
+    dead = corrected([neurons, 0 * head], [3, 1], 0.0, {1: 1e-9}, [1])  # no multiple of nothing is more
     assert dead[1].tolist().count(0) == 2 and dead[1].max() == torch.inf
 
 

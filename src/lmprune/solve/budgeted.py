@@ -28,10 +28,8 @@ from ..progress import Stages, silent
 from ..sites.pages import here
 from ..sites.site import Site
 from .database import Database
-from .elimination import eliminate
-from .obs import Metrics, ObsSettings
 from .stitched import DenseEnds, Stitched, as_before
-from .walks import problems
+from .walks import Probe, problems
 
 #: levels that a site of many units has
 _LEVELS = 32
@@ -57,15 +55,8 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Walk:
-    """What levels are measured on: calibration text (sequences, T), the metrics of the end loss, and how."""
-
-    model: Any
-    sites: Sequence[Site]
-    input_ids: Tensor
-    metrics: Metrics
-    settings: ObsSettings
-    seed: int
+class Walk(Probe):
+    """What levels are measured on."""
 
     def about(self, counts: Sequence[int] | None) -> dict[str, Any]:
         """What the levels depend on."""
@@ -88,8 +79,7 @@ class Walk:
             for site, problem in walk:
                 at = site.address
                 if at not in database:
-                    gone = eliminate(problem, until=1, metric_DD=self.metrics[at], seed=self.seed)
-                    database.put(site, problem, gone)
+                    database.put(site, problem, self.gone(site, problem, until=1))
                 if at in until:
                     levels = database.levels(at, (site.count, until[at]))
                     site.set_reader(*database.reader(levels, until[at]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -105,12 +106,9 @@ class Obs(Solver):
         passes = 1 + how.sequential + (how.sequential and how.compensation > 0)
         gradients = duration.gradients(pace, sites, work.read(how.gradient_tokens)) if how.end_loss else []
         curves = duration.eliminations("error curves", pace, sites, [1] * len(sites), tokens, passes=1)
-        look, pruning = (
-            duration.eliminations(name, pace, sites, work.kept(), tokens, passes=passes)
-            for name in (SECOND_LOOK, "pruning")
-        )
-        looked = look if wanted(work.sites, work.keep, work.scope) else []
-        return [*gradients, *(curves if work.scope == "global" else []), *looked, *pruning]
+        cuts = [SECOND_LOOK, "pruning"] if wanted(work.sites, work.keep, work.scope) else ["pruning"]
+        cutting = [duration.eliminations(name, pace, sites, work.kept(), tokens, passes=passes) for name in cuts]
+        return [*gradients, *(curves if work.scope == "global" else []), *chain(*cutting)]
 
     def memory(self, work: Work, shape: Shape) -> Memory | None:
         sites, how = seams(work.sites, self.name), self.settings

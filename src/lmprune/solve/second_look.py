@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,12 +26,9 @@ from ..sites.address import Address, Kind
 from ..sites.pages import here
 from ..sites.place import Place
 from ..sites.site import Site
-from .elimination import LeastSquares, eliminate
+from .elimination import LeastSquares
 from .stitched import DenseEnds, as_before, divergence
-from .walks import each
-
-if TYPE_CHECKING:
-    from .obs import Metrics, ObsSettings
+from .walks import Probe, each
 
 _HEADS: Kind = "heads"
 #: the name of the walk
@@ -48,15 +44,9 @@ def wanted(sites: Sequence[Place], keep: Keep, scope: Scope) -> bool:
 
 
 @dataclass(frozen=True)
-class Look:
-    """What the cut is made of. input_ids: calibration text (sequences, T)."""
+class Look(Probe):
+    """What the cut is made of."""
 
-    model: Any
-    sites: Sequence[Site]
-    input_ids: Tensor
-    metrics: Metrics
-    settings: ObsSettings
-    seed: int
     stages: Stages
 
     def counts(self, errors: Sequence[Tensor], counts: Sequence[int], keep: Keep, multiple_of: int) -> list[int]:
@@ -96,9 +86,7 @@ class Look:
 
         def mask(site: Site, problem: LeastSquares) -> Tensors:
             if until[site.address] < site.count or problem.drifted:
-                metric_DD = self.metrics[site.address]
-                gone = eliminate(problem, until=until[site.address], metric_DD=metric_DD, seed=self.seed)
-                site.set_reader(*problem.masked(gone.kept))
+                site.set_reader(*problem.masked(self.gone(site, problem, until[site.address]).kept))
             return {}
 
         each(self.model, self.sites, read, self.settings, self.stages, SECOND_LOOK, mask)

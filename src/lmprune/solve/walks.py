@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -14,14 +15,30 @@ from ..progress import Progress, Stages
 from ..sites.address import Address
 from ..sites.pages import done_with, here
 from ..sites.site import Site, by_layer
-from .elimination import LeastSquares
+from .elimination import Elimination, LeastSquares, eliminate
 from .targets import Skip, layer_problems
 
 if TYPE_CHECKING:
-    from .obs import ObsSettings
+    from .obs import Metrics, ObsSettings
 
 #: what a site's reader has become, in what is kept of it
 _READER, _BIAS = "reader", "bias"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What units are taken away on for a try: calibration text (sequences, T), the metrics of the end loss, and how."""
+
+    model: Any
+    sites: Sequence[Site]
+    input_ids: Tensor
+    metrics: Metrics
+    settings: ObsSettings
+    seed: int
+
+    def gone(self, site: Site, problem: LeastSquares, until: int) -> Elimination:
+        """The units that go until so many are left."""
+        return eliminate(problem, until=until, metric_DD=self.metrics[site.address], seed=self.seed)
 
 
 def each(

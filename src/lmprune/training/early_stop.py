@@ -127,14 +127,14 @@ def seconds_of_a_step(
     it is."""
     training, taken = model.training, 0.0
     model.train()
-    inputs = as_inputs(model, batch)
+    inputs, alone = as_inputs(model, batch), kl_weight == 1
     where = counted(inputs["labels"])
     for _ in range(2):
         start = time.perf_counter()
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-            outputs = model(**(inputs if kl_weight < 1 else without_labels(inputs)), use_cache=False)
+            outputs = model(**(without_labels(inputs) if alone else inputs), use_cache=False)
             far = teacher.divergence(inputs, None, outputs.logits[where], where).mean()
-        (far + outputs.loss if kl_weight < 1 else far).backward()
+        (far if alone else far + outputs.loss).backward()
         model.zero_grad(set_to_none=True)
         taken = time.perf_counter() - start
     model.train(training)
