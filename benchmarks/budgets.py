@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/budgets.py [--keep 0.5] [--by uniform ranking dp evolution global] [--seed 0]
     OMP_NUM_THREADS=1 python benchmarks/budgets.py --by global evolution --rounds 2
+    OMP_NUM_THREADS=1 python benchmarks/budgets.py --by global --recover 1
     python benchmarks/budgets.py --table
 
 The setting of the one-shot table (oneshot.py): 128 × 512 tokens of WikiText train, widths not rounded, the first 32,768
@@ -30,6 +31,7 @@ from lmprune.budget.search import BUDGETS, Effort
 from lmprune.data.tokens import stream
 from lmprune.evaluation.perplexity import perplexity
 from lmprune.study.run import accelerator
+from lmprune.training.passes import towards
 
 RECORDS = Path(__file__).parent / "records" / "budgets.jsonl"
 #: tokens of each text that is not WikiText
@@ -58,7 +60,7 @@ def measured(
     bench: Bench, key: Mapping[str, Any], dense: Mapping[str, float], texts: Mapping[str, Tensor]
 ) -> dict[str, Any]:
     units, keep, by = str(key["units"]), float(key["keep"]), key["by"]
-    rounds = int(key.get("rounds", 1))
+    rounds, passes = int(key.get("rounds", 1)), int(key.get("recover", 0))
     levels = RUNS / f"levels-{Path(bench.name).stem}-{units}-{bench.seed}"
 
     def how(after: int) -> dict[str, Any]:
@@ -77,6 +79,8 @@ def measured(
         )
         for after in range(rounds)
     ]  # fmt: skip
+    if passes:
+        towards(bench.model, model, bench.calibration, passes, seed=bench.seed)
     seconds, found = time.perf_counter() - start, perplexities(model, texts)
     return {
         **key, "perplexity": found, "dense": dense,
@@ -89,8 +93,9 @@ def measured(
 
 
 def name_of(record: Mapping[str, Any]) -> str:
-    rounds = record.get("rounds", 1)
-    return f"{record['by']}, {rounds} rounds" if rounds > 1 else record["by"]
+    rounds, passes = record.get("rounds", 1), record.get("recover", 0)
+    told = f"{record['by']}, {rounds} rounds" if rounds > 1 else record["by"]
+    return f"{told}, then {passes} pass{'es' if passes > 1 else ''}" if passes else told
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> str:
@@ -114,6 +119,7 @@ def main() -> None:
     parser.add_argument("--keep", type=float, nargs="*", default=[0.5])
     parser.add_argument("--by", nargs="*", default=list(BUDGETS), choices=WAYS)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--recover", type=int, default=0, help="passes over the calibration text after the cut")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
     parser.add_argument("--device", default="cpu")
@@ -129,7 +135,9 @@ def main() -> None:
             for by in asked.by:
                 key = {"model": name, "units": asked.units, "keep": keep, "seed": asked.seed, "by": by}
                 key |= {"rounds": asked.rounds} if asked.rounds > 1 or by == GLOBAL else {}
-                if results.find(**key) is None:
+                passes = {"recover": asked.recover or None}  # records from before there were any do not say so
+                if results.find(**key, **passes) is None:
+                    key |= passes if asked.recover else {}
                     results.add(measured(bench, key, dense, texts))
     print(table(results.records))
 

@@ -101,6 +101,15 @@ Quick = Annotated[
 DryRun = Annotated[
     bool, typer.Option("--dry-run", metavar="", help="Tell what would be left, and the memory, disk and time it takes.")
 ]
+Recover = Annotated[
+    int,
+    typer.Option(
+        metavar="PASSES",
+        min=0,
+        help="After the cut, so many passes over the same text towards the dense model's predictions.",
+        show_default="0",
+    ),
+]
 TimeBudget = Annotated[
     str | None,
     typer.Option(metavar="TIME", help="As much calibration as fits into 90s, 10m, 1h.", show_default=False),

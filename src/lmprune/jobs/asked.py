@@ -63,7 +63,7 @@ class Asked:
 
     @property
     def calibrates(self) -> bool:
-        return self.row.solver_of(self.kinds).reads_text(chosen=self.plan is not None)
+        return bool(self["recover"]) or self.row.solver_of(self.kinds).reads_text(chosen=self.plan is not None)
 
     def begun(self, model: Any, terminal: Teller) -> AbstractContextManager[None]:
         """Around the work on the model that was opened."""

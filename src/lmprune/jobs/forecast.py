@@ -12,7 +12,7 @@ from ..checkpoints import devices, models
 from ..errors import UserError
 from ..progress import Teller
 from ..sites.limits import check_seq_len
-from ..solve.duration import guess
+from ..solve.duration import guess, recovery
 from . import timing
 from .asked import Asked
 from .needs import Needs, bound_of, check_bound, free_at, needs
@@ -61,6 +61,8 @@ def _way(asked: Asked, found: Needs, bound: float | None) -> dict[str, Any]:
     solver, shape, held = asked.row.solver_of(asked.kinds), found.shape, found.held
     pace = guess(shape, devices.check_device(asked.how["device"]))
     phases = solver.phases(found.work, pace) if asked.plan is None else []
+    if phases:
+        phases += recovery(pace, found.work.tokens, asked["recover"])
     most = found.peak
     if shape.streamed and bound is not None and most is not None:
         most = min(most, bound)

@@ -23,7 +23,7 @@ from ..progress import Teller
 from ..sites.find import find_sites
 from ..sites.place import Place
 from ..solve.duration import Work
-from ..solve.memory import NOTHING, Memory, Shape
+from ..solve.memory import NOTHING, Memory, Shape, recovery
 from . import budgeting
 from .asked import Asked
 
@@ -36,7 +36,8 @@ _UNITS |= {"kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30, "tib": 2.0**40}
 @dataclass(frozen=True)
 class Needs:
     """Of one way to do it. base: bytes that the program itself has. number, saved: bytes of a parameter in memory, and
-    in the result. before, after: parameters. held: beside the weights; None where that is not known."""
+    in the result. before, after: parameters. held: beside the weights; None where that is not known. passes: whether
+    the model is trained after the cut."""
 
     base: float
     shape: Shape
@@ -45,6 +46,7 @@ class Needs:
     after: int
     held: Memory | None
     work: Work
+    passes: bool = False
 
     @property
     def result(self) -> float:
@@ -62,7 +64,11 @@ class Needs:
         return self._with(self.held and self.held.least)
 
     def _with(self, held: float | None) -> float | None:
-        return None if held is None else self.base + max(self.shape.weights + held, self._saving)
+        if held is None:
+            return None
+        dense = self.before * self.shape.number if self.passes else 0.0
+        training = recovery(self.shape, self.after, self.work.seq_len) if self.passes else 0.0
+        return self.base + max(dense + self.shape.weights + held, dense + training, self._saving)
 
     def room(self, bound: float | None) -> float | None:
         """Bytes of hidden states that fit beside all else into `bound`; None: all do. bound: no less than `least`."""
@@ -109,9 +115,9 @@ def needs(asked: Asked, skeleton: Any) -> dict[str, Needs]:
     for name in ("whole", "streamed"):
         shape = Shape.of(skeleton, sites, number=number, streamed=name == "streamed")
         held = solver.memory(work, shape) if asked.calibrates or asked.plan is None else NOTHING
-        if name == "whole" or asked.spec is None:
+        if name == "whole" or (asked.spec is None and not asked["recover"]):
             mapped = _mapped(asked["model"]) if shape.streamed else 0
-            found[name] = Needs(base + mapped, shape, saved, before, after, held, work)
+            found[name] = Needs(base + mapped, shape, saved, before, after, held, work, bool(asked["recover"]))
     return found
 
 

@@ -25,10 +25,10 @@ from ..progress import Teller
 from ..sites.families import parse_spec
 from ..sites.find import find_sites
 from ..sites.pages import pages_of
-from ..solve.duration import Work
+from ..solve.duration import RECOVERING, Work
 from ..training.examples import Corpus
 from ..training.run_folder import RunFolder
-from . import budgeting, by_quality, inspection, timing
+from . import budgeting, by_quality, inspection, passes, timing
 from .answers import answers, check_prompts, compared
 from .asked import Asked, Made, Opened, goes_on_schedule, usual_text
 from .card import model_card
@@ -89,7 +89,7 @@ def check(
     dtype: str, save_dtype: str | None, device: str, seed: int, scores_out: Path | None, force: bool,
     ffn: str | None, chat_template: bool, stream: bool, trust_remote_code: bool, prompts: Path | None,
     answer_tokens: int, max_ppl_ratio: float | None = None, quick: bool = False, time_budget: str | None = None,
-    max_memory: str | None = None, run_file: Path | None = None, **training_options: Any,
+    max_memory: str | None = None, recover: int = 0, run_file: Path | None = None, **training_options: Any,
 ) -> Asked:  # fmt: skip
     """Everything that can be found wrong before a weight or a text is read. Raises: UserError."""
     options = flat(locals())
@@ -104,6 +104,7 @@ def check(
     row = get_method(chosen.settings.get("method", method) if chosen else method)
     budgeting.check_spread(spent := budgeting.budget_of(options), row, kinds, training, options)
     by_quality.check_ratio(max_ppl_ratio, options, training)
+    passes.check_passes(options, training)
     check_method(row, training, keep=ratio, kinds=kinds, planned=chosen is not None, scope=scope)
     if scope not in (None, *SCOPES):
         raise unknown("scope", scope, SCOPES)
@@ -164,7 +165,7 @@ def in_time(terminal: Teller, asked: Asked, opened: Opened, began: float, answer
     sites, solver = find_sites(dense, asked.kinds, asked.spec), asked.row.solver_of(asked.kinds)
     work = Work(sites, asked.calibration_tokens, asked["seq_len"], asked["keep"], scope)
     spent = time.perf_counter() - began + answering
-    tokens, phases = timing.fit(terminal, dense, solver, work, asked["time_budget"], spent)
+    tokens, phases = timing.fit(terminal, dense, solver, work, asked["time_budget"], spent, asked["recover"])
     options = {**asked.options, "calibration_tokens": tokens, "time_budget": None}
     opened = replace(opened, provenance={**opened.provenance, **made_by("prune", options)})
     return replace(asked, options=options, calibration_tokens=tokens, phases=phases), opened
@@ -174,11 +175,13 @@ def prune_at_once(terminal: Teller, asked: Asked, opened: Opened) -> Made:
     if asked["max_ppl_ratio"] is not None:
         by_quality.check_copies(opened.dense)
         return by_quality.smallest(terminal, asked, opened, partial(_cut, terminal))
+    dense = passes.dense_copy(asked, opened.dense)
     plan = _cut(terminal, asked, opened, opened.dense)
     num_read = plan.settings.get("calibration_tokens", asked.calibration_tokens)
     if asked.plan is None and num_read <= asked.calibration_tokens - asked["seq_len"]:
         terminal.note(f"that text has only {num_read} tokens in whole sequences")
-    return Made(opened.dense, plan, {}, [])
+    made = Made(opened.dense, plan, {}, [])
+    return made if dense is None else passes.recovered(terminal, asked, opened, made, dense)
 
 
 def train_and_prune(terminal: Teller, asked: Asked, opened: Opened) -> Made:
@@ -240,7 +243,7 @@ def write(
 
 def _cut(terminal: Teller, asked: Asked, opened: Opened, dense: Any) -> PrunePlan:
     """Prune the model in place, at once."""
-    with terminal.stages(asked.phases) as stages, together():
+    with terminal.stages([phase for phase in asked.phases if phase.name != RECOVERING]) as stages, together():
         plan = pruning.prune(
             dense, opened.tokenizer, units=asked.kinds, method=asked.row.name,
             data=opened.text or asked["data"], plan=asked.plan,

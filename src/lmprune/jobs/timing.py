@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import UserError
 from ..progress import Phase, Teller, duration
 from ..sites.pages import pages_of
-from ..solve.duration import Work, measure
+from ..solve.duration import Work, measure, recovery
 from ..solve.solver import Solver
 
 #: of calibration: what `--quick` reads
@@ -34,11 +34,12 @@ def parse_budget(text: str | None) -> float | None:
 
 
 def fit(
-    terminal: Teller, model: Any, solver: Solver, work: Work, budget: str | None, spent: float
+    terminal: Teller, model: Any, solver: Solver, work: Work, budget: str | None, spent: float, passes: int = 0
 ) -> tuple[int, list[Phase]]:
     """The tokens of calibration that are read, and the phases of that, which are told where they are long.
 
-    budget: as given; spent: seconds of it that have gone, or will go beside. Raises: UserError.
+    budget: as given; spent: seconds of it that have gone, or will go beside; passes: over the text after the cut.
+    Raises: UserError.
     """
     pace = None  # of a model that is read block by block the files set it
     if pages_of(model) is None:
@@ -46,7 +47,8 @@ def fit(
     seconds = parse_budget(budget)
 
     def phases(tokens: int) -> list[Phase]:
-        return solver.phases(replace(work, tokens=tokens), pace) if pace else []
+        found = solver.phases(replace(work, tokens=tokens), pace) if pace else []
+        return found + recovery(pace, tokens, passes) if found and pace else []
 
     tokens = work.tokens
     if seconds is not None:

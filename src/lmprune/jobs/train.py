@@ -43,7 +43,7 @@ from ..training.run_folder import RunFolder
 from ..training.settings import TrainSettings
 from ..training.spread import filled, outline
 from ..training.teachers import STORED, OnlineTeacher, StoredTeacher, fingerprint
-from ..training.train import TrainResult, check_enough, check_tracker, train
+from ..training.train import TrainResult, check_enough, check_tracker, check_trainable, train
 from ..training.trainer import Teacher
 from .opening import check_tokenizer
 from .reproduce import data_record
@@ -83,11 +83,8 @@ class Job:
 
     def prepare(self, model: Any) -> Prepared:
         """All that may turn out to be wrong; call it before long work on the model. Raises: UserError."""
-        if model.dtype == torch.float16 and self.training.lora_rank is None:
-            raise UserError(
-                "weights in float16 can't be trained: the numbers that AdamW divides by are 0 there; "
-                "take --dtype float32, and --bf16 for its speed"
-            )
+        if self.training.lora_rank is None:
+            check_trainable(model)
         examples = self.examples(model)
         check_examples(examples, model)
         settings = self.training.settings(len(examples), self.seed)

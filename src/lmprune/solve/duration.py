@@ -24,6 +24,8 @@ from .memory import Shape
 _PROBE = 512  # tokens that are read for it, at most
 _SIZE = 768  # of the matrices that rates are measured on
 _MOMENT = 0.4  # seconds
+#: what passes after the cut are called
+RECOVERING = "recovering"
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,11 @@ def eliminations(
     moments = sum(site.reader().shape[0] ** 2 for site in sites) * tokens * pace.single
     solving = sum(_elimination(site, number) for site, number in zip(sites, kept, strict=True)) * pace.double
     return [Phase(name, reading + moments + solving)]
+
+
+def recovery(pace: Pace, tokens: int, passes: int) -> list[Phase]:
+    """Of passes after the cut: the dense model forwards, the other back as well, through its weights too."""
+    return [Phase(RECOVERING, passes * tokens * (2 * pace.forward + pace.backward))] if passes else []
 
 
 def _elimination(site: Site, kept: int) -> float:

@@ -116,6 +116,15 @@ def backwards(shape: Shape, tokens: int, seq_len: int) -> Held:
     return Held(max(logits, block), states(shape, tokens))
 
 
+def recovery(shape: Shape, params: int, seq_len: int) -> float:
+    """Passes after the cut: weights, their gradients and AdamW's two averages, and what two sequences keep on their way
+    through the blocks, with both models' logits, the student's gradient and a copy of it. params: that are left."""
+    tokens = 2 * seq_len
+    logits = 4 * tokens * shape.vocabulary * shape.number
+    blocks = tokens * (10 * shape.hidden + 4 * shape.width) * shape.number * len(shape.blocks)
+    return 4 * params * shape.number + logits + blocks
+
+
 def way_back(shape: Shape, tokens: int, matrices: float = 0.0) -> Disk:
     """Of a streamed model: what enters each block, which goes on the way back, gradients, and matrices that come."""
     if not shape.streamed:

@@ -89,6 +89,8 @@ def _seconds(run: Run, speed: Speed) -> float:
         tokens += items * _ITEM_TOKENS * (1 if run.reference else 2)
     for name in ("prune", "finetune"):
         tokens += _TRAINED * _training_tokens(sections.get(name, {})) * (4 / 3 if run.distil else 1)
+    if recover := sections.get("prune", {}).get("recover"):
+        tokens += _TRAINED * recover * int(sections["prune"].get("calibration_tokens") or 65536) * 4 / 3
     seconds = tokens * speed.pace.forward + (_START + speed.loading) * len(sections)
     return seconds + (_at_once(run, sections["prune"], speed) if "prune" in sections else 0.0)
 

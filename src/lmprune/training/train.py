@@ -138,6 +138,15 @@ def _what_is_left(folder: RunFolder) -> str:
     return f"; the state after step {step_of(state)} is kept in {state}" if state else ""
 
 
+def check_trainable(model: Any) -> None:
+    """Raises: UserError for weights that AdamW can't move."""
+    if model.dtype == torch.float16:
+        raise UserError(
+            "weights in float16 can't be trained: the numbers that AdamW divides by are 0 there; "
+            "take --dtype float32, and --bf16 for its speed"
+        )
+
+
 def check_enough(settings: TrainSettings, num_examples: int, num_processes: int) -> None:
     """Raises: UserError where the examples don't fill one step."""
     a_step = settings.batch_size * settings.grad_accum * num_processes
