@@ -104,12 +104,12 @@ def check(
     row = get_method(chosen.settings.get("method", method) if chosen else method)
     budgeting.check_spread(spent := budgeting.budget_of(options), row, kinds, training, options)
     by_quality.check_ratio(max_ppl_ratio, options, training)
-    passes.check_passes(options, training)
     check_method(row, training, keep=ratio, kinds=kinds, planned=chosen is not None, scope=scope)
     if scope not in (None, *SCOPES):
         raise unknown("scope", scope, SCOPES)
     kind = checkpoint.check_save_dtype(save_dtype)
     options["stream"] = stream = stream or parse_memory(max_memory) is not None
+    passes.check_passes(options, training)
     check_not_read(out, model, training.teacher if training else None)
     check_unfinished("prune", options, out)
     destination = checkpoint.check_out(out, force=force)
