@@ -15,7 +15,7 @@ from torch.nn import functional
 import lmprune
 from lmprune.budget.budget import Budget, num_params
 from lmprune.budget.levels import Levels, grid
-from lmprune.budget.search import BUDGETS, Effort
+from lmprune.budget.search import BUDGETS, Budgeting, Effort
 from lmprune.budget.target import CostTarget
 from lmprune.errors import UserError
 from lmprune.plan import PrunePlan
@@ -234,3 +234,45 @@ def test_levels_are_kept_and_used_again(model: Path, text: Path, tmp_path: Path)
     assert len(list((tmp_path / "levels").iterdir())) == 3  # the dense model's, and one for each prefix
     other = command("prune", model, "--out", tmp_path / "c", "--target-params", "33k", *options, "--seed", 1)
     assert other.code == 2 and "holds levels of another model, text or setting" in other.err
+
+
+# -- a cut for a try
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+def test_a_cut_for_a_try_is_as_far_from_the_dense_model_as_the_cut(name: str):
+    model = tiny_model(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    walk, cut = walk_of(model), copy.deepcopy(model)
+    counts = [max(1, site.count // 2) for site in walk.sites]
+    obs_to_counts(cut, find_sites(cut, UNITS), text(), counts, metrics=walk.metrics)
+    found = walk.really(counts, DenseEnds(model, walk.sites, text(4, 5)), lambda _name: None)
+    with torch.no_grad():
+        p, q = (m(text(4, 5)).logits.log_softmax(-1) for m in (model, cut))
+    expected = functional.kl_div(q, p, log_target=True, reduction="none").sum(-1).mean()
+    assert found == pytest.approx(float(expected), rel=1e-3) and found > 1e-5
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("worse", [True, False])
+def test_what_a_search_found_must_be_nearer_when_it_is_cut(monkeypatch: pytest.MonkeyPatch, worse: bool):
+    """Its judge likes whatever is unlike the ranking; the cut says whether that was right."""
+    notes, first = list[str](), list[tuple[int, ...]]()
+
+    def unlike(_self: Stitched, choice: tuple[int, ...], _amount: int) -> float:
+        first.append(choice)
+        return -float(sum(abs(level - other) for level, other in zip(choice, first[0], strict=True)))
+
+    def plan_by(by: Budgeting) -> PrunePlan:
+        budget = Budget(by=by, effort=QUICK, note=notes.append)
+        return lmprune.prune(tiny_model("llama"), data=text(40), keep=0.5, multiple_of=1, budget=budget)
+
+    said = iter([0.1, 0.2] if worse else [0.2, 0.1])
+    monkeypatch.setattr(Stitched, "loss", unlike)
+    monkeypatch.setattr(Walk, "really", lambda *_: next(said))
+    ranked, searched = plan_by("ranking"), plan_by("evolution")
+    *_, ranking, found = searched.provenance["search"]
+    assert (ranking["by"], found["by"]) == ("ranking, cut", "search, cut")
+    assert (searched.widths == ranked.widths) is worse and (found["loss"] > ranking["loss"]) is worse
+    told = "really cut, what the search found is no nearer to the dense model: the ranking stays"
+    assert (notes[-1] == told) is worse

@@ -35,6 +35,8 @@ from .walks import Probe, problems
 _LEVELS = 32
 #: sequences that choices are judged on: at first, and of those that are left
 _AMOUNTS = (2, 4, 8)
+#: what a search's log says of the two choices that were cut for a try
+RANKED, SEARCHED = "ranking, cut", "search, cut"
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,17 @@ class Walk(Probe):
                     levels = database.levels(at, (site.count, until[at]))
                     site.set_reader(*database.reader(levels, until[at]))
 
+    @torch.no_grad()
+    def really(self, counts: Sequence[int], ends: DenseEnds, stages: Stages) -> float:
+        """How far from the dense model it is with so many units of each site, chosen and refitted behind the cuts
+        before: the judge of a search takes readers that were made behind the ranking's. The model is left as it was."""
+        until = dict(zip([site.address for site in self.sites], counts, strict=True))
+        progress = stages("a cut for a try")
+        with as_before(self.sites):
+            for site, problem in problems(self.model, self.sites, self.input_ids, self.settings, progress):
+                self.mask(site, problem, until[site.address])
+            return ends.divergence()
+
 
 @torch.no_grad()
 def spread(walk: Walk, spending: Spending, judged: Tensor, *, multiple_of: int = 1, stages: Stages = silent) -> Spread:
@@ -112,7 +125,15 @@ def spread(walk: Walk, spending: Spending, judged: Tensor, *, multiple_of: int =
             course.offer(start, "ranking")
             SEARCHES[spending.by](choices, course)
         course.told(spending.effort.turns)
-        return Spread(choices.counts(course.best), course.log)
+        tried = list(dict.fromkeys([start, course.best]))
+        if len(tried) == 1:
+            return Spread(choices.counts(start), course.log)
+        losses = [walk.really(choices.counts(choice), ends, stages) for choice in tried]
+        lines = [{"by": by, "loss": loss} for by, loss in zip((RANKED, SEARCHED), losses, strict=True)]
+        best = tried[losses.index(min(losses))]
+        if best == start:
+            spending.note("really cut, what the search found is no nearer to the dense model: the ranking stays")
+        return Spread(choices.counts(best), [*course.log, *lines])
 
 
 @contextmanager

@@ -85,8 +85,7 @@ class Look(Probe):
         """As `obs_to_counts` cuts, with zeros in the readers where units go."""
 
         def mask(site: Site, problem: LeastSquares) -> Tensors:
-            if until[site.address] < site.count or problem.drifted:
-                site.set_reader(*problem.masked(self.gone(site, problem, until[site.address]).kept))
+            self.mask(site, problem, until[site.address])
             return {}
 
         each(self.model, self.sites, read, self.settings, self.stages, SECOND_LOOK, mask)

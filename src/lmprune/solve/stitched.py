@@ -45,6 +45,15 @@ class DenseEnds:
         """Of sequence `place`, (T, V)."""
         return self.blocks.logits(self.states[place], self.batches[place])[0].float()
 
+    @torch.no_grad()
+    def divergence(self) -> float:
+        """Mean KL of the model, as it is by now, from the dense one, nats a token."""
+        total = 0.0
+        for place, batch_BT in enumerate(self.batches):
+            end = self._end(self.blocks.inputs(batch_BT))
+            total += float(divergence(self.logits(place), self.blocks.logits(end, batch_BT)[0].float()).mean())
+        return total / len(self.batches)
+
 
 class Stitched:
     """A `budget.search.Judge`, which writes into the sites' readers.

@@ -40,6 +40,11 @@ class Probe:
         """The units that go until so many are left."""
         return eliminate(problem, until=until, metric_DD=self.metrics[site.address], seed=self.seed)
 
+    def mask(self, site: Site, problem: LeastSquares, until: int) -> None:
+        """As `cut` cuts, with zeros in the reader where units go."""
+        if until < site.count or problem.drifted:
+            site.set_reader(*problem.masked(self.gone(site, problem, until).kept))
+
 
 def each(
     model: Any, sites: Sequence[Site], input_ids: Tensor, settings: ObsSettings, stages: Stages, name: str,
