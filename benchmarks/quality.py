@@ -3,6 +3,7 @@
     python benchmarks/quality.py --calibrate wikitext --methods obs,flap,activation
     python benchmarks/quality.py --calibrate mix --methods obs --tokens 65536 --scope global
     python benchmarks/quality.py --calibrate mix --methods dense,obs,flap --tokens 65536 --limit 150 --device cuda
+    python benchmarks/quality.py --calibrate mix --methods obs --tokens 65536 --recover 1
     python benchmarks/quality.py --table                     # what has been measured so far
 
 Resumable: results go to benchmarks/records/quality.jsonl as they come, and what is there is not run again. Each pruned
@@ -35,6 +36,7 @@ from lmprune.data.wikitext import articles
 from lmprune.data.zero_shot import ZERO_SHOT
 from lmprune.evaluation.perplexity import perplexity
 from lmprune.study.run import accelerator
+from lmprune.training.passes import towards
 
 RECORDS = Path(__file__).parent / "records" / "quality.jsonl"
 CUT = Path(__file__).parent / "runs" / "quality-text"
@@ -137,7 +139,8 @@ def table(records: list[dict[str, Any]], use: str) -> str:
     rows = [["model", "calibrated on", "tokens", "method", "scope", "keep", "seed", *kinds]]
     for r in records:
         numbers = [f"{r[use][kind]:.3f}" for kind in kinds]
-        how = [r["model"], r["calibrate"], str(r["tokens"]), r["method"], str(r["scope"]), f"{r['keep']:g}"]
+        method = f"{r['method']}, {r['recover']} pass" if r.get("recover") else r["method"]
+        how = [r["model"], r["calibrate"], str(r["tokens"]), method, str(r["scope"]), f"{r['keep']:g}"]
         rows.append([*how, str(r["seed"]), *numbers])
     rows.insert(1, ["---"] * len(rows[0]))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
@@ -153,6 +156,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32768)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--recover", type=int, default=0, help="passes over the calibration text after the cut")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
@@ -167,13 +171,16 @@ def main() -> None:
     for method in options.methods.split(","):
         how = {name: getattr(options, name) for name in ("model", "calibrate", "scope", "keep", "tokens", "seed")}
         how |= {"method": method, **({"limit": options.limit} if options.limit else {})}
-        if any(how.items() <= record.items() for record in done):
+        how |= {"recover": options.recover} if options.recover else {}
+        if any(how.items() <= r.items() and r.get("recover") == how.get("recover") for r in done):
             continue
         ids = calibration(options.calibrate, tokenizer, options.tokens, options.seed) if ids is None else ids
         measure = Measure(model, tokenizer, options.shared) if measure is None else measure
         pruned, start = copy.deepcopy(model), time.perf_counter()
         if method != DENSE:
             lmprune.prune(pruned, method=method, scope=options.scope, keep=options.keep, data=ids, seed=options.seed)
+        if options.recover:
+            towards(model, pruned, ids, options.recover, seed=options.seed)
         record = {**how, "accelerator": accelerator(options.device), "seconds": round(time.perf_counter() - start, 1)}
         record |= measure.ratios(pruned)
         if options.limit:
