@@ -33,15 +33,24 @@ def one_shot(method: str, scope: str, keep: float) -> float:
     return mine / dense
 
 
+def budgets(model: str = "smollm2-135m", units: str = "neurons", **how: int) -> dict[tuple[str, float, int], Any]:
+    """The ratios of one round without passes after the cut, unless `how` says how many, by way, keep and seed."""
+    return {
+        (r["by"], r["keep"], r["seed"]): r["ratio"]
+        for r in records("budgets.jsonl")
+        if (r["model"], r["units"]) == (model, units)
+        and all(r.get(name, usual) == how.get(name, usual) for name, usual in (("rounds", 1), ("recover", 0)))
+    }
+
+
 def budget(by: str, keep: float, seed: int) -> dict[str, float]:
-    (found,) = [r["ratio"] for r in records("budgets.jsonl") if (r["by"], r["keep"], r["seed"]) == (by, keep, seed)]
-    return found
+    return budgets()[by, keep, seed]
 
 
-def unit(kinds: str, method: str, scope: str, asked: float | None) -> float:
+def unit(kinds: str, method: str, scope: str, asked: float | None, model: str = "smollm2-135m") -> float:
     (found,) = [
         r["ratio"]
-        for r in records("units-smollm2-135m.jsonl")
+        for r in records(f"units-{model}.jsonl")
         if (",".join(r["units"]), r["method"], r["scope"], r["asked"]) == (kinds, method, scope, asked)
     ]
     return found
@@ -80,14 +89,24 @@ def test_foreign_text_and_the_mix():
 
 def test_methods_and_a_second_model_on_the_mix():
     section = PAGE.split("### Calibrated on text of several kinds")[1].split("\n## ")[0]
-    found = [r for r in records("quality.jsonl") if "accelerator" in r and r["method"] != "dense"]
-    assert len(found) > 25
+    found = [
+        r for r in records("quality.jsonl") if "accelerator" in r and r["method"] != "dense" and "recover" not in r
+    ]
+    assert len(found) > 50
     for r in found:
         numbers = " | ".join(f"{value:.3f}" for value in r["report"].values())
         accuracy = f"{r['zero_shot']['mean_accuracy']:.3f}" if "zero_shot" in r else "not run"
-        mine = f"| {r['keep']:g} | {r['method']} | {r['seed']} | {numbers} | {accuracy} |"
-        assert (mine if r["model"] == "smollm2-135m" else f"| {r['calibrate']} | {numbers} |") in section
-    (dense,) = [r["zero_shot"] for r in records("quality.jsonl") if r["method"] == "dense"]
+        name = f"{r['method']}, global" if r["scope"] else r["method"]
+        told = f"| {r['keep']:g} | {name} | {r['seed']} | {numbers} | {accuracy} |"
+        if r["model"] == "gemma-3-270m-q4_k_m.gguf":
+            told = f"| {r['keep']:g} | {name} | {numbers} | {accuracy} |"
+        elif r["model"] == "gemma-3-270m":
+            told = f"| {r['calibrate']} | {numbers} |"
+        elif r["calibrate"] == "wikitext":
+            told = f"| {name} | {numbers} |"
+        assert told in section
+    dense, *gemmas = (r["zero_shot"] for r in records("quality.jsonl") if r["method"] == "dense")
+    assert {f"{gemma['mean_accuracy']:.3f}" for gemma in gemmas} == {"0.519"} and "dense 0.519" in section
     chance = fmean(task["chance"] for task in dense["tasks"].values())
     assert f"dense model has {dense['mean_accuracy']:.3f} ± 0.013 and chance {chance:.3f}" in section
     mix, wiki = (r["report"]["mean_log"] for r in found if r["model"] == "gemma-3-270m")
@@ -117,7 +136,7 @@ def test_recovery_and_units():
 
 
 def test_units_at_equal_parameters():
-    section = PAGE.split("At equal removed parameters")[1].split("\n#")[0]
+    section = PAGE.split("At equal removed parameters")[1].split("And Gemma")[0]
     for name, kinds, method, scope in (
         ("neurons | local", "neurons", "obs", "local"),
         ("neurons | global", "neurons", "obs", "global"),
@@ -132,6 +151,23 @@ def test_units_at_equal_parameters():
         assert unit("neurons,heads", "obs", "global", asked) < 1.01 * unit("neurons", "obs", "global", asked)
 
 
+def test_units_of_a_second_model():
+    gemma = "gemma-3-270m-q4_k_m"
+    section = PAGE.split("And Gemma-3-270M (4-bit GGUF")[1].split("\n#")[0]
+    for name, kinds, method, scope in (
+        ("neurons | local", "neurons", "obs", "local"),
+        ("neurons | global", "neurons", "obs", "global"),
+        ("neurons and heads, one ranking | global", "neurons,heads", "obs", "global"),
+        ("layers | –", "layers", "obs", "local"),
+        ("layers, `shortgpt` without a refit | –", "layers", "shortgpt", "local"),
+    ):
+        told = next(line for line in section.splitlines() if line.startswith(f"| {name} |"))
+        expected = [f"{unit(kinds, method, scope, asked, gemma):.3f}" for asked in (0.1, 0.2, 0.35)]
+        assert re.findall(r"\d+\.\d{3}", told) == expected
+    for method in ("obs", "flap", "taylor", "random", "magnitude"):
+        assert f"{unit('heads', method, 'local', None, gemma):.3f}" in section.split("|")[0]
+
+
 def spread(values: list[float], digits: int, *, of_mean: bool = False) -> str:
     """Mean ± standard deviation, or error."""
     width = stdev(values) / (math.sqrt(len(values)) if of_mean else 1)
@@ -144,7 +180,7 @@ def test_budgets_over_seeds():
     assert row("the same with widths").startswith(
         f"{spread(half, 3, of_mean=True)}; at 70% {spread(more, 3, of_mean=True)}"
     )
-    known = {(r["by"], r["keep"], r["seed"]): r["ratio"] for r in records("budgets.jsonl") if "rounds" not in r}
+    known = budgets()
     lines = [line for line in PAGE.splitlines() if re.match(r"\| 0\.[57] \| (uniform|ranking|dp|evolution)", line)]
     assert len(lines) == 8
     for line in lines:
@@ -153,6 +189,18 @@ def test_budgets_over_seeds():
         for cell, kind in zip((cells[0], *cells[2:]), ("wikitext", "c4", "code"), strict=True):
             assert cell == ", ".join("not run" if r is None else f"{r[kind]:.3f}" for r in ratios)
         assert cells[1] == spread([r["wikitext"] for r in ratios if r], 3, of_mean=True)
+
+
+def test_budgets_of_both_kinds_and_of_a_second_model():
+    section = PAGE.split("### A budget that is spread by search")[1].split("\n### ")[0]
+    both, gemma = budgets(units="neurons+heads"), budgets(model="gemma-3-270m-q4_k_m")
+    for by in ("global", "evolution"):
+        seeds = [both[key]["wikitext"] for key in sorted(both) if key[:2] == (by, 0.625)]
+        told = f"{spread(seeds, 3, of_mean=True)}" if len(seeds) > 1 else f"{seeds[0]:.3f}"
+        assert ", ".join(f"{ratio:.3f}" for ratio in seeds) in section and told in section
+    for by in ("uniform", "ranking", "evolution"):
+        ratio = gemma[by, 0.5, 0]
+        assert f"| {by} | {ratio['wikitext']:.3f} | {ratio['c4']:.3f} | {ratio['code']:.3f} |" in section
 
 
 def test_the_paper_on_smollm2():
