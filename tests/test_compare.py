@@ -113,3 +113,19 @@ def test_accuracy_beside_perplexity(pair: tuple[Path, Path], text: Path, tmp_pat
     accuracy = alone["tasks"]["piqa"]["accuracy"]
     assert rows["piqa, accuracy (chance 0.50)"][1].startswith(f"{accuracy:.3f} ± ")
     assert found["limit"] == 4 and found["models"][0]["tasks"] == {}
+
+
+def test_the_course_of_a_search_is_drawn(pair: tuple[Path, Path], text: Path, tmp_path: Path):
+    """From the plan, without what was cut for a try; of models that were searched alone."""
+    spent = ("--budget", "dp", "--keep", 0.5, "--multiple-of", 4, "--calibration-tokens", 1024, "--seq-len", 64)
+    args = ("--data", text, "--out", tmp_path / "searched", "--answer-tokens", 0)
+    assert lmprune("prune", pair[0], *spent, *args).code == 0
+    page_of = ("--data", text, *SMALL, "--out", tmp_path / "page.html")
+    record = lmprune("compare", pair[0], tmp_path / "searched", *page_of, "--json").record
+    dense, searched = (model["search"] for model in record["models"])
+    assert dense is None and searched[0]["by"] == "ranking"
+    (chart,) = comparison.charts(record)
+    (line,) = chart.lines  # type: ignore[union-attr]
+    assert [point.y for point in line.points] == [turn["loss"] for turn in searched if "cut" not in turn["by"]]
+    assert [y for _, y in line.curve] == sorted((y for _, y in line.curve), reverse=True)
+    assert "The search for how many units stay where" in (tmp_path / "page.html").read_text()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import UserError, shown
-from .foreign import json_of, misfit, reading, text_of
+from .foreign import NUMBER, json_of, misfit, reading, text_of
 from .sites.address import LAYER_KINDS, Address, Kind
 
 PLAN_FILE = "prune_plan.json"
@@ -245,6 +245,7 @@ _MODEL |= {"license": str, "license_name": str, "license_link": str, "license_fi
 _PROVENANCE = {
     "model": _MODEL, "calibration": _TEXT, "training": _TEXT, "plan": {"settings": dict, "provenance": dict},
     "versions": {str: str}, "command": [str], "run": str, "dtype": {"computed": str, "saved": str},
+    "search": [{"by": str, "loss": NUMBER, "best": NUMBER, "evaluations": int, "seconds": NUMBER}],
 }  # fmt: skip
 #: what is told of a part whenever it is there
 _WHOLE = {

@@ -20,6 +20,7 @@ from ..progress import Teller
 from ..report import comparison, page
 from .bench import bench, check_engine
 from .evaluate import evaluate, evaluate_task
+from .inspection import find_plan
 from .zero_shot import ZeroShotAnswers, answered, check_can_be_asked, told
 
 #: of a record of `eval`, and of `bench`
@@ -60,7 +61,9 @@ def compare(
         skeleton = checkpoints.skeleton(model, trust_remote_code=trust_remote_code)
         params = sum(parameter.numel() for parameter in skeleton.parameters())
         measured = {name: quality.get(name) for name in _QUALITY}
+        plan = find_plan(model)
         known = {"zero_shot": told(answers, first) if answers else None, "data": quality["data"]}
+        known["search"] = plan.provenance.get("search") if plan else None
         found.append({"model": model, "params": params, **measured, "tasks": scores, **known})
         first = first or answers
     speeds = bench(

@@ -88,11 +88,11 @@ _AXES: Mapping[str, tuple[str, Callable[[Model], float | None]]] = {
 
 
 def charts(record: Mapping[str, Any]) -> list[Chart]:
-    """Perplexity against what a model costs, of three models or more."""
+    """Perplexity against what a model costs, of three models or more; and how a search for budgets went."""
     models: Sequence[Model] = record["models"]
+    made = _searches(models)
     if len(models) < 3:
-        return []
-    made: list[Chart] = []
+        return made
     for axis, (label, cost) in _AXES.items():
         lines = []
         for number, (name, model) in enumerate(zip(names(models), models, strict=True)):
@@ -102,6 +102,25 @@ def charts(record: Mapping[str, Any]) -> list[Chart]:
         title = f"Perplexity against {label}"
         made.append(LineChart(axis, title, "A dot is a model.", label, "perplexity", tuple(lines)))
     return made
+
+
+def _searches(models: Sequence[Model]) -> list[Chart]:
+    """The best choice so far against the time of its search, of the models whose plan tells it."""
+    lines = []
+    for number, (name, model) in enumerate(zip(names(models), models, strict=True)):
+        course = [turn for turn in model.get("search") or () if "seconds" in turn]  # not those that were cut for a try
+        points = tuple(
+            Point(turn["seconds"] / 60, turn["loss"], f"{name}\n{turn['by']}\n{turn['loss']:.4f} nats a token")
+            for turn in course
+        )
+        if points:
+            curve = tuple((turn["seconds"] / 60, turn["best"]) for turn in course)
+            lines.append(Line(name, name, points, curve, ink=number % NUM_COLOURS))
+    if not lines:
+        return []
+    caption = "A dot is a choice that was judged on all text of the search, the line the best so far."
+    title = "The search for how many units stay where"
+    return [LineChart("search", title, caption, "minutes", "KL from dense, nats a token", tuple(lines))]
 
 
 def _table(
