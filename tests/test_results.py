@@ -135,15 +135,19 @@ def test_recovery_and_units():
         assert f"`{method}` {unit('heads', method, 'local', None):.3f}" in told
 
 
+#: of both tables of units: how a row begins, kinds, method, scope
+UNIT_ROWS = (
+    ("neurons | local", "neurons", "obs", "local"),
+    ("neurons | global", "neurons", "obs", "global"),
+    ("neurons and heads, one ranking | global", "neurons,heads", "obs", "global"),
+    ("layers | –", "layers", "obs", "local"),
+    ("layers, `shortgpt` without a refit | –", "layers", "shortgpt", "local"),
+)
+
+
 def test_units_at_equal_parameters():
     section = PAGE.split("At equal removed parameters")[1].split("And Gemma")[0]
-    for name, kinds, method, scope in (
-        ("neurons | local", "neurons", "obs", "local"),
-        ("neurons | global", "neurons", "obs", "global"),
-        ("neurons and heads, one ranking | global", "neurons,heads", "obs", "global"),
-        ("layers | –", "layers", "obs", "local"),
-        ("layers, `shortgpt` without a refit | –", "layers", "shortgpt", "local"),
-    ):
+    for name, kinds, method, scope in UNIT_ROWS:
         (told,) = [line for line in section.splitlines() if line.startswith(f"| {name} |")]
         expected = [f"{unit(kinds, method, scope, asked):.3f}" for asked in (0.1, 0.2, 0.35)]
         assert re.findall(r"\d+\.\d{3}", told) == expected
@@ -154,13 +158,7 @@ def test_units_at_equal_parameters():
 def test_units_of_a_second_model():
     gemma = "gemma-3-270m-q4_k_m"
     section = PAGE.split("And Gemma-3-270M (4-bit GGUF")[1].split("\n#")[0]
-    for name, kinds, method, scope in (
-        ("neurons | local", "neurons", "obs", "local"),
-        ("neurons | global", "neurons", "obs", "global"),
-        ("neurons and heads, one ranking | global", "neurons,heads", "obs", "global"),
-        ("layers | –", "layers", "obs", "local"),
-        ("layers, `shortgpt` without a refit | –", "layers", "shortgpt", "local"),
-    ):
+    for name, kinds, method, scope in UNIT_ROWS:
         told = next(line for line in section.splitlines() if line.startswith(f"| {name} |"))
         expected = [f"{unit(kinds, method, scope, asked, gemma):.3f}" for asked in (0.1, 0.2, 0.35)]
         assert re.findall(r"\d+\.\d{3}", told) == expected
@@ -189,6 +187,18 @@ def test_budgets_over_seeds():
         for cell, kind in zip((cells[0], *cells[2:]), ("wikitext", "c4", "code"), strict=True):
             assert cell == ", ".join("not run" if r is None else f"{r[kind]:.3f}" for r in ratios)
         assert cells[1] == spread([r["wikitext"] for r in ratios if r], 3, of_mean=True)
+
+
+def test_passes_after_the_cut():
+    section = PAGE.split("### Passes over the calibration text")[1].split("\n### ")[0]
+    alone, found = budgets(), budgets(recover=1)
+    assert found
+    for (_, keep, seed), ratio in found.items():
+        numbers = [each[kind] for each in (ratio, alone["ranking", keep, seed]) for kind in ("wikitext", "c4", "code")]
+        assert f"| {keep:g} | {seed} | {' | '.join(f'{number:.3f}' for number in numbers)} |" in section
+    half = found["global", 0.5, 0]
+    told = f"{half['wikitext']:.3f}; web pages {half['c4']:.2f}, code {half['code']:.2f}"
+    assert row("the same with one pass").startswith(told)
 
 
 def test_budgets_of_both_kinds_and_of_a_second_model():

@@ -141,8 +141,7 @@ def prune(
     options = given(locals())
     check_usage(ctx)
     if dry_run:
-        _tell(as_json, options)
-        return
+        return _tell(as_json, options)
     with talking(as_json, out) as terminal:
         from ..jobs.next_steps import after_prune
         from ..jobs.prune import prune as work
