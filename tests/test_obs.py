@@ -12,9 +12,8 @@ from lmprune.budget.selection import num_kept, select
 from lmprune.scores.curvature import output_curvature
 from lmprune.sites.find import find_sites
 from lmprune.sites.walk import Blocks
-from lmprune.solve.gains import residual_gain
 from lmprune.solve.obs import PLAIN, ObsSettings, obs, obs_refit, obs_to_counts
-from lmprune.solve.targets import layer_problems
+from lmprune.solve.targets import layer_problems, residual_gain
 
 
 def text(rows: int = 16, length: int = 32, seed: int = 3) -> torch.Tensor:

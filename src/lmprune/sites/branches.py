@@ -20,7 +20,6 @@ class BranchSpec:
 
     home: the module that is the branch, and returns what is added to the stream.
     last: the linear, or the norm, that puts it out: a zero there is the branch's absence.
-    before: the linear before `last`, where that is a norm.
     norms: the norms that only this branch has; those that a block lacks are left out.
     passed: other modules that go, and stand between the stream and `home`.
     """
@@ -29,12 +28,6 @@ class BranchSpec:
     last: str
     norms: tuple[str, ...] = ()
     passed: tuple[str, ...] = ()
-    before: str | None = None
-
-    @property
-    def reader(self) -> str:
-        """The linear that reads the branch's units."""
-        return self.before or self.last
 
 
 @dataclass(frozen=True)
@@ -64,7 +57,7 @@ def _after(spec: BlockSpec, attention: str, ffn: str) -> BlockSpec:
     """With a norm on what each branch puts out."""
 
     def normed(branch: BranchSpec, norm: str) -> BranchSpec:
-        return replace(branch, last=norm, norms=(*branch.norms, norm), before=branch.last)
+        return replace(branch, last=norm, norms=(*branch.norms, norm))
 
     return BlockSpec(normed(spec.attention, attention), normed(spec.ffn, ffn))
 

@@ -95,7 +95,7 @@ def refit_without(
     """Refit the readers of what stays, block by block, to bring the stream back to the dense model's without what goes,
     which is not yet cut.
 
-    kept: sorted, (K,), one a place.
+    kept: sorted, (K,), one a place. Where a norm stands between a reader and the stream, nothing is refitted.
     """
     gone: dict[Kind, set[int]] = {
         place.address.kind: _gone(place, units) for place, units in zip(places, kept, strict=True)
@@ -139,7 +139,7 @@ def _readers(place: Layers, gone: Mapping[Kind, set[int]]) -> list[Site]:
         for kind, branch, whole in kinds:
             if layer in {*gone.get("layers", ()), *gone.get(whole, ())} or is_gone(block, branch.home):
                 continue
-            reader = block.get_submodule(branch.reader)
-            if isinstance(reader, nn.Linear) or hasattr(reader, "nf"):
-                found.append(Site(Address(kind, layer), block, (), reader, what=branch.reader))
+            last = block.get_submodule(branch.last)
+            if isinstance(last, nn.Linear) or hasattr(last, "nf"):
+                found.append(Site(Address(kind, layer), block, (), last, what=branch.last))
     return found

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checkpoints.journal import Stage
 from ..checkpoints.shelf import Tensors
@@ -25,7 +25,6 @@ from ..sites.pages import here
 from ..sites.site import Site, by_layer
 from ..sites.walk import Blocks, list_of
 from .elimination import LeastSquares
-from .gains import Norm, ends_in_norm, norm_behind, residual_gain
 
 #: switches a part of a block off, and returns what switches it on again
 Skip = Callable[[], Callable[[], None]]
@@ -114,21 +113,20 @@ class _Streams:
             return
         self.hidden = states_of(model, map(self.blocks.inputs, batches))
         gain = text.first(residual_gain(self.blocks, probe, self.hidden[0])) if compensation else None
-        self.normed = bool(compensation and not gain and text.first(ends_in_norm(self.blocks, probe, self.hidden[0])))
-        self.dense = states_of(model, self.hidden) if gain or self.normed else None
-        self.share = compensation / gain if gain else compensation
+        self.dense = states_of(model, self.hidden) if gain else None
+        self.share = compensation / gain if gain else 0.0
         self.apart = False
 
     def state(self) -> Tensors:
         """What enters the next block, and what else is to be known then."""
-        about = torch.tensor([self.share, self.apart, self.dense is not None, self.normed], dtype=torch.float64)
+        about = torch.tensor([self.share, self.apart, self.dense is not None], dtype=torch.float64)
         dense = [] if self.dense is None or not self.apart else self.dense
         return Numbered({"about.": [about], "hidden.": self.hidden, "dense.": dense})
 
     def _take_up(self, state: Tensors, device: torch.device) -> None:
         model = self.blocks.model
-        self.share, apart, two, normed = state["about.0"].tolist()
-        self.apart, self.normed = bool(apart), bool(normed)
+        self.share, apart, two = state["about.0"].tolist()
+        self.apart = bool(apart)
         self.hidden = states_of(model, listed(state, device, "hidden."))
         dense = listed(state, device, "dense.") if self.apart else self.hidden
         self.dense = states_of(model, dense) if two else None
@@ -166,7 +164,6 @@ class _Streams:
     def moments(self, layer: int, together: Sequence[Site], *, last: bool) -> dict[Address, Moments]:
         """Of each of the sites of the block. last: this pass is also the one that goes on through it."""
         found = [Moments(site) for site in together]
-        norms = [self._norm(layer, site) for site in together]
         with ExitStack() as stack:
             taps: list[list[Tensor]] = [[] for _ in together]
             for site, tap in zip(together, taps, strict=True):
@@ -174,22 +171,14 @@ class _Streams:
             for i, states_BTD in enumerate(self.hidden):
                 out_BTD = self._pruned(layer, states_BTD)
                 target = self._target(i, out_BTD)
-                for moments, norm, tap in zip(found, norms, taps, strict=True):
-                    h_NF = tap.pop().flatten(0, -2)
-                    moments.add(h_NF, *(norm.before(h_NF, *target) if norm else target))
+                for moments, tap in zip(found, taps, strict=True):
+                    moments.add(tap.pop().flatten(0, -2), *target)
                     tap.clear()
                 if last:
                     self.hidden[i] = out_BTD
         for moments in found:
             moments.add_up(self.text)
         return {moments.address: moments for moments in found}
-
-    def _norm(self, layer: int, site: Site) -> Norm | None:
-        """What stands between the site's reader and the stream, if anything does and a target is to get behind it."""
-        if not self.normed or self.dense is None:
-            return None
-        weight_D = self.text.first(norm_behind(lambda: self._pruned(layer, self.hidden[0]), site))
-        return None if weight_D is None else Norm(site, weight_D)
 
     def _target(self, i: int, out_BTD: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The weights of batch i's tokens, and what the readers should put out beyond what the dense ones do."""
@@ -258,3 +247,26 @@ def _token_weights(states_BTD: Tensor) -> Tensor:
     """(N,): 1 / mean square of the residual stream. Whoever reads the stream normalises it first, so an error matters
     relative to its size; unweighted, the few tokens with massive activations would be all that counts."""
     return 1 / states_BTD.flatten(0, -2).float().square().mean(1).clamp_min(1e-12)
+
+
+def residual_gain(blocks: Blocks, site: Site, states_BTD: Tensor) -> float | None:
+    """How much of the reader's output the block adds to the stream: 1 in most families, another where it is scaled.
+
+    None where it is not simply added (a norm stands between): the drift can't be turned into a target then.
+    """
+
+    def silence(_reader: nn.Module, _args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        outputs.append(out.flatten().float())
+        return torch.zeros_like(out)
+
+    outputs: list[Tensor] = []
+    with_it = blocks.run(site.layer, states_BTD)
+    handle = site.reader_linear.register_forward_hook(silence)
+    try:
+        added = (with_it - blocks.run(site.layer, states_BTD)).flatten().float()
+    finally:
+        handle.remove()
+    out = outputs[0]
+    gain = float(added @ out / (out @ out).clamp_min(1e-30))
+    exact = bool((added - gain * out).norm() <= 1e-2 * added.norm())
+    return gain if exact and gain > 0 else None
