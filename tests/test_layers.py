@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from in_parts import few
+from tiny_checkpoints import lmprune, tiny_checkpoint
 from tiny_models import NAMES, is_pruned_class, logits, tiny_config, tiny_model, tokens
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
@@ -206,3 +207,16 @@ def test_parts_of_a_model_with_gaps_are_told() -> None:
     parts = parameters_by_part(model, find_sites(model))
     assert parts["attention"] == dense["attention"] and parts["ffn"] == dense["ffn"] * len(KEPT) // LAYERS
     assert sum(parts.values()) == model.num_parameters()
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "told"), [("gemma2", "obs", True), ("gemma2", "shortgpt", False), ("llama", "obs", False)]
+)
+def test_who_asks_for_a_refit_that_there_is_not_is_told(
+    family: str, method: str, told: bool, text: Path, tmp_path: Path
+):
+    """Behind a norm `obs` chooses layers as `shortgpt` does, and can do no more."""
+    model = tiny_checkpoint(tmp_path / "model", family)
+    how = ("--units", "layers", "--keep", 0.67, "--data", text, "--calibration-tokens", 1024, "--seq-len", 64)
+    shown = lmprune("prune", model, *how, "--method", method, "--answer-tokens", 0, "--out", tmp_path / "out")
+    assert shown.code == 0 and ("nothing is refitted, so that this is what shortgpt does" in shown.err) is told

@@ -148,6 +148,8 @@ def open_asked(terminal: Teller, asked: Asked) -> Opened:
     if asked.plan is not None:
         tell_of_plan(terminal, asked.plan, model, text if asked.calibrates else None)
     tell_dtype(terminal, dense, asked.kind)
+    for sentence in asked.row.solver_of(asked.kinds).remarks(find_sites(dense, asked.kinds, asked.spec)):
+        terminal.note(sentence)
     before = inspection.sizes(dense, inspection.feed_forward(dense, asked.spec))
     licence = find_licence(model)
     provenance = {"model": history(model, licence), **made_by("prune", asked.options)}

@@ -49,6 +49,15 @@ class Dropped(Solver):
     def reads_text(self, *, chosen: bool = False) -> bool:
         return self.settings is not None or (self.rule.score is not None and not chosen)
 
+    def remarks(self, sites: Sequence[Any]) -> list[str]:
+        place = sites[0]
+        if self.settings is None or len(place.blocks) < 2 or _readers(place, {"layers": {0}}):
+            return []
+        return [
+            f"nothing is refitted, so that this is what {self.criterion} does: in this family a norm stands between what "
+            "a branch puts out and the stream"
+        ]
+
     def solve(
         self,
         model: Any,

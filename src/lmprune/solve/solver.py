@@ -76,6 +76,10 @@ class Solver(ABC):
     ) -> Solution:
         """Choose, cut and repair all sites in place. input_ids: calibration text (sequences, T), where it is read."""
 
+    def remarks(self, sites: Sequence[Place]) -> list[str]:
+        """What is not done of these sites that the method's name promises, in sentences."""
+        return []
+
     @property
     def needs_gradients(self) -> bool:
         """Whether `solve` reads text back as well."""
