@@ -54,8 +54,8 @@ class Dropped(Solver):
         if self.settings is None or len(place.blocks) < 2 or _readers(place, {"layers": {0}}):
             return []
         return [
-            f"nothing is refitted, so that this is what {self.criterion} does: in this family a norm stands between what "
-            "a branch puts out and the stream"
+            f"nothing is refitted, so that this is what {self.criterion} does: in this family a norm stands between "
+            "what a branch puts out and the stream"
         ]
 
     def solve(
