@@ -191,12 +191,14 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
         ],
     ),
     "jobs/needs.py": (
-        "max_memory forecast",
+        "max_memory forecast passes",
         [
             ("if found.least > bound:", "if False:"),
             ("return bound - self.least", "return bound"),
             ("if number > (free := free_at(place)):", "if (free := free_at(place)) < 0:"),
-            ("max(self.shape.weights + held, self._saving)", "(self.shape.weights + held)"),
+            ("dense + training, self._saving)", "dense + training)"),
+            ("dense + training, self._saving)", "self._saving)"),
+            ("self.before * self.shape.number if self.passes", "0.0 if self.passes"),
             ("or self.peak <= bound", ""),
             ("max(self.held.states - room, 0.0)", "0.0"),
             (" - there, ", ", "),
@@ -549,6 +551,48 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
             ("    site.set_reader(*cut)\n", ""),
             ('scope == "global" and', ""),
             ("and not isinstance(keep, Mapping)", ""),
+        ],
+    ),
+    "training/passes.py": (
+        "passes",
+        [
+            ("A_STEP, RATE = 8, 3e-4", "A_STEP, RATE = 8, 3e-3"),
+            ("min(A_STEP, sequences) // batch", "A_STEP // batch"),
+            ("0.0 if steps < _FEW else 0.1", "0.1"),
+            ("sequences * passes //", "sequences //"),
+            ('decay="cosine"', 'decay="linear"'),
+            ("OnlineTeacher(dense, model, 1.0)", "OnlineTeacher(dense, model, 2.0)"),
+            ("kl_weight=1.0", "kl_weight=0.9"),
+            ("        model.requires_grad_(True)\n", ""),
+            ("parameter.requires_grad_(learns).grad = None", "parameter.grad = None"),
+            ("        model.train(mode)\n", ""),
+            ("    check_trainable(model)\n", ""),
+        ],
+    ),
+    "jobs/passes.py": (
+        "passes",
+        [
+            ("if training is not None:", "if False:"),
+            ('if options["max_ppl_ratio"] is not None:', "if False:"),
+            ('if options["stream"]:', "if False:"),
+            ("if several():", "if False:"),
+            ('towards(dense, made.model, ids, asked["recover"]', "towards(dense, made.model, ids, 1"),
+        ],
+    ),
+    "solve/budgeted.py": (
+        "budgeted",
+        [
+            ("tried[losses.index(min(losses))]", "tried[-1]"),
+            ("tried[losses.index(min(losses))]", "tried[0]"),
+            ("self.mask(site, problem, until[site.address])", "pass"),
+            ("best == start", "best != start"),
+        ],
+    ),
+    "report/comparison.py": (
+        "compare",
+        [
+            ('if "seconds" in turn', "if True"),
+            ('turn["seconds"] / 60, turn["best"]', 'turn["seconds"] / 60, turn["loss"]'),
         ],
     ),
     "runtimes/mixtures.py": (
