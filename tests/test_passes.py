@@ -228,6 +228,18 @@ def test_what_does_not_go_with_passes(taught: Path, text: Path, tmp_path: Path, 
     assert shown.code == 2 and sentence in shown.err.replace("\n", " ") and not out.exists()
 
 
+def test_where_no_training_runs_is_said_before_the_cut(monkeypatch: pytest.MonkeyPatch):
+    """Not after it, with all that it took."""
+
+    def elsewhere(model: Any) -> None:
+        raise UserError("a training runs on cuda:0, and the model is on cuda:1")
+
+    monkeypatch.setattr("lmprune.training.train.check_place", elsewhere)
+    with pytest.raises(UserError, match="a training runs on cuda:0"):
+        job.dense_copy({"recover": 1}, tiny_model("llama"))  # type: ignore[arg-type]
+    assert job.dense_copy({"recover": 0}, tiny_model("llama")) is None  # type: ignore[arg-type]
+
+
 def test_several_processes_are_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="--recover trains in one process"):

@@ -42,9 +42,10 @@ def dense_copy(asked: Asked, model: Any) -> Any:
         return None
     check_whole(model, "--recover can't train")
     check_one_device(model, "--recover can't train")
-    from ..training.train import check_trainable
+    from ..training.train import check_place, check_trainable
 
     check_trainable(model)
+    check_place(model)
     return copy.deepcopy(model)
 
 

@@ -147,6 +147,12 @@ def check_trainable(model: Any) -> None:
         )
 
 
+def check_place(model: Any) -> None:
+    """Raises: UserError where the Trainer would not be where the model is."""
+    with TemporaryDirectory() as nowhere:
+        _arguments(TrainSettings(steps=1), nowhere, next(model.parameters()).device)
+
+
 def check_enough(settings: TrainSettings, num_examples: int, num_processes: int) -> None:
     """Raises: UserError where the examples don't fill one step."""
     a_step = settings.batch_size * settings.grad_accum * num_processes
