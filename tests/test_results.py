@@ -76,7 +76,7 @@ def test_foreign_text_and_the_mix():
     told = row("the same model on text")
     assert f"web pages {uniform['c4']:.2f}, code {uniform['code']:.2f}" in told
     assert f"{searched['c4']:.2f} and {searched['code']:.2f}" in told
-    alone = [r for r in records("quality.jsonl") if "accelerator" not in r]
+    alone = [r for r in records("quality.jsonl") if "accelerator" not in r]  # of the first day
     measured = {(r["tokens"], r["scope"] or "local"): r["report"] for r in alone}
     section = PAGE.split("### Calibrated on text of several kinds")[1].split("\n## ")[0]
     for (tokens, scope), found in measured.items():
@@ -162,6 +162,7 @@ def test_units_of_a_second_model():
         told = next(line for line in section.splitlines() if line.startswith(f"| {name} |"))
         expected = [f"{unit(kinds, method, scope, asked, gemma):.3f}" for asked in (0.1, 0.2, 0.35)]
         assert re.findall(r"\d+\.\d{3}", told) == expected
+    assert f"{unit('neurons', 'obs', 'local', 0.2, gemma):.3f} with a fifth of its blocks gone" in FIRST
     for method in ("obs", "flap", "taylor", "random", "magnitude"):
         assert f"{unit('heads', method, 'local', None, gemma):.3f}" in section.split("|")[0]
 
@@ -196,6 +197,13 @@ def test_passes_after_the_cut():
     for (_, keep, seed), ratio in found.items():
         numbers = [each[kind] for each in (ratio, alone["ranking", keep, seed]) for kind in ("wikitext", "c4", "code")]
         assert f"| {keep:g} | {seed} | {' | '.join(f'{number:.3f}' for number in numbers)} |" in section
+    for r in (r for r in records("quality.jsonl") if "recover" in r):
+        numbers = [*r["report"].values(), r["zero_shot"]["mean_accuracy"]]
+        assert f"| {r['keep']:g} | {r['seed']} | {' | '.join(f'{number:.3f}' for number in numbers)} |" in section
+        assert f"{r['choose']['mean_log']:.3f}" in section
+        kinds = [ratio for kind, ratio in r["report"].items() if kind != "mean_log"]
+        told = f"{min(kinds):.2f} to {max(kinds):.2f}, mean {math.exp(r['report']['mean_log']):.2f}"
+        assert told in row("calibrated on five")
     half = found["global", 0.5, 0]
     told = f"{half['wikitext']:.3f}; web pages {half['c4']:.2f}, code {half['code']:.2f}"
     assert row("the same with one pass").startswith(told)
