@@ -91,7 +91,6 @@ def test_a_pass_is_the_one_written_out(monkeypatch: pytest.MonkeyPatch, wrong: s
         found = towards(dense, model, rows)
         assert sorted(seen) == [*range(24)] and len(found.log) == 3
         monkeypatch.undo()
-        monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
         teacher = exact_model(seed=2 if wrong == "teacher" else 1).eval()
         by_hand(teacher, hand, rows.tolist(), [seen[:8], seen[8:16], seen[16:]])
         assert not model.training and all(p.grad is None for p in model.parameters())
