@@ -161,6 +161,17 @@ def test_python_code_has_splits_that_share_no_module() -> None:
         python_code.load("test")
 
 
+def test_what_modules_have_alike_is_in_one_split(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As Debian's Python has its build settings, once for each way that it was built."""
+    for number in range(20):
+        (tmp_path / f"module{number}").mkdir()
+        (tmp_path / f"module{number}" / "own.py").write_text(f"number = {number}\n" * 50)
+        (tmp_path / f"module{number}" / "shared.py").write_text("shared = True\n" * 50)
+    monkeypatch.setattr(python_code.sysconfig, "get_path", lambda _name: str(tmp_path))
+    found = [str(record) for split in ("train", "validation") for record in python_code.load(split).records]
+    assert len(found) == len(set(found)) == 21
+
+
 def test_pieces_join_to_their_documents() -> None:
     long = "".join(f"line {i}\n" for i in range(3000)) + "x" * 20_000
     cut = kinds.pieces([long, "short"])

@@ -24,9 +24,11 @@ def load(split: str) -> Records:
         raise unknown("python-code split", split, SPLITS)
     root = Path(sysconfig.get_path("stdlib"))
     paths = [path for path in sorted(root.rglob("*.py")) if not _APART & set(path.relative_to(root).parts)]
+    held_out: dict[str, bool] = {}  # what two modules have alike (Debian's build settings) is in one split
+    for path in paths:
+        held_out.setdefault(path.read_text(encoding="utf-8", errors="replace"), _is_held_out(path, root))
     held = split == "validation"
-    texts = [path.read_text(encoding="utf-8", errors="replace") for path in paths if _is_held_out(path, root) == held]
-    texts = [text for text in texts if len(text) >= _SHORTEST]
+    texts = [text for text, out in held_out.items() if out == held and len(text) >= _SHORTEST]
     if not texts:
         raise UserError(f"no source of Python's library in {root}; name another source than python-code")
     version = platform.python_version()
