@@ -167,7 +167,7 @@ def test_what_modules_have_alike_is_in_one_split(monkeypatch: pytest.MonkeyPatch
         (tmp_path / f"module{number}").mkdir()
         (tmp_path / f"module{number}" / "own.py").write_text(f"number = {number}\n" * 50)
         (tmp_path / f"module{number}" / "shared.py").write_text("shared = True\n" * 50)
-    monkeypatch.setattr(python_code.sysconfig, "get_path", lambda _name: str(tmp_path))
+    monkeypatch.setattr("sysconfig.get_path", lambda _name: str(tmp_path))
     found = [str(record) for split in ("train", "validation") for record in python_code.load(split).records]
     assert len(found) == len(set(found)) == 21
 

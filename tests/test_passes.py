@@ -136,24 +136,22 @@ def distance(dense: Path, model: Path, text: Path) -> float:
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
-@pytest.mark.parametrize(
-    "how", [(), ("--method", "magnitude"), ("--units", "neurons,heads", "--scope", "global"), ("--budget", "dp")]
-)
+@pytest.mark.parametrize("how", [(), ("--method", "magnitude"), ("--budget", "dp", "--units", "neurons,heads")])
 def test_what_is_left_predicts_more_as_the_dense_model_does(taught: Path, text: Path, tmp_path: Path, how: tuple[str]):
     alone = pruned(taught, text, tmp_path / "alone", *how)
-    record = pruned(taught, text, tmp_path / "more", *how, "--recover", 4)
+    record = pruned(taught, text, tmp_path / "more", *how, "--recover", 2)
     training = record["training"]
-    assert training["steps"] == 32 and training["lr"] == RATE and training["last_loss"] < training["first_loss"]
+    assert training["steps"] == 16 and training["lr"] == RATE and training["last_loss"] < training["first_loss"]
     assert "training" not in alone and record["params_after"] == alone["params_after"]
     near, far = (distance(taught, tmp_path / name, text) for name in ("more", "alone"))
-    assert near < 0.8 * far
+    assert near < 0.9 * far
     plans = [PrunePlan.load(tmp_path / name / PLAN_FILE) for name in ("alone", "more")]
     assert all(torch.equal(a, b) for a, b in zip(*(plan.indices() for plan in plans), strict=True))
     assert plans[1].settings["training"]["teacher"] == str(taught)
     log = [json.loads(line) for line in (tmp_path / "more" / "training_log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in log] == [*range(1, 33)]
+    assert [line["step"] for line in log] == [*range(1, 17)]
     card = (tmp_path / "more" / "README.md").read_text()
-    assert "and fine-tuned afterwards for 32 steps" in card and "distilled from" in card
+    assert "and fine-tuned afterwards for 16 steps" in card and "distilled from" in card
     assert "without any training afterwards" in (tmp_path / "alone" / "README.md").read_text()
 
 
