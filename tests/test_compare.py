@@ -11,6 +11,7 @@ from test_bad_input import refused
 from tiny_checkpoints import documented, lmprune, tiny_checkpoint
 
 from lmprune.report import comparison, page
+from lmprune.report.charts import LineChart
 
 pytestmark = pytest.mark.usefixtures("quick_workers")
 
@@ -125,7 +126,8 @@ def test_the_course_of_a_search_is_drawn(pair: tuple[Path, Path], text: Path, tm
     dense, searched = (model["search"] for model in record["models"])
     assert dense is None and searched[0]["by"] == "ranking"
     (chart,) = comparison.charts(record)
-    (line,) = chart.lines  # type: ignore[union-attr]
+    assert isinstance(chart, LineChart)
+    (line,) = chart.lines
     assert [point.y for point in line.points] == [turn["loss"] for turn in searched if "cut" not in turn["by"]]
     assert [y for _, y in line.curve] == sorted((y for _, y in line.curve), reverse=True)
     assert "The search for how many units stay where" in (tmp_path / "page.html").read_text()

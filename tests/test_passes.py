@@ -233,8 +233,8 @@ def test_where_no_training_runs_is_said_before_the_cut(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("lmprune.training.train.check_place", elsewhere)
     with pytest.raises(UserError, match="a training runs on cuda:0"):
-        job.dense_copy({"recover": 1}, tiny_model("llama"))  # type: ignore[arg-type]
-    assert job.dense_copy({"recover": 0}, tiny_model("llama")) is None  # type: ignore[arg-type]
+        job.dense_copy(1, tiny_model("llama"))
+    assert job.dense_copy(0, tiny_model("llama")) is None
 
 
 def test_several_processes_are_told(monkeypatch: pytest.MonkeyPatch):

@@ -66,7 +66,7 @@ class Needs:
     def _with(self, held: float | None) -> float | None:
         if held is None:
             return None
-        dense = self.before * self.shape.number if self.passes else 0.0
+        dense = self.shape.weights if self.passes else 0.0
         training = recovery(self.shape, self.after, self.work.seq_len) if self.passes else 0.0
         return self.base + max(dense + self.shape.weights + held, dense + training, self._saving)
 

@@ -36,9 +36,9 @@ def check_passes(options: Mapping[str, Any], training: Training | None) -> None:
         raise UserError("--recover trains in one process; prune with torchrun, and then `lmprune recover`")
 
 
-def dense_copy(asked: Asked, model: Any) -> Any:
+def dense_copy(passes: int, model: Any) -> Any:
     """What the passes go towards, before the model is cut; None where there are none. Raises: UserError."""
-    if not asked["recover"]:
+    if not passes:
         return None
     check_whole(model, "--recover can't train")
     check_one_device(model, "--recover can't train")

@@ -177,7 +177,7 @@ def prune_at_once(terminal: Teller, asked: Asked, opened: Opened) -> Made:
     if asked["max_ppl_ratio"] is not None:
         by_quality.check_copies(opened.dense)
         return by_quality.smallest(terminal, asked, opened, partial(_cut, terminal))
-    dense = passes.dense_copy(asked, opened.dense)
+    dense = passes.dense_copy(asked["recover"], opened.dense)
     plan = _cut(terminal, asked, opened, opened.dense)
     num_read = plan.settings.get("calibration_tokens", asked.calibration_tokens)
     if asked.plan is None and num_read <= asked.calibration_tokens - asked["seq_len"]:

@@ -6,13 +6,12 @@ squares see of one layer at a time, the end loss sees of all together (docs/meth
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import UserError
+from ..scores.passes import undisturbed
 from .callbacks import Report
 from .settings import TrainSettings
 from .teachers import OnlineTeacher
@@ -55,19 +54,12 @@ def towards(
     check_trainable(model)
     settings = settings_of(len(input_ids), passes, seed)
     examples = [{"input_ids": row} for row in input_ids.cpu()]
-    with _as_it_was(dense), _as_it_was(model):
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    with undisturbed(dense), undisturbed(model):
         teacher = OnlineTeacher(dense, model, 1.0)
         model.requires_grad_(True)
-        return train(model, examples, settings, teacher=teacher, kl_weight=1.0, report=report)
-
-
-@contextmanager
-def _as_it_was(model: Any) -> Iterator[None]:
-    """Afterwards the model is in the mode that it was in, the same weights are frozen, and none has a gradient."""
-    mode, learn = model.training, {parameter: parameter.requires_grad for parameter in model.parameters()}
-    try:
-        yield
-    finally:
-        model.train(mode)
-        for parameter, learns in learn.items():
-            parameter.requires_grad_(learns).grad = None
+        try:
+            return train(model, examples, settings, teacher=teacher, kl_weight=1.0, report=report)
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
