@@ -150,7 +150,7 @@ def test_a_ridge_that_is_too_small_grows_until_the_system_can_be_solved():
     moment = torch.ones(4, 4, dtype=torch.float64)
     moment[0, 0] -= 1e-4  # indefinite, as rounding can leave it
     reader = torch.randn(4, 2, dtype=torch.float64)
-    problem = LeastSquares.of(moment, moment @ reader, reader, rel_damp=1e-9)
+    problem = LeastSquares.of(moment.clone(), moment @ reader, reader, rel_damp=1e-9)
     assert problem.refit(torch.arange(4)).isfinite().all()
     sound = LeastSquares.of(moment + torch.eye(4), moment @ reader, reader, rel_damp=1e-9)
     torch.testing.assert_close(sound.gram_FF, moment + torch.eye(4), rtol=0, atol=1e-8)  # and no more than needed

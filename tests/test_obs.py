@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from in_parts import few
@@ -12,8 +14,9 @@ from lmprune.budget.selection import num_kept, select
 from lmprune.scores.curvature import output_curvature
 from lmprune.sites.find import find_sites
 from lmprune.sites.walk import Blocks
+from lmprune.solve.elimination import LeastSquares
 from lmprune.solve.obs import PLAIN, ObsSettings, obs, obs_refit, obs_to_counts
-from lmprune.solve.targets import layer_problems, residual_gain
+from lmprune.solve.targets import Moments, layer_problems, residual_gain
 
 
 def text(rows: int = 16, length: int = 32, seed: int = 3) -> torch.Tensor:
@@ -103,6 +106,29 @@ def test_sequential_reads_what_the_pruned_blocks_put_out():
         model(input_ids)
         h_NF = torch.cat([seen[0], torch.ones(len(seen[0]), 1)], dim=1).double()
         torch.testing.assert_close(moment, h_NF.T @ h_NF / len(h_NF), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_no_two_layers_problems_are_held_at_a_time(monkeypatch: pytest.MonkeyPatch, scope):
+    """A square of 11,008 in float64 is a gigabyte: the sums become the problem, and it goes before the next."""
+    held: list[weakref.ref[LeastSquares]] = []
+    stated, counted = Moments.problem, Moments.__init__
+
+    def begin(moments: Moments, site) -> None:
+        assert not any(problem() for problem in held)
+        counted(moments, site)
+
+    def state(moments: Moments, site, **how) -> LeastSquares:
+        problem = stated(moments, site, **how)
+        assert problem.gram_FF is moments.sum_FF
+        held.append(weakref.ref(problem))
+        return problem
+
+    monkeypatch.setattr(Moments, "__init__", begin)
+    monkeypatch.setattr(Moments, "problem", state)
+    model = tiny_model("llama")
+    obs(model, find_sites(model), text(), 0.5, scope=scope)
+    assert len(held) == {"local": 3, "global": 6}[scope]
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

@@ -85,6 +85,7 @@ class Walk(Probe):
                 if at in until:
                     levels = database.levels(at, (site.count, until[at]))
                     site.set_reader(*database.reader(levels, until[at]))
+                del problem  # before the next is stated
 
     @torch.no_grad()
     def really(self, counts: Sequence[int], ends: DenseEnds, stages: Stages) -> float:
@@ -95,6 +96,7 @@ class Walk(Probe):
         with as_before(self.sites):
             for site, problem in problems(self.model, self.sites, self.input_ids, self.settings, progress):
                 self.mask(site, problem, until[site.address])
+                del problem
             return ends.divergence()
 
 

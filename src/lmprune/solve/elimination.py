@@ -35,7 +35,8 @@ class LeastSquares:
         cls, moment_FF: Tensor, cross_FD: Tensor, reader_FD: Tensor, *,
         rel_damp: float, per_neuron: bool = False, pinned: int = 0, size: int = 1,
     ):  # fmt: skip
-        """moment_FF: E[x xᵀ]; cross_FD: E[x yᵀ]; reader_FD: W0, each with its `pinned` last rows.
+        """moment_FF: E[x xᵀ]; cross_FD: E[x yᵀ]; reader_FD: W0, each with its `pinned` last rows. The moments become
+        the problem's where they are float64: a layer's may be a gigabyte.
 
         rel_damp: ρ. per_neuron: the ridge of input j is ρ · E[x_j²], as if every neuron's output were multiplied by
         noise of variance ρ, so that no refit can rest on neurons cancelling each other out; otherwise it is one δ for
@@ -46,12 +47,12 @@ class LeastSquares:
         mean = powers_F.mean().clamp_min(1e-30)
         ridge_F = torch.zeros(len(moment_FF), dtype=torch.float64, device=moment_FF.device)
         ridge_F[:number] = rel_damp * (powers_F.clamp_min(1e-6 * mean) if per_neuron else mean)
-        gram_FF = moment_FF.to(torch.float64, copy=True)
+        gram_FF = moment_FF.double()
         gram_FF.diagonal().add_(ridge_F)
         while torch.linalg.cholesky_ex(gram_FF).info:  # the moments' fp32 rounding can outweigh a small ridge
             gram_FF.diagonal().add_(9 * ridge_F)
             ridge_F *= 10
-        return cls(gram_FF, cross_FD.double() + ridge_F[:, None] * reader_FD.double(), pinned, size)
+        return cls(gram_FF, cross_FD.double().addcmul(ridge_F[:, None], reader_FD.double()), pinned, size)
 
     @property
     def width(self) -> int:
@@ -71,7 +72,12 @@ class LeastSquares:
         """(H_KK)⁻¹ G_K: the exact least-squares reader on the kept units, (K · size + pinned, D)."""
         pinned = torch.arange(self.width, self.width + self.pinned, device=self.gram_FF.device)
         rows = torch.cat([self.rows(kept), pinned])
-        return torch.cholesky_solve(self.cross_FD[rows], torch.linalg.cholesky(self.gram_FF[rows][:, rows]))
+        return torch.cholesky_solve(self.cross_FD[rows], torch.linalg.cholesky(self.gram_FF[rows[:, None], rows]))
+
+    def inverse(self) -> Tensor:
+        """H⁻¹ (F, F), in the memory of the factor that it is made of."""
+        factor_FF = torch.linalg.cholesky(self.gram_FF)
+        return torch.cholesky_inverse(factor_FF, out=factor_FF)
 
     def masked(self, kept: Tensor) -> tuple[Tensor, Tensor | None]:
         """The same for `Site.set_reader`, float32: a whole reader (F, D), zero where units went, and the bias (D,)."""
@@ -113,7 +119,7 @@ def eliminate(
     2·step cheapest candidates, so that of two units that can stand in for each other only one goes.
     Equal costs are broken by a permutation drawn from `seed`.
     """
-    inverse_FF = torch.cholesky_inverse(torch.linalg.cholesky(problem.gram_FF))
+    inverse_FF = problem.inverse()
     reader_FD = inverse_FF @ problem.cross_FD
     if metric_DD is not None:
         reader_FD = reader_FD @ torch.linalg.cholesky(metric_DD.to(reader_FD))
@@ -154,7 +160,7 @@ def replaceable(problem: LeastSquares) -> Tensor:
     1 - the error that is left when the rest is refitted, over the error where nothing makes up for it: 1 = nothing is
     lost, 0 = no other unit helps.
     """
-    inverse_FF = torch.cholesky_inverse(torch.linalg.cholesky(problem.gram_FF))
+    inverse_FF = problem.inverse()
     reader_FD = inverse_FF @ problem.cross_FD
     refitted_U = _costs(problem, torch.arange(problem.count, device=reader_FD.device), reader_FD, inverse_FF)
     rows_US = problem.rows(torch.arange(problem.count)).view(problem.count, problem.size)

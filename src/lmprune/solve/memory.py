@@ -140,9 +140,9 @@ def curvatures(shape: Shape, sites: Sequence[Site]) -> tuple[float, float]:
 
 
 def elimination(sites: Sequence[Site]) -> float:
-    """The largest layer's problem while it is solved: three square matrices, and as many with the rows of a reader as
+    """The largest layer's problem while it is solved: two square matrices, and as many with the rows of a reader as
     the compensation has."""
-    return max(width * (3 * width + 5 * out) * _DOUBLE for width, out in (site.reader().shape for site in sites))
+    return max(width * (2 * width + 5 * out) * _DOUBLE for width, out in (site.reader().shape for site in sites))
 
 
 def readers(shape: Shape, sites: Sequence[Site]) -> float:

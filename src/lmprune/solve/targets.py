@@ -230,7 +230,8 @@ class Moments:
         reader_FD = in_float64(site.reader().detach())
         if (bias_D := site.reader_bias()) is not None:
             reader_FD = torch.cat([reader_FD, in_float64(bias_D.detach())[None]])
-        cross_FD = moment_FF @ reader_FD + self.drift_FD / self.weight
+        drifted = bool(self.drift_FD.any())
+        cross_FD = self.drift_FD.div_(self.weight).addmm_(moment_FF, reader_FD)
         problem = LeastSquares.of(
             moment_FF,
             cross_FD,
@@ -240,7 +241,7 @@ class Moments:
             pinned=self.pinned,
             size=site.size,
         )
-        return replace(problem, drifted=bool(self.drift_FD.any()))
+        return replace(problem, drifted=drifted)
 
 
 def _token_weights(states_BTD: Tensor) -> Tensor:

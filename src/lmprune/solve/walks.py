@@ -78,6 +78,7 @@ def each(
         model, sites, input_ids, settings, stages(name), stage=stage, without=without, ended=ended
     ):
         found[site.address] = solve(site, problem)
+        del problem  # before the next is stated, which is as large
         if stage.lasts:
             stage.found[str(site.address)] = {**found[site.address], **({} if last or not rewrites else _reader(site))}
     return found
