@@ -99,6 +99,7 @@ def test_an_id_changes_with_every_setting(written: Any) -> None:
     assert not ids[0] & ids[1] and not ids[0] & ids[2] and not ids[1] & ids[2]
     other = {r.id for r in grid.read(written(("scope: global", "scope: local")), commands()).runs}
     assert len(ids[0] & other) == 3  # dense, random twice
+    assert {r.id for r in grid.read(written(("max_tokens: 512", "max_tokens: 512.0")), commands()).runs} == ids[0]
 
 
 def test_commands_are_spelt_out(written: Any, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ class YamlFile:
         found = self.constructed(node)
         if not isinstance(found, str | int | float | bool | None):
             raise self.fail(node, f"expected a single value, got {shown(found)}")
-        return found
+        return int(found) if type(found) is float and found.is_integer() else found  # a run's id is not of a spelling
 
 
 def as_in_python(option: str) -> str:

@@ -142,8 +142,7 @@ def check_trainable(model: Any) -> None:
     """Raises: UserError for weights that AdamW can't move."""
     if model.dtype == torch.float16:
         raise UserError(
-            "weights in float16 can't be trained: the numbers that AdamW divides by are 0 there; "
-            "take --dtype float32, and --bf16 for its speed"
+            "weights in float16 can't be trained: the numbers that AdamW divides by are 0 there; take --dtype float32"
         )
 
 
