@@ -7,18 +7,24 @@ from typing import Any
 
 import pytest
 import torch
-from test_budgeted import text
+from test_budgeted import QUICK, text
 from tiny_models import tiny_model
 from torch.nn import functional
 
 import lmprune
+from lmprune.budget.budget import Budget, num_params
 from lmprune.budget.choosing import counts_of
+from lmprune.budget.levels import Levels
+from lmprune.budget.search import Budgeting
+from lmprune.budget.target import CostTarget
 from lmprune.plan import PrunePlan
 from lmprune.progress import silent
+from lmprune.sites.address import Address
 from lmprune.sites.find import find_sites
 from lmprune.sites.site import Site
+from lmprune.solve.budgeted import Walk
 from lmprune.solve.obs import ObsSettings, end_loss_metrics, error_curves, obs_to_counts
-from lmprune.solve.second_look import Look, corrected, wanted
+from lmprune.solve.second_look import Look, corrected, dearer, wanted
 
 UNITS = ("neurons", "heads")
 SETTINGS = ObsSettings()
@@ -112,11 +118,41 @@ def test_errors_are_corrected_by_what_heads_cost_the_model_and_never_downwards()
     """Of errors of 4 in all, which are as good as a divergence of 2, the head's are 3, so that 1.5 was said of it."""
     neurons, head, other = torch.tensor([0.5, 9.0, 0.5]), torch.tensor([1.0, 7.0, 2.0]), torch.tensor([8.0, 6.0])
     for gain, expected in ((3.0, [2.0, torch.inf, 4.0]), (0.1, [1.0, torch.inf, 2.0])):
-        found = corrected([neurons, head, other], [1, 1, 2], 2.0, {1: gain}, [1, 2])
+        found = corrected([neurons, head, other], [1, 1, 2], dearer([1.0, 3.0, 0.0], 2.0, {1: gain}), [1, 2])
         assert found[0].tolist() == [0.5, 9.0, 0.5] and found[1].tolist() == expected
         assert found[2].tolist() == [torch.inf, torch.inf]
-    dead = corrected([neurons, 0 * head], [3, 1], 0.0, {1: 1e-9}, [1])  # no multiple of nothing is more
+    assert dearer([0.0, 0.0], 0.0, {1: 1e-9}) == {1: 1.0}  # no multiple of nothing is more
+    dead = corrected([neurons, 0 * head], [3, 1], {1: 1.0}, [1])
     assert dead[1].tolist().count(0) == 2 and dead[1].max() == torch.inf
+
+
+@pytest.mark.parametrize("by", ["ranking", "dp"])
+def test_a_budget_looks_at_heads_too(monkeypatch: pytest.MonkeyPatch, by: Budgeting):
+    """Those of the middle layer, of which errors say that they are nothing, are worth everything: they come back, no
+    others go, and what the model may cost is kept to."""
+
+    def spent(worth: float) -> tuple[dict[Address, int], int]:
+        def gains(look: Look, _counts: list[int], looked: list[int]) -> tuple[float, dict[int, float]]:
+            return 1.0, {place: worth * (look.sites[place].layer == 1) for place in looked}
+
+        monkeypatch.setattr(Look, "_gains", gains)
+        model = tiny_model("llama")
+        target = CostTarget("params", 0.8 * num_params(model))
+        plan = lmprune.prune(model, units=UNITS, data=text(40), multiple_of=1, budget=Budget(target, by, QUICK))
+        assert num_params(model) <= target.amount
+        return dict(zip(plan.addresses, map(len, plan.indices()), strict=True)), sum(plan.widths)
+
+    plain = Levels.of
+
+    def cheap(address: Address, gone: torch.Tensor, cost: torch.Tensor, counts: tuple[int, ...]) -> Levels:
+        return plain(address, gone, cost * (1e-6 if address.kind == "heads" else 1), counts)
+
+    monkeypatch.setattr(Levels, "of", cheap)
+    monkeypatch.setattr(Walk, "really", lambda *_: 0.0)  # of two, the ranking
+    (first, neurons), (second, fewer) = spent(0.0), spent(1e6)
+    heads = [Address("heads", layer) for layer in range(3)]
+    assert all(first[at] == 1 for at in heads)
+    assert [second[at] > 1 for at in heads] == [False, True, False] and fewer < neurons
 
 
 def test_one_kind_and_shares_of_their_own_are_not_looked_at(monkeypatch: pytest.MonkeyPatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -33,6 +33,12 @@ class Levels:
         """From an elimination: which units went, and what each removal cost."""
         curve = np.concatenate([[0.0], cost.clamp_min(0).cumsum(0).numpy()])
         return cls(address, counts, curve[[counts[0] - left for left in counts]], gone)
+
+    def dearer(self, times: float, level: int) -> Levels:
+        """The same at so many times the error, and no further than this level."""
+        errors = self.errors * times
+        errors[level + 1 :] = np.inf
+        return replace(self, errors=errors)
 
     def kept(self, count: int) -> Tensor:
         """The units that stay where so many do, sorted."""

@@ -145,9 +145,14 @@ def nearby(choices: Choices, choice: Choice, weights: np.ndarray, reach: int) ->
         np.where(abs(np.arange(len(errors)) - level) <= reach, weight * errors, np.inf)
         for errors, level, weight in zip(choices.errors, choice, weights, strict=True)
     ]
-    found = allocate(within, choices.costs, choices.most)
+    return least(choices, within, choice)
+
+
+def least(choices: Choices, errors: Sequence[np.ndarray], choice: Choice) -> Choice:
+    """The least sum of these errors (S,), some of which may be infinite; at worst the choice, which is within them."""
+    found = allocate(errors, choices.costs, choices.most)
     assert found is not None
-    reached = all(np.isfinite(errors[level]) for errors, level in zip(within, found, strict=True))
+    reached = all(np.isfinite(each[level]) for each, level in zip(errors, found, strict=True))
     return found if reached else choice  # buckets of cost are rounded up, so that not even the choice may fit
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ..budget.budget import Spending
 from ..budget.choosing import least_for, multiple_for
-from ..budget.levels import Choices, grid
-from ..budget.search import SEARCHES, Course, ranking
+from ..budget.levels import Choice, Choices, grid
+from ..budget.search import SEARCHES, Course, least, ranking
 from ..checkpoints.journal import journal_of
 from ..checkpoints.rooms import scratch
 from ..checkpoints.shelf import Tensors
@@ -28,6 +28,7 @@ from ..progress import Stages, silent
 from ..sites.pages import here
 from ..sites.site import Site
 from .database import Database
+from .second_look import Look, heads_of, mixed
 from .stitched import DenseEnds, Stitched, as_before
 from .walks import Probe, problems
 
@@ -116,6 +117,8 @@ def spread(walk: Walk, spending: Spending, judged: Tensor, *, multiple_of: int =
 
         choices, _ = choices_on(None)
         start = ranking(choices)
+        if mixed(sites):
+            start = looked_again(walk, choices, start, stages)
         if spending.by not in SEARCHES:
             return Spread(choices.counts(start), [])
         ends = DenseEnds(walk.model, sites, judged)
@@ -136,6 +139,20 @@ def spread(walk: Walk, spending: Spending, judged: Tensor, *, multiple_of: int =
         if best == start:
             spending.note("really cut, what the search found is no nearer to the dense model: the ranking stays")
         return Spread(choices.counts(best), [*course.log, *lines])
+
+
+def looked_again(walk: Walk, choices: Choices, start: Choice, stages: Stages) -> Choice:
+    """The ranking where heads cost what they cost the cut model; no more of them go, see `second_look`."""
+    look = Look(walk.model, walk.sites, walk.input_ids, walk.metrics, walk.settings, walk.seed, stages)
+    spent = [errors[level] for errors, level in zip(choices.errors, start, strict=True)]
+    if not (times := look.times(choices.counts(start), spent)):
+        return start
+    heads = heads_of(walk.sites)
+    known = [
+        levels.dearer(times.get(place, 1.0), start[place]) if place in heads else levels
+        for place, levels in enumerate(choices.levels)
+    ]
+    return least(choices, [levels.errors for levels in known], start)
 
 
 @contextmanager

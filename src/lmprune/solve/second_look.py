@@ -37,10 +37,15 @@ SECOND_LOOK = "a second look"
 _JUDGED = 8
 
 
+def mixed(sites: Sequence[Place]) -> bool:
+    """Whether there are heads beside other units."""
+    kinds = kinds_of(sites)
+    return _HEADS in kinds and len(kinds) > 1
+
+
 def wanted(sites: Sequence[Place], keep: Keep, scope: Scope) -> bool:
     """Whether heads are in one ranking with other units."""
-    kinds = kinds_of(sites)
-    return scope == "global" and _HEADS in kinds and len(kinds) > 1 and not isinstance(keep, Mapping)
+    return scope == "global" and mixed(sites) and not isinstance(keep, Mapping)
 
 
 @dataclass(frozen=True)
@@ -54,17 +59,28 @@ class Look(Probe):
 
         Heads that went may come back, for which neurons go; no others go, since nobody has looked at them.
         """
-        heads = [place for place, site in enumerate(self.sites) if site.address.kind == _HEADS]
-        looked = [place for place in heads if counts[place] < self.sites[place].count]
-        if not looked:
+        if not self._lost(counts):
             return [*counts]
         stage = stage_of(self.model, "what heads cost")
         if not stage.done:
-            known = corrected(errors, counts, *self._gains(counts, looked), heads)
+            times = self.times(counts, [_spent(e, c) for e, c in zip(errors, counts, strict=True)])
+            known = corrected(errors, counts, times, heads_of(self.sites))
             found = of_first(counts_of(self.sites, known, keep, multiple_of=multiple_of, seed=self.seed))
             stage.found["counts"] = {"counts": torch.tensor(found)}
             stage.end(dict)
         return stage.found["counts"]["counts"].tolist()
+
+    def times(self, counts: Sequence[int], spent: Sequence[float]) -> dict[int, float]:
+        """How many times as much as its error said the heads of a place cost the model, of those that lost some.
+
+        spent: the error of each site with `counts` units left. The model stays as it was.
+        """
+        looked = self._lost(counts)
+        return dearer(spent, *self._gains(counts, looked)) if looked else {}
+
+    def _lost(self, counts: Sequence[int]) -> list[int]:
+        """The places of heads some of which went."""
+        return [place for place in heads_of(self.sites) if counts[place] < self.sites[place].count]
 
     @torch.no_grad()
     def _gains(self, counts: Sequence[int], looked: Sequence[int]) -> tuple[float, dict[int, float]]:
@@ -125,23 +141,38 @@ def _as_it_was(site: Site, reader: tuple[Tensor, Tensor | None]) -> Iterator[Non
     site.set_reader(*cut)
 
 
-def corrected(
-    errors: Sequence[Tensor], counts: Sequence[int], whole: float, gains: Mapping[int, float], heads: Sequence[int]
-) -> list[Tensor]:
-    """Errors of each site (U,) that know what heads cost the model.
+def heads_of(sites: Sequence[Site]) -> list[int]:
+    """The places of heads among the sites."""
+    return [place for place, site in enumerate(sites) if site.address.kind == _HEADS]
 
-    whole: the divergence where `counts` units of each site are left, which all errors together are as good as. gains:
-    what of it the return of a place's units takes away. heads: places of which no more go than by these counts.
+
+def dearer(spent: Sequence[float], whole: float, gains: Mapping[int, float]) -> dict[int, float]:
+    """How many times as much as its error said each place of `gains` costs the model, at least once.
+
+    spent: the error of each site, which together are as good as the divergence `whole`. gains: what of that the return
+    of a place's units takes away.
+
+    >>> dearer([1.0, 3.0], 2.0, {1: 3.0})  # 3 of 4 of the error, but 6 of 4 of the divergence
+    {1: 2.0}
+    """
+    said = {place: whole * spent[place] / sum(spent) if spent[place] else 0.0 for place in gains}  # of dead heads
+    return {place: max(gain / said[place], 1.0) if said[place] else 1.0 for place, gain in gains.items()}
+
+
+def corrected(
+    errors: Sequence[Tensor], counts: Sequence[int], times: Mapping[int, float], heads: Sequence[int]
+) -> list[Tensor]:
+    """Errors of each site (U,) that know what heads cost the model, see `dearer`.
+
+    heads: places of which no more go than by these counts.
 
     >>> neurons, head = torch.tensor([0.5, 0.5, 9.0]), torch.tensor([1.0, 7.0, 2.0])
-    >>> corrected([neurons, head], [1, 1], 2.0, {1: 3.0}, [1])  # 3 of 4 of the error, but 6 of 4 of the divergence
+    >>> corrected([neurons, head], [1, 1], {1: 2.0}, [1])
     [tensor([0.5000, 0.5000, 9.0000]), tensor([2., inf, 4.])]
     """
-    spent, known = [_spent(e, c) for e, c in zip(errors, counts, strict=True)], [*errors]
+    known = [*errors]
     for place in heads:
-        said = whole * spent[place] / sum(spent) if spent[place] else 0.0  # of dead heads
-        more = max(gains[place] / said, 1.0) if said and place in gains else 1.0
-        known[place] = _held(errors[place] * more, counts[place])
+        known[place] = _held(errors[place] * times.get(place, 1.0), counts[place])
     return known
 
 
