@@ -110,10 +110,29 @@ def test_a_damaged_file_of_a_database_is_made_again(tmp_path: Path):
         assert file.read_bytes() == before and len(again) == len(whole)
 
 
-def test_a_database_of_something_else_is_refused(tmp_path: Path):
-    filled(tiny_model("llama"), tmp_path / "levels")
+def without_a_head(model):
+    """As a cut of another kind leaves it, without a refit."""
+    plan = lmprune.prune(model, units=["heads"], method="magnitude", keep=0.5)
+    assert plan.kept
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda model: model.load_state_dict(tiny_model("llama", seed=1).state_dict()),
+        lambda model: model.model.layers[0].mlp.up_proj.weight.data.mul_(2),
+        lambda model: model.model.embed_tokens.weight.data.mul_(2),
+        lambda model: model.lm_head.weight.data.mul_(2),
+        without_a_head,
+    ],
+)  # fmt: skip
+def test_a_database_of_something_else_is_refused(tmp_path: Path, changed):
+    model = tiny_model("llama")
+    filled(model, tmp_path / "levels")
+    filled(model, tmp_path / "levels")
+    changed(model)
     with pytest.raises(UserError, match="holds levels of another model, text or setting"):
-        filled(tiny_model("llama", seed=1), tmp_path / "levels")
+        filled(model, tmp_path / "levels")
 
 
 def test_its_size_is_said_before(tmp_path: Path):

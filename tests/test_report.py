@@ -415,6 +415,16 @@ def test_a_score_of_nothing_counts(monkeypatch: pytest.MonkeyPatch):
     assert len(verdicts["magnitude is worst"].evidence) == 2 and verdicts["magnitude is worst"].verdict == claims.HOLDS
 
 
+@pytest.mark.parametrize("worst", [60.0, 2e5])
+def test_a_perplexity_that_blew_up_changes_no_other_comparison(worst: float):
+    found = [made_up(m, 0.5, seed=s) for m in ("magnitude", "gum", "top_v", "random") for s in range(3)]
+    for record in found:
+        method = record["config"]["method"]
+        record["eval"] = {"perplexity": {"magnitude": worst, "gum": 20.0, "top_v": 24.0, "random": 30.0}[method]}
+    told = [e for c in claims.of_section(section(found)) if "gum is at least" in c.claim for e in c.evidence]
+    assert [e.mean for e in told] == pytest.approx([math.log(20 / 24)])
+
+
 def test_nothing_to_report(tmp_path: Path):
     assert "no study results at" in refused("report", tmp_path)
     (tmp_path / "results.jsonl").write_text("broken\n")

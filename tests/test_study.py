@@ -25,7 +25,7 @@ from lmprune.errors import UserError
 from lmprune.report.figures import _bits
 from lmprune.solve.duration import Pace
 from lmprune.study import estimate as estimating
-from lmprune.study import grid, records, run
+from lmprune.study import grid, records, run, runner
 from lmprune.study.estimate import estimate
 from lmprune.study.grid import Run
 from lmprune.study.run import Errand, bitmap
@@ -286,6 +286,42 @@ def test_what_is_no_record_is_not_read(tmp_path: Path, missing: str) -> None:
     del record[missing]
     records.append(tmp_path / "r", record)
     assert records.read(tmp_path / "r") == records.Results((), 1)
+
+
+@pytest.mark.parametrize("heads", [0, 6])
+def test_units_of_other_kinds_are_no_neurons_of_a_record(tmp_path: Path, heads: int) -> None:
+    """Records of heads and layers were written with them, and could not be read."""
+    record = made_up("gum", 0.5)
+    kept, widths = record["kept"], record["widths_before"]
+    records.append(tmp_path / "r", {**record, "kept": [*["c"] * heads, *kept], "widths_before": widths})
+    records.append(tmp_path / "r", {**record, "id": "heads alone", "kept": ["c"] * heads, "widths_before": []})
+    found = records.read(tmp_path / "r")
+    assert (len(found.records), found.broken) == (2, 0)
+    assert [r["kept"] for r in found.records] == [[] if heads else kept, []]
+
+
+def test_what_is_written_last_counts_and_a_study_that_was_edited_back_writes_its_own_again(
+    written: Any, tmp_path: Path
+) -> None:
+    study = grid.read(written(), commands())
+    (run, *_), out = [run for run in study.runs if run.method == "random"], tmp_path / "out"
+    mine = {**made_up("random", 0.5), "id": run.id}
+    other = {**made_up("random", 0.5), "id": "another rate"}
+
+    def latest(*lines: dict[str, Any]) -> list[str]:
+        out.mkdir(exist_ok=True)
+        (out / "results.jsonl").unlink(missing_ok=True)
+        for line in lines:
+            records.append(out / "results.jsonl", line)
+        return [record["id"] for record in records.read(out / "results.jsonl").latest]
+
+    assert latest({**mine, "error": "killed"}, other, mine) == [run.id]
+    assert latest(mine, other) == [other["id"]]
+    runner._put_last(study, out)
+    assert [record["id"] for record in records.read(out / "results.jsonl").latest] == [run.id]
+    before = (out / "results.jsonl").read_bytes()
+    runner._put_last(study, out)
+    assert (out / "results.jsonl").read_bytes() == before
 
 
 def test_bitmaps_come_back(tmp_path: Path) -> None:

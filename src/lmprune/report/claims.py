@@ -111,12 +111,13 @@ def _loss(found: Section) -> Callable[[Row], float | None]:
     A score of 0 counts as a thousandth of the best one, or the worst methods would be left out.
     """
     key = found.metrics[0]
-    sign = 1 if METRICS[key][1] else -1
+    if METRICS[key][1]:
+        return lambda row: None if (measured := row.metrics.get(key)) is None else math.log(measured)
     least = 1e-3 * max(row.metrics.get(key, 0) for row in found.rows)
 
     def value(row: Row) -> float | None:
         measured = row.metrics.get(key)
-        return sign * math.log(max(measured, least)) if measured is not None and least > 0 else None
+        return -math.log(max(measured, least)) if measured is not None and least > 0 else None
 
     return value
 

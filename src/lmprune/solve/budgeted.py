@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ from ..budget.budget import Spending
 from ..budget.choosing import least_for, multiple_for
 from ..budget.levels import Choice, Choices, grid
 from ..budget.search import SEARCHES, Course, least, ranking
+from ..checkpoints.fingerprint import tensors_fingerprint
 from ..checkpoints.journal import journal_of
 from ..checkpoints.rooms import scratch
 from ..checkpoints.shelf import Tensors
 from ..progress import Stages, silent
 from ..sites.pages import here
 from ..sites.site import Site
+from ..sites.walk import list_of
 from .database import Database
 from .second_look import Look, heads_of, mixed
 from .stitched import DenseEnds, Stitched, as_before
@@ -63,13 +66,22 @@ class Walk(Probe):
 
     def about(self, counts: Sequence[int] | None) -> dict[str, Any]:
         """What the levels depend on."""
-        digest = hashlib.sha256(self.input_ids.cpu().numpy().tobytes())
-        for site in self.sites:
-            here(site.block)
-            digest.update(site.reader().detach()[:1].cpu().float().numpy().tobytes())
         shapes = {str(site.address): [site.count, site.size] for site in self.sites}
         settings = {**asdict(self.settings), "seed": self.seed}
-        return {"digest": digest.hexdigest(), "shapes": shapes, "settings": settings, "counts": counts}
+        return {"digest": self.digest, "shapes": shapes, "settings": settings, "counts": counts}
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the text and of every weight: a layer's errors depend on all before it, and by the end loss on all."""
+        blocks = list_of(self.model, self.sites[0].block)
+        inside = {id(tensor) for block in blocks for tensor in block.state_dict(keep_vars=True).values()}
+        named = self.model.state_dict(keep_vars=True).items()
+        rest = {name: tensor for name, tensor in named if id(tensor) not in inside}
+        found = hashlib.sha256(tensors_fingerprint({**rest, "input_ids": self.input_ids}).encode())
+        for block in blocks:
+            here(block)
+            found.update(tensors_fingerprint(block.state_dict()).encode())
+        return found.hexdigest()
 
     @torch.no_grad()
     def fill(self, database: Database, counts: Sequence[int] | None, stages: Stages) -> None:

@@ -105,19 +105,26 @@ def read(path: Path) -> Results:
         if record is None:
             broken += 1
         else:
-            found[record["id"]] = record
+            found.pop(record["id"], None)
+            found[record["id"]] = record  # in the order in which they were written last
     return Results(tuple(found.values()), broken)
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
-        record = json_of(line)
+        record = _of_neurons(json_of(line))
         whole = record["format"] == RECORD_FORMAT and misfit(record, _SHAPE) is None
         whole = whole and all(lacking(record, path) is False for path in _NEEDED) and "error" in record
         whole = whole and (record["error"] is not None or (record.get("eval") is not None and _fits_together(record)))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return record if whole else None
+
+
+def _of_neurons(record: dict[str, Any]) -> dict[str, Any]:
+    """Without `kept` where units of other kinds are among it, as they were until 27 November 2026."""
+    kept, widths = record.get("kept") or [], record.get("widths_before") or []
+    return {**record, "kept": [], "widths_before": []} if len(kept) > len(widths) else record
 
 
 def _fits_together(record: Mapping[str, Any]) -> bool:

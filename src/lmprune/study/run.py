@@ -185,7 +185,8 @@ def _told(found: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if plans and "prune" in found:
         plan = PrunePlan.load(plans[0])
         told["widths_before"] = plan.widths_before
-        told["kept"] = [bitmap(plan.kept[site], plan.counts_before[site]) for site in plan.addresses]
+        neurons = [site for site in plan.addresses if site.kind == "neurons"]
+        told["kept"] = [bitmap(plan.kept[site], plan.counts_before[site]) for site in neurons]
     return told
 
 

@@ -49,6 +49,7 @@ def carry_out(
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"can't write {out}: {error.strerror}; choose another --out") from None
+        _put_last(study, out)
         for references in (True, False):
             done = finished(study, out)
             todo = [run for run in study.runs if run.reference == references and run.id not in done]
@@ -75,6 +76,17 @@ def finished(study: Study, out: Path) -> set[str]:
     done = {record["id"] for record in records.read(out / RESULTS_FILE).done}
     # without its model, a reference is of no use to the runs that are still to come
     return {run.id for run in study.runs if run.id in done and (not run.reference or _model_of(run, out) is not None)}
+
+
+def _put_last(study: Study, out: Path) -> None:
+    """Write again what is done of a study that was edited and edited back: of a place in a table the last record is
+    what a report takes."""
+    if (out / RESULTS_FILE).is_file():
+        found, ids = records.read(out / RESULTS_FILE), {run.id for run in study.runs}
+        latest = {record["id"] for record in found.latest}
+        for record in found.done:
+            if record["id"] in ids - latest:
+                records.append(out / RESULTS_FILE, record)
 
 
 def _model_of(run: Run, out: Path) -> str | None:
