@@ -54,8 +54,8 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
             ("return _token_weights(self.dense[i]), drift_BTD", "return None, drift_BTD"),
             ("compensation / gain if gain", "compensation if gain"),
             ("(self.dense[i] - out_BTD)", "(out_BTD - self.dense[i])"),
-            ("self.drift_FD / self.weight", "self.drift_FD"),
-            ("ridge_F[:, None] * reader_FD.double()", "0 * reader_FD.double()"),
+            ("self.drift_FD.div_(self.weight)", "self.drift_FD"),
+            ("ridge_F[:, None], reader_FD.double()", "0 * ridge_F[:, None], reader_FD.double()"),
             ("per_neuron else mean)", "per_neuron else 2 * mean)"),
             ("if per_neuron else mean", "if False else mean"),
             (
@@ -152,9 +152,14 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
         ],
     ),
     "sites/place.py": ("going_on", [("done_with(sites[of_block[0]].block)", "pass")]),
+    "solve/targets.py": (
+        "obs",
+        [("LeastSquares.of(\n            moment_FF,", "LeastSquares.of(\n            moment_FF.clone(),")],
+    ),
     "solve/walks.py": (
-        "going_on",
+        "going_on obs",
         [
+            ("        del problem  # before the next is stated, which is as large\n", ""),
             ("done_with(blocks[layer])", "pass"),
             ("finish_again(group[0].block, stage.found[_block(group[0].layer)])", "pass"),
         ],
@@ -541,8 +546,8 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
     "solve/second_look.py": (
         "second_look",
         [
-            ("max(gains[place] / said, 1.0)", "1.0"),
-            ("max(gains[place] / said, 1.0)", "gains[place] / said"),
+            ("max(gain / said[place], 1.0)", "1.0"),
+            ("max(gain / said[place], 1.0)", "gain / said[place]"),
             ("    held[errors_U.argsort(descending=True)[:count]] = torch.inf\n", ""),
             ("whole * spent[place] / sum(spent) if", "spent[place] if"),
             (" if spent[place] else 0.0", ""),
@@ -553,6 +558,22 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
             ("and not isinstance(keep, Mapping)", ""),
         ],
     ),
+    "budget/levels.py": (
+        "second_look",
+        [
+            ("        errors[level + 1 :] = np.inf\n", ""),
+            ("self.errors * times", "self.errors * 1.0"),
+        ],
+    ),
+    "study/records.py": (
+        "study",
+        [
+            ('            found.pop(record["id"], None)\n', ""),
+            ("if len(kept) > len(widths) else record", "if False else record"),
+        ],
+    ),
+    "study/runner.py": ("study", [("in ids - latest", "in ids"), ("        _put_last(study, out)\n", "")]),
+    "report/claims.py": ("report", [("math.log(measured)\n", "math.log(max(measured, 200.0))\n")]),
     "training/passes.py": (
         "passes",
         [
@@ -587,6 +608,8 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
             ("tried[losses.index(min(losses))]", "tried[0]"),
             ("self.mask(site, problem, until[site.address])", "pass"),
             ("best == start", "best != start"),
+            ("            found.update(tensors_fingerprint(block.state_dict()).encode())\n", ""),
+            ('{**rest, "input_ids": self.input_ids}', '{"input_ids": self.input_ids}'),
         ],
     ),
     "report/comparison.py": (

@@ -305,6 +305,7 @@ def test_what_is_written_last_counts_and_a_study_that_was_edited_back_writes_its
 ) -> None:
     study = grid.read(written(), commands())
     (run, *_), out = [run for run in study.runs if run.method == "random"], tmp_path / "out"
+    alone = grid.Study(study.name, (run,))
     mine = {**made_up("random", 0.5), "id": run.id}
     other = {**made_up("random", 0.5), "id": "another rate"}
 
@@ -317,10 +318,10 @@ def test_what_is_written_last_counts_and_a_study_that_was_edited_back_writes_its
 
     assert latest({**mine, "error": "killed"}, other, mine) == [run.id]
     assert latest(mine, other) == [other["id"]]
-    runner._put_last(study, out)
+    runner.carry_out(alone, out)
     assert [record["id"] for record in records.read(out / "results.jsonl").latest] == [run.id]
     before = (out / "results.jsonl").read_bytes()
-    runner._put_last(study, out)
+    runner.carry_out(alone, out)
     assert (out / "results.jsonl").read_bytes() == before
 
 
