@@ -229,6 +229,15 @@ def test_a_warm_start_begins_where_obs_would_prune_and_refits_on_the_way():
         pruner_of(tiny_model("llama"), "magnitude", warm_start=True)
 
 
+def test_a_warm_start_reads_a_model_in_training_mode_without_its_dropout():
+    starts = []
+    for training in (False, True):
+        model = tiny_model("gpt2", resid_pdrop=0.3, embd_pdrop=0.3, attn_pdrop=0.3).train(training)
+        starts.append(pruner_of(model, "top_v", warm_start=True, keep=0.5).masks.scores)
+        assert model.training is training
+    assert all(torch.equal(*both) for both in zip(*starts, strict=True))
+
+
 # -- what presses on scores
 
 

@@ -9,7 +9,10 @@ from tiny_models import is_pruned_class, logits, tiny_model
 
 import lmprune
 from lmprune import UserError, prune, shrink
+from lmprune.budget.budget import Budget
 from lmprune.methods import METHODS
+from lmprune.sites.address import Kind
+from lmprune.sites.families import FAMILIES
 from lmprune.sites.find import find_sites
 
 ONE_SHOT = [name for name, row in METHODS.items() if not row.learned and "neurons" in row.kinds]
@@ -112,6 +115,44 @@ def test_a_spec_that_does_not_fit_is_found_out():
     wrong = lmprune.FFNSpec("model.layers", "mlp.up_proj", "mlp.down_proj", "intermediate_size")  # the gate is missing
     with pytest.raises(UserError, match="gate"):
         lmprune.prune(model, data=text(), keep=0.5, spec=wrong)
+
+
+DROPPING = {"resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("method", "units", "options"),
+    [
+        ("obs", "neurons", {}),
+        ("obs", "neurons", {"scope": "global"}),
+        ("obs", "neurons", {"budget": Budget(by="dp")}),
+        ("plain_obs", "heads", {}),
+        ("ppl_without", "layers", {"keep": 2 / 3}),
+        ("sleb", "attentions", {"keep": 2 / 3}),
+    ],
+)
+def test_a_model_in_training_mode_is_read_without_its_dropout(method: str, units: Kind, options):
+    found, chosen_by = [], []
+    for training in (False, True):
+        model = tiny_model("gpt2", **DROPPING).train(training)
+        model.transformer.h[0].mlp.c_fc.weight.requires_grad_(False)
+        modes = {module: module.training for module in model.modules()}
+        how = {"keep": 0.5, "multiple_of": 1, **options}
+        plan = lmprune.prune(model, units=(units,), method=method, data=text(), **how)
+        assert all(module.training == modes.get(module, module.training) for module in model.modules())
+        trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert {*dict(model.named_parameters())} - trains <= {"transformer.h.0.mlp.c_fc.weight"}
+        found.append(model.state_dict())
+        chosen_by.append([*(plan.scores or {}).values()])
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+    assert chosen_by[0] and all(map(torch.equal, *chosen_by))
+
+
+def test_a_spec_is_proved_without_dropout():
+    model = tiny_model("gpt2", **DROPPING).train()
+    lmprune.prune(model, method="magnitude", multiple_of=1, spec=FAMILIES["gpt2"])
+    assert model.training
 
 
 @pytest.mark.parametrize(

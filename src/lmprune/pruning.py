@@ -28,6 +28,7 @@ from .plan import PrunePlan, in_order
 from .processes import check_alike, meets
 from .progress import Stages, silent
 from .scores.criteria import checked_scores
+from .scores.passes import undisturbed
 from .sites.address import Address, Kind
 from .sites.families import FFNSpec
 from .sites.find import find_sites
@@ -92,7 +93,8 @@ def prune(
     reading = _Reading(data, data_dir, chat_template, calibration_tokens, seq_len, seed)
     reads = solver.reads_text(chosen=plan is not None or scores is not None)
     input_ids, calibration = reading.tokens(model, tokenizer) if reads else (None, {})
-    kept, given, searched = _solved(solver, model, sites, input_ids, share, stages, how, plan=plan, given=given)
+    with undisturbed(model):
+        kept, given, searched = _solved(solver, model, sites, input_ids, share, stages, how, plan=plan, given=given)
     share = shares_of(addresses, kept, counts_before) if isinstance(share, Spending) else share
     record_shapes(model, spec)
     settings = {"method": row.name, "keep": share, **how, **({"scores": "given"} if scores is not None else {})}
@@ -147,7 +149,8 @@ def _checked_sites(
     check_in_memory(model)
     if spec is not None:
         check_whole(model, "the FFN that was named can't be proved")
-        check_ffns(model, seams(sites, "--ffn"))
+        with undisturbed(model):
+            check_ffns(model, seams(sites, "--ffn"))
     if plan is not None:
         check_plan(plan, sites)
     return sites

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..budget.selection import Scope
+from ..scores.passes import undisturbed
 from ..sites.families import FFNSpec
 from ..sites.masks import UnitMasks
 from ..solve.obs import error_curves, obs_refit
@@ -25,7 +26,7 @@ SPREAD = 0.5
 
 def initial_scores(model: Any, masks: UnitMasks, calibration: Tensor, scope: Scope, seed: int) -> list[Tensor]:
     """Scores (F_l,) from the ranks under `obs`, evenly spread over ±SPREAD, among all layers or within each."""
-    with masks.off():
+    with masks.off(), undisturbed(model):
         curves = error_curves(model, masks.sites, calibration, seed=seed)
     return _spread(curves) if scope == "global" else [_spread([curve])[0] for curve in curves]
 

@@ -221,16 +221,19 @@ def gradients_from_embeddings(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and frozen parameters (no weight gradients), for the length of a `with` block."""
+    """Evaluation mode and frozen parameters (no weight gradients), for the length of a `with` block.
+
+    What trained before trains again afterwards, though a cut has put another parameter in its place.
+    """
     modes = [(module, module.training) for module in model.modules()]
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = [(m, name) for m, _ in modes for name, p in m.named_parameters(recurse=False) if p.requires_grad]
     try:
         model.eval()
-        for parameter in trained:
-            parameter.requires_grad_(False)
+        for module, name in trained:
+            module.get_parameter(name).requires_grad_(False)
         yield
     finally:
         for module, training in modes:
             module.training = training
-        for parameter in trained:
-            parameter.requires_grad_(True)
+        for module, name in trained:
+            module.get_parameter(name).requires_grad_(True)
