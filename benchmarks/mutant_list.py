@@ -522,7 +522,7 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
         "teachers training_cli resume",
         [
             ("number = int(counted(inputs", "number = 1 + int(counted(inputs"),
-            ("return math.exp(min(total / max(count, 1)", "return math.exp(min(total / max(len(batches), 1)"),
+            ("return math.exp(min(total / count", "return math.exp(min(total / max(len(batches), 1)"),
             ("if state.global_step == 0:  # a resumed", "if True:  # a resumed"),
         ],
     ),

@@ -363,6 +363,7 @@ def fails(model: Path, text: Path, tmp_path: Path) -> Any:
         ("--steps 20 --data self --train-tokens 64 --eval-tokens 64", "leave out --eval-tokens"),
         ("--steps 20 --eval-tokens 20", "20 tokens don't hold one sequence of 32"),
         ("--steps 20 --train-tokens 96", "3 training examples are fewer than one step's 4; give more text"),
+        ("--steps 20 --seq-len 1", "nothing can be predicted in a sequence of 1 token"),
         ("--steps 20 --train-tokens 20", "20 tokens don't hold one sequence of 32"),
         ("--steps 20 --dtype float16", "weights in float16 can't be trained"),
         ("--steps 20 --seq-len 512", "seq_len 512 is more than the model's 256 positions; use 256 or less"),
@@ -454,6 +455,14 @@ def test_nothing_is_pruned_at_once_for_a_training_that_can_not_be(
 def test_pairs_that_do_not_fit(fails: Any, numbers: Path) -> None:
     sentence = fails("--steps", 12, "--seq-len", 3, "--method", "random", data=numbers)
     assert "none of the 40 completions fits into 3 tokens" in sentence
+
+
+@pytest.mark.parametrize("few", ["--eval-tokens", "--train-tokens"])
+@pytest.mark.parametrize("verb", ["prune", "finetune", "recover"])
+def test_tokens_that_do_not_hold_one_pair(fails: Any, numbers: Path, model: Path, few: str, verb: str) -> None:
+    how = {"prune": ("--method", "random"), "finetune": (), "recover": ("--teacher", model)}[verb]
+    sentence = fails(*how, "--steps", 12, few, 3, "--holdout", 0.2, data=numbers, verb=verb)
+    assert re.fullmatch(r"3 tokens don't hold the first pair, which has \d+; ask for more", sentence)
 
 
 def test_training_options_from_python() -> None:

@@ -92,7 +92,7 @@ def perplexity_of(model: Any, batches: Sequence[Mapping[str, Tensor]]) -> float:
         number = int(counted(inputs["labels"]).sum())
         total += float(model(**inputs, use_cache=False).loss) * number
         count += number
-    return math.exp(min(total / max(count, 1), 700.0))
+    return math.exp(min(total / count, 700.0))
 
 
 class SavedStates(TrainerCallback):

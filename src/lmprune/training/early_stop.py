@@ -117,7 +117,7 @@ def divergence_of(model: Any, teacher: Teacher, batches: Sequence[Mapping[str, T
         logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False).logits
         total += float(teacher.divergence(inputs, None, logits[where], where).double().sum())
         count += int(where.sum())
-    return total / max(count, 1)
+    return total / count
 
 
 def seconds_of_a_step(

@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import data
 from ..data import TextData, pairs
 from ..data.tokens import sequences
+from ..errors import UserError
 from ..sites.limits import check_tokens
 
 _EVERYTHING = 2**62
@@ -52,6 +53,7 @@ class Corpus:
         """`input_ids`, at most seq_len of them, and for pairs `labels`; the first `num_tokens` tokens, None = all.
 
         text: what `text` gave for the split, if it was read already. note: told which pairs are too long.
+        Raises: UserError where not one fits into `num_tokens`, or nothing of one can be predicted.
         """
         if not pairs.is_source(self.source):
             return token_blocks(
@@ -70,6 +72,8 @@ def check_examples(examples: Sequence[dict[str, Any]], model: Any) -> None:
 
 def token_blocks(tokenizer: Any, text: TextData, seq_len: int, num_tokens: int | None) -> list[dict[str, Tensor]]:
     """The text's tokens in order, in token_blocks of `seq_len`, without a remainder."""
+    if seq_len == 1:
+        raise UserError("nothing can be predicted in a sequence of 1 token; use a --seq-len of at least 2")
     rows = sequences(tokenizer, text, seq_len=seq_len, num_tokens=num_tokens or _EVERYTHING, seed=None)
     return [{"input_ids": row} for row in rows]
 
@@ -81,4 +85,6 @@ def _first(examples: list[dict[str, Any]], num_tokens: int) -> list[dict[str, An
         if seen > num_tokens:
             break
         found.append(example)
+    if not found:
+        raise UserError(f"{num_tokens} tokens don't hold the first pair, which has {seen}; ask for more")
     return found
