@@ -107,6 +107,39 @@ def test_a_layer_that_does_not_change_ends_where_one_shot_would():
     assert pruner.finish().kept[first] == once.kept[first]
 
 
+@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("method", ["activation", "obs"])
+@pytest.mark.parametrize(
+    ("kind", "keep", "left", "widths"),
+    [
+        ("neurons", 0.5, (64, 40, 24), [32, 24, 16]),
+        ("neurons", 0.75, (56, 30, 10), [40, 24, 8]),
+        ("heads", 0.5, (4, 2, 4), [2, 1, 2]),
+    ],
+)
+def test_layers_of_several_widths_end_where_one_shot_does(
+    kind: Any, keep: float, left: Any, widths: list[int], method: str, scope: Any
+):
+    model = tiny_model("llama", intermediate_size=64, num_key_value_heads=4)
+    for site, count in zip(find_sites(model, (kind,)), left, strict=True):
+        site.keep(torch.arange(count))
+    pruner = GradualPruner(
+        model, units=(kind,), method=method, keep=keep, scope=scope, num_steps=STEPS, multiple_of=8,
+        calibration=tokens(6, 16, seed=3),
+    )  # fmt: skip
+    for step in range(STEPS):
+        pruner.begin_step(step)
+        pruner.end_step()
+    found = [len(units) for units in pruner.finish().indices()]
+    if scope == "local":
+        assert found == widths
+    else:
+        assert kind == "heads" or all(
+            count % 8 == 0 or count == whole for count, whole in zip(found, left, strict=True)
+        )
+        assert abs(sum(found) - num_kept(sum(left), keep)) <= (0 if kind == "heads" else LAYERS * 8 / 2)
+
+
 def test_a_run_that_goes_on_has_the_effort_of_the_soft_penalty():
     goal = Goal(KEEP, STEPS)
     first, second = (SoftThreshold(pruner_of(tiny_model("llama"), "soft").masks, goal) for _ in range(2))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lmprune.budget.selection import check_keep, num_kept, select
+from lmprune.budget.selection import Descent, check_keep, num_kept, select
 from lmprune.errors import UserError
 
 #: few distinct values, so that ties are the rule
@@ -122,6 +122,25 @@ def test_ties_are_broken_by_seed_not_by_layer_or_position(seed: int) -> None:
     assert 150 < kept[0].float().mean() < 350
     other = select(scores, 0.5, scope="global", seed=seed + 1)
     assert kept[0].tolist() != other[0].tolist()
+
+
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=5), st.lists(KEEP, min_size=1, max_size=5), st.integers(1, 16),
+    st.sampled_from(["local", "global"]), SEED,
+)  # fmt: skip
+def test_a_descent_ends_at_the_widths_of_one_choice(
+    numbers: list[int], keeps: list[float], multiple_of: int, scope, seed: int
+) -> None:
+    order = torch.randperm(sum(numbers), generator=torch.Generator().manual_seed(seed)).float()
+    scores, steps = list(order.split(numbers)), sorted(keeps, reverse=True)
+    left = [torch.arange(number) for number in numbers]
+    for number, keep in enumerate(steps, start=1):
+        among = [s[units] for s, units in zip(scores, left, strict=True)]
+        descent = Descent(numbers, goes_on=number < len(steps))
+        found = select(among, keep, scope=scope, multiple_of=multiple_of, seed=seed, descent=descent)
+        left = [units[k] for units, k in zip(left, found, strict=True)]
+    once = select(scores, steps[-1], scope=scope, multiple_of=multiple_of, seed=seed)
+    assert all(torch.equal(*both) for both in zip(left, once, strict=True))
 
 
 def test_infinite_scores_rank_first_and_last() -> None:

@@ -11,7 +11,7 @@ from ..sites.address import Kind, check_apart
 from ..sites.place import Place
 from .by_cost import counts_by_cost
 from .keeps import Keep, check_reachable, keep_of
-from .selection import Scope, check_multiple_of, select
+from .selection import Descent, Scope, check_multiple_of, select
 
 #: kinds that are rows of matrices
 NEURONS: tuple[Kind, ...] = ("neurons", "expert_neurons")
@@ -23,11 +23,12 @@ def alike(sites: Sequence[Place]) -> list[Tensor]:
 
 
 def choose(
-    sites: Sequence[Place], scores: Sequence[Tensor], keep: Keep, *, scope: Scope, multiple_of: int = 1, seed: int = 0
-) -> list[Tensor]:
+    sites: Sequence[Place], scores: Sequence[Tensor], keep: Keep, *, scope: Scope, multiple_of: int = 1, seed: int = 0,
+    descent: Descent | None = None,
+) -> list[Tensor]:  # fmt: skip
     """The kept units of each site, sorted, int64: of each kind its ratio, see `selection.select`.
 
-    multiple_of: of neurons of a layer, or of an expert, for the matrices' sake.
+    multiple_of: of neurons of a layer, or of an expert, for the matrices' sake. descent: see `selection.select`.
     Raises: UserError where a site can't do with what would be left.
     """
     kept: list[Tensor] = [torch.empty(0)] * len(sites)
@@ -43,6 +44,7 @@ def choose(
             min_keep=max(site.least for site in of_kind),
             seed=seed,
             parts=[site.parts for site in of_kind],
+            descent=descent.of(places) if descent else None,
         )
         for place, units in zip(places, found, strict=True):
             sites[place].check(units)
@@ -51,8 +53,9 @@ def choose(
 
 
 def counts_of(
-    sites: Sequence[Place], errors: Sequence[Tensor], keep: Keep, *, multiple_of: int = 1, seed: int = 0
-) -> list[int]:
+    sites: Sequence[Place], errors: Sequence[Tensor], keep: Keep, *, multiple_of: int = 1, seed: int = 0,
+    descent: Descent | None = None,
+) -> list[int]:  # fmt: skip
     """How many units stay of each site where what its loss costs the model is known, in one measure for all kinds.
 
     With one ratio for several kinds, `keep` is the share of all their parameters, and all units are ranked by error
@@ -60,7 +63,9 @@ def counts_of(
     """
     kinds = kinds_of(sites)
     if len(kinds) == 1 or isinstance(keep, Mapping):
-        return [len(k) for k in choose(sites, errors, keep, scope="global", multiple_of=multiple_of, seed=seed)]
+        how = {"multiple_of": multiple_of, "seed": seed}
+        return [len(k) for k in choose(sites, errors, keep, scope="global", **how, descent=descent)]
+    assert descent is None, "who comes down little by little has a ratio for each kind"
     return counts_by_cost(
         errors,
         [site.params for site in sites],

@@ -5,7 +5,8 @@ Pure functions; larger scores stay.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -15,6 +16,22 @@ from ..errors import UserError
 
 Scope = Literal["local", "global"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
+
+
+@dataclass(frozen=True)
+class Descent:
+    """A choice among what earlier ones left.
+
+    counts: how many units each layer had at first, of which `keep` is a share.
+    goes_on: fewer are chosen later. The last choice could not make up for what a global count rounded down before it.
+    """
+
+    counts: Sequence[int]
+    goes_on: bool
+
+    def of(self, layers: Iterable[int]) -> Descent:
+        """The same of some of the layers."""
+        return Descent([self.counts[layer] for layer in layers], self.goes_on)
 
 
 def check_keep(keep: float) -> float:
@@ -64,6 +81,7 @@ def select(
     min_keep: int = 1,
     seed: int = 0,
     parts: Sequence[int] | None = None,
+    descent: Descent | None = None,
 ) -> list[Tensor]:
     """Kept indices of each layer, sorted, int64.
 
@@ -71,6 +89,7 @@ def select(
     layer, `global` ranks all neurons together. min_keep: the least a layer may be left with under global scope.
     multiple_of: each layer's width becomes a multiple of it; the total is then within L·multiple_of/2 of the asked one.
     parts: of each layer, in how many runs of equal length its units lie, of which each must keep equally many; one.
+    descent: None = these are all units that there were. A layer then ends at the width that one choice would give it.
     Ties are broken by a permutation drawn from `seed`, not by layer or position.
     Raises: UserError if a score is NaN.
     """
@@ -80,11 +99,13 @@ def select(
                 f"layer {layer} has {int(s.isnan().sum())} NaN scores; is the checkpoint or the data broken?"
             )
     tie_breaks, parts = _permutations(scores, seed), parts or [1] * len(scores)
-    multiples = [multiple_of * p for p in parts]
+    multiples, whole = [multiple_of * p for p in parts], descent.counts if descent else [len(s) for s in scores]
     if scope == "local":
-        counts = [num_kept(len(s), keep, multiple_of=m) for s, m in zip(scores, multiples, strict=True)]
+        asked = [num_kept(number, keep, multiple_of=m) for number, m in zip(whole, multiples, strict=True)]
+        counts = [min(count, len(s)) for count, s in zip(asked, scores, strict=True)]
     else:
-        counts = _global_counts(scores, tie_breaks, keep, multiples, max(min_keep, 1))
+        budget, up = num_kept(sum(whole), keep), descent is not None and descent.goes_on
+        counts = _global_counts(scores, tie_breaks, budget, multiples, max(min_keep, 1), up=up)
     layers = zip(scores, tie_breaks, counts, parts, strict=True)
     return [_top_of_parts(s, t, count, p) for s, t, count, p in layers]
 
@@ -112,11 +133,14 @@ def _permutations(scores: Sequence[Tensor], seed: int) -> list[Tensor]:
 
 
 def _global_counts(
-    scores: Sequence[Tensor], tie_breaks: Sequence[Tensor], keep: float, multiples: Sequence[int], min_keep: int
-) -> list[int]:
-    """Widths under a global ranking: every layer gets its floor, the rest of the budget goes to the best scores."""
+    scores: Sequence[Tensor], tie_breaks: Sequence[Tensor], budget: int, multiples: Sequence[int], min_keep: int, *,
+    up: bool,
+) -> list[int]:  # fmt: skip
+    """Widths under a global ranking: every layer gets its floor, the rest of the budget goes to the best scores.
+
+    up: to the next multiples, rather than to the nearest.
+    """
     sizes = [len(s) for s in scores]
-    budget = num_kept(sum(sizes), keep)
     layer_of = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     floors = [min(max(min_keep, 1), size) for size in sizes]
     guaranteed = [top(s, t, floor) for s, t, floor in zip(scores, tie_breaks, floors, strict=True)]
@@ -128,4 +152,6 @@ def _global_counts(
     ranking = ranking[rest[ranking]][: max(budget - sum(floors), 0)]
     counts = (torch.bincount(layer_of[ranking], minlength=len(sizes)) + torch.tensor(floors)).tolist()
     counted = zip(sizes, counts, multiples, strict=True)
+    if up:
+        return [min(-(-count // m) * m, size) for size, count, m in counted]
     return [count if m == 1 else num_kept(size, count / size, multiple_of=m) for size, count, m in counted]

@@ -11,11 +11,11 @@ from accelerate import PartialState
 from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor
 
-from ..budget.choosing import kinds_of, multiple_for
+from ..budget.choosing import kinds_of
 from ..budget.keeps import keep_of
-from ..budget.selection import num_kept
+from ..budget.selection import Descent
 from ..methods import Method
-from ..pruning import prune
+from ..progress import silent
 from ..sites.address import Kind
 from ..sites.families import FFNSpec
 from ..sites.find import find_sites
@@ -57,14 +57,14 @@ class Milestones(Chooser):
         if step not in self.steps:
             return None
         small, sites = cut_copy(self.model, self.masks, self.masks.kept, self.spec)
-        plan = prune(
-            small, units=self.kinds, method=self.method, keep=self._shares(keep), scope=self.goal.scope,
-            data=self.calibration,
-            multiple_of=self.goal.multiple_of, seed=self.goal.seed, spec=self.spec,
+        found = self.method.solver_of(self.kinds).solve(
+            small, sites, self.calibration, self._keeps(keep), silent,
+            scope=self.goal.scope, multiple_of=self.goal.multiple_of, seed=self.goal.seed,
+            descent=Descent([mask.count for mask in self.masks], goes_on=step != self.steps[-1]),
         )  # fmt: skip
-        for mine, before, site in zip(self._scores, self.masks.kept, sites, strict=True):
-            mine[before] = (plan.scores or {})[site.address].float()
-        kept = [before[indices] for before, indices in zip(self.masks.kept, plan.indices(), strict=True)]
+        for mine, before, scores in zip(self._scores, self.masks.kept, found.scores, strict=True):
+            mine[before] = scores.float()
+        kept = [before[indices] for before, indices in zip(self.masks.kept, found.kept, strict=True)]
         if self.method.solver.rewrites:
             write_back(self.masks.sites, sites, kept)
         return agreed(kept)
@@ -74,20 +74,9 @@ class Milestones(Chooser):
         """Of the units that are masked."""
         return kinds_of(self.masks.sites)
 
-    def _shares(self, keep: float) -> dict[Kind, float]:
-        """The asked share of all units of each kind, as a share of those that are still there."""
-        return {kind: self._share(kind, keep_of(self.goal.at(keep), kind)) for kind in self.kinds}
-
-    def _share(self, kind: Kind, keep: float) -> float:
-        multiple_of = multiple_for(kind, self.goal.multiple_of)
-        masks = [mask for mask in self.masks if mask.kind == kind]
-        left = [len(mask.kept) for mask in masks]
-        if max(left) <= multiple_of:
-            return 1.0  # nothing more can go
-        asked = sum(num_kept(mask.count, keep, multiple_of=multiple_of) for mask in masks)
-        if self.goal.scope == "global":
-            asked = num_kept(sum(mask.count for mask in masks), keep)
-        return min(asked / sum(left), 1.0)
+    def _keeps(self, keep: float) -> dict[Kind, float]:
+        """The asked share of each kind. With one ratio `obs` would take it as that of all parameters."""
+        return {kind: keep_of(self.goal.at(keep), kind) for kind in self.kinds}
 
 
 def agreed(found: Found) -> Found:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..budget.budget import Spending
 from ..budget.choosing import alike, choose, counts_of
 from ..budget.keeps import Keep
-from ..budget.selection import Scope
+from ..budget.selection import Descent, Scope
 from ..checkpoints.journal import stage_of
 from ..checkpoints.shelf import Tensors
 from ..processes import of_first
@@ -176,24 +176,26 @@ def eliminations(
     scope: Scope = "local",
     multiple_of: int = 1,
     seed: int = 0,
+    descent: Descent | None = None,
     settings: ObsSettings = ObsSettings(),
     stages: Stages = silent,
 ) -> list[Elimination]:
     """Choose, cut and refit all sites in place; what went from each in which order, and what stayed.
 
-    input_ids: calibration text (sequences, T). keep, scope, multiple_of, seed: see `selection.select`.
+    input_ids: calibration text (sequences, T). keep, scope, multiple_of, seed, descent: see `selection.select`.
     Under global scope a first, dense pass gives each layer's error curve, and the cheapest removals of all layers
     decide how many each keeps, of several kinds the cheapest for their parameters (`choosing.counts_of`), with a second
     look at heads (`second_look`); the units themselves are chosen in the last pass.
     """
     metrics = end_loss_metrics(model, sites, input_ids, settings, stages)
     how: dict[str, Any] = {"metrics": metrics, "seed": seed, "settings": settings, "stages": stages}
+    widths: dict[str, Any] = {"multiple_of": multiple_of, "seed": seed, "descent": descent}
     if scope == "local":
-        kept = choose(sites, alike(sites), keep, scope=scope, multiple_of=multiple_of, seed=seed)
+        kept = choose(sites, alike(sites), keep, scope=scope, **widths)
         counts = [len(units) for units in kept]
     else:
         errors = error_curves(model, sites, input_ids, **how)
-        counts = counts_of(sites, errors, keep, multiple_of=multiple_of, seed=seed)
+        counts = counts_of(sites, errors, keep, **widths)
         if wanted(sites, keep, scope):
             counts = Look(model, sites, input_ids, **how).counts(errors, counts, keep, multiple_of)
     return obs_to_counts(model, sites, input_ids, counts, **how)

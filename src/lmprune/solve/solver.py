@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypedDict, Unpack
+from typing import Any, ClassVar, NotRequired, TypedDict, Unpack
 
 from torch import Tensor
 
 from ..budget.budget import Spending
 from ..budget.keeps import Keep
-from ..budget.selection import Scope
+from ..budget.selection import Descent, Scope
 from ..errors import UserError
 from ..progress import Phase, Stages
 from ..sites.address import SEAM_KINDS, Kind
@@ -26,6 +26,7 @@ class Selection(TypedDict):
     scope: Scope
     multiple_of: int
     seed: int
+    descent: NotRequired[Descent]
 
 
 @dataclass(frozen=True)
