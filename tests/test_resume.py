@@ -58,7 +58,8 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(name: str, models: dict[str, Path], text: Path, out: Path) -> list[object]:
     verb, family, options = RUNS[name]
-    return [verb, models[family], "--data", text, *SHORT, *options, "--out", out]
+    scores = ("--scores-out", out.with_suffix(".safetensors")) if name == "obs" else ()
+    return [verb, models[family], "--data", text, *SHORT, *options, *scores, "--out", out]
 
 
 def result(out: Path) -> dict[str, Any]:
@@ -66,10 +67,11 @@ def result(out: Path) -> dict[str, Any]:
     files = {file.name: file.read_bytes().replace(str(out).encode(), b"OUT") for file in out.iterdir()}
     name = out.name.encode()
     files["README.md"] = files["README.md"].replace(b"# " + name, b"# OUT")
-    plan = out / PLAN_FILE
+    plan, scores = out / PLAN_FILE, out.with_suffix(".safetensors")
     return {
         "weights": files.pop("model.safetensors"),
         "kept": PrunePlan.load(plan).kept if plan.exists() else None,
+        "scores": scores.read_bytes() if scores.exists() else None,
         "log": files.pop("training_log.jsonl").decode(),
         **files,
     }
@@ -118,7 +120,8 @@ def killed(forks: Any, args: list[object], where: str, step: int) -> None:
 KILLS = {
     "gum": [("after", 3), ("saving", 8), ("after", 10), ("saving weights", 12)],
     "soft": [("after", 9)],
-    "obs": [("after", 2), ("after", 11)],  # before the first state too: its log begins with a perplexity
+    # before the first state too: its log begins with a perplexity; and behind the last milestone
+    "obs": [("after", 2), ("after", 11), ("after", 13)],
     "oneshot": [("after", 2), ("saving", 8)],
     "finetune": [("saving weights", 8), ("after", 13)],
 }

@@ -53,6 +53,13 @@ class Milestones(Chooser):
         """Of each milestone's neurons; those that went keep what they went with."""
         return self._scores
 
+    def state(self) -> dict[str, Tensor]:
+        return {f"milestones.{layer}": scores for layer, scores in enumerate(self._scores)}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        # states of lmprune before 2026-11-27 have none
+        self._scores = [state.get(f"milestones.{layer}", scores) for layer, scores in enumerate(self._scores)]
+
     def choose(self, step: int, keep: float) -> list[Tensor] | None:
         if step not in self.steps:
             return None
