@@ -172,6 +172,19 @@ def test_a_plain_trainers_run_goes_on_where_it_was_killed(tmp_path: Path) -> Non
         trainer.train(resume_from_checkpoint=str(tmp_path / "True" / "checkpoint-7"))
 
 
+def test_a_plain_trainers_run_that_was_killed_before_finish_has_only_that_to_do(tmp_path: Path) -> None:
+    """Its state is that of the last step, which ends an epoch: transformers then makes no step more."""
+    found = []
+    for whole in (None, str(tmp_path / "checkpoint-11")):
+        model = tiny_model("llama")
+        pruner = pruner_of(model, num_steps=11)
+        trainer = plain(model, pruner, tmp_path, max_steps=11, save_strategy="steps", save_steps=11)
+        trainer.train(resume_from_checkpoint=whole)
+        found.append(outcome(model, pruner))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
+
+
 # -- what is refused
 
 

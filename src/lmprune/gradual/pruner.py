@@ -269,6 +269,7 @@ class GradualPruner:
             state = state | {f"{_ESTIMATE}{name}": value for name, value in dealt.items()}
         self.masks.set([state[f"kept.{layer}"] for layer in range(len(self.masks))])
         self._ended = int(state.get("step", 0))  # states of lmprune before 2026-11-25 have none
+        self.done = max(self._ended - 1, 0)  # as after the last step: a state may be that of a whole run
         if self.estimate is not None:
             self.estimate.load_state(_of_estimate(state))
         self.chooser.load_state(state)
