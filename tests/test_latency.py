@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from test_bad_input import refused
-from tiny_checkpoints import documented, lmprune
+from tiny_checkpoints import documented
+from tiny_checkpoints import lmprune as command
 from tiny_models import tiny_model
 
+import lmprune
 from lmprune.budget.budget import Budget, num_params
 from lmprune.budget.costs import counts_before
 from lmprune.budget.target import CostTarget
@@ -22,6 +25,7 @@ from lmprune.errors import UserError
 from lmprune.jobs import latency as job
 from lmprune.plan import PrunePlan
 from lmprune.progress import silent
+from lmprune.sites.address import Kind
 from lmprune.sites.find import find_sites
 
 SETTING = {"engine": "torch", "dtype": "float32", "threads": 1, "batch": 1, "prompt_tokens": 8, "new_tokens": 2}
@@ -69,9 +73,29 @@ def test_the_table_serves_models_that_were_cut_from_its_own() -> None:
         table(cut=True, shapes={"neurons": (48, 39, 48), "heads": (2, 2, 2)}).costs(sites)  # no cut made it wider
 
 
+@pytest.mark.parametrize(("first", "then"), [("neurons", "heads"), ("heads", "neurons")])
+def test_what_an_earlier_cut_has_gained_counts_whatever_goes_now(first: Any, then: Any) -> None:
+    kinds = {"neurons": table().kinds["neurons"], "heads": Timing((4, 2, 1), (1.0, 0.9, 0.8), (2.0, 1.8, 1.7))}
+    four = table(kinds=kinds, shapes={"neurons": (48, 48, 48), "heads": (4, 4, 4)})
+    model = tiny_model("llama", num_key_value_heads=4)
+    both: tuple[Kind, ...] = ("neurons", "heads")
+    whole = four.costs(find_sites(model, both))
+    lmprune.prune(model, units=(first,), method="magnitude", keep=0.5)
+    now = whole.total(counts_before(find_sites(model, both)))
+    cut = replace(four, cut=True)
+    with pytest.raises(UserError, match=f"whose layers have other {first}"):
+        cut.costs(find_sites(model, (then,)))  # what the other kind has lost is not known
+    budget = Budget(CostTarget("speedup", 1.1), table=cut)
+    plan = lmprune.prune(model, units=(then,), method="magnitude", budget=budget, multiple_of=1)
+    after = whole.total(counts_before(find_sites(model, both)))
+    assert now < 3 and after < now / 1.1
+    assert plan.settings["cost"] == pytest.approx({"measure": "seconds", "before": now, "after": after})
+    assert {address.kind for address in plan.addresses} == {then}
+
+
 def test_fewer_units_are_never_slower() -> None:
     sites = find_sites(tiny_model("llama"))
-    costs = table(phase="decode").costs(sites)
+    costs = table(phase="decode").costs(sites, find_sites(tiny_model("llama"), ("neurons", "heads")))
     totals = [costs.total(dict.fromkeys(counts_before(sites), n)) for n in range(8, 49)]
     assert totals == sorted(totals) and totals[0] == pytest.approx(1.4)  # not the 1.5 that was measured there
 
@@ -119,7 +143,7 @@ def test_the_job_measures_cut_models_beside_the_whole_one(
     monkeypatch.setattr(job, "Worker", FakeWorker)
     out = tmp_path / "table.json"
     options = ("--out", out, "--prompt-tokens", 8, "--new-tokens", 2, "--repeats", 3, "--multiple-of", 8)
-    shown = lmprune("latency", model, *options, "--json")
+    shown = command("latency", model, *options, "--json")
     assert shown.code == 0, shown
     record = json.loads(shown.out)
     assert set(record) == documented("latency")
@@ -134,12 +158,12 @@ def test_the_job_measures_cut_models_beside_the_whole_one(
         assert timing.decode[-1] / timing.decode[0] == pytest.approx(share, rel=1e-6)
     # what goes of both kinds at once takes both savings along
     least = {s.address: 8 if s.address.kind == "neurons" else 1 for s in sites}
-    weighed = Budget(CostTarget("params", 1)).costs(sites, num_params(dense))
+    weighed = Budget(CostTarget("params", 1)).costs(sites, dense)
     assert by_time.total(least) / by_time.total(counts_before(sites)) == pytest.approx(
         weighed.total(least) / num_params(dense), rel=1e-6
     )
     assert "exists; choose another --out" in refused("latency", model, "--out", out)
-    assert lmprune("latency", model, *options, "--force").code == 0
+    assert command("latency", model, *options, "--force").code == 0
 
 
 def test_prune_to_a_speed(model: Path, text: Path, tmp_path: Path) -> None:
@@ -159,7 +183,7 @@ def test_prune_to_a_speed(model: Path, text: Path, tmp_path: Path) -> None:
     )
     told = ("--latency-table", tmp_path / "table.json", "--latency-of", "decode")
     for number, options in enumerate((("--target-speedup", "1.2"), ("--target-latency", "1.7s", "--budget", "dp"))):
-        shown = lmprune("prune", model, "--out", tmp_path / str(number), *options, *told, *quick)
+        shown = command("prune", model, "--out", tmp_path / str(number), *options, *told, *quick)
         assert shown.code == 0, shown
         record = json.loads(shown.out)
         most = (2 / 1.2, 1.7)[number]

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from . import data as text
-from .budget.budget import Budget, Spending, num_params, shares_of
+from .budget.budget import Budget, Spending, shares_of
 from .budget.choosing import alike, check_counts, check_widths, choose
 from .budget.costs import Costs
 from .budget.keeps import Keep, check_keeps
@@ -86,7 +86,7 @@ def prune(
     how: Selection = {"scope": scope or row.scope, "multiple_of": multiple_of, "seed": seed}
     sites = _checked_sites(model, units, row, keep, scope, plan=plan, scores=scores, spec=spec)
     addresses, counts_before = [site.address for site in sites], [site.count for site in sites]
-    share, costs = _settled(budget, model, sites, keep, how)
+    share, costs = _settled(budget, model, sites, keep, how, spec)
     _check_choice(sites, 1 if plan or isinstance(share, Spending) else share, how)
     solver = row.solver_of(address.kind for address in addresses)
     given = None if scores is None else checked_scores(in_order(scores, addresses), sites, "scores")
@@ -157,12 +157,12 @@ def _checked_sites(
 
 
 def _settled(
-    budget: Budget | None, model: Any, sites: Sequence[Place], keep: Keep, how: Selection
+    budget: Budget | None, model: Any, sites: Sequence[Place], keep: Keep, how: Selection, spec: FFNSpec | None
 ) -> tuple[Keep | Spending, Costs | None]:
     """What stays, by a ratio or by a search, and what the model costs; with a budget the scope is the budget's."""
     if budget is None:
         return keep, None
-    how["scope"], costs = budget.scope, budget.costs(sites, num_params(model))
+    how["scope"], costs = budget.scope, budget.costs(sites, model, spec)
     return budget.settle(sites, costs, keep, multiple_of=how["multiple_of"]), costs
 
 

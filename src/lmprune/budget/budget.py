@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from ..errors import UserError, unknown
 from ..progress import silent
 from ..sites.address import Address, Kind
+from ..sites.families import FFNSpec
+from ..sites.find import find_sites
 from ..sites.place import Place
 from .choosing import kinds_of, least_for
 from .costs import Costs, counts_before, weight_costs
@@ -65,12 +67,13 @@ class Budget:
         """Which scope it comes to."""
         return "local" if self.by == "uniform" else "global"
 
-    def costs(self, places: Sequence[Place], params: int) -> Costs:
-        """Of what the target is about. params: of the whole model. Raises: UserError for a table of other shapes."""
+    def costs(self, places: Sequence[Place], model: nn.Module, spec: FFNSpec | None = None) -> Costs:
+        """Of what the target is about. places: those of the model that are pruned. spec: where its FFN is, see
+        `find_sites`. Raises: UserError for a table of other shapes."""
         if self.table is not None:
-            return self.table.costs(places)
+            return self.table.costs(places, find_sites(model, [*self.table.kinds], spec))
         in_bytes = self.target is not None and self.target.wish == "bytes"
-        return weight_costs(places, params, itemsize=self.itemsize if in_bytes else None)
+        return weight_costs(places, num_params(model), itemsize=self.itemsize if in_bytes else None)
 
     def settle(self, places: Sequence[Place], costs: Costs, keep: Keep, *, multiple_of: int = 1) -> Keep | Spending:
         """A ratio where every site gets the same share, else what is to be spread by search.

@@ -63,29 +63,36 @@ class LatencyTable:
     phase: Timed = "whole"
     cut: bool = False
 
-    def costs(self, places: Sequence[Place]) -> Costs:
-        """Seconds; a layer's share of what the whole model gains. Raises: UserError where the table is about another
-        model's shapes, or says nothing of a kind."""
-        curves, gone = {}, 0.0
+    def costs(self, places: Sequence[Place], every: Sequence[Place] | None = None) -> Costs:
+        """Seconds, as these places shrink; a layer's share of what the whole model gains.
+
+        every: the model's places of all kinds of the table, for a cut one has lost of others too; None = `places`.
+        Raises: UserError where the table is about another model's shapes, or says nothing of a kind.
+        """
         for kind in kinds_of(places):
-            own = [place for place in places if place.address.kind == kind]
             if kind not in self.kinds:
                 raise UserError(f"the latency table says nothing of {kind}; measure it with --units {kind}")
-            if not self._covers(kind, [place.count for place in own]):
-                raise UserError(
-                    f"the latency table is of {shown(self.model)}, whose layers have other {kind} than this model's; "
-                    "measure this one with `lmprune latency`"
-                )
-            timing = self.kinds[kind]
-            shares = np.array(timing.counts) / timing.counts[0]
-            seconds = timing.seconds(self.phase) / len(own)
-            for place, measured in zip(own, self.shapes[kind], strict=True):
-                known = tuple(int(count) for count in np.rint(shares[::-1] * measured))
-                whole = Curve(known, tuple(map(float, (seconds - seconds[-1])[::-1])))
+        curves, gone = {}, 0.0
+        for kind in self.kinds:
+            own = [place for place in every or places if place.address.kind == kind]
+            for place, whole in zip(own, self._measured(kind, own), strict=True):
                 curves[place.address] = whole.up_to(place.count)
                 gone += whole.costs[-1] - curves[place.address].costs[-1]
         dense = self.kinds[next(iter(self.kinds))].seconds(self.phase)[0]
-        return costs_of("seconds", float(dense) - gone, curves)
+        return costs_of("seconds", float(dense) - gone, {place.address: curves[place.address] for place in places})
+
+    def _measured(self, kind: Kind, places: Sequence[Place]) -> list[Curve]:
+        """Of each layer of the model that was measured. places: what this model has of them. Raises: UserError."""
+        if not self._covers(kind, [place.count for place in places]):
+            raise UserError(
+                f"the latency table is of {shown(self.model)}, whose layers have other {kind} than this model's; "
+                "measure this one with `lmprune latency`"
+            )
+        timing = self.kinds[kind]
+        shares = np.array(timing.counts) / timing.counts[0]
+        seconds = (timing.seconds(self.phase) / len(places))[::-1]
+        gains = tuple(map(float, seconds - seconds[0]))
+        return [Curve(tuple(map(int, np.rint(shares[::-1] * count))), gains) for count in self.shapes[kind]]
 
     def _covers(self, kind: Kind, counts: Sequence[int]) -> bool:
         """Whether layers of so many units were measured, or are narrower ones of a model that was cut."""
@@ -119,6 +126,6 @@ class LatencyTable:
                 check_kind(kind): Timing(*(tuple(timing[name]) for name in ("counts", "prefill", "decode")))
                 for kind, timing in record.pop("kinds").items()
             }
-            if not kinds or not all(timing.whole for timing in kinds.values()):
+            if not kinds or not all(shapes.get(kind) and timing.whole for kind, timing in kinds.items()):
                 raise ValueError("a kind's counts and seconds don't go together")
             return cls(shapes=shapes, kinds=kinds, phase=phase, **record)

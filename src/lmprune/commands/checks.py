@@ -31,7 +31,7 @@ def _prune(ctx: Any) -> None:
         raise UserError("drop dry_run: such a step would make no model; the command that carries out the file takes it")
     asked = prune.check(**given(ctx.params))
     ctx.params |= {"data": asked["data"]}
-    budgeting.check_reach(asked.budget, asked.kind, asked.kinds, asked.options)
+    budgeting.check_reach(asked)
     if asked.calibrates or asked.training:
         _readable(ctx.params, "train")
 

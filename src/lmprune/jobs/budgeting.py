@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import torch
 
-from ..budget.budget import Budget, Spending, num_params
+from ..budget.budget import Budget, Spending
 from ..budget.keeps import Keep
 from ..budget.search import SEARCHES, Effort
 from ..budget.selection import Scope
@@ -24,6 +24,7 @@ from ..progress import silent
 from ..sites.address import Kind
 from ..sites.find import find_sites
 from . import inspection
+from .asked import Asked
 from .training_options import Training
 
 
@@ -92,33 +93,27 @@ def at_work(budget: Budget, model: Any, dtype: torch.dtype | None, note: Callabl
     return replace(budget, itemsize=dtypes.main(model, dtype).itemsize, note=note)
 
 
-def uniform_share(
-    budget: Budget | None, model: Any, dtype: torch.dtype | None, kinds: Sequence[Kind], options: Mapping[str, Any]
-) -> tuple[Keep, Scope | None]:
+def uniform_share(asked: Asked, model: Any) -> tuple[Keep, Scope | None]:
     """What stays of a model whose units go little by little, and the scope: with a budget, of every layer alike."""
-    if budget is None:
-        return options["keep"], options["scope"]
-    share = _settled(budget, model, dtype, kinds, options)
+    if asked.budget is None:
+        return asked["keep"], asked["scope"]
+    share = _settled(asked, asked.budget, model)
     assert not isinstance(share, Spending)
-    return share, budget.scope
+    return share, asked.budget.scope
 
 
-def check_reach(
-    budget: Budget | None, dtype: torch.dtype | None, kinds: Sequence[Kind], options: Mapping[str, Any]
-) -> None:
+def check_reach(asked: Asked) -> None:
     """Raises: UserError where a target can't be reached, as the model's shapes and the latency table say: before it is
     one of several steps."""
-    if budget is not None and budget.target is not None:
-        blank = models.skeleton(options["model"], trust_remote_code=options["trust_remote_code"])
-        _settled(budget, blank, dtype, kinds, options)
+    if asked.budget is not None and asked.budget.target is not None:
+        blank = models.skeleton(asked["model"], trust_remote_code=asked["trust_remote_code"])
+        _settled(asked, asked.budget, blank)
 
 
-def _settled(
-    budget: Budget, model: Any, dtype: torch.dtype | None, kinds: Sequence[Kind], options: Mapping[str, Any]
-) -> Keep | Spending:
-    places, spent = find_sites(model, kinds), at_work(budget, model, dtype)
-    costs = spent.costs(places, num_params(model))
-    return spent.settle(places, costs, options["keep"], multiple_of=options["multiple_of"])
+def _settled(asked: Asked, budget: Budget, model: Any) -> Keep | Spending:
+    places, spent = find_sites(model, asked.kinds, asked.spec), at_work(budget, model, asked.kind)
+    costs = spent.costs(places, model, asked.spec)
+    return spent.settle(places, costs, asked["keep"], multiple_of=asked["multiple_of"])
 
 
 def record(budget: Budget | None, plan: PrunePlan) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def needs(asked: Asked, skeleton: Any) -> dict[str, Needs]:
     number = (skeleton.dtype if isinstance(kind, str) else kind).itemsize
     keep = asked["keep"]
     if asked.plan is None:  # with a target, what it leaves of every layer
-        keep, _ = budgeting.uniform_share(asked.budget, skeleton, asked.kind, asked.kinds, asked.options)
+        keep, _ = budgeting.uniform_share(asked, skeleton)
     sites = find_sites(skeleton, asked.kinds, asked.spec)
     before, after = _parameters(asked, skeleton, sites, keep)
     work = Work(sites, asked.calibration_tokens, asked["seq_len"], keep, asked["scope"] or asked.row.scope)

@@ -197,7 +197,7 @@ def train_and_prune(terminal: Teller, asked: Asked, opened: Opened) -> Made:
     )  # fmt: skip
     if not asked.gradual:
         return Made(*recover(job, opened.dense, partial(_cut, terminal, asked, opened)))
-    keep, scope = budgeting.uniform_share(asked.budget, opened.dense, asked.kind, asked.kinds, asked.options)
+    keep, scope = budgeting.uniform_share(asked, opened.dense)
     made = Made(*prune_gradually(
         job, opened.dense, asked.row, units=asked.kinds, keep=keep, scope=scope,
         calibration_tokens=asked.calibration_tokens, provenance=opened.provenance, **asked.named("multiple_of"),
