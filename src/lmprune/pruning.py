@@ -87,7 +87,8 @@ def prune(
     sites = _checked_sites(model, units, row, keep, scope, plan=plan, scores=scores, spec=spec)
     addresses, counts_before = [site.address for site in sites], [site.count for site in sites]
     share, costs = _settled(budget, model, sites, keep, how, spec)
-    _check_choice(sites, 1 if plan or isinstance(share, Spending) else share, how)
+    named = budget is None or budget.target is None
+    _check_choice(sites, 1 if plan or isinstance(share, Spending) else share, how, named=named)
     solver = row.solver_of(address.kind for address in addresses)
     given = None if scores is None else checked_scores(in_order(scores, addresses), sites, "scores")
     reading = _Reading(data, data_dir, chat_template, calibration_tokens, seq_len, seed)
@@ -95,7 +96,7 @@ def prune(
     input_ids, calibration = reading.tokens(model, tokenizer) if reads else (None, {})
     with undisturbed(model):
         kept, given, searched = _solved(solver, model, sites, input_ids, share, stages, how, plan=plan, given=given)
-    share = shares_of(addresses, kept, counts_before) if isinstance(share, Spending) else share
+    share = shares_of(addresses, kept, counts_before) if isinstance(share, Spending) or not named else share
     record_shapes(model, spec)
     settings = {"method": row.name, "keep": share, **how, **({"scores": "given"} if scores is not None else {})}
     settings |= _spent(budget, costs, addresses, counts_before, kept)
@@ -176,11 +177,13 @@ def _spent(
     return budget.record(costs, addresses, before, [len(units) for units in kept])
 
 
-def _check_choice(sites: Sequence[Place], keep: Keep, how: Selection) -> None:
-    """Raises: UserError where no choice of this ratio can be made, whatever the scores will be."""
+def _check_choice(sites: Sequence[Place], keep: Keep, how: Selection, *, named: bool) -> None:
+    """named: somebody did name this ratio, so each site is to come near it. Raises: UserError where no choice of it can
+    be made, whatever the scores will be."""
     check_widths(sites, keep, how["multiple_of"])
     if keep != 1:
-        check_counts(sites, keep, how["scope"])
+        if named:
+            check_counts(sites, keep, how["scope"])
         choose(sites, alike(sites), keep, **how)
 
 

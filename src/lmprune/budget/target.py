@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import UserError
 from ..sites.address import Address, Kind
 from ..sites.place import Place
-from .choosing import kinds_of, multiple_for
+from .choosing import kinds_of, least_for, multiple_for
 from .costs import Costs, counts_before
 from .keeps import Keep
 from .selection import num_kept
@@ -92,33 +92,31 @@ def uniform_keep(places: Sequence[Place], costs: Costs, target: CostTarget, *, m
 
     Raises: UserError as `check_reach`.
     """
-    before = counts_before(places)
+    before, least = counts_before(places), {place.address: least_for(place, multiple_of) for place in places}
     multiples = {place.address: multiple_for(place.address.kind, multiple_of) * place.parts for place in places}
 
-    def cut(share: float, of: Sequence[Address]) -> dict[Address, int]:
+    def cut(share: float, of: Iterable[Address] = before) -> dict[Address, int]:
         return {a: num_kept(before[a], share, multiple_of=multiples[a]) for a in of}
 
-    def largest(of: Sequence[Address], rest: Mapping[Address, int]) -> float:
+    def enough(share: float) -> bool:
+        return all(count >= least[a] for a, count in cut(share).items())
+
+    def largest(of: Iterable[Address], rest: Mapping[Address, int]) -> float:
         """The largest share of these sites that fits beside what the rest keeps."""
-        shares = sorted({k / before[a] for a in of for k in range(1, before[a] + 1)})
         fitting = bisect_right(shares, most, key=lambda share: costs.total({**rest, **cut(share, of)}))
-        share = shares[max(fitting - 1, 0)]  # and as it comes out, where it does so alike everywhere
-        return _share(cut(share, of), before) if len({before[a] for a in of}) == 1 else share
+        return shares[max(fitting - 1, 0)]
 
-    most = check_reach(target, costs, cut(1e-9, [*before]), before)
-    share, kinds = largest([*before], {}), kinds_of(places)
-    if len(kinds) == 1:
-        return share
-    finest = max(kinds, key=lambda kind: max(place.count for place in places if place.address.kind == kind))
-    rest = cut(share, [a for a in before if a.kind != finest])
-    found: dict[Kind, float] = {
-        kind: _share({a: count for a, count in rest.items() if a.kind == kind}, before)
-        for kind in kinds
-        if kind != finest
-    }
-    return {**found, finest: largest([a for a in before if a.kind == finest], rest)}
+    def told(share: float, of: Sequence[Address]) -> float:
+        """As it comes out, where it does so alike everywhere: each site is to come to the number that was paid for."""
+        return cut(share, of)[of[0]] / before[of[0]] if len({before[a] for a in of}) == 1 else share
 
-
-def _share(counts: Mapping[Address, int], before: Mapping[Address, int]) -> float:
-    """Of these sites' units, the share that these numbers are."""
-    return sum(counts.values()) / sum(before[address] for address in counts)
+    shares = sorted({k / count for count in set(before.values()) for k in range(1, count + 1)})
+    del shares[: bisect_left(shares, True, key=enough)]
+    most = check_reach(target, costs, cut(shares[0]), before)
+    share = largest(before, {})
+    of_kind: dict[Kind, list[Address]] = {kind: [a for a in before if a.kind == kind] for kind in kinds_of(places)}
+    if len(of_kind) == 1:
+        return told(share, [*before])
+    finest = max(of_kind, key=lambda kind: max(before[a] for a in of_kind[kind]))
+    rest = {a: count for a, count in cut(share).items() if a.kind != finest}
+    return {kind: told(largest(own, rest) if kind == finest else share, own) for kind, own in of_kind.items()}

@@ -19,14 +19,17 @@ from .schedules import Schedule, cubic
 
 @dataclass(frozen=True)
 class Goal:
-    """keep: the ratio of units in the end, or one for each kind. num_steps: optimizer steps of the whole run. The rest
-    as in `choosing.choose`."""
+    """keep: the ratio of units in the end, or one for each kind. num_steps: optimizer steps of the whole run.
+
+    named: somebody did name this ratio, so each site is to come near it. The rest as in `choosing.choose`.
+    """
 
     keep: Keep
     num_steps: int
     scope: Scope = "local"
     multiple_of: int = 1
     seed: int = 0
+    named: bool = True
 
     @property
     def lowest(self) -> float:
@@ -40,7 +43,8 @@ class Goal:
 
     def check(self, sites: Sequence[Site]) -> None:
         """Raises: UserError where these sites can't come down to it."""
-        check_counts(sites, self.keep, self.scope)
+        if self.named:
+            check_counts(sites, self.keep, self.scope)
         check_widths(sites, self.keep, self.multiple_of)
 
     def at(self, keep: float) -> Keep:

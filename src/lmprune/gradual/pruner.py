@@ -61,6 +61,7 @@ class GradualPruner:
     keep: the ratio of units in the end, or one for each kind.
     num_steps: optimizer steps of the whole run. scope: None = the method's own.
     calibration: token ids (sequences, T), for methods whose criterion reads text.
+    named: False = nobody named this ratio, which a target came to: layers of few units need not come near it.
     Raises: UserError, the model untouched.
     """
 
@@ -78,10 +79,11 @@ class GradualPruner:
         calibration: Tensor | None = None,
         settings: GradualSettings = GradualSettings(),
         spec: FFNSpec | None = None,
+        named: bool = True,
     ):
         self.method, self.settings, self.model = get_method(method), settings, model
         check_kinds(self.method, units)
-        self.goal = Goal(check_keeps(keep, units), num_steps, scope or self.method.scope, multiple_of, seed)
+        self.goal = Goal(check_keeps(keep, units), num_steps, scope or self.method.scope, multiple_of, seed, named)
         self.schedule, self.num_steps, self.keep = self.goal.schedule, num_steps, self.goal.lowest
         self.done = self._ended = 0
         self._one_rate = False

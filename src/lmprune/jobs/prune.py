@@ -200,7 +200,8 @@ def train_and_prune(terminal: Teller, asked: Asked, opened: Opened) -> Made:
     keep, scope = budgeting.uniform_share(asked, opened.dense)
     made = Made(*prune_gradually(
         job, opened.dense, asked.row, units=asked.kinds, keep=keep, scope=scope,
-        calibration_tokens=asked.calibration_tokens, provenance=opened.provenance, **asked.named("multiple_of"),
+        calibration_tokens=asked.calibration_tokens, provenance=opened.provenance,
+        named=asked.budget is None or asked.budget.target is None, **asked.named("multiple_of"),
     ))  # fmt: skip
     _keep_scores(asked, made.plan)
     return made

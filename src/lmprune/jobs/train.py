@@ -161,11 +161,12 @@ Pruned = tuple[Any, PrunePlan, dict[str, Any], list[dict[str, Any]]]
 
 def prune_gradually(
     job: Job, model: Any, row: Method, *, units: Sequence[Kind], keep: Keep, scope: Scope | None, multiple_of: int,
-    calibration_tokens: int, provenance: Mapping[str, Any],
+    calibration_tokens: int, provenance: Mapping[str, Any], named: bool = True,
 ) -> Pruned:  # fmt: skip
     """Train with masks that close along the cubic schedule, then cut. (model, plan, record, log).
 
-    calibration_tokens: of the training text, for a criterion that reads text, at each milestone.
+    calibration_tokens: of the training text, for a criterion that reads text, at each milestone. named: see
+    `GradualPruner`.
     """
     if job.training.fsdp and row.learned and model.dtype != torch.float32:
         raise UserError(
@@ -183,7 +184,7 @@ def prune_gradually(
         pruner = GradualPruner(
             model, units=units, method=row.name, keep=keep, num_steps=settings.steps, scope=scope,
             multiple_of=multiple_of,
-            seed=job.seed, calibration=calibration, settings=job.training.gradual(), spec=job.spec,
+            seed=job.seed, calibration=calibration, settings=job.training.gradual(), spec=job.spec, named=named,
         )  # fmt: skip
         attached.append(pruner)
         return pruner

@@ -1,0 +1,95 @@
+"""What a target promises: the model costs at most that, and what cannot be reached is refused with what can."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny_checkpoints import byte_tokenizer, lmprune
+from tiny_mixtures import tiny_mixture
+from tiny_models import tiny_model
+
+from lmprune import prune
+from lmprune.budget.budget import Budget, num_params
+from lmprune.budget.costs import counts_before, weight_costs
+from lmprune.budget.selection import num_kept
+from lmprune.budget.target import CostTarget, uniform_keep
+from lmprune.checkpoints import checkpoint
+from lmprune.checkpoints.shrinking import shrink
+from lmprune.errors import UserError
+from lmprune.plan import PrunePlan
+from lmprune.sites.address import Address
+from lmprune.sites.find import find_sites
+
+
+def with_heads(*counts: int, **changes: Any) -> Any:
+    """A model whose layers have so many heads left, of eight."""
+    model = tiny_model("llama", num_attention_heads=8, num_key_value_heads=8, head_dim=4, **changes)
+    at = [Address("heads", layer) for layer in range(len(counts))]
+    return shrink(model, PrunePlan.of(at, [torch.arange(count) for count in counts], [8] * len(counts)))
+
+
+def within(params: float) -> Budget:
+    return Budget(CostTarget("params", params))
+
+
+# -- layers of unlike numbers of units
+
+
+@pytest.mark.parametrize("units", [("heads",), ("neurons", "heads")])
+def test_a_target_names_no_ratio_that_each_layer_must_come_near(units: Any) -> None:
+    params = num_params(with_heads(2, 8, 8))
+    for share in (0.95, 0.9, 0.85):
+        model = with_heads(2, 8, 8)
+        plan = prune(model, units=units, method="magnitude", multiple_of=1, budget=within(share * params))
+        assert plan.settings["cost"]["after"] == num_params(model) <= share * params
+        keep = plan.settings["keep"]
+        of_heads = keep if units == ("heads",) else keep["heads"]
+        heads = [len(kept) for at, kept in plan.kept.items() if at.kind == "heads"]
+        assert of_heads == sum(heads) / 18  # as it came out, and not what one layer's was rounded from
+    with pytest.raises(UserError, match=r"0\.7 of 2 heads can't be kept"):  # a ratio that somebody named
+        prune(with_heads(2, 8, 8), units=("heads",), method="magnitude", keep=0.7)
+
+
+def test_each_layer_keeps_what_was_paid_for() -> None:
+    draw = random.Random(1)
+    for _ in range(300):
+        heads = [SimpleNamespace(kind="heads", count=draw.randint(26, 64), params=4000) for _ in range(3)]
+        units = [*heads, *(SimpleNamespace(kind="neurons", count=400, params=100) for _ in range(3))]
+        places: Any = [
+            SimpleNamespace(address=Address(u.kind, i), count=u.count, params=u.params, parts=1, least=1)
+            for i, u in enumerate(units)
+        ]
+        costs = weight_costs(places, 2_000_000)
+        most = draw.uniform(0.75, 0.99) * 2_000_000
+        keep: Any = uniform_keep(places, costs, CostTarget("params", most))
+        left = {a: num_kept(count, keep[a.kind]) for a, count in counts_before(places).items()}
+        assert costs.total(left) <= most
+
+
+@pytest.mark.parametrize("name", ["mixtral", "deepseek_v3-groups"])
+def test_the_best_possible_is_possible(name: str) -> None:
+    with pytest.raises(UserError, match="the best possible is") as told:
+        prune(tiny_mixture(name), units=("experts",), method="random", budget=within(1))
+    best = int(str(told.value).split()[4].replace(",", ""))
+    with pytest.raises(UserError, match=f"the best possible is {best:,} parameters"):
+        prune(tiny_mixture(name), units=("experts",), method="random", budget=within(best - 1))
+    model = tiny_mixture(name)
+    plan = prune(model, units=("experts",), method="random", budget=within(best))
+    assert num_params(model) == best == plan.settings["cost"]["after"]
+    assert all(site.count == site.least for site in find_sites(model, ("experts",)))
+
+
+def test_while_a_model_trains_too(text: Path, tmp_path: Path) -> None:
+    dense = with_heads(2, 8, 8, vocab_size=257, bos_token_id=256, eos_token_id=256)
+    checkpoint.save(dense, tmp_path / "dense", tokenizer=byte_tokenizer())
+    most = int(0.95 * num_params(dense))
+    how = ("--units", "heads", "--method", "magnitude", "--steps", 12, "--seq-len", 32, "--data", text)
+    told = lmprune("prune", tmp_path / "dense", "--out", tmp_path / "out", *how, "--target-params", most, "--json")
+    assert told.record["params_after"] <= most
+    refused = lmprune("prune", tmp_path / "dense", "--out", tmp_path / "none", *how, "--keep", 0.7)
+    assert refused.code == 2 and "0.7 of 2 heads can't be kept" in refused.err
