@@ -422,7 +422,7 @@ print(repr(text))
 def story(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of text that the model knows best: its own."""
     dense, file = shared / "models" / "stories260k", tmp_path_factory.mktemp("story") / "story.txt"
-    text = load_text("self", model=models.load(dense), tokenizer=models.load_tokenizer(dense), num_tokens=4096)
+    text = load_text("self", "train", model=models.load(dense), tokenizer=models.load_tokenizer(dense), num_tokens=4096)
     file.write_text("\n".join(text.documents))
     return file
 

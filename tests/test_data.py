@@ -323,6 +323,8 @@ def test_self_writes_enough_and_is_seeded(tokenizer):
     assert sum(lengths[:-1]) < 500 <= sum(lengths) == data.provenance["tokens"]
     assert load("self", model=model, tokenizer=tokenizer, num_tokens=500, seed=3).documents == data.documents
     assert load("self", model=model, tokenizer=tokenizer, num_tokens=500, seed=4).documents != data.documents
+    fitted = load("self", "train", model=model, tokenizer=tokenizer, num_tokens=2000, seed=3).documents
+    assert not set(fitted) & set(data.documents), "what is judged by is held out, also where it is shorter"
     assert len(set("".join(data.documents))) > 60  # a random model at temperature 1 uses its whole vocabulary
 
 

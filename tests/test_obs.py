@@ -206,7 +206,7 @@ def lmprune_text(model, tokenizer) -> torch.Tensor:
     from lmprune import data
     from lmprune.data.tokens import sequences
 
-    written = data.load("self", model=model, tokenizer=tokenizer, num_tokens=8192)
+    written = data.load("self", "train", model=model, tokenizer=tokenizer, num_tokens=8192)
     return sequences(tokenizer, written, seq_len=256, num_tokens=7168, seed=0)
 
 

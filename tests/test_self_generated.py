@@ -27,7 +27,9 @@ def model():
 
 
 def written(model, template=TEMPLATE, num_tokens=600, seed=0):
-    return load("self", model=model, tokenizer=byte_tokenizer(chat_template=template), num_tokens=num_tokens, seed=seed)
+    return load(
+        "self", "train", model=model, tokenizer=byte_tokenizer(chat_template=template), num_tokens=num_tokens, seed=seed
+    )
 
 
 def test_conversations_are_as_the_template_writes_them(model):

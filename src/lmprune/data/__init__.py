@@ -65,7 +65,8 @@ def load(
     split: train, validation or test; a single file is the same for every split.
     data_dir: for a mix, a folder as `kinds` has it, for wikitext, one with wiki.{train,valid,test}.{raw,tokens}, for
         pairs as `pairs.load` says; None = the hub.
-    model, tokenizer, seed: what writes the text of `self`; the tokenizer also has the chat template.
+    model, tokenizer, seed: what writes the text of `self`, that of train with `seed` and that of another split with the
+        one after it; the tokenizer also has the chat template.
     chat_template: render every record with the tokenizer's template, a plain text as one user message.
     held_out: a share of a file, which has no splits: validation and test read it, train the rest (`holdout`).
     num_tokens: how many tokens will be wanted. `self` writes that many; a hub stream stops when there is ample text.
@@ -86,7 +87,8 @@ def load(
     elif source in _PYTHON:
         found = _PYTHON[source](split)
     elif source == "self":
-        found = self_generated.load(model, tokenizer, num_tokens, seed)
+        # another text for another split: what a model was fitted to is not held out
+        found = self_generated.load(model, tokenizer, num_tokens, seed if split == "train" else seed + 1)
     elif (file := files.parse(source)) is not None:
         found = files.load(*file, chat_template=chat_template)
         found = found if held_out is None else holdout.part(found, split, held_out)
@@ -124,8 +126,7 @@ def load_kinds(split: str, *, data_dir: Path | None, tokenizer: Any, num_tokens:
 
 
 def _reader(split: str, model: Any, tokenizer: Any, seed: int) -> mix.ReadOther:
-    """What reads the parts of a mix that are sources by themselves; for another split a model writes another text."""
-    seed = seed if split == "train" else seed + 1
+    """What reads the parts of a mix that are sources by themselves."""
 
     def read(name: str, num_tokens: int) -> Records:
         found = load(name, split, model=model, tokenizer=tokenizer, seed=seed, num_tokens=num_tokens)
