@@ -13,8 +13,9 @@ from tiny_checkpoints import byte_tokenizer, documented, lmprune, tiny_checkpoin
 
 from lmprune import data
 from lmprune.data import hub, kinds, mix, python_code
-from lmprune.data.overlap import read_before
+from lmprune.data.overlap import in_common, read_before
 from lmprune.errors import UserError
+from lmprune.jobs import by_quality
 
 CHAT = {"messages": [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "Seven cats."}]}
 
@@ -185,6 +186,46 @@ def test_a_text_that_was_a_part_of_a_mix_has_been_read_before(folder: Path) -> N
     assert read_before(same.provenance, fitted) == "calibration" and read_before(other.provenance, fitted) is None
 
 
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A file with two fields and no splits, each line another text."""
+    file = tmp_path / "own.jsonl"
+    lines = [json.dumps({"text": f"text {i} " * 9, "body": f"body {i} " * 9}) for i in range(300)]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    return file
+
+
+def both_splits(source: str, **how: Any) -> list[data.TextData]:
+    how = {"tokenizer": byte_tokenizer(), "num_tokens": 2000, "held_out": 0.3, **how}
+    return [data.load(source, split, **how) for split in ("train", "validation")]
+
+
+@pytest.mark.parametrize("field", ["", ":body"])
+def test_a_file_in_a_mix_is_divided_as_it_is_alone(own: Path, field: str) -> None:
+    rest, share = both_splits(f"mix:{own}{field}=0.5,python-docs=0.5")
+    alone = data.load(f"{own}{field}", "validation", held_out=0.3)
+    mine = [text for text in share.documents if text in set(alone.documents)]
+    assert len(mine) > 10 and not set(rest.documents) & set(share.documents) and in_common(*told(rest, share)) is None
+    parts = share.provenance["parts"]
+    assert parts[f"{own}{field}"]["holdout"] == 0.3 and "holdout" not in parts["python-docs"]
+    whole = data.load(f"mix:{own}{field}=1", "train", tokenizer=byte_tokenizer(), num_tokens=2000)
+    assert in_common(*told(share, whole)) == f"{own}{field}", "the whole file holds its parts"
+
+
+def told(*found: data.TextData) -> list[Any]:
+    return [each.provenance for each in found]
+
+
+def test_what_of_a_mix_can_not_be_divided(own: Path, folder: Path) -> None:
+    for source in ("mix", "mix:python-docs=1", "mix:web=1"):
+        with pytest.raises(UserError, match="--holdout goes with a file of your own"):
+            both_splits(source, data_dir=folder)
+    rest, share = both_splits(f"mix:web=0.5,{own}=0.5", data_dir=folder)  # the folder's kinds have their splits
+    assert in_common(*told(rest, share)) is None
+    with pytest.raises(UserError, match="give it a smaller share, or hold out more of it"):
+        both_splits(f"mix:{own}=1", num_tokens=15_000)
+
+
 # -- the command line
 
 
@@ -257,3 +298,30 @@ def test_texts_by_kind_of_another_tokenizer_and_a_missing_folder(model: Path, fo
         refused("eval", model, "--texts", "--limit", 3)
         == "drop --limit: it goes with tasks and --tasks, and this is --texts"
     )
+
+
+def test_what_says_how_good_a_model_is_is_no_part_of_the_mix_it_was_fitted_to(
+    model: Path, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(by_quality, "JUDGED_TOKENS", 512)
+    monkeypatch.setattr(by_quality, "TRIALS", 1)
+    out, text = (
+        tmp_path / "out",
+        ("--data", f"mix:{own}=0.5,python-docs=0.5", "--seq-len", 64, "--out", tmp_path / "out"),
+    )
+    quick = ("--train-tokens", 1024, "--steps", 1, "--batch-size", 1)
+    cut = ("--method", "activation", "--calibration-tokens", 1024, "--max-ppl-ratio", 9, "--answer-tokens", 0)
+    judged = [
+        ("recover", model, "--teacher", model, *text, *quick, "--eval-tokens", 512),
+        ("prune", model, *text, *cut, "--multiple-of", 1),
+    ]
+    for words in judged:
+        assert f"{own} has no validation split, which says" in refused(*words) and not out.exists()
+    tuned = ("finetune", model, *text, *quick, "--eval-tokens", 512)
+    assert f"{own} has no validation split: perplexity will be of" in lmprune(*tuned).err
+    for words in (*judged, tuned):
+        held = lmprune(*words, "--holdout", 0.3, "--force")
+        assert held.code == 0 and "no validation split" not in held.err, held.err
+    found = lmprune("eval", out, *text[:2], "--max-tokens", 512, "--holdout", 0.3, "--json").record
+    assert found["read_before"] is None and found["data"]["parts"][str(own)]["holdout"] == 0.3
+    assert lmprune("eval", out, "--data", own, "--max-tokens", 512, "--json").record["read_before"] == "training"

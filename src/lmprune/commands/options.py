@@ -119,7 +119,7 @@ Holdout = Annotated[
     float | None,
     typer.Option(
         metavar="SHARE",
-        help="Of your own file, without splits: eval reads this share of it, prune and finetune the rest.",
+        help="Of a file of your own, also in a mix: eval reads this share of it, prune and finetune the rest.",
         rich_help_panel=TEXT,
     ),
 ]

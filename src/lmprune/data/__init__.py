@@ -68,7 +68,8 @@ def load(
     model, tokenizer, seed: what writes the text of `self`, that of train with `seed` and that of another split with the
         one after it; the tokenizer also has the chat template.
     chat_template: render every record with the tokenizer's template, a plain text as one user message.
-    held_out: a share of a file, which has no splits: validation and test read it, train the rest (`holdout`).
+    held_out: a share of a file, alone or in a mix, which has no splits: validation and test read it, train the rest
+        (`holdout`).
     num_tokens: how many tokens will be wanted. `self` writes that many; a hub stream stops when there is ample text.
     Raises: UserError for an unknown source or split, an unreadable file, a broken line, a hub that can't be reached.
     """
@@ -76,7 +77,7 @@ def load(
     if mix.is_mix(source):
         found = mix.load(
             source, split, data_dir=data_dir, tokenizer=tokenizer, seed=seed, num_tokens=num_tokens,
-            other=_reader(split, model, tokenizer, seed),
+            other=_reader(split, model, tokenizer, seed, held_out),
         )  # fmt: skip
         return _rendered(found, source, split, chat_template=False, tokenizer=tokenizer)
     base, _, variant = source.partition(":")
@@ -125,14 +126,23 @@ def load_kinds(split: str, *, data_dir: Path | None, tokenizer: Any, num_tokens:
     }
 
 
-def _reader(split: str, model: Any, tokenizer: Any, seed: int) -> mix.ReadOther:
-    """What reads the parts of a mix that are sources by themselves."""
+def _reader(split: str, model: Any, tokenizer: Any, seed: int, held_out: float | None = None) -> mix.ReadOther:
+    """What reads the parts of a mix that are sources by themselves, of which files are divided and no others."""
 
     def read(name: str, num_tokens: int) -> Records:
-        found = load(name, split, model=model, tokenizer=tokenizer, seed=seed, num_tokens=num_tokens)
+        share = None if files.parse(name) is None else held_out
+        whose: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "seed": seed}
+        found = load(name, split, num_tokens=num_tokens, held_out=share, **whose)
         return Records(found.name, found.documents, found.provenance, found.notes)
 
     return read
+
+
+def _named(source: str) -> Sequence[str]:
+    """The source, or of a mix those that it names."""
+    if not mix.is_mix(source):
+        return [source]
+    return [] if source == "mix" else [*mix.shares_of(source, None)]
 
 
 def _check_options(source: str, data_dir: Path | None, chat_template: bool, held_out: float | None) -> None:
@@ -141,7 +151,7 @@ def _check_options(source: str, data_dir: Path | None, chat_template: bool, held
         if chat_template:
             raise UserError(f"--chat-template does not go with pairs ({source}), which have templates of their own")
         return
-    if held_out is not None and files.parse(source) is None:
+    if held_out is not None and not any(map(files.parse, _named(source))):
         raise UserError(f"--holdout goes with a file of your own; {source} has splits, or none at all")
     if data_dir is not None and source.partition(":")[0] not in ("mix", "wikitext"):
         raise UserError(f"--data-dir goes with mix, wikitext, wikisql, samsum and e2e, not with {source!r}")

@@ -128,7 +128,7 @@ def load(
         if number < wanted:
             raise UserError(
                 f"{found.name} has {number:,} tokens, and {share:.0%} of {num_tokens:,} are {wanted:,}; "
-                "ask for fewer tokens, or give it a smaller share"
+                f"ask for fewer tokens, or give it a smaller share{_or_hold_out_more(found.provenance, split)}"
             )
         documents += drawn
         told[name] = {"source": name, "split": split, **found.provenance}
@@ -139,6 +139,10 @@ def load(
     order = torch.randperm(len(documents), generator=generator).tolist()
     name = "mix of " + ", ".join(f"{share:.0%} {part}" for part, share in shares.items())
     return Records(f"{name}, {split}", [documents[i] for i in order], {"parts": told}, tuple(notes))
+
+
+def _or_hold_out_more(provenance: Mapping[str, Any], split: str) -> str:
+    return ", or hold out more of it" if "holdout" in provenance and split != "train" else ""
 
 
 def every_kind(

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from . import TextData
 
 #: what two readings of one text have in common; texts without such a place are known by their digest alone
 _PLACES = (("file",), ("hub_id", "config", "variant"), ("python", "source"))
@@ -43,6 +48,18 @@ def same_text(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     if one.get("holdout") != other.get("holdout"):
         return True  # two different divisions overlap, and a whole file holds its parts
     return one.get("split") == other.get("split")
+
+
+def in_common(text: Mapping[str, Any], fitted: Mapping[str, Any]) -> str | None:
+    """The source, of a mix the first of its parts, that `fitted` read of this text too."""
+    parts = text.get("parts") or {text["source"]: text}
+    return next((name for name, part in parts.items() if same_text(part, fitted)), None)
+
+
+def check_held_out(text: TextData, fitted: TextData, why: str) -> None:
+    """Raises: UserError where a model is fitted to the text, or to a part of it. why: it had to be held out."""
+    if (name := in_common(text.provenance, fitted.provenance)) is not None:
+        raise UserError(f"{name} has no validation split, {why}; keep a share of it with --holdout 0.1")
 
 
 def _place(text: Mapping[str, Any]) -> tuple[Any, ...] | None:

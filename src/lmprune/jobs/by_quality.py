@@ -15,6 +15,7 @@ from statistics import NormalDist
 from typing import Any
 
 from ..data.beginning import Beginning
+from ..data.overlap import check_held_out
 from ..data.tokens import stream
 from ..errors import UserError
 from ..evaluation.perplexity import perplexity
@@ -151,11 +152,8 @@ def _judge(terminal: Teller, asked: Asked, opened: Opened) -> Callable[..., Any]
     """What compares a pruned model with the dense one on the validation split."""
     whose = {"tokenizer": opened.tokenizer, "model": opened.dense}
     text = asked.corpus.text("validation", JUDGED_TOKENS, **whose)
-    if opened.text is not None and text.provenance["sha256"] == opened.text.provenance["sha256"]:
-        raise UserError(
-            f"{text.name} has no validation split, which says how good a model is; keep a share of it "
-            "with --holdout 0.1"
-        )
+    if opened.text is not None:
+        check_held_out(text, opened.text, "which says how good a model is")
     terminal.note(f"judging by {text.name}")
     ids = stream(opened.tokenizer, text, JUDGED_TOKENS)[0]
     return partial(perplexity, input_ids=ids, baseline=opened.dense, begin=Beginning.of(opened.tokenizer).ids)

@@ -31,11 +31,12 @@ def after_prune(record: Mapping[str, Any], options: Mapping[str, Any]) -> list[l
 
 def _held_out(record: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
     """Text that was not calibrated on: the own one's validation split, if it has one."""
-    if options["holdout"] is not None and options["data"] is not None:
-        return [options["data"], "--holdout", f"{options['holdout']:g}"]
-    data = options["data"] or usual_text(trains="training" in record)
+    data, where = options["data"], ["--data-dir", str(options["data_dir"])] if options["data_dir"] else []
+    if options["holdout"] is not None and data is not None:
+        return [data, "--holdout", f"{options['holdout']:g}", *where]
+    data = data or usual_text(trains="training" in record)
     if record["data"] is not None and data.startswith("wikitext"):
-        return [data, *(["--data-dir", str(options["data_dir"])] if options["data_dir"] else [])]
+        return [data, *where]
     return ["python-docs"]
 
 

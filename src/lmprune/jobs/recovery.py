@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.writing import written_aside
+from ..data.overlap import check_held_out
 from ..errors import UserError
 from ..foreign import reading, text_of
 from ..gradual.milestones import agreed
@@ -102,10 +103,7 @@ def _held_out(job: Job, model: Any, batch_size: int) -> list[dict[str, Any]]:
     """Batches of the validation split. Raises: UserError where it is the training text."""
     number = job.training.eval_tokens or JUDGED_TOKENS
     text = job.corpus.text("validation", number, tokenizer=job.tokenizer, model=model)
-    if text.provenance["sha256"] == job.text.provenance["sha256"]:
-        raise UserError(
-            f"{text.name} has no validation split, which says when to stop; keep a share of it with --holdout 0.1"
-        )
+    check_held_out(text, job.text, "which says when to stop")
     examples = job.corpus.examples("validation", job.tokenizer, seq_len=job.seq_len, num_tokens=number, text=text)
     check_examples(examples, model)
     return [collate(examples[i : i + batch_size]) for i in range(0, len(examples), batch_size)]

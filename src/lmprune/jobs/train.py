@@ -23,6 +23,7 @@ from ..checkpoints.fingerprint import weights_fingerprint
 from ..checkpoints.shrinking import shrink
 from ..data import TextData
 from ..data.beginning import Beginning
+from ..data.overlap import in_common
 from ..data.tokens import sequences, stream
 from ..errors import Interrupted, UserError
 from ..gradual import GradualPruner
@@ -90,7 +91,7 @@ class Job:
         settings = self.training.settings(len(examples), self.seed)
         check_enough(settings, len(examples), PartialState().num_processes)
         check_tracker(settings.report_to)
-        held_out = self.held_out()
+        held_out = self.held_out(model)
         check_examples(held_out, model)
         text = fingerprint(examples)
         check_agreed({"training text": text})
@@ -132,13 +133,13 @@ class Job:
                 note=self.terminal.note,
             )  # fmt: skip
 
-    def held_out(self) -> list[dict[str, Any]]:
+    def held_out(self, model: Any) -> list[dict[str, Any]]:
         if not self.training.measures:
             return []
         number = self.training.eval_tokens or HELD_OUT_TOKENS
-        text = self.corpus.text("validation", number, tokenizer=self.tokenizer)
-        if text.provenance["sha256"] == self.text.provenance["sha256"]:
-            self.terminal.note(f"{text.name} has no validation split: perplexity will be of the training text")
+        text = self.corpus.text("validation", number, tokenizer=self.tokenizer, model=model)
+        if (name := in_common(text.provenance, self.text.provenance)) is not None:
+            self.terminal.note(f"{name} has no validation split: perplexity will be of the training text")
         return self.corpus.examples("validation", self.tokenizer, seq_len=self.seq_len, num_tokens=number, text=text)
 
     def teacher(self, student: Any, examples: list[dict[str, Any]]) -> Teacher | None:
