@@ -71,6 +71,7 @@ class Fake:
     """As much of an Asked as the search looks at."""
 
     options: dict[str, Any]
+    scores: Any = None
 
     def __getitem__(self, name: str) -> Any:
         return self.options[name]
@@ -92,6 +93,25 @@ def test_the_smallest_that_holds_is_what_comes_out(monkeypatch: pytest.MonkeyPat
     smallest = min(share for share in FINE if 2 * (1 - share) ** 2 <= math.log(1.2))
     assert made.model == [smallest] and made.plan.settings == {"keep": smallest} and opened.dense == [1.0]
     assert made.quality is not None and made.quality["ratio"] <= 1.2 and len(made.quality["trials"]) > 2
+
+
+def test_the_scores_are_those_of_the_model_that_is_chosen(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And are written once; of the three that are tried here the second is chosen."""
+    logs = iter([0.1, 0.3, 0.9])
+    judged = lambda _: SimpleNamespace(nll_difference=next(logs), nll_difference_se=0.01)  # noqa: E731
+    monkeypatch.setattr(by_quality, "_judge", lambda *_: judged)
+    monkeypatch.setattr(by_quality, "TRIALS", 3)
+    how = ("--data", text, "--seq-len", 64, "--calibration-tokens", 512, "--multiple-of", 1, "--answer-tokens", 0)
+    file = tmp_path / "scores.safetensors"
+    words = ("--max-ppl-ratio", 1.4, "--scores-out", file, "--out", tmp_path / "found")
+    found = command("prune", model, *how, *words, "--json").record
+    keeps = [trial["keep"] for trial in found["quality"]["trials"]]
+    assert len(keeps) == 3 and found["keep"] == keeps[1] > keeps[2]
+    alone = tmp_path / "alone.safetensors"
+    again = command("prune", model, *how, "--keep", keeps[1], "--scores-out", alone, "--out", tmp_path / "alone")
+    assert again.code == 0 and file.read_bytes() == alone.read_bytes()
 
 
 @needs_shared

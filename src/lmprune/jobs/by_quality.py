@@ -75,7 +75,8 @@ def smallest(terminal: Teller, asked: Asked, opened: Opened, cut: Callable[[Aske
     best: tuple[Trial, Any, PrunePlan] | None = None
     while (keep := next_keep(trials, math.log(most), shares)) is not None:
         model = copy.deepcopy(opened.dense)
-        plan = cut(replace(asked, options={**asked.options, "keep": keep}), opened, model)
+        # the scores of the model that is chosen are written, once it is
+        plan = cut(replace(asked, options={**asked.options, "keep": keep}, scores=None), opened, model)
         with terminal.busy(f"judging keep {keep:g}"):
             found = judge(model)
         trials.append(trial := Trial(keep, found.nll_difference, found.nll_difference_se))

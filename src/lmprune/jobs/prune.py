@@ -176,7 +176,9 @@ def in_time(terminal: Teller, asked: Asked, opened: Opened, began: float, answer
 def prune_at_once(terminal: Teller, asked: Asked, opened: Opened) -> Made:
     if asked["max_ppl_ratio"] is not None:
         by_quality.check_copies(opened.dense)
-        return by_quality.smallest(terminal, asked, opened, partial(_cut, terminal))
+        made = by_quality.smallest(terminal, asked, opened, partial(_cut, terminal))
+        _keep_scores(asked, made.plan)
+        return made
     dense = passes.dense_copy(asked["recover"], opened.dense)
     plan = _cut(terminal, asked, opened, opened.dense)
     num_read = plan.settings.get("calibration_tokens", asked.calibration_tokens)
