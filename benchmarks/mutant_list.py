@@ -541,7 +541,7 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
     "jobs/sweep.py": (
         "sweep",
         [
-            ("eval_data is None and mix.is_mix", "False and mix.is_mix"),
+            ("eval_data is None and as_long", "False and as_long"),
             ("if name not in done:", "if True:"),
         ],
     ),

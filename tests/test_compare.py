@@ -68,6 +68,19 @@ def test_the_page_stands_alone_and_says_all_of_it(compared: dict[str, Any]):
     assert "(1.00×)" in rows["prefill, tokens/s"][0]
 
 
+def test_a_share_of_a_file_is_compared_on(pair: tuple[Path, Path], tmp_path: Path):
+    """Of pairs that are a task as well, the same."""
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps({"context": f"cat {i}", "completion": " saw"}) + "\n" for i in range(30)))
+    args = ("--data", file, *SMALL, "--tasks", file, "--holdout", 0.2, "--limit", 99)
+    found = lmprune("compare", *pair, *args, "--json").record
+    assert found["data"]["holdout"] == 0.2 and found["data"]["documents"] == 6
+    alone = lmprune("eval", pair[1], "--data", file, "--holdout", 0.2, "--limit", 99, "--json").record
+    assert alone["items"] == 6
+    told = found["models"][1]["tasks"][str(file)]
+    assert told and all(told[name] == {"value": alone[name], "interval": alone[f"{name}_ci"]} for name in told)
+
+
 def test_models_of_one_name_are_called_by_their_whole_path():
     told = [{"model": "a/tiny"}, {"model": "b/tiny"}, {"model": "c/other"}]
     assert comparison.names(told) == ["a/tiny", "b/tiny", "other"]

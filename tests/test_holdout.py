@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from test_gguf import bpe, model_of
@@ -91,6 +92,8 @@ HUB = {"hub_id": "o/n", "config": "c", "split": "train", "sha256": "4"}
         (FILE, FILE | {"file": "copy.txt"}, True),
         (FILE, FILE | {"sha256": "9"}, True),  # another length of it was read
         (FILE, {"file": "b.txt", "split": "the whole file", "sha256": "9"}, False),
+        (FILE, FILE | {"file": f"{Path.cwd()}/here/../t.txt", "sha256": "9"}, True),  # another path to it
+        (FILE, FILE | {"file": "t.txt\0", "sha256": "9"}, False),  # no path at all, in somebody's plan
         (PART, SHARE, False),
         (FILE, SHARE, True),
         (SHARE, PART | {"holdout": 0.2}, True),

@@ -141,6 +141,33 @@ def test_what_a_mix_is_compared_on(model: Path, tmp_path: Path, monkeypatch: pyt
         assert done.code == 0 and asked["data"] == text and asked["split"] == "validation"
 
 
+def test_a_file_is_compared_on_as_it_was_divided(
+    swept: Any, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And `compare` is told in words that it takes; another text is compared on as a whole."""
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(job, "compare", lambda terminal, **how: asked.update(how) or {"models": [], "out": ""})
+    monkeypatch.setattr("lmprune.commands.sweeping.shown", lambda record: [])
+    assert swept("0.5", "--holdout", 0.3)[0].code == 0
+    assert asked["data"] == str(text) and asked["holdout"] == 0.3
+    words = json.loads((tmp_path / "out" / job.RECORDS).read_text().splitlines()[-1])["command"]
+    assert words[words.index("--holdout") + 1] == "0.3"
+    assert swept("0.5", "--holdout", 0.3, "--eval-data", "python-docs")[0].code == 0
+    assert asked["data"] == "python-docs" and asked["holdout"] is None
+
+
+def test_a_sweep_on_text_that_the_model_writes(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is compared on what is the same for all, and a text that is not there is told of before anything is pruned."""
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(job, "record_of", lambda words: (0, {}))
+    monkeypatch.setattr(job, "compare", lambda terminal, **how: asked.update(how) or {"models": [], "out": ""})
+    monkeypatch.setattr("lmprune.commands.sweeping.shown", lambda record: [])
+    words = ("sweep", model, "--out", tmp_path / "o", "--targets", "0.5", "--data", "self", *PRUNE)
+    assert "written by each model itself" in refused(*words, "--eval-data", "self")
+    assert "no such file: nope.txt" in refused(*words, "--eval-data", "nope.txt") and not (tmp_path / "o").exists()
+    assert lmprune(*words).code == 0 and asked["data"] == "python-docs"
+
+
 def test_what_it_refuses(swept: Any, model: Path, text: Path, tmp_path: Path) -> None:
     """Before anything is pruned."""
     for targets, args, sentence in [

@@ -236,6 +236,7 @@ def _named(name: str) -> Iterator[None]:
 
 
 _TEXT = {"source": str, "split": str, "sha256": str}
+_READ = {**_TEXT, "file": str, "parts": {str: {**_TEXT, "file": str}}}
 _SETTINGS = {
     "method": str, "scope": str, "multiple_of": int, "calibration_tokens": int, "seq_len": int, "seed": int,
     "schedule": str, "training": {"steps": int, "teacher": str, "lora_rank": int},
@@ -243,7 +244,7 @@ _SETTINGS = {
 _MODEL = {"source": str, "revision": str, "base_model": str, "dequantised_from": str, "record": dict}
 _MODEL |= {"license": str, "license_name": str, "license_link": str, "license_files": [str]}
 _PROVENANCE = {
-    "model": _MODEL, "calibration": _TEXT, "training": _TEXT, "plan": {"settings": dict, "provenance": dict},
+    "model": _MODEL, "calibration": _READ, "training": _READ, "plan": {"settings": dict, "provenance": dict},
     "versions": {str: str}, "command": [str], "run": str, "dtype": {"computed": str, "saved": str},
     "search": [{"by": str, "loss": NUMBER, "best": NUMBER, "evaluations": int, "seconds": NUMBER}],
 }  # fmt: skip

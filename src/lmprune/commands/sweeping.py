@@ -31,7 +31,7 @@ def sweep(
         typer.Option(
             metavar="SOURCE",
             help="Text to compare on.",
-            show_default="validation split of --data; for a mix python-docs",
+            show_default="validation split of --data; for a mix or self python-docs",
         ),
     ] = None,
     max_tokens: MaxTokens = 16384,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,9 @@ from ..errors import UserError
 if TYPE_CHECKING:
     from . import TextData
 
-#: what two readings of one text have in common; texts without such a place are known by their digest alone
-_PLACES = (("file",), ("hub_id", "config", "variant"), ("python", "source"))
+#: what two readings of one text have in common, beside a file; texts without such a place are known by their digest
+#: alone
+_PLACES = (("hub_id", "config", "variant"), ("python", "source"))
 
 
 def read_before(provenance: Mapping[str, Any], fitted: Mapping[str, Any]) -> str | None:
@@ -63,7 +65,17 @@ def check_held_out(text: TextData, fitted: TextData, why: str) -> None:
 
 
 def _place(text: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    if "file" in text:
+        return (_one_path(text["file"]),)
     return next((tuple(map(text.get, keys)) for keys in _PLACES if keys[0] in text), None)
+
+
+def _one_path(file: str) -> str:
+    """Of the many that a file has; what can be none, in a plan of somebody's, as it is."""
+    try:
+        return os.path.realpath(file)
+    except ValueError:
+        return file
 
 
 def warning(read: str, name: str) -> str:

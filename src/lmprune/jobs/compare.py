@@ -29,10 +29,10 @@ _SPEED = ("prefill", "decode", "first_token_ms", "peak_memory_mb", "cache_bytes_
 
 
 def compare(
-    terminal: Teller, *, models: Sequence[str], data: str, data_dir: Path | None, split: str, max_tokens: int,
-    context: int | None, tasks: str | None, tasks_dir: Path | None, limit: int, engine: str, threads: int, repeats: int,
-    prompts: Path | None, answer_tokens: int, out: Path | None, force: bool, dtype: str, device: str,
-    trust_remote_code: bool,
+    terminal: Teller, *, models: Sequence[str], data: str, data_dir: Path | None, split: str, holdout: float | None,
+    chat_template: bool, max_tokens: int, context: int | None, tasks: str | None, tasks_dir: Path | None, limit: int,
+    engine: str, threads: int, repeats: int, prompts: Path | None, answer_tokens: int, out: Path | None, force: bool,
+    dtype: str, device: str, trust_remote_code: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """`lmprune compare`, whose options these are; the first model is what the others are compared with.
 
@@ -44,8 +44,8 @@ def compare(
     check_text(data, data_dir)
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     text = {
-        "data": data, "data_dir": data_dir, "split": split, "holdout": None, "context": context, "stride": None,
-        "max_tokens": max_tokens, "chat_template": False, "prompts": prompts, "answer_tokens": answer_tokens,
+        "data": data, "data_dir": data_dir, "split": split, "holdout": holdout, "context": context, "stride": None,
+        "max_tokens": max_tokens, "chat_template": chat_template, "prompts": prompts, "answer_tokens": answer_tokens,
         "stream": False, **how,
     }  # fmt: skip
     found: list[dict[str, Any]] = []
@@ -53,7 +53,8 @@ def compare(
     for number, model in enumerate(models):
         terminal.note(f"{model}, {number + 1} of {len(models)}")
         quality = evaluate(terminal, model=model, baseline=models[0] if number else None, **text)
-        scores = {task: _task(terminal, model, task, tasks_dir, limit, how) for task in wanted.pairs}
+        shares = {task: holdout if task == data else None for task in wanted.pairs}
+        scores = {task: _task(terminal, model, task, tasks_dir, share, limit, how) for task, share in shares.items()}
         answers = None
         if wanted.zero_shot:
             asked = {"data_dir": tasks_dir, "limit": limit, "batch_size": 16, **how}
@@ -133,11 +134,17 @@ def check_text(data: str, data_dir: Path | None) -> None:
 
 
 def _task(
-    terminal: Teller, model: str, task: str, data_dir: Path | None, limit: int, how: Mapping[str, Any]
+    terminal: Teller,
+    model: str,
+    task: str,
+    data_dir: Path | None,
+    holdout: float | None,
+    limit: int,
+    how: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Its metrics, each with its interval."""
     record = evaluate_task(
-        terminal, model=model, data=task, data_dir=data_dir, split="validation", holdout=None, limit=limit,
+        terminal, model=model, data=task, data_dir=data_dir, split="validation", holdout=holdout, limit=limit,
         decode="greedy", max_new_tokens=None, batch_size=16, out=None, **how,
     )  # fmt: skip
     names = [name.removesuffix("_ci") for name in record if name.endswith("_ci")]

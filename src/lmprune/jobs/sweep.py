@@ -14,20 +14,22 @@ from typing import Any, cast
 
 from ..budget.target import Wish, parse_target
 from ..checkpoints.writing import resolved
-from ..data import mix
+from ..data import as_long_as_you_like
 from ..errors import UserError
 from ..progress import Teller
 from ..study.run import spelt
 from .compare import check as check_compared
-from .compare import compare
+from .compare import check_text, compare
 from .steps import Steps, failed, going_on, record_of
 
 #: in the sweep's folder: a line for each target that is reached, and the page
 RECORDS, PAGE = "sweep.jsonl", "sweep.html"
 #: the last line, once all are compared
 COMPARISON = "comparison"
-#: what models are compared on that were calibrated on a mix
+#: what models are compared on that were calibrated on a mix, or on text of their own
 FOR_MIXES = "python-docs"
+#: what says which text is read, of options that `prune` and `compare` have
+_OF_DATA = ("data", "data_dir", "holdout", "chat_template")
 #: how a target is written -> the option of `prune` that it is
 _FORMS: Sequence[tuple[str, str]] = (
     (r"0?\.\d+", "keep"),
@@ -144,6 +146,8 @@ def sweep(
         (last,) = from_the_dense(model, place, parse_aims(targets)[-1:]).values()
         check([*last, *words, "--force"])
     text = _text(asked, check, checked[0] if checked else None, eval_data)
+    check_text(text["data"], text["data_dir"])
+    check(["eval", model, *spelt({name: text[name] for name in (*_OF_DATA, "split")})])
     check_compared([model, model], how["tasks"], how["tasks_dir"] or text["data_dir"], how["engine"], None, force=force)
     how |= {"models": [model, *(str(place / name) for name in asked)], "out": place / PAGE, **text}
     comparing = ["lmprune", "compare", *how["models"], *spelt({**how, "models": None})]
@@ -174,15 +178,15 @@ def _text(
     steps: Mapping[str, Sequence[str]], check: Callable[[Sequence[str]], Mapping[str, Any]],
     asked: Mapping[str, Any] | None, eval_data: str | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """What models are compared on: another text, or the validation split of the one that they are pruned by; a mix has
-    none that is everybody's."""
+    """What models are compared on: another text, or the validation split of the one that they are pruned by; a mix, and
+    what a model writes, have none that is everybody's."""
     if asked is None:  # all are there: only what was asked is wanted
         asked = check([*next(iter(steps.values())), "--force"])
-    if eval_data is None and mix.is_mix(asked["data"]):
+    if eval_data is None and as_long_as_you_like(asked["data"]):
         eval_data = FOR_MIXES
-    names = ("data", "data_dir", "dtype", "device", "trust_remote_code", "prompts", "answer_tokens")
-    found = {name: asked[name] for name in names}
-    return found | {"split": "validation"} | ({} if eval_data is None else {"data": eval_data, "data_dir": None})
+    names = (*_OF_DATA, "dtype", "device", "trust_remote_code", "prompts", "answer_tokens")
+    found = {name: asked[name] for name in names} | {"split": "validation"}
+    return found if eval_data is None else found | dict.fromkeys(_OF_DATA) | {"data": eval_data, "chat_template": False}
 
 
 def _done(steps: Steps, asked: Mapping[str, Sequence[str]]) -> dict[str, Any]:
