@@ -290,6 +290,48 @@ def test_force_replaces_what_lmprune_wrote_and_nothing_else(tmp_path: Path) -> N
         checkpoint.check_out(out, force=True)
 
 
+def test_a_mount_point_is_told_before_the_work(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A volume of a container: what is mounted there can't make way."""
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("too late"))
+    volume, file = tmp_path / "volume", tmp_path / "m.gguf"
+    volume.mkdir()
+    file.write_text("GGUF")
+    monkeypatch.setattr(os.path, "ismount", lambda place: Path(place) in (volume, file))
+    expected = (
+        f"error: {volume} is a mount point, which can't be replaced; choose a folder inside it: --out {volume}/NAME"
+    )
+    for words in (
+        ["prune", model, "--method", "magnitude"],
+        ["prune", model, "--dry-run"],
+        ["export", model, "--to", "vllm"],
+    ):
+        shown = lmprune(*words, "--out", volume)
+        assert shown.code == 2 and expected in shown.err
+    shown = lmprune("export", model, "--to", "gguf", "--out", file, "--force")
+    assert shown.code == 2 and "m.gguf is a mount point, which can't be replaced; choose another --out" in shown.err
+    assert entries(volume) == [] and file.read_text() == "GGUF"
+    assert checkpoint.check_out(volume / "inside")
+
+
+@pytest.mark.usefixtures("either_way")
+def test_what_something_was_mounted_on_meanwhile_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, rename = tmp_path / "o", Path.rename
+
+    def busy(path: Path, other: Path) -> Path:
+        if out in (path, other):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        return rename(path, other)
+
+    monkeypatch.setattr(Path, "rename", busy)
+    out.mkdir()
+    with (
+        pytest.raises(UserError, match=r"o is left alone: something is mounted there; what was made is in .*o-2"),
+        written_aside(check_folder(out, "a thing", anything, force=False)) as aside,
+    ):
+        (aside / "f").write_text("new")
+    assert entries(out) == [] and (tmp_path / "o-2" / "f").read_text() == "new"
+
+
 # -- names, modes
 
 

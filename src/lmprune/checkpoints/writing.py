@@ -68,24 +68,39 @@ def written_aside(out: Destination | Path, *, folder: bool = True) -> Iterator[P
 
 
 def _put_there(new: Path, place: Destination, aside: Path) -> None:
-    """There is no moment at which neither the old nor the new is there, where the system can exchange two names."""
-    if _moved(new, place.path):
+    """What can't be there is kept beside it. Raises: UserError then."""
+    try:
+        why = _takes_place(new, place, aside)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        why = "something is mounted there"
+    if why is None:
         return
+    beside = _free(place.path)
+    while not _moved(new, beside):
+        beside = _free(place.path)
+    raise UserError(f"{place.path} is left alone: {why}; what was made is in {beside}")
+
+
+def _takes_place(new: Path, place: Destination, aside: Path) -> str | None:
+    """There is no moment at which neither the old nor the new is there, where the system can exchange two names.
+
+    Returns: why it must not be there; None where it is.
+    """
+    if _moved(new, place.path):
+        return None
     why = "it was not there before" if _identity(place.path) != place.was else place.amiss(place.path)
     if why is None and _exchanged(new, place.path):
         if _identity(new) == place.was:
-            return
+            return None
         _exchanged(new, place.path)  # somebody was quicker than us
         why = "it was not there before"
     elif why is None:
         if new.is_dir():
             place.path.rename(aside / OLD)  # from where it comes back if we are killed now
         new.rename(place.path)
-        return
-    beside = _free(place.path)
-    while not _moved(new, beside):
-        beside = _free(place.path)
-    raise UserError(f"{place.path} is left alone: {why}; what was made is in {beside}")
+    return why
 
 
 def _moved(new: Path, out: Path) -> bool:
@@ -192,10 +207,14 @@ def check_folder(out: Path, what: str, amiss: Callable[[Path], str | None], *, f
     """Refuse an output folder before long work: one that is taken, or, with `force`, that `--force` must not replace.
 
     what: what commands write there, with its article. amiss: what tells that a folder is no such thing, or holds more.
-    Raises: UserError for a file, what can't be written to, a folder that holds something (without `force`), and, with
-    `force`, for anything that is not `what`, or holds the home or the working directory.
+    Raises: UserError for a file, a mount point, what can't be written to, a folder that holds something (without
+    `force`), and, with `force`, for anything that is not `what`, or holds the home or the working directory.
     """
     out = resolved(out)
+    if os.path.ismount(out):  # no folder can take its place
+        raise UserError(
+            f"{out} is a mount point, which can't be replaced; choose a folder inside it: --out {out / 'NAME'}"
+        )
     prove(out)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; expected a folder that is empty or does not exist yet: choose another --out")
@@ -216,6 +235,8 @@ def check_file(
 ) -> Destination:
     """The same of a file. amiss: what a file there is, where `force` must not replace it. Raises: UserError."""
     out = resolved(out)
+    if os.path.ismount(out):
+        raise UserError(f"{out} is a mount point, which can't be replaced; choose another {option}")
     prove(out)
     if out.is_dir() or (out.exists() and not force):
         raise UserError(f"{out} exists; choose another {option}, or replace the file there with --force")
