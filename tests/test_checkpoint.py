@@ -302,16 +302,22 @@ def test_force_replaces_nothing_but_a_checkpoint(what: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("variable", ["cwd", "home"])
-def test_force_never_replaces_home_or_the_working_directory(
-    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("full", [True, False])
+def test_nothing_replaces_home_or_the_working_directory(
+    variable: str, full: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = checkpoint.save(tiny_model("gpt2"), tmp_path / "out")
+    """A shell would stand in a folder that is gone, though it was empty."""
+    (out := tmp_path / "out").mkdir()
+    if full:
+        checkpoint.save(tiny_model("gpt2"), out)
     if variable == "cwd":
         monkeypatch.chdir(out)
     else:
         monkeypatch.setenv("HOME", str(out))
-    with pytest.raises(UserError, match="home or the working directory"):
-        checkpoint.save(tiny_model("gpt2"), out, force=True)
+    for force in (True, False):
+        with pytest.raises(UserError, match=rf"home or the working directory, .* a folder inside it: --out {out}/NAME"):
+            checkpoint.save(tiny_model("gpt2"), out, force=force)
+    assert full or not list(out.iterdir())
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("No space left")])

@@ -96,8 +96,7 @@ def check_save_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 def check_out(out: Path | str, *, force: bool = False) -> Destination:
     """Refuse an output folder that `save` would refuse; call it before long work.
 
-    Raises: UserError for a file, a folder that holds something (without `force`), and, with `force`, for anything that
-    is not a checkpoint or holds the home or the working directory.
+    Raises: UserError as `check_folder` does.
     """
     return check_folder(Path(out), "a model checkpoint", _no_checkpoint, force=force)
 

@@ -207,15 +207,15 @@ def check_folder(out: Path, what: str, amiss: Callable[[Path], str | None], *, f
     """Refuse an output folder before long work: one that is taken, or, with `force`, that `--force` must not replace.
 
     what: what commands write there, with its article. amiss: what tells that a folder is no such thing, or holds more.
-    Raises: UserError for a file, a mount point, what can't be written to, a folder that holds something (without
-    `force`), and, with `force`, for anything that is not `what`, or holds the home or the working directory.
+    Raises: UserError for a file, a mount point, what is or holds the home or the working directory, what can't be
+    written to, a folder that holds something (without `force`), and, with `force`, for anything that is not `what`.
     """
     out = resolved(out)
     if os.path.ismount(out):  # no folder can take its place
-        raise UserError(
-            f"{out} is a mount point, which can't be replaced; choose a folder inside it: --out {out / 'NAME'}"
-        )
+        raise UserError(f"{out} is a mount point, which can't be replaced; {_inside(out)}")
     prove(out)
+    if out.exists() and any(place.is_relative_to(out) for place in (Path.home().resolve(), Path.cwd().resolve())):
+        raise UserError(f"{out} is or holds the home or the working directory, which is never replaced; {_inside(out)}")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; expected a folder that is empty or does not exist yet: choose another --out")
     if not out.exists() or not any(out.iterdir()):
@@ -223,11 +223,13 @@ def check_folder(out: Path, what: str, amiss: Callable[[Path], str | None], *, f
     if not force:
         kind = what.split()[-1]
         raise UserError(f"{out} is not empty; choose another --out, or replace the {kind} there with --force")
-    if any(place.is_relative_to(out) for place in (Path.home().resolve(), Path.cwd().resolve())):
-        raise UserError(f"{out} holds the home or the working directory, which --force does not replace")
     if why := amiss(out):
         raise UserError(f"{out} is not {what} ({why}), and --force replaces nothing else; choose another --out")
     return Destination(out, _identity(out), amiss)
+
+
+def _inside(out: Path) -> str:
+    return f"choose a folder inside it: --out {out / 'NAME'}"
 
 
 def check_file(
