@@ -201,6 +201,18 @@ def test_what_is_read_is_not_replaced(own: Path, model: Path, text: Path, tmp_pa
     assert {path: path.read_bytes() for path in own.iterdir()} == before
 
 
+def test_what_is_read_by_links_is_not_replaced(own: Path, tmp_path: Path) -> None:
+    """A folder made of links, as the hub's cache is one."""
+    (linked := tmp_path / "linked").mkdir()
+    for file in own.iterdir():
+        (linked / file.name).symlink_to(file)
+    before = {path: path.read_bytes() for path in own.iterdir()}
+    expected = f"{own} holds files of {linked}, which this run reads; choose another --out"
+    for words in (("prune", linked, "--method", "magnitude"), ("export", linked, "--to", "hf-uniform")):
+        assert refused(*words, "--out", own, "--force") == expected
+    assert {path: path.read_bytes() for path in own.iterdir()} == before
+
+
 def test_the_demo_does_not_replace_what_is_not_its_own(model: Path, own: Path) -> None:
     before = (own / "model.safetensors").read_bytes()
     assert "is not empty" in refused("demo", "--out", own)

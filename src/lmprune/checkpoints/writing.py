@@ -258,10 +258,13 @@ def begins(with_: str, kind: str) -> Callable[[Path], str | None]:
 
 
 def check_not_read(out: Path, *sources: str | None) -> None:
-    """Raises: UserError where what a run reads lies in `out`, or is it: --force would replace it."""
+    """Raises: UserError where what a run reads lies in `out`, is it, or has links that lead there: --force would
+    replace it."""
     out = resolved(out)
     for source in filter(None, sources):
         place = resolved(Path(source))
         with suppress(OSError):
             if place.exists() and place.is_relative_to(out):
                 raise UserError(f"{out} holds {source}, which this run reads; choose another --out")
+            if place.is_dir() and any(Path(os.path.realpath(entry)).is_relative_to(out) for entry in place.iterdir()):
+                raise UserError(f"{out} holds files of {source}, which this run reads; choose another --out")
