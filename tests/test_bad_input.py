@@ -443,6 +443,23 @@ def test_no_tokenizer(prune_fails: Any, tmp_path: Path) -> None:
     assert "there is no tokenizer.json beside config.json" in prune_fails(source=bare)
 
 
+@pytest.mark.parametrize("cls", ["LlamaTokenizer", "GPT2Tokenizer", "GemmaTokenizer", "PreTrainedTokenizerFast"])
+@pytest.mark.parametrize("beside", ["merges.txt", "tokenization_own.py"])
+def test_a_tokenizer_without_a_vocabulary(cls: str, beside: str, prune_fails: Any, tmp_path: Path) -> None:
+    """transformers invents one of three tokens, or says in twelve lines what it lacks."""
+    bare = tiny_checkpoint(tmp_path / "bare", tokenizer=False)
+    (bare / beside).write_text("")
+    special = {"1": {"content": "<x>", "special": True}}
+    told = {"tokenizer_class": cls, "bos_token": "<s>", "unk_token": "<unk>", "added_tokens_decoder": special}
+    (bare / "tokenizer_config.json").write_text(json.dumps(told))
+    sentence = prune_fails(source=bare)
+    if (cls, beside) != ("PreTrainedTokenizerFast", "tokenization_own.py"):  # of which transformers says it
+        assert sentence == f"can't load the tokenizer of {bare}: there is no tokenizer.json beside config.json"
+    assert lmprune("export", bare, "--to", "gguf", "--out", tmp_path / "m.gguf").code == 2
+    assert lmprune("export", bare, "--to", "hf-uniform", "--out", tmp_path / "o").code == 0
+    assert not (tmp_path / "m.gguf").exists() and not list((tmp_path / "o").glob("tokenizer*"))
+
+
 # -- texts
 
 

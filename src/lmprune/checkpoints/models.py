@@ -34,7 +34,7 @@ from .gguf_tokenizer import read_tokenizer
 from .sources import Source, near, resolve
 from .stored import FLOATS, Stored, Unchanged, opened, weight_files
 from .streamed import with_pages
-from .tokenizer_files import FILE, VOCABULARY, check_numbers, read_otherwise
+from .tokenizer_files import FILE, VOCABULARY, check_numbers, is_empty, read_otherwise
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -190,9 +190,9 @@ def load_tokenizer(
     Raises: UserError where there is none.
     """
     found = resolve(source, revision=revision)
+    there_is_none = UserError(f"can't load the tokenizer of {found}: there is no tokenizer.json beside config.json")
     if not found.on_hub and not found.gguf and not has_tokenizer(Path(found.place)):
-        # transformers would invent an empty one for some families
-        raise UserError(f"can't load the tokenizer of {found}: there is no tokenizer.json beside config.json")
+        raise there_is_none
     with _explained(found, "tokenizer"), quiet():
         if found.gguf:
             tokenizer = read_tokenizer(read_gguf(Path(str(found))))
@@ -204,14 +204,16 @@ def load_tokenizer(
             tokenizer = AutoTokenizer.from_pretrained(found.place, trust_remote_code=trust_remote_code, **options)
             if (file := there(FILE)) and (sentence := read_otherwise(tokenizer, Path(file))):
                 note(sentence)
-        tokenizer("a")  # it reads a text, or is refused here
+        if is_empty(tokenizer):
+            raise there_is_none
         return tokenizer
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether there are files that one could be made of."""
-    begins, ends = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece"), (".model", ".tiktoken")
-    return any(file.name.startswith(begins) or file.name.endswith(ends) for file in folder.iterdir())
+    """Whether there are files that one could be made of: with a vocabulary, or code that may have one."""
+    begins, ends = ("tokenizer", "tokenization", "vocab", "spiece", "sentencepiece", "tekken"), (".model", ".tiktoken")
+    names = {file.name for file in folder.iterdir()} - {"tokenizer_config.json"}
+    return any(name.startswith(begins) or name.endswith(ends) for name in names)
 
 
 def check_dtype(dtype: str | torch.dtype) -> str | torch.dtype:

@@ -1,5 +1,5 @@
 """Whether a tokenizer is the one that its tokenizer.json describes: transformers builds many classes anew, from the
-vocabulary alone."""
+vocabulary alone, and some from nothing."""
 
 from __future__ import annotations
 
@@ -27,6 +27,14 @@ def check_numbers(vocabulary: Path) -> None:
         for name, at in found.items():
             if at is None or not 0 <= at < _MOST:
                 raise ValueError(f"it numbers {shown(name)} as no token is")
+
+
+def is_empty(tokenizer: Any) -> bool:
+    """Whether it has special tokens alone, and none that a text could become. Raises: what it raises at a text."""
+    if {*tokenizer("a")["input_ids"]} - {*tokenizer.all_special_ids}:
+        return False
+    special = {at for at, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return {*tokenizer.get_vocab().values()} <= special | {*tokenizer.all_special_ids}
 
 
 def read_otherwise(tokenizer: Any, file: Path) -> str | None:
