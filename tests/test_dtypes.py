@@ -31,10 +31,22 @@ from lmprune.sites.find import find_sites
 QUICK = ("--method", "magnitude", "--multiple-of", 8, "--keep", 0.5)
 
 
+LAYERS = ("--units", "layers", "--method", "random", "--keep", 0.67)
+
+
 def kinds(folder: Path) -> dict[str, str]:
     """The dtype of each tensor in the file, as safetensors tells it."""
     with safe_open(folder / "model.safetensors", "pt") as file:
         return {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+
+
+def of_layers(folder: Path) -> list[str]:
+    """The dtype of each layer."""
+    found = dict[str, str]()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            found |= {name: tensors.get_slice(name).get_dtype() for name in tensors.keys() if "up_proj.weight" in name}  # noqa: SIM118
+    return [found[name] for name in sorted(found)]
 
 
 def told(folder: Path) -> str:
@@ -102,6 +114,28 @@ def test_mixed_dtypes_stay_as_they_were_in_every_family(name: str, tmp_path: Pat
     library.shrink(model, PrunePlan.of_neurons((tuple(range(16)),) * len(widths), tuple(widths)))
     after = kinds(checkpoint.save(model, tmp_path / "out"))
     assert after == {key: before[key] for key in after} and set(before) == set(after)
+
+
+@pytest.fixture
+def by_layer(model: Path, tmp_path: Path) -> Path:
+    """Each layer is stored in a dtype of its own."""
+    kinds = (torch.float16, torch.bfloat16, torch.float32)
+    return stored_as(
+        model, tmp_path / "by-layer", torch.bfloat16, but={f".layers.{i}.": d for i, d in enumerate(kinds)}
+    )
+
+
+@pytest.mark.parametrize("stream", [(), ("--stream",)], ids=["as a whole", "block by block"])
+def test_a_layer_that_stays_keeps_its_own(stream: tuple[str, ...], by_layer: Path, tmp_path: Path) -> None:
+    """And not that of the layer whose number it has now."""
+    chosen = []
+    for seed in range(3):
+        out = tmp_path / f"{seed}"
+        shown = lmprune("prune", by_layer, *LAYERS, "--seed", seed, *stream, "--out", out)
+        kept = PrunePlan.load(out / PLAN_FILE).indices()[0].tolist()
+        assert shown.code == 0 and of_layers(out) == [of_layers(by_layer)[layer] for layer in kept]
+        chosen += [kept]
+    assert any(kept != [*range(len(kept))] for kept in chosen), chosen
 
 
 @pytest.mark.parametrize("said", ["bfloat16", "float16", None])
@@ -217,6 +251,25 @@ def test_what_waits_for_a_resumed_run_stays_exact(
     assert set(kinds(tmp_path / "o").values()) == {"BF16"}
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "o"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_run_that_goes_on_knows_each_layer_s_own(
+    by_layer: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it reads again has other numbers than the dense model."""
+    args = ("prune", by_layer, *LAYERS, "--data", text, "--seq-len", 32, "--steps", 2)
+    args = (*args, "--schedule", "oneshot", "--save-every", 1, "--seed", 1, "--out", tmp_path / "o")
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise UserError("enough")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lmprune.jobs.train.train", stop)
+        lmprune(*args)
+    assert of_layers(tmp_path / "o.training" / "cut") == ["F32", "F32"]
+    assert lmprune(*args, "--resume").code == 0
+    kept = PrunePlan.load(tmp_path / "o" / PLAN_FILE).indices()[0].tolist()
+    assert kept != [0, 1] and of_layers(tmp_path / "o") == [of_layers(by_layer)[layer] for layer in kept]
 
 
 def test_the_demo_measures_what_it_writes(bf16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from gguf import GGMLQuantizationType as Q
+from torch import nn
 
 from ..errors import UserError
 from ..runtimes.gguf_file import read_gguf
@@ -24,7 +25,7 @@ GGUF_FLOATS = {Q.F32: torch.float32, Q.F16: torch.float16, Q.BF16: torch.bfloat1
 #: when they run, and rounding to bfloat16 moves a weight by at most 1/512 of it
 QUANTISED = torch.bfloat16
 
-_NOTED = "_lmprune_stored"
+_NOTED, _NUMBER = "_lmprune_stored", "_lmprune_number"
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,23 @@ def of_gguf(path: Path) -> Dtypes:
 
 
 def remember(model: Any, known: Dtypes | None) -> None:
-    """Note on a model what its checkpoint was stored in, and what it has itself now."""
+    """Note on a model what its checkpoint was stored in, and what it has itself now; on its blocks, which they are."""
     setattr(model, _NOTED, (known, model.dtype) if known else None)
+    for blocks in model.modules():
+        for number, block in enumerate(blocks if isinstance(blocks, nn.ModuleList) else ()):
+            setattr(block, _NUMBER, number)
 
 
 def recall(model: Any) -> Dtypes | None:
     """What was remembered, as long as nobody has given the model another dtype since."""
     known, loaded_as = getattr(model, _NOTED, None) or (None, None)
     return known if loaded_as == model.dtype else None
+
+
+def hand_on(model: Any, other: Any) -> None:
+    """Save another model of the same shape in what this one would be saved in."""
+    known = recall(model)
+    remember(other, known and replace(known, by_name=to_save(model)))
 
 
 def to_save(model: Any, dtype: torch.dtype | None = None) -> dict[str, torch.dtype]:
@@ -74,12 +84,23 @@ def to_save(model: Any, dtype: torch.dtype | None = None) -> dict[str, torch.dty
         return {name: tensor.dtype for name, tensor in state.items()}
     weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     prefix = f"{model.base_model_prefix}."  # which files of some families lack
+    names = {name: _as_loaded(model, name) for name in state}
     return {
-        name: known.by_name.get(name)
-        or known.by_name.get(name.removeprefix(prefix))
+        name: known.by_name.get(names[name])
+        or known.by_name.get(names[name].removeprefix(prefix))
         or (known.most if name in weights else tensor.dtype)
         for name, tensor in state.items()
     }
+
+
+def _as_loaded(model: Any, name: str) -> str:
+    """What a tensor was called when `remember` was: blocks before it may have gone since."""
+    *path, last = name.split(".")
+    module, parts = model, list[str]()
+    for part in path:
+        module = module.get_submodule(part)
+        parts.append(str(getattr(module, _NUMBER, part)))
+    return ".".join([*parts, last])
 
 
 def main(model: Any, dtype: torch.dtype | None = None) -> torch.dtype:

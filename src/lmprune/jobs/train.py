@@ -209,9 +209,9 @@ def recover(job: Job, model: Any, prune: Callable[[Any], PrunePlan]) -> Pruned:
     prepared = job.prepare(model)
     cut = job.folder.cut
     if job.folder.resume and cut.exists():
-        known = dtypes.recall(model)
-        model, plan = models.load(str(cut), note=job.terminal.note, **job.how), PrunePlan.load(cut / PLAN_FILE)
-        dtypes.remember(model, known)
+        shrink(dense := model, plan := PrunePlan.load(cut / PLAN_FILE), job.spec)  # which knows what it is saved in
+        model = models.load(str(cut), note=job.terminal.note, **job.how)
+        dtypes.hand_on(dense, model)
     else:
         plan = prune(model)
         if PartialState().is_main_process:
