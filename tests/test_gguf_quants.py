@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from gguf import MODEL_TENSOR as T
 from gguf import GGMLQuantizationType as Q
+from in_parts import few
 from test_bad_input import refused
 from test_gguf import bpe, model_of
 from tiny_checkpoints import lmprune
@@ -88,6 +89,21 @@ def test_llama_cpp_runs_what_was_written(dtype: str, tmp_path: Path):
     assert tensors["blk.2.ffn_down.weight"].kind == Q.Q6_K
     back = lmprune("inspect", tmp_path / "m.gguf", "--json").record
     assert back["params"] == record["params"]
+
+
+@needs_llama_cpp
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["q4_k_m", "q5_k_m"])
+@pytest.mark.parametrize("name", few(["olmo2", "stablelm", "nemotron", "gpt_neox-parallel"]))
+def test_a_tied_head_that_llama_cpp_wants_twice(name: str, dtype: str, tmp_path: Path):
+    """It has more bits than the embedding that it is tied to, in the file and for the guard."""
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "tie_word_embeddings": True}
+    folder = checkpoint.save(model_of(name, **sizes), tmp_path / "m", tokenizer=bpe())
+    shown = lmprune("export", folder, "--to", "gguf", "--dtype", dtype, "--out", tmp_path / "m.gguf", "--json")
+    assert shown.record["verification"]["verified"]
+    tensors = read_gguf(tmp_path / "m.gguf").tensors
+    kinds = [tensors[f"{tensor}.weight"].kind for tensor in ("token_embd", "output")]
+    assert kinds == [{"q4_k_m": Q.Q4_K, "q5_k_m": Q.Q5_K}[dtype], Q.Q6_K]
 
 
 @needs_llama_cpp

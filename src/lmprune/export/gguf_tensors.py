@@ -69,7 +69,9 @@ def stored_tensors(model: Any, spec: GGUFSpec, arch: str, storage: Storage, fact
                 place.theirs, place.shape, kind, lambda place=place: place.stored(value_of(model, place.name)), slot
             )
         )
-    return [*found, *_head(model, spec, storage, found), *_zeros(spec, found), *_stubs(model, storage)]
+    if (slot := second_head(model, spec, [tensor.name for tensor in found])) is not None:
+        found.append(_stored(slot, storage, lambda: model.get_output_embeddings().weight.detach()))
+    return [*found, *_zeros(spec, found), *_stubs(model, storage)]
 
 
 def slots(model: Any, spec: GGUFSpec, arch: str) -> list[tuple[TensorPlace, Slot]]:
@@ -87,18 +89,20 @@ def _layer(name: str) -> int | None:
     return int(block[1]) if block else None
 
 
-def _head(model: Any, spec: GGUFSpec, storage: Storage, found: Sequence[Writable]) -> list[Writable]:
-    """A tied head once more, for an architecture that can't do without one of its own."""
-    has = any(tensor.name == f"{TENSOR_NAMES[MODEL_TENSOR.OUTPUT]}.weight" for tensor in found)
+def second_head(model: Any, spec: GGUFSpec, names: Sequence[str]) -> Slot | None:
+    """What a tied head is stored by once more, for an architecture that can't do without one of its own.
+
+    names: llama.cpp's, of the model's parameters. Raises: UserError for a head that the architecture has no place for.
+    """
+    has = f"{TENSOR_NAMES[T.OUTPUT]}.weight" in names
     if has and spec.head == "tied":
         raise UserError(
             f"llama.cpp's {spec.arch} ties its output head to the embedding, and this model has one of its own "
             "(tie_word_embeddings false); use --to onnx"
         )
     if has or spec.head != "own":
-        return []
-    head = model.get_output_embeddings().weight.detach()
-    return [_stored(Slot(MODEL_TENSOR.OUTPUT, tuple(head.shape), head=True), storage, lambda: head)]
+        return None
+    return Slot(T.OUTPUT, tuple(model.get_output_embeddings().weight.shape), head=True)
 
 
 def _zeros(spec: GGUFSpec, found: Sequence[Writable]) -> list[Writable]:

@@ -167,20 +167,24 @@ def _as_gguf(order: Order) -> Rounding:
 
 
 def _kinds(order: Order, storage: Storage) -> dict[tuple[nn.Module, str], Any]:
-    """The type that each parameter is stored in, by the modules that have it and its name there."""
+    """The type that each parameter is stored in, by the modules that have it and its name there: one that two modules
+    share may be stored twice."""
     from .gguf_metadata import spec_of
-    from .gguf_tensors import slots
+    from .gguf_tensors import second_head, slots
 
     spec = spec_of(order.model.config)
     placed = slots(order.model, spec, spec.arch)
     values = dict(stored(order.model))
     kinds = {id(values[place.name]): storage.kind(slot) for place, slot in placed}
-    return {
+    found = {
         (module, name): kinds[id(parameter)]
         for module in order.model.modules()
         for name, parameter in module.named_parameters(recurse=False)
         if id(parameter) in kinds
     }
+    if (head := second_head(order.model, spec, [place.theirs for place, _ in placed])) is not None:
+        found[order.model.get_output_embeddings(), "weight"] = storage.kind(head)
+    return found
 
 
 READERS = {
