@@ -9,7 +9,7 @@ import pytest
 from test_gguf import bpe, model_of
 from tiny_checkpoints import lmprune
 
-from lmprune.checkpoints import checkpoint
+from lmprune.checkpoints import checkpoint, models
 from lmprune.export.modelfile import go_template, modelfile
 
 CHATML = (
@@ -70,6 +70,15 @@ def test_what_can_t_be_said_in_go_is_left_out_and_told():
     assert text == 'FROM ./m.gguf\nTEMPLATE "{{ .Prompt }}"\n' and not notes
 
 
+@pytest.mark.parametrize(("mark", "stays"), [("{{", False), ("{", False), ('"""', False), ("}}", True), ('"', True)])
+def test_what_go_or_a_modelfile_would_read_otherwise(mark: str, stays: bool):
+    """An action of Go's, also one that begins with the brace before ours; the end of a text."""
+    tokenizer = bpe(chat_template=LLAMA3.replace("</h>\n\n", f"{{{{ '{mark}' }}}}"))
+    text, notes = modelfile("./m.gguf", tokenizer, 256)
+    assert ("TEMPLATE" in text) == stays and bool(notes) != stays
+    assert not stays or go(go_template(tokenizer).spelt(), None, "Why?", "So.").startswith(f"<|h|>user{mark}Why?")
+
+
 def test_it_is_written_beside_the_file(tmp_path: Path):
     folder = checkpoint.save(model_of("llama"), tmp_path / "m", tokenizer=bpe(chat_template=CHATML))
     (tmp_path / "ollama").mkdir()
@@ -80,8 +89,28 @@ def test_it_is_written_beside_the_file(tmp_path: Path):
     assert record["modelfile"] == str(place) and lines[0] == "FROM ./../m.gguf"
     assert (place.parent / lines[0].removeprefix("FROM ")).resolve() == out
     assert 'PARAMETER stop "<s>"' in lines and "PARAMETER num_ctx 256" in lines
+    tokenizer = bpe(chat_template=CHATML)
+    tokenizer.eos_token = "<｜end▁of▁sentence｜>"
+    assert 'PARAMETER stop "<｜end▁of▁sentence｜>"\n' in modelfile("./m.gguf", tokenizer, 256)[0]
     again = lmprune(*args)
     assert again.code == 2 and "exists" in again.err
+
+
+def test_its_context_is_the_file_s(tmp_path: Path):
+    """llama.cpp does not know a Mistral's window: the file ends where it would begin to slide."""
+    model = model_of("mistral", sliding_window=32)
+    folder = checkpoint.save(model, tmp_path / "m", tokenizer=bpe(chat_template=CHATML))
+    place, out = tmp_path / "Modelfile", tmp_path / "m.gguf"
+    assert lmprune("export", folder, "--to", "gguf", "--out", out, "--modelfile", place, "--no-verify").code == 0
+    assert "PARAMETER num_ctx 32" in place.read_text().splitlines()
+
+
+def test_it_is_another_file_than_the_model(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.chdir(tmp_path)
+    told = lmprune("export", model, "--to", "gguf", "--out", "m.gguf", "--modelfile", tmp_path / "m.gguf")
+    assert told.code == 2 and "m.gguf is --out, too; choose another --modelfile" in told.err
+    assert not (tmp_path / "m.gguf").exists()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ conversation then comes out the same.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from ..data.beginning import Beginning
 from ..data.records import rendered
 from ..errors import UserError
 
+_QUOTES = '"""'
 _S, _U, _A, _V = "@system@", "@user@", "@answer@", "@again@"  # what no template writes itself
 Messages = Sequence[Mapping[str, str]]
 
@@ -45,6 +45,13 @@ class GoTemplate:
                 text += message["content"] + self.after_answer
         return text
 
+    @property
+    def can_be_spelt(self) -> bool:
+        """Whether Go takes no text for an action of its own, and a Modelfile's quotes end where they should."""
+        parts = (self.before_system, self.after_system, self.before_user, self.after_user, self.after_answer)
+        plain = all(f"{part}{{{{".index("{{") == len(part) for part in parts if part)
+        return plain and _QUOTES not in self.spelt() and _QUOTES not in (self.system or "")
+
     def spelt(self) -> str:
         system = f"{{{{ if .System }}}}{self.before_system}{{{{ .System }}}}{self.after_system}{{{{ end }}}}"
         return ("" if self.before_system is None else system) + (
@@ -61,7 +68,7 @@ def modelfile(gguf: str, tokenizer: Any, context: int | None) -> tuple[str, list
     template = go_template(tokenizer)
     if template is not None:
         if tokenizer.eos_token:
-            lines += [f"PARAMETER stop {json.dumps(tokenizer.eos_token)}"]
+            lines += [f'PARAMETER stop "{tokenizer.eos_token}"']  # Ollama knows no escapes
         lines += [f"TEMPLATE {_quoted(template.spelt())}"]
         lines += [f"SYSTEM {_quoted(template.system)}"] if template.system else []
     elif getattr(tokenizer, "chat_template", None):
@@ -72,7 +79,8 @@ def modelfile(gguf: str, tokenizer: Any, context: int | None) -> tuple[str, list
 
 
 def go_template(tokenizer: Any) -> GoTemplate | None:
-    """The tokenizer's chat template; None where it has none, or one that a conversation comes out of otherwise."""
+    """The tokenizer's chat template; None where it has none, one that a conversation comes out of otherwise, or one
+    whose texts mean something else in Go's language or in a Modelfile."""
     if getattr(tokenizer, "chat_template", None) is None:
         return None
     try:
@@ -81,7 +89,7 @@ def go_template(tokenizer: Any) -> GoTemplate | None:
         same = all(found.render(talk) == _render(tokenizer, talk) for talk in talks)
     except Exception:  # whatever a template raises: it refuses a role, or wants what is not there
         return None
-    return found if same else None
+    return found if same and found.can_be_spelt else None
 
 
 def _found(tokenizer: Any) -> GoTemplate:
@@ -133,6 +141,4 @@ def _begins_with_bos(tokenizer: Any) -> bool:
 
 
 def _quoted(text: str) -> str:
-    if '"""' in text:
-        raise UserError('a Modelfile has no way to write """, which this model\'s template has')
-    return f'"""{text}"""'
+    return f"{_QUOTES}{text}{_QUOTES}"

@@ -23,9 +23,9 @@ from ..export.folder import FLOATS
 from ..foreign import reading, text_of
 from ..plan import PLAN_FILE
 from ..progress import Teller
+from ..runtimes.gguf_file import read_gguf
 from ..sites.families import known, parse_spec
 from ..sites.find import find_sites
-from ..sites.limits import max_context
 from ..sites.mixtures import is_mixture
 from ..sites.proof import check_ffns
 from . import inspection
@@ -46,7 +46,7 @@ def export(
     spec = parse_spec(ffn) if ffn else None
     check_not_read(out, model)
     place = exporting.check_target(target, out, dtype, force=force)
-    listing = _check_modelfile(modelfile, to, force=force)
+    listing = _check_modelfile(modelfile, to, place.path, force=force)
     _check_streams(stream, to, ffn)
     how = {"dtype": target.load_as, "trust_remote_code": trust_remote_code, "stream": stream}
     with terminal.busy(f"loading {model}"):
@@ -78,7 +78,7 @@ def export(
     if kind := source.get("dequantised_from"):
         notes = [*notes, f"the weights it started from were dequantised from {kind}"]
     if listing is not None:
-        notes = [*notes, *_write_modelfile(listing, written, tokenizer, max_context(loaded.config))]
+        notes = [*notes, *_write_modelfile(listing, written, tokenizer)]
     return {
         "model": model,
         "to": to,
@@ -105,19 +105,22 @@ def _check_streams(stream: bool, to: str, ffn: str | None) -> None:
         raise UserError(f"--stream goes with --to {able}; {to} needs the whole model in memory: leave it out")
 
 
-def _check_modelfile(modelfile: Path | None, to: str, *, force: bool) -> Destination | None:
+def _check_modelfile(modelfile: Path | None, to: str, gguf: Path, *, force: bool) -> Destination | None:
     if modelfile is None:
         return None
     if to != "gguf":
         raise UserError("drop --modelfile, which is for Ollama and goes with --to gguf")
     if not resolved(modelfile).parent.is_dir():
         raise UserError(f"there is no folder for {modelfile}; make it first")
+    if resolved(modelfile) == gguf:
+        raise UserError(f"{modelfile} is --out, too; choose another --modelfile")
     return check_file(modelfile, force=force, option="--modelfile", amiss=begins("FROM ", "a Modelfile"))
 
 
-def _write_modelfile(listing: Destination, gguf: Path, tokenizer: Any, context: int | None) -> list[str]:
+def _write_modelfile(listing: Destination, gguf: Path, tokenizer: Any) -> list[str]:
     """What there is to say of it."""
     relative = os.path.relpath(gguf, listing.path.parent)
+    context = read_gguf(gguf).settings().get("context_length")  # which may be shorter than the model's
     text, notes = ollama.modelfile(f"./{relative}", tokenizer, context)
     with written_aside(listing, folder=False) as aside:
         aside.write_text(text, encoding="utf-8")
