@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
+from tiny_checkpoints import byte_tokenizer, tiny_checkpoint
+from tiny_checkpoints import lmprune as run
 from tiny_models import LAYERS, WIDTH, tiny_model
 
 import lmprune
 from lmprune.checkpoints.card import title, units, width_summary
 from lmprune.jobs.card import model_card
-from lmprune.plan import PrunePlan
+from lmprune.plan import PLAN_FILE, PrunePlan
+from lmprune.runtimes.gguf_file import read_gguf
 from lmprune.sites.address import Address
 
 SETTINGS = {"method": "obs", "scope": "local", "calibration_tokens": 1024, "seq_len": 64}
@@ -114,3 +117,22 @@ def test_a_card_of_other_units() -> None:
     made = PrunePlan(kept, counts, {"method": "obs", "scope": "global"})
     assert title(made, "org/name") == "# org/name, 38% of its attention heads and 75% of its layers"
     assert units(made).startswith("Heads before: 4 in each of 2 layers; now: 2, 1. Layers before: 4; now: 3. ")
+
+
+@pytest.mark.parametrize("model", [".", "..", "../m", "../m/"])
+def test_the_model_of_the_working_directory_has_a_name(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it is the same elsewhere."""
+    folder = tiny_checkpoint(tmp_path / "m", vocab_size=258, tokenizer=False)
+    byte_tokenizer(merges=[("a", "b")]).save_pretrained(folder)
+    (here := folder / "sub" if model == ".." else folder).mkdir(exist_ok=True)
+    monkeypatch.chdir(here)
+    assert run("prune", model, "--method", "magnitude", "--multiple-of", 8, "--out", tmp_path / "o").code == 0
+    assert run("export", model, "--to", "gguf", "--no-verify", "--out", tmp_path / "o.gguf").code == 0
+    assert read_gguf(tmp_path / "o.gguf").metadata["general.name"] == "m"
+    monkeypatch.chdir(tmp_path)
+    assert run("export", "o", "--to", "hf-uniform", "--out", "p").code == 0
+    for out in ("o", "p"):
+        assert "\n# m, " in (Path(out) / "README.md").read_text()
+        assert (here / PrunePlan.load(Path(out) / PLAN_FILE).provenance["model"]["source"]).samefile(folder)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -17,6 +16,7 @@ from ..markdown import code, fenced, inline
 from ..plan import PLAN_FILE, PrunePlan
 from ..sites.address import LAYER_KINDS, Kind
 from .shrinking import is_stock
+from .sources import called
 
 OURS = {"library_name": "transformers", "tags": ["lmprune", "pruned", "structured-pruning"]}
 _HERE = "path/to/this/folder"  # where it lies on the maker's disk is nobody's business
@@ -80,7 +80,7 @@ def licence(origin: Mapping[str, Any]) -> str:
 
 def public(source: str) -> str:
     """A model's name without the folders of the maker's disk."""
-    return Path(source).name if source.startswith((".", "/", "~")) else source
+    return called(source) if source.startswith((".", "/", "~")) else source
 
 
 def width_summary(widths: Sequence[int]) -> str:

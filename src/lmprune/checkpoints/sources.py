@@ -109,15 +109,26 @@ def near(name: str) -> str:
 def describe(source: str | Path, *, revision: str | None = None) -> dict[str, str]:
     """Where a model comes from, for plans, cards and reports.
 
-    Keys: `source`; `revision` where one was asked for; `dequantised_from` (such as Q4_1) for a GGUF file.
+    Keys: `source`, a path that has a name; `revision` where one was asked for; `dequantised_from` (such as Q4_1) for a
+    GGUF file.
     """
     found = resolve(source, revision=revision)
-    record = {"source": str(source)}
+    record = {"source": _named(str(source))}
     if found.revision:
         record["revision"] = found.revision
     if found.gguf:
         record["dequantised_from"] = _gguf_type(Path(str(found)))
     return record
+
+
+def called(source: str) -> str:
+    """What people call a model: the last part of its path, or of its hub id."""
+    return Path(_named(source)).name
+
+
+def _named(source: str) -> str:
+    """`.` and `..` by a path to the same folder that ends in its name: `../model`."""
+    return str(Path(source, "..", Path(source).resolve().name)) if Path(source).name in ("", "..") else source
 
 
 def base_model(source: str | Path) -> str | None:

@@ -182,7 +182,7 @@ def report(record: Mapping[str, Any]) -> Views:
 
 
 def benchmark(record: Mapping[str, Any]) -> Views:
-    results = [result | {"name": Path(result["model"]).name} for result in record["results"]]
+    results = [result | {"name": Path(result["model"]).name or result["model"]} for result in record["results"]]
     sizes = [
         [
             result["name"], megabytes(result["weight_megabytes"]), f"{result['peak_memory_mb']:,.0f}",

@@ -16,6 +16,7 @@ from ..budget.selection import Scope
 from ..budget.target import CostTarget, Wish, parse_target
 from ..budget.timing import TIMED, LatencyTable, Timed
 from ..checkpoints import dtypes, models
+from ..checkpoints.sources import called
 from ..checkpoints.writing import prove
 from ..errors import UserError, unknown
 from ..methods import Method
@@ -57,8 +58,8 @@ def budget_of(options: Mapping[str, Any]) -> Budget | None:
 def _table(file: Path, phase: Timed, model: str) -> LatencyTable:
     """The table, which also serves a model that was cut from the one that was measured."""
     found, plan = LatencyTable.load(file, phase), inspection.find_plan(model)
-    before = [Path(source).name for source in plan.sources()] if plan else []
-    return replace(found, cut=Path(found.model).name in before)
+    before = [called(source) for source in plan.sources()] if plan else []
+    return replace(found, cut=called(found.model) in before)
 
 
 def check_levels(folder: Path) -> None:

@@ -14,7 +14,7 @@ from ..budget.budget import num_params
 from ..checkpoints import models
 from ..checkpoints.checkpoint import CARD_FILE
 from ..checkpoints.licences import find_licence
-from ..checkpoints.sources import resolve
+from ..checkpoints.sources import called, resolve
 from ..checkpoints.writing import Destination, begins, check_file, check_not_read, resolved, written_aside
 from ..errors import UserError
 from ..evaluation.memory import peak_memory_mb
@@ -64,7 +64,7 @@ def export(
         ffns,
         tokenizer,
         dtype,
-        name=source.get("base_model") or Path(model).name,
+        name=source.get("base_model") or called(model),
         plan=plan,
         origin=source,
         papers=partial(papers_of_copy, model, to),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from ..checkpoints.licences import Licence
+from ..checkpoints.sources import called
 from ..data import TextData
 from ..plan import PrunePlan
 from ..progress import Teller
@@ -34,4 +34,4 @@ def _calibrated_on(plan: PrunePlan, text: TextData) -> bool:
 def _made_from(plan: PrunePlan, model: str) -> str | None:
     """The model of the plan, where it has another name."""
     source = plan.first_source() or model
-    return None if Path(source).name == Path(model).name else source
+    return None if called(source) == called(model) else source

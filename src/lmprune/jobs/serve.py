@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..checkpoints.rooms import scratch
-from ..checkpoints.sources import ALIASES, resolve
+from ..checkpoints.sources import ALIASES, called, resolve
 from ..errors import UserError
 from ..evaluation.llama_server import LlamaServer, Said, Serving, check_ready
 from ..progress import Teller
@@ -146,7 +146,7 @@ _CONTEXT = 4096
 
 def _names(models: Sequence[str]) -> list[str]:
     """What each is called: the last part of its path, or all of it where two have the same."""
-    short = [Path(model).name.removesuffix(".gguf") for model in models]
+    short = [called(model).removesuffix(".gguf") for model in models]
     return [name if Counter(short)[name] == 1 else model for name, model in zip(short, models, strict=True)]
 
 

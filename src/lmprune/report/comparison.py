@@ -17,7 +17,7 @@ Model = Mapping[str, Any]
 
 def names(models: Sequence[Model]) -> list[str]:
     """What each is called: the last part of its path, or all of it where two have the same."""
-    short = [Path(each["model"]).name for each in models]
+    short = [Path(each["model"]).name or each["model"] for each in models]
     return [name if short.count(name) == 1 else each["model"] for name, each in zip(short, models, strict=True)]
 
 
