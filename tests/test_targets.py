@@ -17,10 +17,11 @@ from lmprune import prune
 from lmprune.budget.budget import Budget, num_params
 from lmprune.budget.costs import counts_before, weight_costs
 from lmprune.budget.selection import num_kept
-from lmprune.budget.target import CostTarget, uniform_keep
+from lmprune.budget.target import CostTarget, Wish, uniform_keep
 from lmprune.checkpoints import checkpoint
 from lmprune.checkpoints.shrinking import shrink
 from lmprune.errors import UserError
+from lmprune.jobs.unit_kinds import unit_kinds
 from lmprune.plan import PrunePlan
 from lmprune.sites.address import Address
 from lmprune.sites.find import find_sites
@@ -93,3 +94,61 @@ def test_while_a_model_trains_too(text: Path, tmp_path: Path) -> None:
     assert told.record["params_after"] <= most
     refused = lmprune("prune", tmp_path / "dense", "--out", tmp_path / "none", *how, "--keep", 0.7)
     assert refused.code == 2 and "0.7 of 2 heads can't be kept" in refused.err
+
+
+# -- layers of unlike widths
+
+
+def of_widths(*widths: int) -> Any:
+    return shrink(tiny_model("llama"), PrunePlan.of_neurons([range(width) for width in widths], [48] * len(widths)))
+
+
+@pytest.mark.parametrize("scores", [[0.0, 1.0, 2.0], [2.0, 1.0, 0.0]])  # the lightest goes first, or last
+@pytest.mark.parametrize("units", [("layers",), ("ffns",), ("attentions",)])
+def test_whichever_of_unlike_layers_go(units: Any, scores: list[float]) -> None:
+    dense = num_params(of_widths(2, 48, 48))
+    (site,) = find_sites(of_widths(2, 48, 48), units)
+    most, lightest, heaviest = dense - sum(site.unit_params) // 3, min(site.unit_params), max(site.unit_params)
+    for target in (dense - 1, most, dense - lightest, dense - heaviest):
+        wishes: tuple[tuple[Wish, int], ...] = (("params", 1), ("bytes", 4))
+        for wish, each in wishes:
+            model, budget = of_widths(2, 48, 48), Budget(CostTarget(wish, target * each))
+            plan = prune(model, units=units, scores=[torch.tensor(scores)], budget=budget)
+            after = sum(parameter.numel() for parameter in model.parameters())
+            assert plan.settings["cost"]["before"] == dense * each
+            assert plan.settings["cost"]["after"] == after * each <= target * each
+
+
+def test_what_is_told_of_unlike_layers_beforehand(tmp_path: Path) -> None:
+    model, kinds = of_widths(2, 47, 48), ("layers", "ffns", "attentions")
+    weights = {kind: find_sites(model, (kind,))[0].unit_params for kind in kinds}  # type: ignore[attr-defined]
+    told = unit_kinds(model, params=num_params(model), cache_itemsize=4)
+    assert {each["kind"]: each["params"] for each in told if each["kind"] in kinds} == {
+        kind: sum(each) for kind, each in weights.items()
+    }
+    plan = PrunePlan.of_neurons([range(2), range(47), range(48)], [48] * 3)
+    checkpoint.save(model, tmp_path / "cut", plan=plan)
+    for units, lightest in (("layers", "layers"), ("layers,ffns", "layers"), ("ffns", "ffns")):
+        how = (
+            "--out",
+            tmp_path / "out",
+            "--units",
+            units,
+            "--method",
+            "random",
+            "--keep",
+            2 / 3,
+            "--dry-run",
+            "--json",
+        )
+        most = lmprune("prune", tmp_path / "cut", *how).record["params_after"]
+        assert most == num_params(model) - weights[lightest][0]
+
+
+@pytest.mark.parametrize("part", ["ffns", "attentions"])
+def test_layers_and_their_parts_share_no_target(part: Any) -> None:
+    model = tiny_model("llama")
+    for units in (("layers", part), (part, "layers")):
+        with pytest.raises(UserError, match=f"layers and {part} can't share a target"):
+            prune(model, units=units, method="random", budget=within(1e4))
+    prune(model, units=("layers", part), method="random", keep=2 / 3)

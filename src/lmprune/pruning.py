@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from . import data as text
-from .budget.budget import Budget, Spending, shares_of
+from .budget.budget import Budget, Spending, num_params, shares_of
 from .budget.choosing import alike, check_counts, check_widths, choose
 from .budget.costs import Costs
 from .budget.keeps import Keep, check_keeps
@@ -99,7 +99,7 @@ def prune(
     share = shares_of(addresses, kept, counts_before) if isinstance(share, Spending) or not named else share
     record_shapes(model, spec)
     settings = {"method": row.name, "keep": share, **how, **({"scores": "given"} if scores is not None else {})}
-    settings |= _spent(budget, costs, addresses, counts_before, kept)
+    settings |= _spent(budget, costs, model, addresses, counts_before, kept)
     settings |= _size(input_ids) | (plan.chosen if plan else {})
     planned = {"plan": plan.record()} if plan else {}
     origin = {"versions": versions(), **calibration, **planned, **searched, **(provenance or {})}
@@ -168,13 +168,14 @@ def _settled(
 
 
 def _spent(
-    budget: Budget | None, costs: Costs | None, addresses: Sequence[Address], before: Sequence[int],
+    budget: Budget | None, costs: Costs | None, model: Any, addresses: Sequence[Address], before: Sequence[int],
     kept: Sequence[Tensor],
 ) -> dict[str, Any]:  # fmt: skip
-    """What a plan's settings say of a budget."""
+    """What a plan's settings say of a budget, the model being cut."""
     if budget is None or costs is None:
         return {}
-    return budget.record(costs, addresses, before, [len(units) for units in kept])
+    counts, left = (dict(zip(addresses, each, strict=True)) for each in (before, map(len, kept)))
+    return budget.record(costs, counts, left, num_params(model))
 
 
 def _check_choice(sites: Sequence[Place], keep: Keep, how: Selection, *, named: bool) -> None:

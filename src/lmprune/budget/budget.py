@@ -16,7 +16,7 @@ from ..sites.families import FFNSpec
 from ..sites.find import find_sites
 from ..sites.place import Place
 from .choosing import kinds_of, least_for
-from .costs import Costs, counts_before, weight_costs
+from .costs import Costs, check_additive, counts_before, weight_costs
 from .keeps import Keep
 from .search import BUDGETS, Budgeting, Effort
 from .selection import Scope, check_keep
@@ -69,7 +69,10 @@ class Budget:
 
     def costs(self, places: Sequence[Place], model: nn.Module, spec: FFNSpec | None = None) -> Costs:
         """Of what the target is about. places: those of the model that are pruned. spec: where its FFN is, see
-        `find_sites`. Raises: UserError for a table of other shapes."""
+        `find_sites`. Raises: UserError for a table of other shapes, and for a target that whole layers and parts of
+        layers share."""
+        if self.target is not None:
+            check_additive(kinds_of(places))
         if self.table is not None:
             return self.table.costs(places, find_sites(model, [*self.table.kinds], spec))
         in_bytes = self.target is not None and self.target.wish == "bytes"
@@ -96,11 +99,15 @@ class Budget:
         return costs.base + check_keep(keep) * (costs.total(before) - costs.base)
 
     def record(
-        self, costs: Costs, addresses: Sequence[Address], before: Sequence[int], left: Sequence[int]
+        self, costs: Costs, before: Mapping[Address, int], left: Mapping[Address, int], params: int
     ) -> dict[str, Any]:
-        """For a plan's settings: what was asked for, and what the model cost before and costs now, by these costs."""
-        totals = [costs.total(dict(zip(addresses, counts, strict=True))) for counts in (before, left)]
-        return {**self.asked(), "cost": {"measure": costs.measure, "before": totals[0], "after": totals[1]}}
+        """For a plan's settings: what was asked for, and what the model cost before and costs now, by these costs.
+
+        params: that it has now, which are what it costs but for seconds: its layers may be lighter than they had to be.
+        """
+        weighs = {"params": 1, "bytes": self.itemsize}
+        after = float(params * weighs[costs.measure]) if costs.measure in weighs else costs.total(left)
+        return {**self.asked(), "cost": {"measure": costs.measure, "before": costs.total(before), "after": after}}
 
     def asked(self) -> dict[str, Any]:
         """What was asked for, for records."""

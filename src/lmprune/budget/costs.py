@@ -1,18 +1,22 @@
 """What a model costs as its sites shrink: parameters, bytes or seconds; what does not shrink, and a curve a site.
 
-A cost is a number for each count of units: of parameters and bytes a straight line, of seconds one through measured
-points. The cost of a model is the sum, for no kind's units are counted in another's (`address.check_apart`).
+A cost is a number for each count of units: of parameters and bytes a straight line, but of whole layers that differ, of
+seconds one through measured points. The cost of a model is the sum, so no kind's units may lie in another's
+(`check_additive`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 import numpy as np
 
-from ..sites.address import Address
+from ..errors import UserError
+from ..sites.address import Address, Kind
+from ..sites.layers import Layers
 from ..sites.place import Place
 
 Measure = Literal["params", "bytes", "seconds"]
@@ -60,10 +64,17 @@ class Costs:
 def weight_costs(places: Sequence[Place], params: int, *, itemsize: int | None = None) -> Costs:
     """Of a model of `params` parameters: those, or the bytes of its weights where each takes `itemsize`."""
     each = 1 if itemsize is None else itemsize
-    curves = {
-        place.address: Curve((0, place.count), (0.0, float(place.count * place.params * each))) for place in places
-    }
+    curves = {place.address: weight_curve(place, each) for place in places}
     return costs_of("params" if itemsize is None else "bytes", float(params * each), curves)
+
+
+def weight_curve(place: Place, each: int = 1) -> Curve:
+    """What so many of its units weigh at most, where a parameter weighs `each`: whole layers may differ, and those that
+    stay may be the heaviest."""
+    if not isinstance(place, Layers):
+        return Curve((0, place.count), (0.0, float(place.count * place.params * each)))
+    weights = accumulate(sorted(place.unit_params, reverse=True), initial=0)
+    return Curve(tuple(range(place.count + 1)), tuple(float(weight * each) for weight in weights))
 
 
 def costs_of(measure: Measure, dense: float, curves: Mapping[Address, Curve]) -> Costs:
@@ -74,3 +85,13 @@ def costs_of(measure: Measure, dense: float, curves: Mapping[Address, Curve]) ->
 def counts_before(places: Iterable[Place]) -> dict[Address, int]:
     """All units of each site."""
     return {place.address: place.count for place in places}
+
+
+def check_additive(kinds: Sequence[Kind]) -> None:
+    """Raises: UserError for whole layers beside parts of layers, which may be parts of the very layers that go."""
+    if "layers" in kinds and len(kinds) > 1:
+        parts = " and ".join(kind for kind in kinds if kind != "layers")
+        raise UserError(
+            f"layers and {parts} can't share a target, for parts may go with the same layers; prune by one, and then "
+            "by the other"
+        )

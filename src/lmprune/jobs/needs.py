@@ -13,7 +13,9 @@ from typing import Any
 
 import psutil
 
+from ..budget.budget import num_params
 from ..budget.choosing import alike, choose
+from ..budget.costs import weight_costs
 from ..budget.keeps import Keep
 from ..checkpoints import devices, dtypes, models
 from ..checkpoints.sources import resolve
@@ -128,14 +130,15 @@ def _mapped(model: str) -> int:
 
 
 def _parameters(asked: Asked, skeleton: Any, sites: Sequence[Place], keep: Keep) -> tuple[int, int]:
-    """Of the model, before and after."""
-    before = sum(p.numel() for p in skeleton.parameters())
+    """Of the model, before and, at most, after."""
     if asked.plan is not None:
         kept = asked.plan.indices([site.address for site in sites])
     else:
         kept = choose(sites, alike(sites), keep, scope="local", multiple_of=asked["multiple_of"], seed=0)
-    gone = sum((site.count - len(units)) * site.params for site, units in zip(sites, kept, strict=True))
-    return before, before - gone
+    left = {site.address: len(units) for site, units in zip(sites, kept, strict=True)}
+    whole = [site for site in sites if site.address.kind == "layers"] or sites  # parts of layers may go with the same
+    costs = weight_costs(whole, before := num_params(skeleton))
+    return before, int(costs.total({site.address: left[site.address] for site in whole}))
 
 
 def parse_memory(text: str | None) -> float | None:

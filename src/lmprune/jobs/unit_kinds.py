@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..budget.costs import weight_curve
 from ..checkpoints.shim import is_gone
 from ..errors import UserError
 from ..sites.address import KINDS, Kind
@@ -40,7 +41,7 @@ def _kind(model: Any, kind: Kind, params: int, cached: Sequence[int] | None, cac
         places = find_sites(model, [kind])
     except UserError as error:
         return {"kind": kind, **nothing, "why_not": str(error)}
-    weight = sum(place.params * place.count for place in places)
+    weight = int(sum(weight_curve(place).costs[-1] for place in places))
     return {
         "kind": kind,
         "count": sum(place.count for place in places),
