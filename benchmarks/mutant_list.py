@@ -582,7 +582,7 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
             ("A_STEP, RATE = 8, 3e-4", "A_STEP, RATE = 8, 3e-3"),
             ("min(A_STEP, sequences) // batch", "A_STEP // batch"),
             ("0.0 if steps < _FEW else 0.1", "0.1"),
-            ("sequences * passes //", "sequences //"),
+            ("steps_for(passes, sequences", "steps_for(1, sequences"),
             ('decay="cosine"', 'decay="linear"'),
             ("OnlineTeacher(dense, model, 1.0)", "OnlineTeacher(dense, model, 2.0)"),
             ("kl_weight=1.0", "kl_weight=0.9"),

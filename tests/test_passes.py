@@ -98,7 +98,7 @@ def test_a_pass_is_the_one_written_out(monkeypatch: pytest.MonkeyPatch, wrong: s
     assert (far < 1e-9) if wrong is None else (far > 1e-7)
 
 
-@pytest.mark.parametrize(("sequences", "passes", "steps"), [(128, 1, 16), (32, 3, 12), (9, 1, 1), (4, 2, 2), (1, 1, 1)])
+@pytest.mark.parametrize(("sequences", "passes", "steps"), [(128, 1, 16), (32, 3, 12), (9, 1, 2), (4, 2, 2), (1, 1, 1)])
 def test_steps_go_over_the_text_so_often(sequences: int, passes: int, steps: int):
     settings = settings_of(sequences, passes)
     assert settings.steps == steps and settings.batch_size * settings.grad_accum <= min(8, sequences)
@@ -107,6 +107,20 @@ def test_steps_go_over_the_text_so_often(sequences: int, passes: int, steps: int
     for wrong in ((0, 1), (8, 0)):
         with pytest.raises(UserError, match="at least"):
             settings_of(*wrong)
+
+
+@pytest.mark.parametrize(("sequences", "passes"), [(15, 1), (9, 4), (3, 2), (1, 2)])
+def test_a_pass_reads_every_sequence_once(sequences: int, passes: int, monkeypatch: pytest.MonkeyPatch):
+    dense, rows = tiny_model("llama"), torch.arange(1, 1 + sequences)[:, None].expand(sequences, 12)
+    seen, plain = list[int](), dense.forward
+
+    def listening(**inputs: Any) -> Any:
+        seen.extend(inputs["input_ids"][:, 0].tolist())
+        return plain(**inputs)
+
+    monkeypatch.setattr(dense, "forward", listening)
+    towards(dense, tiny_model("llama", seed=1), rows, passes)
+    assert sorted(seen) == sorted([*range(1, 1 + sequences)] * passes)
 
 
 def test_both_models_are_as_they_were_but_for_the_weights():

@@ -231,6 +231,24 @@ def test_epochs_become_steps(model: Path, text: Path, tmp_path: Path) -> None:
     assert record["training"]["steps"] == 8  # 20 blocks, 1.5 times, 4 at once
 
 
+@pytest.mark.parametrize(("examples", "epochs", "steps"), [(17, 10, 20), (16, 10, 10), (17, 2.5, 5), (17, 0.01, 1)])
+def test_an_epoch_that_does_not_come_out_even_is_read_whole(
+    examples: int, epochs: float, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Training(epochs=epochs, batch_size=4, grad_accum=4).settings(examples, seed=0)
+    assert settings.steps == steps
+    seen, usual = list[int](), PruneTrainer.compute_loss
+
+    def listening(self: Any, model: Any, inputs: Any, *args: Any, **how: Any) -> Any:
+        seen.extend(inputs["row"].tolist())
+        return usual(self, model, inputs, *args, **how)
+
+    monkeypatch.setattr(PruneTrainer, "compute_loss", listening)
+    train(tiny_model("llama"), [{"input_ids": row} for row in tokens(examples, 12)], settings)
+    often = [seen.count(row) for row in range(examples)]
+    assert max(often) - min(often) <= 1 and epochs <= sum(often) / examples < epochs + 1
+
+
 # -- pairs
 
 

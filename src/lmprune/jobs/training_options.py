@@ -5,12 +5,11 @@ Imports neither torch nor transformers, so that `--help` is instant; what is wro
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from ..training.settings import TrainSettings
+from ..training.settings import TrainSettings, steps_for
 
 if TYPE_CHECKING:
     from ..gradual import GradualSettings
@@ -95,7 +94,7 @@ class Training:
         assert self.epochs is not None
         once = self.of_steps(1, seed)
         a_step = once.batch_size * once.grad_accum * PartialState().num_processes
-        return replace(once, steps=max(math.ceil(num_examples * self.epochs / a_step), 1))
+        return replace(once, steps=steps_for(self.epochs, num_examples, a_step))
 
     def of_steps(self, steps: int, seed: int) -> TrainSettings:
         given: dict[str, Any] = self.given(*(f.name for f in fields(self) if f.name in _DEFAULTS))

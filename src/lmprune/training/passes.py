@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..scores.passes import undisturbed
 from .callbacks import Report
-from .settings import TrainSettings
+from .settings import TrainSettings, steps_for
 from .teachers import OnlineTeacher
 from .train import TrainResult, check_trainable, train
 
@@ -26,8 +26,8 @@ _FEW = 20
 def settings_of(sequences: int, passes: int, seed: int = 0) -> TrainSettings:
     """How `towards` trains on so many sequences.
 
-    >>> settings_of(128, 1).steps, settings_of(8, 3).steps, settings_of(3, 1).steps, settings_of(1, 2).batch_size
-    (16, 3, 1, 1)
+    >>> settings_of(128, 1).steps, settings_of(8, 3).steps, settings_of(15, 1).steps, settings_of(1, 2).batch_size
+    (16, 3, 2, 1)
     """
     if passes < 1:
         raise UserError(f"passes must be at least 1, got {passes}")
@@ -35,7 +35,7 @@ def settings_of(sequences: int, passes: int, seed: int = 0) -> TrainSettings:
         raise UserError("no sequence was given; a pass needs one at least")
     batch = min(2, sequences)
     accumulated = min(A_STEP, sequences) // batch
-    steps = max(sequences * passes // (batch * accumulated), 1)
+    steps = steps_for(passes, sequences, batch * accumulated)
     warmup = 0.0 if steps < _FEW else 0.1
     return TrainSettings(
         steps, RATE, batch_size=batch, grad_accum=accumulated, warmup=warmup, decay="cosine", seed=seed

@@ -63,3 +63,15 @@ class TrainSettings:
             raise UserError(f"warmup is a share of the steps, in [0, 1), got {self.warmup:g}")
         if not 0 <= self.weight_decay < math.inf:
             raise UserError(f"weight-decay must be 0 or more, got {self.weight_decay:g}")
+
+
+def steps_for(passes: float, examples: int, a_step: int) -> int:
+    """How many steps go over so many examples so often, where the last of each pass has what is left of them.
+
+    A part of a pass is rounded up.
+
+    >>> steps_for(1, 128, 8), steps_for(10, 17, 16), steps_for(1.5, 17, 16), steps_for(0.01, 17, 16)
+    (16, 20, 3, 1)
+    """
+    whole, part = divmod(passes, 1)
+    return int(whole) * math.ceil(examples / a_step) + math.ceil(part * examples / a_step)
