@@ -158,7 +158,9 @@ def test_vllm_is_told_the_dtype_of_the_weights(tmp_path: Path) -> None:
 
 def test_a_stock_model_stays_one_for_vllm(tmp_path: Path) -> None:
     model = tiny_model("gpt2")
+    model.config.auto_map = {"AutoConfig": "configuration_x.X"}  # code that it was published with, and that stays there
     assert written(model, tmp_path / "out", "vllm")["layout"] == "stock"
+    assert "auto_map" not in json.loads((tmp_path / "out" / "config.json").read_text())
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), logits(model))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import models, shim
+from ..checkpoints.shrinking import record_shapes
 from ..errors import UserError
 from ..runtimes.architectures import NEMOTRON_NAS
 from ..sites.branches import BLOCKS
@@ -41,6 +42,7 @@ def write(order: Order, folder: Path) -> dict[str, Any]:
     Raises: UserError where Nemotron-NAS is not the model's block.
     """
     if not hasattr(order.model.config, "lmprune"):
+        record_shapes(order.model)  # nothing of it but the code that a native class does not need goes
         save_model(order, folder)
         return {"layout": "stock", "notes": ["an ordinary checkpoint: vLLM opens it as it is"]}
     config = nemotron_nas_config(order.model, order.ffns)
