@@ -261,6 +261,20 @@ def test_a_setting_without_a_place(key: str, value: Any, sentence: str, tmp_path
     assert sentence in refused(rewritten(tmp_path / "m.gguf", lambda keys, _: keys.update({key: value})))
 
 
+def test_a_part_that_says_nothing_of_the_model(tmp_path: Path) -> None:
+    """The header is in the first part, of which others have the number alone."""
+    writer = gguf.GGUFWriter(part := tmp_path / "m-00002-of-00002.gguf", "llama")
+    writer.kv_data[0].clear()
+    writer.add_uint16("split.no", 1)
+    writer.add_uint16("split.count", 2)
+    writer.add_tensor("blk.0.ffn_up.weight", np.zeros((32, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert refused(part) == f"{part} is one of 2 parts; join them with llama-gguf-split --merge first"
+
+
 @pytest.mark.parametrize("value", [0, 0.0])
 def test_settings_that_say_nothing(value: float, tmp_path: Path) -> None:
     written(model := model_of("llama"), tmp_path / "m.gguf")

@@ -28,7 +28,12 @@ _SLIDING, _FULL = "sliding_attention", "full_attention"
 
 
 def model_types(file: GGUFFile) -> list[str]:
-    """The rows of GGUF that are written as the file's architecture. Raises: UserError where there is none."""
+    """The rows of GGUF that are written as the file's architecture.
+
+    Raises: UserError where there is none, and for a part of a model, of which only the first says what it is.
+    """
+    if (parts := file.metadata.get("split.count", 1)) > 1:
+        raise UserError(f"{file.path} is one of {parts} parts; join them with llama-gguf-split --merge first")
     found = [name for name, spec in ROWS.items() if file.arch in (spec.arch, spec.per_layer)]
     if not found:
         known = ", ".join(sorted({spec.arch for spec in ROWS.values()}))
@@ -101,8 +106,6 @@ def _checked(file: GGUFFile) -> Settings:
     """Its settings, of which those that every model has are there. Raises: UserError for a file that is no model."""
     if (kind := file.metadata.get("general.type", "model")) != "model":
         raise UserError(f"{file.path} is no model, but a GGUF file of type {kind}")
-    if (parts := file.metadata.get("split.count", 1)) > 1:
-        raise UserError(f"{file.path} is one of {parts} parts; join them with llama-gguf-split --merge first")
     settings = Settings(file)
     for key in _REQUIRED:
         if key not in settings.left:
