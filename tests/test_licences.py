@@ -61,6 +61,7 @@ def test_of_a_folder(licensed: Path) -> None:
     [
         ("---\nlicense: [mit, apache-2.0]\n---\n", {"license": "mit, apache-2.0"}),
         ("---\r\nlicense: mit\r\n---\r\n", {"license": "mit"}),
+        ("\ufeff---\nlicense: mit\n---\n", {"license": "mit"}),
         ("# No front matter\nlicense: mit\n", {}),
         ("---\nlicense: [\n---\n", {}),
         ("---\n- mit\n---\n", {}),

@@ -102,7 +102,7 @@ def _front_matter(card: Path) -> Mapping[str, Any]:
 
 def _beginning(card: Path) -> str:
     with card.open("rb") as file:
-        return file.read(_LARGEST).decode("utf-8", errors="replace")
+        return file.read(_LARGEST).decode("utf-8-sig", errors="replace")
 
 
 def _word(value: Any) -> str | None:
