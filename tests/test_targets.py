@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_checkpoints import byte_tokenizer, lmprune
+from tiny_checkpoints import byte_tokenizer, lmprune, tiny_checkpoint
 from tiny_mixtures import tiny_mixture
-from tiny_models import tiny_model
+from tiny_models import tiny_model, tokens
 
 from lmprune import prune
 from lmprune.budget.budget import Budget, num_params
@@ -25,6 +25,9 @@ from lmprune.jobs.unit_kinds import unit_kinds
 from lmprune.plan import PrunePlan
 from lmprune.sites.address import Address
 from lmprune.sites.find import find_sites
+
+#: and what a parameter costs
+WISHES: tuple[tuple[Wish, int], ...] = (("params", 1), ("bytes", 4))
 
 
 def with_heads(*counts: int, **changes: Any) -> Any:
@@ -110,8 +113,7 @@ def test_whichever_of_unlike_layers_go(units: Any, scores: list[float]) -> None:
     (site,) = find_sites(of_widths(2, 48, 48), units)
     most, lightest, heaviest = dense - sum(site.unit_params) // 3, min(site.unit_params), max(site.unit_params)
     for target in (dense - 1, most, dense - lightest, dense - heaviest):
-        wishes: tuple[tuple[Wish, int], ...] = (("params", 1), ("bytes", 4))
-        for wish, each in wishes:
+        for wish, each in WISHES:
             model, budget = of_widths(2, 48, 48), Budget(CostTarget(wish, target * each))
             plan = prune(model, units=units, scores=[torch.tensor(scores)], budget=budget)
             after = sum(parameter.numel() for parameter in model.parameters())
@@ -152,3 +154,43 @@ def test_layers_and_their_parts_share_no_target(part: Any) -> None:
         with pytest.raises(UserError, match=f"layers and {part} can't share a target"):
             prune(model, units=units, method="random", budget=within(1e4))
     prune(model, units=("layers", part), method="random", keep=2 / 3)
+
+
+# -- what a method adds
+
+
+@pytest.mark.parametrize("units", [("neurons",), ("heads",), ("neurons", "heads")])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_bias_that_a_cut_adds_is_paid_for(units: Any, biased: bool) -> None:
+    def fresh() -> Any:
+        return tiny_model("llama", mlp_bias=biased, num_key_value_heads=4)
+
+    dense, text = num_params(fresh()), tokens(8, 32)
+    for share in (1 - 1 / dense, 0.95, 0.9, 0.845):
+        for wish, each in WISHES:
+            model, budget = fresh(), Budget(CostTarget(wish, share * dense * each))
+            plan = prune(model, units=units, method="flap", data=text, multiple_of=1, budget=budget)
+            assert plan.settings["cost"]["after"] == each * num_params(model) <= share * dense * each
+            costs = budget.costs(find_sites(fresh(), units), fresh(), adds_bias=True)
+            assert costs.total({at: len(kept) for at, kept in plan.kept.items()}) == each * num_params(model)
+
+
+def test_a_bias_is_told_of_beforehand(text: Path, tmp_path: Path) -> None:
+    dense = tiny_checkpoint(tmp_path / "dense", mlp_bias=False)
+    how = (
+        "--method",
+        "flap",
+        "--multiple-of",
+        1,
+        "--data",
+        text,
+        "--calibration-tokens",
+        256,
+        "--seq-len",
+        64,
+        "--json",
+    )
+    for most in (("--keep", 0.5, "--scope", "local"), ("--target-params", 30_000)):
+        record = lmprune("prune", dense, "--out", tmp_path / most[0], *how, *most).record
+        told = lmprune("prune", dense, "--out", tmp_path / "out", *how, *most, "--dry-run").record
+        assert told["params_after"] == record["params_after"]

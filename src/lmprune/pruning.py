@@ -86,10 +86,11 @@ def prune(
     how: Selection = {"scope": scope or row.scope, "multiple_of": multiple_of, "seed": seed}
     sites = _checked_sites(model, units, row, keep, scope, plan=plan, scores=scores, spec=spec)
     addresses, counts_before = [site.address for site in sites], [site.count for site in sites]
-    share, costs = _settled(budget, model, sites, keep, how, spec)
+    solver = row.solver_of(address.kind for address in addresses)
+    costs = budget.costs(sites, model, spec, adds_bias=solver.adds_bias) if budget else None
+    share = _settled(budget, costs, sites, keep, how)
     named = budget is None or budget.target is None
     _check_choice(sites, 1 if plan or isinstance(share, Spending) else share, how, named=named)
-    solver = row.solver_of(address.kind for address in addresses)
     given = None if scores is None else checked_scores(in_order(scores, addresses), sites, "scores")
     reading = _Reading(data, data_dir, chat_template, calibration_tokens, seq_len, seed)
     reads = solver.reads_text(chosen=plan is not None or scores is not None)
@@ -99,8 +100,8 @@ def prune(
     share = shares_of(addresses, kept, counts_before) if isinstance(share, Spending) or not named else share
     record_shapes(model, spec)
     settings = {"method": row.name, "keep": share, **how, **({"scores": "given"} if scores is not None else {})}
-    settings |= _spent(budget, costs, model, addresses, counts_before, kept)
-    settings |= _size(input_ids) | (plan.chosen if plan else {})
+    settings |= _spent(budget, costs, model, addresses, counts_before, kept) | _size(input_ids)
+    settings |= plan.chosen if plan else {}
     planned = {"plan": plan.record()} if plan else {}
     origin = {"versions": versions(), **calibration, **planned, **searched, **(provenance or {})}
     found = plan.scores if plan else dict(zip(addresses, given or (), strict=True))
@@ -158,13 +159,13 @@ def _checked_sites(
 
 
 def _settled(
-    budget: Budget | None, model: Any, sites: Sequence[Place], keep: Keep, how: Selection, spec: FFNSpec | None
-) -> tuple[Keep | Spending, Costs | None]:
-    """What stays, by a ratio or by a search, and what the model costs; with a budget the scope is the budget's."""
-    if budget is None:
-        return keep, None
-    how["scope"], costs = budget.scope, budget.costs(sites, model, spec)
-    return budget.settle(sites, costs, keep, multiple_of=how["multiple_of"]), costs
+    budget: Budget | None, costs: Costs | None, sites: Sequence[Place], keep: Keep, how: Selection
+) -> Keep | Spending:
+    """What stays, by a ratio or by a search; with a budget the scope is the budget's."""
+    if budget is None or costs is None:
+        return keep
+    how["scope"] = budget.scope
+    return budget.settle(sites, costs, keep, multiple_of=how["multiple_of"])
 
 
 def _spent(

@@ -67,16 +67,19 @@ class Budget:
         """Which scope it comes to."""
         return "local" if self.by == "uniform" else "global"
 
-    def costs(self, places: Sequence[Place], model: nn.Module, spec: FFNSpec | None = None) -> Costs:
+    def costs(
+        self, places: Sequence[Place], model: nn.Module, spec: FFNSpec | None = None, *, adds_bias: bool = False
+    ) -> Costs:
         """Of what the target is about. places: those of the model that are pruned. spec: where its FFN is, see
-        `find_sites`. Raises: UserError for a table of other shapes, and for a target that whole layers and parts of
-        layers share."""
+        `find_sites`. adds_bias: see `weight_costs`. Raises: UserError for a table of other shapes, and for a target
+        that whole layers and parts of layers share."""
         if self.target is not None:
             check_additive(kinds_of(places))
         if self.table is not None:
             return self.table.costs(places, find_sites(model, [*self.table.kinds], spec))
         in_bytes = self.target is not None and self.target.wish == "bytes"
-        return weight_costs(places, num_params(model), itemsize=self.itemsize if in_bytes else None)
+        itemsize = self.itemsize if in_bytes else None
+        return weight_costs(places, num_params(model), itemsize=itemsize, adds_bias=adds_bias)
 
     def settle(self, places: Sequence[Place], costs: Costs, keep: Keep, *, multiple_of: int = 1) -> Keep | Spending:
         """A ratio where every site gets the same share, else what is to be spread by search.

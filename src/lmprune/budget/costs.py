@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..sites.address import Address, Kind
 from ..sites.layers import Layers
 from ..sites.place import Place
+from ..sites.site import Site
 
 Measure = Literal["params", "bytes", "seconds"]
 
@@ -61,20 +62,29 @@ class Costs:
         return self.base + sum(float(self.curves[address].at([count])[0]) for address, count in counts.items())
 
 
-def weight_costs(places: Sequence[Place], params: int, *, itemsize: int | None = None) -> Costs:
-    """Of a model of `params` parameters: those, or the bytes of its weights where each takes `itemsize`."""
+def weight_costs(
+    places: Sequence[Place], params: int, *, itemsize: int | None = None, adds_bias: bool = False
+) -> Costs:
+    """Of a model of `params` parameters: those, or the bytes of its weights where each takes `itemsize`.
+
+    adds_bias: what is cut gets a bias in its reader, see `Solver`.
+    """
     each = 1 if itemsize is None else itemsize
-    curves = {place.address: weight_curve(place, each) for place in places}
+    curves = {place.address: weight_curve(place, each, adds_bias=adds_bias) for place in places}
     return costs_of("params" if itemsize is None else "bytes", float(params * each), curves)
 
 
-def weight_curve(place: Place, each: int = 1) -> Curve:
+def weight_curve(place: Place, each: int = 1, *, adds_bias: bool = False) -> Curve:
     """What so many of its units weigh at most, where a parameter weighs `each`: whole layers may differ, and those that
     stay may be the heaviest."""
-    if not isinstance(place, Layers):
-        return Curve((0, place.count), (0.0, float(place.count * place.params * each)))
-    weights = accumulate(sorted(place.unit_params, reverse=True), initial=0)
-    return Curve(tuple(range(place.count + 1)), tuple(float(weight * each) for weight in weights))
+    if isinstance(place, Layers):
+        weights = accumulate(sorted(place.unit_params, reverse=True), initial=0)
+        points = dict(enumerate(weights))
+    else:
+        new = place.reader().shape[1] if adds_bias and isinstance(place, Site) and place.reader_bias() is None else 0
+        points = {count: count * place.params + new for count in (0, place.count - 1)}
+        points |= {place.count: place.count * place.params}
+    return Curve(tuple(points), tuple(float(weight * each) for weight in points.values()))
 
 
 def costs_of(measure: Measure, dense: float, curves: Mapping[Address, Curve]) -> Costs:

@@ -113,7 +113,8 @@ def check_reach(asked: Asked) -> None:
 
 def _settled(asked: Asked, budget: Budget, model: Any) -> Keep | Spending:
     places, spent = find_sites(model, asked.kinds, asked.spec), at_work(budget, model, asked.kind)
-    costs = spent.costs(places, model, asked.spec)
+    adds_bias = asked.row.solver_of(asked.kinds).adds_bias
+    costs = spent.costs(places, model, asked.spec, adds_bias=adds_bias)
     return spent.settle(places, costs, asked["keep"], multiple_of=asked["multiple_of"])
 
 

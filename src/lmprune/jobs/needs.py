@@ -137,7 +137,8 @@ def _parameters(asked: Asked, skeleton: Any, sites: Sequence[Place], keep: Keep)
         kept = choose(sites, alike(sites), keep, scope="local", multiple_of=asked["multiple_of"], seed=0)
     left = {site.address: len(units) for site, units in zip(sites, kept, strict=True)}
     whole = [site for site in sites if site.address.kind == "layers"] or sites  # parts of layers may go with the same
-    costs = weight_costs(whole, before := num_params(skeleton))
+    adds_bias = asked.row.solver_of(asked.kinds).adds_bias
+    costs = weight_costs(whole, before := num_params(skeleton), adds_bias=adds_bias)
     return before, int(costs.total({site.address: left[site.address] for site in whole}))
 
 
