@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 from test_bad_input import refused
-from tiny_checkpoints import lmprune
+from tiny_checkpoints import lmprune, tiny_checkpoint
 from tiny_models import tiny_model
 
 from lmprune.methods import get_method
+from lmprune.plan import PLAN_FILE
 from lmprune.sites.find import find_sites
 from lmprune.solve.duration import Work
 from lmprune.solve.memory import Shape
@@ -63,6 +64,84 @@ def test_a_target_is_what_is_told(model: Path, tmp_path: Path) -> None:
 def test_what_can_not_be_told(words: tuple[Any, ...], sentence: str, model: Path, text: Path, tmp_path: Path) -> None:
     said = refused("prune", model, "--data", text, "--out", tmp_path / "o", "--dry-run", *words)
     assert sentence in said
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--multiple-of", 64), "no neuron could go: layers have at most 48"),
+        (("--units", "heads", "--keep", 0.6), "0.6 of 2 heads can't be kept; keep 0.5 or 1"),
+        (("--units", "layers", "--method", "shortgpt", "--keep", 0.1), "0.1 of 3 layers can't be kept"),
+    ],
+)
+def test_shapes_that_leave_no_such_choice(
+    words: tuple[Any, ...], sentence: str, model: Path, text: Path, tmp_path: Path
+) -> None:
+    """Are told of in the words of the run."""
+    args = (
+        "prune",
+        model,
+        "--data",
+        text,
+        "--seq-len",
+        64,
+        "--calibration-tokens",
+        512,
+        "--out",
+        tmp_path / "o",
+        *words,
+    )
+    assert sentence in (told := refused(*args, "--dry-run")) and told == refused(*args)
+
+
+def test_a_plan_of_another_model_is_refused(model: Path, text: Path, tmp_path: Path) -> None:
+    wide = tiny_checkpoint(tmp_path / "wide", intermediate_size=64)
+    cut = ("prune", wide, "--method", "magnitude", "--multiple-of", 1, "--out", tmp_path / "cut", "--answer-tokens", 0)
+    assert lmprune(*cut).code == 0
+    args = ("prune", model, "--data", text, "--plan", tmp_path / "cut" / PLAN_FILE, "--out", tmp_path / "o")
+    assert (told := refused(*args, "--dry-run")) == refused(*args) and "plan" in told
+
+
+WORDS = [
+    (("--seq-len", 64, "--calibration-tokens", 32), "32 tokens don't hold one sequence of 64"),
+    (("--holdout", 1.5), "--holdout takes a share between 0 and 1"),
+    (("--data-dir", "."), "--data-dir goes with mix, wikitext"),
+    (("--data", "nope.txt"), "no such file: nope.txt"),
+    (("--data", "mix:nope.txt=1"), "no such file: nope.txt"),
+    (("--data", "wikitxt"), "unknown data source 'wikitxt'"),
+    (("--data", "mix:python-docs=1", "--chat-template"), "drop --chat-template: the conversations of a mix"),
+    (("--data", "wikisql", "--holdout", 0.1), "--holdout goes with a file of your own"),
+]
+
+
+def _opens(*_: Any, **__: Any) -> None:
+    raise AssertionError("a weight is read")
+
+
+@pytest.mark.parametrize(("words", "sentence"), WORDS)
+def test_what_words_tell_is_told_before_anything_is_read(
+    words: tuple[Any, ...], sentence: str, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the dry run, and by the run."""
+    monkeypatch.setattr("lmprune.jobs.prune.open_model", _opens)
+    args = ("prune", model, "--data", text, "--out", tmp_path / "o", *words)
+    assert sentence in (told := refused(*args, "--dry-run")) and told == refused(*args)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"), [*WORDS[1:], (("--seq-len", 64, "--train-tokens", 32), "32 tokens don't hold one sequence")]
+)
+def test_and_by_trainings(
+    words: tuple[Any, ...], sentence: str, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmprune.jobs.training.open_model", _opens)
+    out, data = tmp_path / "o.safetensors", ("--data", text, "--train-tokens", 4096, *words)
+    for verb in (
+        ("finetune", model, "--steps", 1),
+        ("recover", model, "--steps", 1, "--teacher", "m"),
+        ("teach", model),
+    ):
+        assert sentence in refused(*verb, *data, "--out", out if verb[0] == "teach" else tmp_path / "o")
 
 
 def test_a_step_of_a_file_makes_a_model(model: Path, text: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from . import data as text
-from .budget.budget import Budget, Spending, num_params, shares_of
+from .budget.budget import Budget, Spending, is_named, num_params, shares_of
 from .budget.choosing import alike, check_counts, check_widths, choose
 from .budget.costs import Costs
 from .budget.keeps import Keep, check_keeps
@@ -72,9 +72,8 @@ def prune(
     method: a name, a Method, or a function as a criterion is: (layer, statistics, random numbers) -> scores (F,),
         larger = keep (docs/add_a_criterion.md). None = `obs`. keep: the ratio of units that stay, in (0, 1],
         or one for each kind; of several kinds under global scope `obs` takes one ratio as that of their parameters.
-    scope: `local` or `global`; by default the method's own.
+    scope: `local` or `global`; by default the method's own. multiple_of: of every layer's number of neurons.
     budget: what the model may cost, in place of `keep`, and how that is spread over the sites, in place of `scope`.
-    multiple_of: of every layer's number of neurons.
     data: a source name (see `lmprune.data.load`; its train split is read), a list of texts, a TextData, or token ids
         (sequences, T). A text is cut into sequences of `seq_len`, `calibration_tokens` in all, in an order from `seed`.
     plan: neurons chosen before: they stay, and the layers are repaired as the plan's method does it.
@@ -89,23 +88,21 @@ def prune(
     solver = row.solver_of(address.kind for address in addresses)
     costs = budget.costs(sites, model, spec, adds_bias=solver.adds_bias) if budget else None
     share = _settled(budget, costs, sites, keep, how)
-    named = budget is None or budget.target is None
-    _check_choice(sites, 1 if plan or isinstance(share, Spending) else share, how, named=named)
+    check_choice(sites, 1 if plan or isinstance(share, Spending) else share, how, named=is_named(budget))
     given = None if scores is None else checked_scores(in_order(scores, addresses), sites, "scores")
     reading = _Reading(data, data_dir, chat_template, calibration_tokens, seq_len, seed)
     reads = solver.reads_text(chosen=plan is not None or scores is not None)
     input_ids, calibration = reading.tokens(model, tokenizer) if reads else (None, {})
     with undisturbed(model):
         kept, given, searched = _solved(solver, model, sites, input_ids, share, stages, how, plan=plan, given=given)
-    share = shares_of(addresses, kept, counts_before) if isinstance(share, Spending) or not named else share
+    share = shares_of(addresses, kept, counts_before) if isinstance(share, Spending) or not is_named(budget) else share
     record_shapes(model, spec)
     settings = {"method": row.name, "keep": share, **how, **({"scores": "given"} if scores is not None else {})}
     settings |= _spent(budget, costs, model, addresses, counts_before, kept) | _size(input_ids)
-    settings |= plan.chosen if plan else {}
-    planned = {"plan": plan.record()} if plan else {}
+    chosen, planned = (plan.chosen, {"plan": plan.record()}) if plan else ({}, {})
     origin = {"versions": versions(), **calibration, **planned, **searched, **(provenance or {})}
     found = plan.scores if plan else dict(zip(addresses, given or (), strict=True))
-    return replace(PrunePlan.of(addresses, kept, counts_before, settings, origin), scores=found)
+    return replace(PrunePlan.of(addresses, kept, counts_before, settings | chosen, origin), scores=found)
 
 
 def _row(method: MethodLike | None, plan: PrunePlan | None, scores: Scores | None) -> Method:
@@ -179,7 +176,7 @@ def _spent(
     return budget.record(costs, counts, left, num_params(model))
 
 
-def _check_choice(sites: Sequence[Place], keep: Keep, how: Selection, *, named: bool) -> None:
+def check_choice(sites: Sequence[Place], keep: Keep, how: Selection, *, named: bool) -> None:
     """named: somebody did name this ratio, so each site is to come near it. Raises: UserError where no choice of it can
     be made, whatever the scores will be."""
     check_widths(sites, keep, how["multiple_of"])

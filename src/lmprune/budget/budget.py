@@ -117,6 +117,11 @@ class Budget:
         return {"budget": self.by} | ({"target": {self.target.wish: self.target.amount}} if self.target else {})
 
 
+def is_named(budget: Budget | None) -> bool:
+    """Whether somebody named the ratio that stays, rather than a target that comes to one."""
+    return budget is None or budget.target is None
+
+
 def num_params(model: nn.Module) -> int:
     """Of the whole model; those that two modules share count once."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -73,7 +73,7 @@ def load(
     num_tokens: how many tokens will be wanted. `self` writes that many; a hub stream stops when there is ample text.
     Raises: UserError for an unknown source or split, an unreadable file, a broken line, a hub that can't be reached.
     """
-    _check_options(source, data_dir, chat_template, held_out)
+    check_options(source, data_dir, chat_template, held_out)
     if mix.is_mix(source):
         found = mix.load(
             source, split, data_dir=data_dir, tokenizer=tokenizer, seed=seed, num_tokens=num_tokens,
@@ -93,12 +93,10 @@ def load(
     elif (file := files.parse(source)) is not None:
         found = files.load(*file, chat_template=chat_template)
         found = found if held_out is None else holdout.part(found, split, held_out)
-    elif Path(source).exists():
-        raise UserError(f"{source} is not a text file that lmprune reads; expected {' '.join(files.SUFFIXES)}")
-    elif (dataset := hub.parse(source)) is not None:
-        found = hub.load(*dataset, split, chat_template=chat_template, num_tokens=num_tokens)
     else:
-        raise unknown("data source", source, SOURCES)
+        dataset = hub.parse(source)
+        assert dataset is not None
+        found = hub.load(*dataset, split, chat_template=chat_template, num_tokens=num_tokens)
     return _rendered(found, source, split, chat_template=chat_template, tokenizer=tokenizer)
 
 
@@ -145,9 +143,13 @@ def _named(source: str) -> Sequence[str]:
     return [] if source == "mix" else [*mix.shares_of(source, None)]
 
 
-def _check_options(source: str, data_dir: Path | None, chat_template: bool, held_out: float | None) -> None:
-    """Raises: UserError for what does not go with the source."""
+def check_options(source: str, data_dir: Path | None, chat_template: bool, held_out: float | None) -> None:
+    """Raises: UserError for a source that is none, a file that is not there, and what does not go with it: what can be
+    said before a text is read."""
+    if held_out is not None:
+        holdout.check_share(held_out)
     if pairs.is_source(source):
+        pairs.check_options(source, data_dir, held_out)
         if chat_template:
             raise UserError(f"--chat-template does not go with pairs ({source}), which have templates of their own")
         return
@@ -159,6 +161,20 @@ def _check_options(source: str, data_dir: Path | None, chat_template: bool, held
         raise UserError("drop --chat-template: the conversations of a mix are rendered with it, and nothing else is")
     if source == "self" and chat_template:
         raise UserError("--chat-template has nothing to render in text that the model writes itself (self)")
+    for file, _ in filter(None, map(files.parse, _named(source))):
+        files.check_there(file)
+    if not mix.is_mix(source):
+        _check_known(source)
+
+
+def _check_known(source: str) -> None:
+    """Raises: UserError for a name that is no source of text."""
+    if source in _PYTHON or source == "self" or source.partition(":")[0] == "wikitext" or files.parse(source):
+        return
+    if Path(source).exists():
+        raise UserError(f"{source} is not a text file that lmprune reads; expected {' '.join(files.SUFFIXES)}")
+    if hub.parse(source) is None:
+        raise unknown("data source", source, SOURCES)
 
 
 def _rendered(found: Records, source: str, split: str, *, chat_template: bool, tokenizer: Any) -> TextData:

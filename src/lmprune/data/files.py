@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,28 @@ def missing(folder: Path) -> str:
     return "" if folder.is_dir() else " (there is no such folder)"
 
 
-def read_text(path: Path) -> str:
-    """The file's text, newlines as they are. Raises: UserError where it can't be read, is not UTF-8 or is empty."""
+def check_there(path: Path) -> None:
+    """Raises: UserError where nothing is."""
+    with _told(path):
+        path.stat()
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What the system says of a file, in a sentence."""
     try:
-        text = path.read_bytes().decode("utf-8")  # read_text would turn \r\n into \n
+        yield
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
     except OSError as error:
         raise UserError(f"can't read {path}: {error.strerror}") from None
+
+
+def read_text(path: Path) -> str:
+    """The file's text, newlines as they are. Raises: UserError where it can't be read, is not UTF-8 or is empty."""
+    try:
+        with _told(path):
+            text = path.read_bytes().decode("utf-8")  # read_text would turn \r\n into \n
     except MemoryError as error:
         raise UserError(f"can't read {path}: {reason(error)}") from None
     except UnicodeDecodeError as error:

@@ -38,11 +38,8 @@ def load(
     held_out: as in `data.load`; pairs with the same context are on one side.
     Raises: UserError for an unknown source or split, a broken line or field (it is named), an unreachable hub.
     """
+    check_options(source, data_dir, held_out)
     base, _, variant = source.partition(":")
-    if variant and base != "wikisql":
-        raise unknown("data source", source, SOURCES)
-    if held_out is not None and Path(source).suffix != ".jsonl":
-        raise UserError(f"--holdout goes with a file of your own; {source} has splits")
     if base == "wikisql":
         found = wikisql.load(variant or None, split, data_dir)
     elif base == "samsum":
@@ -50,8 +47,6 @@ def load(
     elif base == "e2e":
         found = e2e.load(split, data_dir)
     elif Path(source).suffix == ".jsonl":
-        if data_dir is not None:
-            raise UserError(f"--data-dir does not go with a file; {source} is one")
         found = _from_file(Path(source), split, held_out)
     else:
         raise unknown("source of pairs", source, SOURCES)
@@ -62,6 +57,18 @@ def load(
         digest.update(f"{pair.context}\0{pair.completion}\0".encode())
     common = {"source": source, "split": split, **found.provenance, "documents": len(found.pairs)}
     return replace(found, provenance={**common, "sha256": digest.hexdigest()})
+
+
+def check_options(source: str, data_dir: Path | None, held_out: float | None) -> None:
+    """Raises: UserError for what does not go with the source."""
+    base, _, variant = source.partition(":")
+    if variant and base != "wikisql":
+        raise unknown("data source", source, SOURCES)
+    is_file = Path(source).suffix == ".jsonl"
+    if held_out is not None and not is_file:
+        raise UserError(f"--holdout goes with a file of your own; {source} has splits")
+    if data_dir is not None and is_file:
+        raise UserError(f"--data-dir does not go with a file; {source} is one")
 
 
 def _is_file(source: str) -> bool:

@@ -54,8 +54,7 @@ def sequences(tokenizer: Any, data: TextData, *, seq_len: int, num_tokens: int, 
     is all of a large text as it comes, they are kept for the next time (see `token_cache`).
     Raises: UserError where the text, or num_tokens, is shorter than one sequence.
     """
-    if not 1 <= seq_len <= num_tokens:
-        raise UserError(f"{num_tokens} tokens don't hold one sequence of {seq_len}; ask for more, or shorter sequences")
+    check_lengths(seq_len, num_tokens)
     beginning = Beginning.of(tokenizer)
     wanted = num_tokens // seq_len * beginning.room(seq_len)
     documents = list(map(beginning.strip, data.documents))
@@ -80,6 +79,12 @@ def sequences(tokenizer: Any, data: TextData, *, seq_len: int, num_tokens: int, 
             "give a longer text or a smaller --seq-len"
         )
     return rows
+
+
+def check_lengths(seq_len: int, num_tokens: int) -> None:
+    """Raises: UserError where so many tokens are less than one sequence."""
+    if not 1 <= seq_len <= num_tokens:
+        raise UserError(f"{num_tokens} tokens don't hold one sequence of {seq_len}; ask for more, or shorter sequences")
 
 
 def stream(tokenizer: Any, data: TextData, max_tokens: int | None = None) -> tuple[Tensor, int]:

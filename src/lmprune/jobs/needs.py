@@ -13,19 +13,22 @@ from typing import Any
 
 import psutil
 
-from ..budget.budget import num_params
+from ..budget.budget import is_named, num_params
 from ..budget.choosing import alike, choose
 from ..budget.costs import weight_costs
 from ..budget.keeps import Keep
 from ..checkpoints import devices, dtypes, models
+from ..checkpoints.shrinking import check_plan
 from ..checkpoints.sources import resolve
 from ..checkpoints.writing import resolved
 from ..errors import UserError
 from ..progress import Teller
+from ..pruning import check_choice
 from ..sites.find import find_sites
 from ..sites.place import Place
 from ..solve.duration import Work
 from ..solve.memory import NOTHING, Memory, Shape, recovery
+from ..solve.solver import Selection
 from . import budgeting
 from .asked import Asked
 
@@ -105,10 +108,7 @@ def needs(asked: Asked, skeleton: Any) -> dict[str, Needs]:
     """By the way: "whole", in memory, and "streamed", block by block. skeleton: the model without weights."""
     kind = models.check_dtype(asked["dtype"])
     number = (skeleton.dtype if isinstance(kind, str) else kind).itemsize
-    keep = asked["keep"]
-    if asked.plan is None:  # with a target, what it leaves of every layer
-        keep, _ = budgeting.uniform_share(asked, skeleton)
-    sites = find_sites(skeleton, asked.kinds, asked.spec)
+    sites, keep = to_choose(asked, skeleton)
     before, after = _parameters(asked, skeleton, sites, keep)
     work = Work(sites, asked.calibration_tokens, asked["seq_len"], keep, asked["scope"] or asked.row.scope)
     saved = (asked.kind or dtypes.main(skeleton, None)).itemsize
@@ -121,6 +121,21 @@ def needs(asked: Asked, skeleton: Any) -> dict[str, Needs]:
             mapped = _mapped(asked["model"]) if shape.streamed else 0
             found[name] = Needs(base + mapped, shape, saved, before, after, held, work, bool(asked["recover"]))
     return found
+
+
+def to_choose(asked: Asked, skeleton: Any) -> tuple[Sequence[Place], Keep]:
+    """What is chosen from, and how much of it stays. Raises: UserError where the shapes leave no such choice."""
+    sites, keep = find_sites(skeleton, asked.kinds, asked.spec), asked["keep"]
+    if asked.plan is not None:
+        check_plan(asked.plan, sites)
+        return sites, keep
+    # with a target, what it leaves of every layer
+    keep, scope = budgeting.uniform_share(asked, skeleton)
+    how: Selection = {
+        "scope": scope or asked.row.scope, "multiple_of": asked["multiple_of"], "seed": asked["seed"],
+    }  # fmt: skip
+    check_choice(sites, keep, how, named=is_named(asked.budget))
+    return sites, keep
 
 
 def _mapped(model: str) -> int:

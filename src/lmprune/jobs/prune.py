@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import pruning
+from ..budget.budget import is_named
 from ..budget.keeps import check_keeps, parse_keep, parse_units
 from ..budget.selection import SCOPES
 from ..checkpoints import checkpoint, dtypes
@@ -16,6 +17,7 @@ from ..checkpoints.begun import PRUNING, forget
 from ..checkpoints.licences import find_licence
 from ..checkpoints.states import bind
 from ..checkpoints.writing import check_not_read
+from ..data.tokens import check_lengths
 from ..errors import unknown
 from ..evaluation.memory import peak_memory_mb
 from ..methods import get_method
@@ -120,19 +122,23 @@ def check(
     corpus = Corpus(data, data_dir, chat_template, seed, **loss_on, held_out=holdout)
     how, run, kept = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}, None, None
     if training is not None:
-        check_source(data, training.train_tokens, training)
+        check_source(corpus, seq_len, training.train_tokens, training)
         check_trains(stream)
         how["device"] = one_device(device)
         run = RunFolder(out, result_settings(options), resume=training.resume, force=force)
     else:
+        corpus.check()
         how["device"] = device_of_mine(options)
         kept = kept_before(out, options, walks=stream and row.solver_of(kinds).reads_text(chosen=chosen is not None))
         how["stream"] = stream or (kept is not None and kept.resume)
         check_streams(how["stream"], ffn)
-    return Asked(
+    asked = Asked(
         options, row, kinds, chosen, training, tokens, corpus, how, kind, spec, questions, run, (), spent, destination,
         kept, scores,
     )  # fmt: skip
+    if asked.calibrates and not asked.gradual:
+        check_lengths(seq_len, tokens)
+    return asked
 
 
 def open_asked(terminal: Teller, asked: Asked) -> Opened:
@@ -203,7 +209,7 @@ def train_and_prune(terminal: Teller, asked: Asked, opened: Opened) -> Made:
     made = Made(*prune_gradually(
         job, opened.dense, asked.row, units=asked.kinds, keep=keep, scope=scope,
         calibration_tokens=asked.calibration_tokens, provenance=opened.provenance,
-        named=asked.budget is None or asked.budget.target is None, **asked.named("multiple_of"),
+        named=is_named(asked.budget), **asked.named("multiple_of"),
     ))  # fmt: skip
     _keep_scores(asked, made.plan)
     return made

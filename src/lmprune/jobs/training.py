@@ -127,11 +127,11 @@ def check_finetune(
     if training is None:
         raise UserError("say how long to train with --steps or --epochs")
     kind = checkpoint.check_save_dtype(save_dtype)
-    check_source(data, training.train_tokens, training)
+    corpus = Corpus(data, data_dir, chat_template, seed, **training.given("loss_on"), held_out=holdout)
+    check_source(corpus, seq_len, training.train_tokens, training)
     check_not_read(out, model, training.teacher)
     check_unfinished("finetune", options, out)
     destination = checkpoint.check_out(out, force=force)
-    corpus = Corpus(data, data_dir, chat_template, seed, **training.given("loss_on"), held_out=holdout)
     how = {"dtype": dtype, "device": one_device(device), "trust_remote_code": trust_remote_code}
     run = RunFolder(out, result_settings(options), resume=training.resume, force=force)
     return Asked(training, corpus, how, kind, run, destination, parse_spec(ffn) if ffn else None)
@@ -173,8 +173,8 @@ def teach(
     """`lmprune teach`, whose options these are. Raises: UserError; nothing is written then."""
     check_teacher_file(out)
     check_temperature(temperature)
-    check_source(data, train_tokens)
     corpus = Corpus(data, data_dir, chat_template, held_out=holdout)
+    check_source(corpus, seq_len, train_tokens)
     read = partial(corpus.text, "train", train_tokens)
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     net, tokenizer, text = open_model(terminal, model, data, read, data_dir=data_dir, **how)

@@ -12,6 +12,7 @@ from typing import Any
 from ..budget.keeps import Keep
 from ..data import as_long_as_you_like
 from ..data.pairs import check_loss_on, is_source
+from ..data.tokens import check_lengths
 from ..errors import UserError, unknown
 from ..gradual.schedules import cubic
 from ..methods import Method, check_scope, must_train, needs_text
@@ -19,6 +20,7 @@ from ..processes import several
 from ..sites.address import SEAM_KINDS, Kind
 from ..sites.masks import COMPUTES
 from ..training.distillation import check_temperature
+from ..training.examples import Corpus
 from ..training.lora import check_peft
 from .training_options import SCHEDULES, Training
 
@@ -96,12 +98,17 @@ def check_spread(training: Training) -> None:
         raise UserError(f"--fsdp needs accelerate {needed} or newer, and this is {have}: pip install -U accelerate")
 
 
-def check_source(data: str, train_tokens: int | None, training: Training | None = None) -> None:
+def check_source(corpus: Corpus, seq_len: int, train_tokens: int | None, training: Training | None = None) -> None:
     """Raises: UserError where a text has no end, and nobody said how much of it, or an option does not go with it."""
+    data = corpus.source
+    corpus.check()
     if data == "self" and train_tokens is None:
         raise UserError("the model writes as much text (self) as you like; say how much with --train-tokens")
     if as_long_as_you_like(data) and train_tokens is None:
         raise UserError("a mix is as long as you like; say how much of it with --train-tokens")
+    for number in (train_tokens, training and training.eval_tokens):
+        if number is not None and not is_source(data):
+            check_lengths(seq_len, number)
     if training is None:
         return
     if data == "self" and training.measures:

@@ -33,6 +33,10 @@ class Corpus:
     loss_on: pairs.LossOn = "completion"
     held_out: float | None = None
 
+    def check(self) -> None:
+        """Raises: UserError for all that can be found wrong before a text is read."""
+        data.check_options(self.source, self.data_dir, self.chat_template, self.held_out)
+
     def text(self, split: str, num_tokens: int | None = None, **whose: Any) -> TextData:
         """whose: tokenizer, and for the source `self` model."""
         return data.load(
