@@ -16,12 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_bad_input import refused
 from tiny_checkpoints import lmprune as command
+from tiny_mixtures import tiny_mixture
+from tiny_models import tiny_model
 
 import lmprune
+from lmprune.budget.budget import Budget
 from lmprune.data.tokens import stream
 from lmprune.evaluation.perplexity import perplexity
 from lmprune.jobs import by_quality
 from lmprune.jobs.by_quality import FINE, TRIALS, Trial, next_keep, said
+from lmprune.methods import METHODS, Method
 from lmprune.plan import PrunePlan
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -71,10 +75,32 @@ class Fake:
     """As much of an Asked as the search looks at."""
 
     options: dict[str, Any]
+    kinds: tuple[str, ...] = ("neurons",)
+    budget: Budget | None = None
+    spec: None = None
+    row: Method = METHODS["random"]
     scores: Any = None
 
     def __getitem__(self, name: str) -> Any:
         return self.options[name]
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "budget", "scope", "expected"),
+    [
+        (tiny_model("llama", num_key_value_heads=4), "heads", None, None, [1 / 4, 2 / 4, 3 / 4]),
+        (tiny_model("llama", num_key_value_heads=4), "heads", Budget(), None, [1 / 4, 2 / 4, 3 / 4]),
+        (tiny_model("llama", num_key_value_heads=4), "heads", Budget(by="ranking"), None, FINE),
+        (tiny_model("llama", num_key_value_heads=4), "heads", None, "global", FINE),
+        (tiny_model("llama"), "layers", None, "global", [1 / 3, 2 / 3]),
+        (tiny_mixture("deepseek_v3-groups"), "experts", None, None, [4 / 8, 6 / 8]),
+    ],
+)
+def test_ratios_that_are_tried_are_those_that_can_come_out(
+    model: Any, kind: Any, budget: Any, scope: Any, expected: Any
+) -> None:
+    asked: Any = Fake({"scope": scope}, (kind,), budget)
+    assert by_quality._shares(asked, SimpleNamespace(dense=model)) == expected  # type: ignore[arg-type]
 
 
 def test_the_smallest_that_holds_is_what_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,9 +100,10 @@ def _shares(asked: Asked, opened: Opened) -> Sequence[float]:
     Raises: UserError for several kinds of which each would have ratios of its own.
     """
     sites = find_sites(opened.dense, asked.kinds, asked.spec)
-    local = asked.budget is None and (asked["scope"] or asked.row.scope) == "local"
+    scope = asked.budget.scope if asked.budget else asked["scope"] or asked.row.scope
+    several = len(sites) > len(asked.kinds)  # layers that can make up for each other
     counts = {site.count for site in sites}
-    if not local or min(counts) >= len(FINE):
+    if (scope == "global" and several) or min(counts) >= len(FINE):
         return FINE
     if len(counts) > 1:
         raise UserError(
@@ -110,7 +111,7 @@ def _shares(asked: Asked, opened: Opened) -> Sequence[float]:
             "own; name one kind of --units, or --scope global"
         )
     (count,) = counts
-    return [left / count for left in range(sites[0].least, count)]
+    return [left / count for left in range(sites[0].least, count, sites[0].parts)]
 
 
 def said(trial: Trial, most: float) -> dict[str, Any]:
