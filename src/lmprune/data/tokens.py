@@ -82,7 +82,9 @@ def sequences(tokenizer: Any, data: TextData, *, seq_len: int, num_tokens: int, 
 
 
 def check_lengths(seq_len: int, num_tokens: int) -> None:
-    """Raises: UserError where so many tokens are less than one sequence."""
+    """Raises: UserError for a sequence in which nothing can be predicted, or where so many tokens are less than one."""
+    if seq_len == 1:
+        raise UserError("nothing can be predicted in a sequence of 1 token; use a --seq-len of at least 2")
     if not 1 <= seq_len <= num_tokens:
         raise UserError(f"{num_tokens} tokens don't hold one sequence of {seq_len}; ask for more, or shorter sequences")
 

@@ -76,8 +76,6 @@ def check_examples(examples: Sequence[dict[str, Any]], model: Any) -> None:
 
 def token_blocks(tokenizer: Any, text: TextData, seq_len: int, num_tokens: int | None) -> list[dict[str, Tensor]]:
     """The text's tokens in order, in token_blocks of `seq_len`, without a remainder."""
-    if seq_len == 1:
-        raise UserError("nothing can be predicted in a sequence of 1 token; use a --seq-len of at least 2")
     rows = sequences(tokenizer, text, seq_len=seq_len, num_tokens=num_tokens or _EVERYTHING, seed=None)
     return [{"input_ids": row} for row in rows]
 
