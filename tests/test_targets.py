@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +16,9 @@ from tiny_models import tiny_model, tokens
 
 from lmprune import prune
 from lmprune.budget.budget import Budget, num_params
-from lmprune.budget.costs import counts_before, weight_costs
+from lmprune.budget.costs import Curve, costs_of, counts_before, weight_costs
 from lmprune.budget.selection import num_kept
-from lmprune.budget.target import CostTarget, Wish, uniform_keep
+from lmprune.budget.target import CostTarget, Wish, parse_target, uniform_keep
 from lmprune.checkpoints import checkpoint
 from lmprune.checkpoints.shrinking import shrink
 from lmprune.errors import UserError
@@ -86,6 +87,27 @@ def test_the_best_possible_is_possible(name: str) -> None:
     plan = prune(model, units=("experts",), method="random", budget=within(best))
     assert num_params(model) == best == plan.settings["cost"]["after"]
     assert all(site.count == site.least for site in find_sites(model, ("experts",)))
+
+
+@pytest.mark.parametrize(
+    ("target", "best"),
+    [
+        (CostTarget("bytes", 1), r"([\d.,]+ MB)"),
+        (CostTarget("speedup", 99), r"([\d.]+) times"),
+        (CostTarget("latency", 1e-6), r"([\d.,]+ ms)"),
+    ],
+)
+@pytest.mark.parametrize("least", [1.001, 1.2345])
+def test_what_is_told_as_the_best_is_not_refused_either(target: CostTarget, best: str, least: float) -> None:
+    places: Any = find_sites(tiny_model("llama"))
+    of: Any
+    of, each = ("bytes", 1e9) if target.wish == "bytes" else ("seconds", 1.0)
+    curves = {site.address: Curve((0, 1, 48), (0.0, least * each, 4 * each)) for site in places}
+    costs = costs_of(of, 12 * each, curves)
+    with pytest.raises(UserError, match="the best possible is") as told:
+        uniform_keep(places, costs, target)
+    (found,) = re.findall(best, str(told.value))
+    assert uniform_keep(places, costs, parse_target(target.wish, found)) == 1 / 48
 
 
 def test_while_a_model_trains_too(text: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
@@ -70,7 +71,8 @@ def check_reach(target: CostTarget, costs: Costs, least: Mapping[Address, int], 
     if most >= dense:
         raise UserError(f"the model has {shown(costs, dense)} already, and {shown(costs, most)} are asked for")
     if most < smallest:
-        best = f"{dense / smallest:.2f} times as fast" if target.wish == "speedup" else shown(costs, smallest)
+        times = math.floor(100 * dense / smallest) / 100  # so that what is told can be asked for
+        best = f"{times:.2f} times as fast" if target.wish == "speedup" else shown(costs, smallest)
         kinds = " and ".join(dict.fromkeys(address.kind for address in costs.curves))
         raise UserError(
             f"the best possible is {best}, with the fewest {kinds} that a model can have; ask for that, or let other "
@@ -80,10 +82,14 @@ def check_reach(target: CostTarget, costs: Costs, least: Mapping[Address, int], 
 
 
 def shown(costs: Costs, amount: float) -> str:
-    """A cost, for people."""
+    """A cost, for people; never less than it is."""
     if costs.measure == "seconds":
-        return f"{amount * 1e3:,.1f} ms"
-    return f"{amount:,.0f} parameters" if costs.measure == "params" else f"{amount / 1e6:,.3g} MB"
+        return f"{math.ceil(amount * 1e4) / 10:,.1f} ms"
+    if costs.measure == "params":
+        return f"{math.ceil(amount):,} parameters"
+    step = 10.0 ** (math.floor(math.log10(amount)) - 2)
+    number = math.ceil(amount / step) * step / 1e6
+    return f"{number:,.0f} MB" if number >= 100 else f"{number:.3g} MB"
 
 
 def uniform_keep(places: Sequence[Place], costs: Costs, target: CostTarget, *, multiple_of: int = 1) -> Keep:
