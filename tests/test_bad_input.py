@@ -135,6 +135,12 @@ def test_unknown_scope(prune_fails: Any) -> None:
     assert prune_fails("--scope", "globl").startswith("unknown scope 'globl'; did you mean global")
 
 
+@pytest.mark.parametrize("verb", [("prune",), ("finetune", "--steps", 1), ("recover", "--steps", 1), ("teach",)])
+def test_sequences_of_one_token(verb: tuple[Any, ...], model: Path, text: Path, tmp_path: Path) -> None:
+    found = refused(verb[0], model, *verb[1:], "--data", text, "--seq-len", 1, "--out", tmp_path / "o.safetensors")
+    assert "Invalid value for '--seq-len'" in found and "2" in found
+
+
 @pytest.mark.parametrize("option", ["--multiple-of", "--calibration-tokens", "--seq-len"])
 def test_numbers_below_one(prune_fails: Any, option: str) -> None:
     assert option in prune_fails(option, "0", *(["--seq-len", 8] if option != "--seq-len" else []))

@@ -198,3 +198,18 @@ def test_texts_at_hand_are_calibrated_on():
 def test_the_wrong_kind_of_thing(call, message: str):
     with pytest.raises(UserError, match=message):
         call(tiny_model("llama"))
+
+
+@pytest.mark.parametrize(
+    ("method", "units"), [("obs", "neurons"), ("activation", "neurons"), ("ppl_without", "layers")]
+)
+def test_sequences_in_which_nothing_is_predicted(method, units):
+    """Would end in a matrix that can't be factored, or in a checkpoint that is blamed."""
+    model, ids = tiny_model("llama"), torch.arange(64)[:, None]
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(UserError, match="in a sequence of one token nothing is predicted; make sequences of 2"):
+        prune(model, data=ids, method=method, units=(units,), keep=2 / 3, multiple_of=1)
+    assert all(torch.equal(p, was) for p, was in zip(model.parameters(), before, strict=True))
+    with pytest.raises(UserError, match="nothing is predicted"):
+        lmprune.GradualPruner(tiny_model("llama"), method="obs", num_steps=20, calibration=ids)
+    prune(model, data=ids.view(-1, 2), method=method, units=(units,), keep=2 / 3, multiple_of=1)

@@ -123,7 +123,7 @@ Holdout = Annotated[
         rich_help_panel=TEXT,
     ),
 ]
-SeqLen = Annotated[int, typer.Option(metavar="N", min=1, help="Tokens a sequence.", rich_help_panel=TEXT)]
+SeqLen = Annotated[int, typer.Option(metavar="N", min=2, help="Tokens a sequence.", rich_help_panel=TEXT)]
 ChatTemplate = Annotated[
     bool,
     typer.Option(

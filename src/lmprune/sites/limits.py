@@ -67,9 +67,11 @@ def check_room(limit: int | None, prompt_tokens: int, new_tokens: int, name: str
 
 
 def check_tokens(input_ids: Tensor, model: Any) -> Tensor:
-    """The calibration tokens (sequences, T), if the model can read them."""
+    """The calibration tokens (sequences, T), if the model can read them, and has something to predict."""
     if input_ids.ndim != 2:
         raise UserError(f"calibration tokens must be of shape (sequences, T), got {tuple(input_ids.shape)}")
+    if input_ids.shape[1] < 2:
+        raise UserError("in a sequence of one token nothing is predicted; make sequences of 2 tokens or more")
     check_seq_len(model, input_ids.shape[1])
     vocabulary = model.get_input_embeddings().weight.shape[0]
     if input_ids.min() < 0 or input_ids.max() >= vocabulary:
