@@ -403,6 +403,8 @@ def test_short_texts(tokenizer):
     assert sequences(tokenizer, data, seq_len=length // 3, num_tokens=10**6, seed=0).shape == (3, length // 3)
     with pytest.raises(UserError, match=f"a test's text has {length} tokens, fewer than one sequence of {length + 1}"):
         sequences(tokenizer, data, seq_len=length + 1, num_tokens=10**6, seed=0)
+    with pytest.raises(UserError, match="nothing can be predicted in a sequence of 1 token"):
+        sequences(tokenizer, data, seq_len=1, num_tokens=100, seed=0)
     with pytest.raises(UserError, match="100 tokens don't hold one sequence of 101"):
         sequences(tokenizer, data, seq_len=101, num_tokens=100, seed=0)
     with pytest.raises(UserError, match="too few to evaluate on"):
