@@ -381,7 +381,7 @@ def fails(model: Path, text: Path, tmp_path: Path) -> Any:
         ("--steps 20 --data self --train-tokens 64 --eval-tokens 64", "leave out --eval-tokens"),
         ("--steps 20 --eval-tokens 20", "20 tokens don't hold one sequence of 32"),
         ("--steps 20 --train-tokens 96", "3 training examples are fewer than one step's 4; give more text"),
-        ("--steps 20 --seq-len 1", "1 is not in the range x>=2"),
+        ("--steps 20 --seq-len 1", "should be greater than or equal to 2"),
         ("--steps 20 --train-tokens 20", "20 tokens don't hold one sequence of 32"),
         ("--steps 20 --dtype float16", "weights in float16 can't be trained"),
         ("--steps 20 --seq-len 512", "seq_len 512 is more than the model's 256 positions; use 256 or less"),
