@@ -342,6 +342,18 @@ def test_what_is_written_of_a_block_is_the_result(here: Path, monkeypatch: pytes
     assert prune("--resume").code == 0 and result() == whole
 
 
+def test_a_checkpoint_in_bfloat16_goes_on_in_float32(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is computed in float32, and its blocks are written in what it came in."""
+    for file in Path("m").glob("*.safetensors"):
+        save_file({name: value.bfloat16() for name, value in load_file(file).items()}, file, {"format": "pt"})
+    assert prune().code == 0
+    whole = result()
+    stopped(monkeypatch, 7)
+    (block, *_) = [load_file(file) for file in Path("out.pruning/blocks").iterdir()]
+    assert {value.dtype for value in block.values()} == {torch.bfloat16}
+    assert prune("--resume").code == 0 and result() == whole
+
+
 @pytest.mark.parametrize("how", ["damaged", "gone"])
 def test_a_block_that_is_no_longer_what_was_written(how: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped(monkeypatch, 7)
@@ -352,12 +364,18 @@ def test_a_block_that_is_no_longer_what_was_written(how: str, here: Path, monkey
     assert prune("--force").code == 0
 
 
-def test_another_dtype_is_that_of_the_blocks_too(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ("--save-dtype", "bfloat16", "--method", "activation")
+@pytest.mark.parametrize(("method", "after"), [("activation", 3), ("obs", 7)])
+def test_another_dtype_is_that_of_the_blocks_too(
+    method: str, after: int, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--save-dtype", "bfloat16", "--method", method)
     assert prune(*words).code == 0
     assert {v.dtype for file in Path("out").glob("*.safetensors") for v in load_file(file).values()} == {torch.bfloat16}
     whole = result()
-    stopped(monkeypatch, 3, *words)
+    stopped(monkeypatch, after, *words)
+    blocks = [load_file(file) for file in Path("out.pruning").glob("blocks/*.safetensors")]
+    assert bool(blocks) == (method == "obs")  # which refits a block when it is done
+    assert all(value.dtype == torch.bfloat16 for block in blocks for value in block.values())
     assert prune(*words, "--resume").code == 0 and result() == whole
 
 

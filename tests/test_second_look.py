@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_budgeted import QUICK, text
@@ -124,6 +125,12 @@ def test_errors_are_corrected_by_what_heads_cost_the_model_and_never_downwards()
     assert dearer([0.0, 0.0], 0.0, {1: 1e-9}) == {1: 1.0}  # no multiple of nothing is more
     dead = corrected([neurons, 0 * head], [3, 1], {1: 1.0}, [1])
     assert dead[1].tolist().count(0) == 2 and dead[1].max() == torch.inf
+
+
+def test_levels_that_cost_more_than_was_said_go_no_further():
+    levels = Levels(Address("heads", 0), (4, 3, 2, 1), np.array([0.0, 1.0, 3.0, 6.0]), torch.tensor([2, 0, 1]))
+    assert levels.dearer(2.0, 2).errors.tolist() == [0.0, 2.0, 6.0, np.inf]
+    assert levels.errors.tolist() == [0.0, 1.0, 3.0, 6.0]
 
 
 @pytest.mark.parametrize("by", ["ranking", "dp"])

@@ -140,8 +140,9 @@ def finish_again(block: nn.Module, seal: Tensors) -> None:
         if tensors_fingerprint(InFile(staged.file(number))) != bytes(seal[_SEAL].tolist()).hex():
             raise ValueError("it is not what was written there")
     here(block)
+    computed = {name: values.dtype for name, values in (*block.named_parameters(), *block.named_buffers())}
     for name, values in staged.read(number).items():
-        put(block, name, values)
+        put(block, name, values.to(computed[name]))  # not what it is saved in
     pages.finish_as(number)
 
 
