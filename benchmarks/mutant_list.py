@@ -181,6 +181,7 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
             ("return file if as_is and same else None", "return file"),
             ("_link(written, file)", "_link(written, written)"),
             ('raise ValueError("it is not what was written there")', "pass"),
+            ("values.to(computed[name])", "values"),
             ("dtypes.to_save(self.model, self.dtype)", "dtypes.to_save(self.model)"),
         ],
     ),
