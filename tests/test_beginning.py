@@ -54,7 +54,7 @@ def test_every_sequence_begins_with_it_and_no_text_is_lost():
     plain = sequences(byte_tokenizer(), found, seq_len=310, num_tokens=310, seed=None)
     assert torch.equal(rows[:, 1:].flatten(), plain.flatten())
     with pytest.raises(UserError, match="no room for text behind <s>"):
-        sequences(bos_tokenizer(), found, seq_len=1, num_tokens=320, seed=None)
+        Beginning.of(bos_tokenizer()).room(1)
 
 
 def test_a_document_that_brings_its_own_gets_no_second():

@@ -17,6 +17,7 @@ from tiny_models import tiny_model, tokens
 from lmprune import prune
 from lmprune.budget.budget import Budget, num_params
 from lmprune.budget.costs import Curve, costs_of, counts_before, weight_costs
+from lmprune.budget.search import Budgeting
 from lmprune.budget.selection import num_kept
 from lmprune.budget.target import CostTarget, Wish, parse_target, uniform_keep
 from lmprune.checkpoints import checkpoint
@@ -216,3 +217,59 @@ def test_a_bias_is_told_of_beforehand(text: Path, tmp_path: Path) -> None:
         record = lmprune("prune", dense, "--out", tmp_path / most[0], *how, *most).record
         told = lmprune("prune", dense, "--out", tmp_path / "out", *how, *most, "--dry-run").record
         assert told["params_after"] == record["params_after"]
+
+
+# -- all of it together
+
+
+def cut_before(seed: int, units: Any) -> Any:
+    """A model whose layers differ, as rankings over all of them leave it."""
+    draw = random.Random(seed)
+    if units[0] in ("experts", "expert_neurons"):
+        model, kinds = tiny_mixture(draw.choice(["mixtral", "deepseek_v3-groups", "gpt_oss"])), ("experts",)
+    else:
+        model, kinds = with_heads(8, 8, 8, mlp_bias=draw.random() < 0.5), ("neurons", "heads")
+    for kind in kinds:
+        sites: Any = find_sites(model, (kind,))  # type: ignore[arg-type]
+        scores = [torch.tensor([draw.random() + site.layer / 4 for _ in range(site.count)]) for site in sites]
+        how: Any = {"units": (kind,), "scope": "global", "multiple_of": 1}
+        prune(model, scores=scores, keep=draw.uniform(0.6, 0.9), **how)
+    return model
+
+
+#: a method of each kind of solver, the units that it may remove, and how they share a budget
+ASKED: list[tuple[str, tuple[Any, ...], Budgeting]] = [
+    ("random", ("neurons",), "uniform"),
+    ("random", ("heads",), "uniform"),
+    ("random", ("neurons", "heads"), "uniform"),
+    ("flap", ("neurons", "heads"), "uniform"),
+    ("obs", ("neurons", "heads"), "uniform"),
+    ("obs", ("neurons",), "ranking"),
+    ("obs", ("heads",), "ranking"),
+    ("obs", ("neurons", "heads"), "ranking"),
+    ("shortgpt", ("layers",), "uniform"),
+    ("random", ("ffns",), "uniform"),
+    ("random", ("attentions", "ffns"), "uniform"),
+    ("random", ("experts",), "uniform"),
+    ("magnitude", ("expert_neurons",), "uniform"),
+]
+
+
+@pytest.mark.parametrize(("method", "units", "by"), ASKED)
+@pytest.mark.parametrize("seed", range(2))
+def test_a_target_is_never_exceeded(method: str, units: Any, by: Any, seed: int) -> None:
+    draw, met = random.Random(seed), 0
+    for wish, each in WISHES * 2:
+        model = cut_before(seed, units)
+        dense = num_params(model)
+        most = draw.uniform(0.6, 1) * dense
+        how: Any = {"units": units, "method": method, "multiple_of": 8 if units == ("expert_neurons",) else 1}
+        try:
+            plan = prune(model, data=tokens(8, 16), seed=seed, budget=Budget(CostTarget(wish, most * each), by), **how)
+        except UserError as error:
+            assert "the best possible is" in str(error)
+            continue
+        met += 1
+        assert plan.settings["cost"]["before"] == dense * each
+        assert plan.settings["cost"]["after"] == num_params(model) * each <= most * each
+    assert met, "and it is not always refused"

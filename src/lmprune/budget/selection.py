@@ -87,7 +87,8 @@ def select(
 
     scores: one (F_l,) a layer, larger = keep. keep: ratio of all neurons. scope: `local` keeps the ratio in every
     layer, `global` ranks all neurons together. min_keep: the least a layer may be left with under global scope.
-    multiple_of: each layer's width becomes a multiple of it; the total is then within L·multiple_of/2 of the asked one.
+    multiple_of: each layer's width becomes the nearest multiple of it, one at least: the total is then at most
+        L·multiple_of/2 below the asked one, and less than L·multiple_of above, as where most layers are to keep few.
     parts: of each layer, in how many runs of equal length its units lie, of which each must keep equally many; one.
     descent: None = these are all units that there were. A layer then ends at the width that one choice would give it.
     Ties are broken by a permutation drawn from `seed`, not by layer or position.
