@@ -134,8 +134,9 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
         [("(1 - refitted_U / alone_U.clamp_min(1e-300))", "(1 - (refitted_U / alone_U.clamp_min(1e-300)).sqrt())")],
     ),
     "sites/pages.py": (
-        "streamed",
+        "streamed going_on",
         [
+            ("values.to(self.device, there[name])", "values.to(self.device)"),
             ("if not _is_as_it_came(block, before):", "if False:"),
             ("while len(self._here) >= self.at_once:", "while False:"),
             (" and version == now[name]._version", ""),
@@ -181,7 +182,6 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
             ("return file if as_is and same else None", "return file"),
             ("_link(written, file)", "_link(written, written)"),
             ('raise ValueError("it is not what was written there")', "pass"),
-            ("values.to(computed[name])", "values"),
             ("dtypes.to_save(self.model, self.dtype)", "dtypes.to_save(self.model)"),
         ],
     ),

@@ -31,8 +31,8 @@ def bias_of(linear: nn.Module) -> Tensor | None:
 
 
 def replace(module: nn.Module, name: str, value: Tensor) -> None:
-    """Put a new parameter, or buffer, in the place of one."""
-    old, new = cast(Tensor, getattr(module, name)), value.detach().clone()
+    """Put a new parameter, or buffer, in the place of one. value: nobody else's."""
+    old, new = cast(Tensor, getattr(module, name)), value.detach()
     setattr(module, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
 
 
