@@ -167,6 +167,16 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
             ("finish_again(group[0].block, stage.found[_block(group[0].layer)])", "pass"),
         ],
     ),
+    "solve/trials.py": (
+        "trials",
+        [
+            ("there = reader.detach() != 0", "there = torch.ones_like(reader)"),
+            ("weight_decay=0.0", "weight_decay=10.0"),
+            ("/ len(places)", "/ _A_STEP"),
+            ("* step / len(steps)", "* (step + 1) / len(steps)"),
+            ("parameter.requires_grad_(before)", "pass"),
+        ],
+    ),
     "checkpoints/streamed.py": (
         "streamed",
         [

@@ -24,6 +24,7 @@ from lmprune.solve.budgeted import Walk
 from lmprune.solve.database import Database
 from lmprune.solve.obs import ObsSettings, end_loss_metrics, obs_to_counts
 from lmprune.solve.stitched import DenseEnds, Stitched, as_before
+from lmprune.solve.trials import Tryout
 
 UNITS = ("neurons", "heads")
 QUICK = Effort(reweighings=2, generations=2, offspring=3)
@@ -265,7 +266,8 @@ def test_a_cut_for_a_try_is_as_far_from_the_dense_model_as_the_cut(name: str):
     walk, cut = walk_of(model), copy.deepcopy(model)
     counts = [max(1, site.count // 2) for site in walk.sites]
     obs_to_counts(cut, find_sites(cut, UNITS), text(), counts, metrics=walk.metrics)
-    found = walk.really(counts, DenseEnds(model, walk.sites, text(4, 5)), lambda _name: None)
+    trial = Tryout(walk, DenseEnds(model, walk.sites, text(4, 5)), None, 0, lambda _name: None)
+    found = trial.losses(counts)["loss"]
     with torch.no_grad():
         p, q = (m(text(4, 5)).logits.log_softmax(-1) for m in (model, cut))
     expected = functional.kl_div(q, p, log_target=True, reduction="none").sum(-1).mean()
@@ -288,7 +290,7 @@ def test_what_a_search_found_must_be_nearer_when_it_is_cut(monkeypatch: pytest.M
 
     said = iter([0.1, 0.2] if worse else [0.2, 0.1])
     monkeypatch.setattr(Stitched, "loss", unlike)
-    monkeypatch.setattr(Walk, "really", lambda *_: next(said))
+    monkeypatch.setattr(Tryout, "losses", lambda *_: {"loss": next(said)})
     ranked, searched = plan_by("ranking"), plan_by("evolution")
     *_, ranking, found = searched.provenance["search"]
     assert (ranking["by"], found["by"]) == ("ranking, cut", "search, cut")

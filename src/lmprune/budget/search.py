@@ -47,7 +47,8 @@ class Judge(Protocol):
 class Effort:
     """How long is searched. minutes: an end before the others; None = none. generations, offspring: of `evolution`.
 
-    reweighings: how often `dp` measures its coefficients.
+    reweighings: how often `dp` measures its coefficients. survivors: how many of the best choices are really cut for a
+    try, beside the ranking. tune: passes over the text of the levels that each of these is trained for first.
     """
 
     seed: int = 0
@@ -55,6 +56,8 @@ class Effort:
     reweighings: int = 4
     generations: int = 12
     offspring: int = 8
+    survivors: int = 1
+    tune: int = 0
 
     @property
     def turns(self) -> int:
@@ -63,7 +66,7 @@ class Effort:
 
 @dataclass
 class Course:
-    """A search on its way: the best so far, and a line for each choice that was judged on all text.
+    """A search on its way: the best so far, and a line and a loss for each choice that was judged on all text.
 
     note: told of what is better than all before. progress: told of its turns.
     """
@@ -76,6 +79,7 @@ class Course:
     loss: float = np.inf
     log: list[dict[str, Any]] = field(default_factory=list)
     evaluations: int = 0
+    losses: dict[Choice, float] = field(default_factory=dict)
     start: float = field(default_factory=time.perf_counter)
 
     @property
@@ -94,7 +98,7 @@ class Course:
 
     def offer(self, choice: Choice, by: str) -> bool:
         """Judge on all text; whether it is the best so far."""
-        found = self.judged(choice, self.judge.rounds - 1)
+        self.losses[choice] = found = self.judged(choice, self.judge.rounds - 1)
         seconds = round(time.perf_counter() - self.start, 1)
         if better := found < self.loss:
             self.best, self.loss = choice, found
@@ -102,6 +106,10 @@ class Course:
         told = {"by": by, "loss": found, "best": self.loss, "evaluations": self.evaluations, "seconds": seconds}
         self.log.append(told)
         return better
+
+    def survivors(self) -> list[Choice]:
+        """The best of those that were judged on all text, the very best first."""
+        return sorted(self.losses, key=self.losses.__getitem__)[: self.effort.survivors]
 
 
 def ranking(choices: Choices) -> Choice:

@@ -47,6 +47,14 @@ _OPTIONS: Mapping[str, tuple[Any, Any]] = {
         None,
     ),
     "search_minutes": (_option(float | None, "N", "End the search after so long."), None),
+    "survivors": (
+        _option(int | None, "N", "So many of the search's best choices are really cut for a try; the best stays.", "1"),
+        None,
+    ),
+    "tune_survivors": (
+        _option(int | None, "N", "Train each of these for N passes before they are compared.", "none"),
+        None,
+    ),
     "levels": (
         _option(Path | None, "DIR", "Keep what a search is made of in this folder, and use what is there already."),
         None,

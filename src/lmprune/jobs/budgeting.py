@@ -11,7 +11,7 @@ import torch
 
 from ..budget.budget import Budget, Spending
 from ..budget.keeps import Keep
-from ..budget.search import SEARCHES, Effort
+from ..budget.search import SEARCHES, Budgeting, Effort
 from ..budget.selection import Scope
 from ..budget.target import CostTarget, Wish, parse_target
 from ..budget.timing import TIMED, LatencyTable, Timed
@@ -41,18 +41,34 @@ def budget_of(options: Mapping[str, Any]) -> Budget | None:
     if not (target and target.timed) and (table is not None or phase != "whole"):
         name = "latency-of" if table is None else "latency-table"
         raise UserError(f"--{name} is about --target-speedup and --target-latency; name one of them")
-    by, minutes = options.get("budget") or "uniform", options.get("search_minutes")
-    for name, given in (("search-minutes", minutes), ("levels", options.get("levels"))):
-        if given is not None and by not in SEARCHES:
-            raise UserError(f"--{name} is about a search; name it with --budget dp or evolution")
-    if (levels := options.get("levels")) is not None:
+    by, levels = options.get("budget") or "uniform", options.get("levels")
+    effort = _effort(options, by)
+    if levels is not None:
         check_levels(levels)
-    if minutes is not None and not minutes > 0:
-        raise UserError(f"search-minutes must be above 0, got {minutes:g}")
     if target is None and options.get("budget") is None:
         return None
     loaded = _table(Path(table), phase, options["model"]) if table is not None else None
-    return Budget(target, by, Effort(seed=options["seed"], minutes=minutes), loaded, levels=options.get("levels"))
+    return Budget(target, by, effort, loaded, levels=levels)
+
+
+def _effort(options: Mapping[str, Any], by: Budgeting) -> Effort:
+    """How long is searched. Raises: UserError for what no search can be told, and where there is none."""
+    names = ("search_minutes", "levels", "survivors", "tune_survivors")
+    given = {name: options[name] for name in names if options.get(name) is not None}
+    for name in given:
+        if by not in SEARCHES:
+            raise UserError(f"--{name.replace('_', '-')} is about a search; name it with --budget dp or evolution")
+    if not (minutes := given.get("search_minutes", 1)) > 0:
+        raise UserError(f"search-minutes must be above 0, got {minutes:g}")
+    for name in ("survivors", "tune_survivors"):
+        if (number := given.get(name, 1)) < 1:
+            raise UserError(f"{name.replace('_', '-')} must be at least 1, got {number}")
+    tune = given.get("tune_survivors", 0)
+    if tune and options.get("stream"):
+        raise UserError("--tune-survivors trains the model, and --stream leaves it in its files; drop one of the two")
+    if tune and options.get("dtype") == "float16":
+        raise UserError("drop --tune-survivors, or --dtype float16, in which weights can't be trained; take float32")
+    return Effort(options["seed"], given.get("search_minutes"), survivors=given.get("survivors", 1), tune=tune)
 
 
 def _table(file: Path, phase: Timed, model: str) -> LatencyTable:

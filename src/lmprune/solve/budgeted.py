@@ -33,13 +33,14 @@ from ..sites.walk import list_of
 from .database import Database
 from .second_look import Look, heads_of, mixed
 from .stitched import DenseEnds, Stitched, as_before
+from .trials import Tryout, check_tunes
 from .walks import Probe, problems
 
 #: levels that a site of many units has
 _LEVELS = 32
 #: sequences that choices are judged on: at first, and of those that are left
 _AMOUNTS = (2, 4, 8)
-#: what a search's log says of the two choices that were cut for a try
+#: what a search's log says of choices that were cut for a try
 RANKED, SEARCHED = "ranking, cut", "search, cut"
 
 
@@ -100,23 +101,13 @@ class Walk(Probe):
                     site.set_reader(*database.reader(levels, until[at]))
                 del problem  # before the next is stated
 
-    @torch.no_grad()
-    def really(self, counts: Sequence[int], ends: DenseEnds, stages: Stages) -> float:
-        """How far from the dense model it is with so many units of each site, chosen and refitted behind the cuts
-        before: the judge of a search takes readers that were made behind the ranking's. The model is left as it was."""
-        until = dict(zip([site.address for site in self.sites], counts, strict=True))
-        progress = stages("a cut for a try")
-        with as_before(self.sites):
-            for site, problem in problems(self.model, self.sites, self.input_ids, self.settings, progress):
-                self.mask(site, problem, until[site.address])
-                del problem
-            return ends.divergence()
-
 
 @torch.no_grad()
 def spread(walk: Walk, spending: Spending, judged: Tensor, *, multiple_of: int = 1, stages: Stages = silent) -> Spread:
     """How many units of each site stay; the model is left as it was. judged: sequences that choices are judged on."""
     sites = walk.sites
+    if spending.effort.tune:
+        check_tunes(walk.model)
     grids = {site.address: _grid(site, multiple_of) for site in sites}
     with _room(spending.levels, walk.model) as room:
 
@@ -142,15 +133,26 @@ def spread(walk: Walk, spending: Spending, judged: Tensor, *, multiple_of: int =
             course.offer(start, "ranking")
             SEARCHES[spending.by](choices, course)
         course.told(spending.effort.turns)
-        tried = list(dict.fromkeys([start, course.best]))
-        if len(tried) == 1:
-            return Spread(choices.counts(start), course.log)
-        losses = [walk.really(choices.counts(choice), ends, stages) for choice in tried]
-        lines = [{"by": by, "loss": loss} for by, loss in zip((RANKED, SEARCHED), losses, strict=True)]
-        best = tried[losses.index(min(losses))]
-        if best == start:
-            spending.note("really cut, what the search found is no nearer to the dense model: the ranking stays")
+        best, lines = survivor(walk, choices, start, course, ends, stages)
         return Spread(choices.counts(best), [*course.log, *lines])
+
+
+def survivor(
+    walk: Walk, choices: Choices, start: Choice, course: Course, ends: DenseEnds, stages: Stages
+) -> tuple[Choice, list[dict[str, Any]]]:
+    """Of the ranking and the search's best choices, the one that is nearest to the dense model when it is really cut,
+    and trained where that is asked for; and a line for each that was tried."""
+    tried = list(dict.fromkeys([start, *course.survivors()]))
+    if len(tried) == 1:
+        return start, []
+    passes = course.effort.tune
+    trained = DenseEnds(walk.model, walk.sites, walk.input_ids) if passes else None
+    trial = Tryout(walk, ends, trained, passes, stages)
+    found = {choice: trial.losses(choices.counts(choice)) for choice in tried}
+    best = min(tried, key=lambda choice: found[choice].get("tuned", found[choice]["loss"]))
+    if best == start:
+        course.note("really cut, what the search found is no nearer to the dense model: the ranking stays")
+    return best, [{"by": RANKED if choice == start else SEARCHED, **losses} for choice, losses in found.items()]
 
 
 def looked_again(walk: Walk, choices: Choices, start: Choice, stages: Stages) -> Choice:
