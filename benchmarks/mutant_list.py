@@ -168,8 +168,9 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
         ],
     ),
     "solve/trials.py": (
-        "trials",
+        "trials budgeted",
         [
+            ("probe.mask(site, problem, until[site.address])", "pass"),
             ("there = reader.detach() != 0", "there = torch.ones_like(reader)"),
             ("weight_decay=0.0", "weight_decay=10.0"),
             ("/ len(places)", "/ _A_STEP"),
@@ -615,11 +616,10 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
         ],
     ),
     "solve/budgeted.py": (
-        "budgeted",
+        "budgeted trials",
         [
-            ("tried[losses.index(min(losses))]", "tried[-1]"),
-            ("tried[losses.index(min(losses))]", "tried[0]"),
-            ("self.mask(site, problem, until[site.address])", "pass"),
+            ('found[choice].get("tuned", found[choice]["loss"])', 'found[choice]["loss"]'),
+            ("best = min(tried, key", "best = max(tried, key"),
             ("best == start", "best != start"),
             ("            found.update(tensors_fingerprint(block.state_dict()).encode())\n", ""),
             ('{**rest, "input_ids": self.input_ids}', '{"input_ids": self.input_ids}'),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ def test_a_masked_model_is_trained_as_the_cut_one_would_be(name: str):
     cut = copy.deepcopy(model)
     for site in find_sites(cut, UNITS):
         site.keep(torch.arange(0, site.count, 2))
-    weights = [site.reader_linear.weight for site in find_sites(cut, UNITS)]
+    weights: list[Any] = [site.reader_linear.weight for site in find_sites(cut, UNITS)]
     optimizer, before = torch.optim.AdamW(weights, lr=1e-3, weight_decay=0.0), distance(dense, cut, ids)
     order = torch.randperm(20, generator=torch.Generator().manual_seed(5)).tolist()
     for places, rate in ((order[:8], 1e-3), (order[8:16], 7.5e-4), (order[16:], 2.5e-4)):
