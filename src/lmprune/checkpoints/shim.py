@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
+from transformers import conversion_mapping
 
 PREFIX = "Pruned"
 #: of `config.lmprune`
@@ -170,6 +171,9 @@ def pruned_class(stock: type[Any]) -> type[Any]:
             resize(self, config.lmprune)
 
     Pruned.__name__ = Pruned.__qualname__ = PREFIX + stock.__name__
+    if (renamed := conversion_mapping.get_checkpoint_conversion_mapping(stock.__name__)) is not None:
+        # what files call its tensors, transformers knows by a class's name
+        conversion_mapping.register_checkpoint_conversion_mapping(Pruned.__name__, renamed, overwrite=True)
     return Pruned
 
 

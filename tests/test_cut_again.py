@@ -1,0 +1,32 @@
+"""What happens a second time: a model that was loaded, cut and saved is cut, saved and loaded again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import NAMES, is_pruned_class, logits, tiny_model
+
+from lmprune.checkpoints import checkpoint, models
+from lmprune.checkpoints.shrinking import shrink
+from lmprune.plan import PrunePlan
+from lmprune.sites.address import Kind
+from lmprune.sites.find import find_sites
+
+
+def cut(model: Any, kind: Kind, *counts: int) -> None:
+    """The first units of each layer stay."""
+    sites = find_sites(model, [kind])
+    kept = [torch.arange(count) for count in counts]
+    shrink(model, PrunePlan.of([site.address for site in sites], kept, [site.count for site in sites]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_loaded_and_cut_is_loaded_and_cut_again(name: str, tmp_path: Path) -> None:
+    model = models.load(checkpoint.save(tiny_model(name), tmp_path / "dense"))
+    cut(model, "neurons", 40, 24, 32)
+    assert is_pruned_class(model)
+    again = models.load(checkpoint.save(model, tmp_path / "cut"))
+    assert torch.equal(logits(again), logits(model))
