@@ -30,3 +30,6 @@ def test_what_was_loaded_and_cut_is_loaded_and_cut_again(name: str, tmp_path: Pa
     assert is_pruned_class(model)
     again = models.load(checkpoint.save(model, tmp_path / "cut"))
     assert torch.equal(logits(again), logits(model))
+    cut(model, "neurons", 16, 16, 16)  # in memory, where it has been saved meanwhile
+    stock = models.load(checkpoint.save(model, tmp_path / "again"))
+    assert torch.equal(logits(stock), logits(model))

@@ -235,8 +235,11 @@ def _adopt(model: Any, cls: type[Any], config: Any) -> None:
 
 
 def _on_meta(cls: type[Any], config: Any) -> nn.Module:
+    own = copy.deepcopy(config)
+    if isinstance(own.dtype, str):  # which saving a model makes of it, and not every class can be built with
+        own.dtype = getattr(torch, own.dtype)
     with torch.device("meta"):
-        return cls(copy.deepcopy(config))
+        return cls(own)
 
 
 def _shapes(model: nn.Module) -> dict[str, torch.Size]:
