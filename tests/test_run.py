@@ -97,6 +97,18 @@ def test_a_run_ends_in_what_its_commands_make_and_goes_on_where_it_was(written: 
     )
 
 
+def test_a_target_of_a_later_step_is_about_the_model_that_the_ones_before_it_make(written: Any, tmp_path: Path) -> None:
+    """Which is not there yet: no more is asked than can be known."""
+    kinds = {"heads": {"counts": [2, 1], "prefill": [1.0, 0.5], "decode": [2.0, 1.0]}}
+    table = {"format": "lmprune latency 1", "model": "m", "shapes": {"heads": [2] * 3}, "setting": {}, "machine": {},
+             "kinds": kinds}  # fmt: skip
+    (tmp_path / "table.json").write_text(json.dumps(table))
+    first = "prune:\n  keep: 0.5\n  multiple-of: 1\n  calibration_tokens: 256\n  seq_len: 64\n"
+    for target in ("target_params: 20k", f"target_speedup: 1.1, latency_table: {tmp_path / 'table.json'}"):
+        steps = f"prune:\n  - {{keep: 0.5, multiple-of: 1}}\n  - {{units: heads, {target}}}\n"
+        assert [words[:2] for words in commands(written((first, steps)))[:2]] == [["lmprune", "prune"]] * 2
+
+
 def test_a_run_that_was_killed_when_it_began_begins(written: Any, tmp_path: Path) -> None:
     """Its folder holds its records, and a room, but not yet the file; one that holds more is somebody's."""
     (tmp_path / "out" / ".lmprune-0123456789abcdef").mkdir(parents=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import typer
@@ -31,7 +31,8 @@ def _prune(ctx: Any) -> None:
         raise UserError("drop dry_run: such a step would make no model; the command that carries out the file takes it")
     asked = prune.check(**given(ctx.params))
     ctx.params |= {"data": asked["data"]}
-    budgeting.check_reach(asked)
+    if asked["model"] not in ctx.obj:
+        budgeting.check_reach(asked)
     if asked.calibrates or asked.training:
         _readable(ctx.params, "train")
 
@@ -94,13 +95,14 @@ CHECKS: Mapping[str, Callable[[typer.Context], None]] = {
 }  # fmt: skip
 
 
-def check_words(ctx: typer.Context, words: Sequence[str]) -> dict[str, Any]:
-    """The command's parameters. Raises: UserError where the command line would refuse these words, or the command
-    before it reads a weight."""
+def check_words(ctx: typer.Context, words: Sequence[str], to_come: Collection[str] = ()) -> dict[str, Any]:
+    """The command's parameters. to_come: models that commands before it will have made, and nothing is asked of.
+
+    Raises: UserError where the command line would refuse these words, or the command before it reads a weight."""
     verb, *rest = words
     try:
         root: Any = ctx.find_root().command
-        with root.commands[verb].make_context(verb, list(rest), parent=ctx.find_root()) as asked:
+        with root.commands[verb].make_context(verb, list(rest), parent=ctx.find_root(), obj=to_come) as asked:
             CHECKS[verb](asked)
             return dict(asked.params)
     except UserError:

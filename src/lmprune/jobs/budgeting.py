@@ -7,14 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
-
 from ..budget.budget import Budget, Spending
 from ..budget.keeps import Keep
 from ..budget.search import SEARCHES, Budgeting, Effort
 from ..budget.selection import Scope
 from ..budget.target import CostTarget, Wish, parse_target
-from ..budget.timing import TIMED, LatencyTable, Timed
+from ..budget.timing import TIMED, LatencyTable
 from ..checkpoints import dtypes, models
 from ..checkpoints.sources import called
 from ..checkpoints.writing import prove
@@ -47,7 +45,7 @@ def budget_of(options: Mapping[str, Any]) -> Budget | None:
         check_levels(levels)
     if target is None and options.get("budget") is None:
         return None
-    loaded = _table(Path(table), phase, options["model"]) if table is not None else None
+    loaded = LatencyTable.load(Path(table), phase) if table is not None else None
     return Budget(target, by, effort, loaded, levels=levels)
 
 
@@ -71,11 +69,13 @@ def _effort(options: Mapping[str, Any], by: Budgeting) -> Effort:
     return Effort(options["seed"], given.get("search_minutes"), survivors=given.get("survivors", 1), tune=tune)
 
 
-def _table(file: Path, phase: Timed, model: str) -> LatencyTable:
+def _table_of(table: LatencyTable | None, model: str) -> LatencyTable | None:
     """The table, which also serves a model that was cut from the one that was measured."""
-    found, plan = LatencyTable.load(file, phase), inspection.find_plan(model)
+    if table is None:
+        return None
+    plan = inspection.find_plan(model)
     before = [called(source) for source in plan.sources()] if plan else []
-    return replace(found, cut=called(found.model) in before)
+    return replace(table, cut=called(table.model) in before)
 
 
 def check_levels(folder: Path) -> None:
@@ -105,9 +105,10 @@ def check_spread(
     row.solver_of(kinds).check_spends(kinds)
 
 
-def at_work(budget: Budget, model: Any, dtype: torch.dtype | None, note: Callable[[str], None] = silent) -> Budget:
-    """The same for this model, which is saved in `dtype`; None = as the original. note: told what gets better."""
-    return replace(budget, itemsize=dtypes.main(model, dtype).itemsize, note=note)
+def at_work(asked: Asked, budget: Budget, model: Any, note: Callable[[str], None] = silent) -> Budget:
+    """The same for the model that was asked for, opened. note: told what gets better."""
+    table, itemsize = _table_of(budget.table, asked["model"]), dtypes.main(model, asked.kind).itemsize
+    return replace(budget, table=table, itemsize=itemsize, note=note)
 
 
 def uniform_share(asked: Asked, model: Any) -> tuple[Keep, Scope | None]:
@@ -128,7 +129,7 @@ def check_reach(asked: Asked) -> None:
 
 
 def _settled(asked: Asked, budget: Budget, model: Any) -> Keep | Spending:
-    places, spent = find_sites(model, asked.kinds, asked.spec), at_work(budget, model, asked.kind)
+    places, spent = find_sites(model, asked.kinds, asked.spec), at_work(asked, budget, model)
     adds_bias = asked.row.solver_of(asked.kinds).adds_bias
     costs = spent.costs(places, model, asked.spec, adds_bias=adds_bias)
     return spent.settle(places, costs, asked["keep"], multiple_of=asked["multiple_of"])

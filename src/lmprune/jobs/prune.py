@@ -259,7 +259,7 @@ def _cut(terminal: Teller, asked: Asked, opened: Opened, dense: Any) -> PrunePla
             dense, opened.tokenizer, units=asked.kinds, method=asked.row.name,
             data=opened.text or asked["data"], plan=asked.plan,
             spec=asked.spec, calibration_tokens=asked.calibration_tokens, stages=stages, provenance=opened.provenance,
-            budget=asked.budget and budgeting.at_work(asked.budget, dense, asked.kind, terminal.note),
+            budget=asked.budget and budgeting.at_work(asked, asked.budget, dense, terminal.note),
             **asked.named("keep", "scope", "seq_len", "multiple_of", "seed"),
         )  # fmt: skip
     _keep_scores(asked, plan)  # at once: a training that is resumed reads its plan from the run's folder, without them

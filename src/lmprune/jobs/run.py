@@ -6,7 +6,7 @@ The run's folder holds `run.yaml`, the file as it was, and `run.jsonl`, a line f
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from ..study.yaml_file import Commands
 from .steps import Steps, failed, going_on, record_of
 
 FILE, RECORDS = "run.yaml", "run.jsonl"
-#: what a step is checked by, before the first one is carried out: its words -> None; raises UserError
-Check = Callable[[Sequence[str]], object]
+#: what a step is checked by, before the first one is carried out: its words, and the models that will be made before
+#: it; raises UserError
+Check = Callable[[Sequence[str], Collection[str]], object]
 #: called with each step's name and record as soon as it is done
 Shown = Callable[[str, Mapping[str, Any]], None]
 
@@ -40,11 +41,13 @@ def run(
     steps.check(FILE)
     done = [] if force else steps_done(steps, found)
     todo = found.steps[len(done) :]
+    to_come: list[str] = []
     for step in todo:
         try:
-            check([*step.words, *_again(place, step, force=force)])
+            check([*step.words, *_again(place, step, force=force)], to_come)
         except UserError as error:
             raise found.fail(step, error) from None
+        to_come += [str(step.out)] if step.verb in recipe.MAKE else []
     head = {"file": str(file), "out": str(place)}
     if dry_run:
         return head | {"steps": done, "todo": [step.command() for step in todo]}
