@@ -109,6 +109,22 @@ def test_a_target_of_a_later_step_is_about_the_model_that_the_ones_before_it_mak
         assert [words[:2] for words in commands(written((first, steps)))[:2]] == [["lmprune", "prune"]] * 2
 
 
+def test_a_step_that_was_killed_when_it_had_ended_is_not_done_again(written: Any, model: Path, tmp_path: Path) -> None:
+    """Its result is there, and its folder, and no line of it in the run's."""
+    out, file = tmp_path / "out", written()
+    file.write_text(file.read_text().partition("eval:")[0])
+    lmprune("run", file, "--json")
+    place, weights = place_of(out / "finetuned", TRAINING), out / "finetuned" / "model.safetensors"
+    place.mkdir()
+    (place / SETTINGS).write_text("{}")
+    (out / "run.jsonl").write_text((out / "run.jsonl").read_text().splitlines(keepends=True)[0])
+    before = weights.stat().st_mtime_ns
+    assert [words[1] for words in commands(file)] == ["finetune"]
+    (_, finetuned) = lmprune("run", file, "--json").record["steps"]
+    assert finetuned["record"] == {"out": str(out / "finetuned"), "finished": True}
+    assert weights.stat().st_mtime_ns == before and not place.exists()
+
+
 def test_a_run_that_was_killed_when_it_began_begins(written: Any, tmp_path: Path) -> None:
     """Its folder holds its records, and a room, but not yet the file; one that holds more is somebody's."""
     (tmp_path / "out" / ".lmprune-0123456789abcdef").mkdir(parents=True)

@@ -128,6 +128,16 @@ def test_what_was_killed_goes_on(swept: Any, tmp_path: Path, monkeypatch: pytest
     (run / SETTINGS).write_text("{}")
     assert "had other settings" in swept("0.25", "--steps", 20)[0].err  # it was asked to go on
 
+    train = ("--steps", 1, "--schedule", "oneshot", "--seq-len", 32, "--batch-size", 1, "--grad-accum", 1)
+    with monkeypatch.context() as dying:
+        dying.setattr(job, "record_of", killed)
+        assert swept("0.75", *train)[0].code == 130
+    (run := place_of(tmp_path / "out" / "keep-0.75", TRAINING)).mkdir()  # it had ended, and its folder was still there
+    (run / SETTINGS).write_text("{}")
+    shown, ran = swept("0.75", *train)
+    (target,) = json.loads(shown.out)["targets"]
+    assert ran[0][-1] == "--resume" and target["record"]["finished"] and not run.exists()
+
 
 def test_what_a_mix_is_compared_on(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every model would write another part of a mix."""

@@ -107,6 +107,9 @@ def talking(as_json: bool, out: Path | None = None) -> Iterator[Terminal]:
             with claimed(out) if out is not None and not terminal.silent else nullcontext():
                 yield terminal
         except Finished as done:
+            from ..checkpoints.begun import PRUNING, TRAINING, forget
+
+            forget(Path(done.out), TRAINING, PRUNING)
             terminal.result({"out": done.out, "finished": True}, str(done))
 
 

@@ -11,7 +11,6 @@ import torch
 
 from .. import plugins
 from ..checkpoints import dtypes, sources
-from ..checkpoints.begun import PRUNING, TRAINING, forget
 from ..checkpoints.licences import Licence
 from ..data import TextData
 from ..data.beginning import Beginning
@@ -87,7 +86,6 @@ def check_unfinished(verb: str, options: Mapping[str, Any], out: Path) -> None:
         return
     made = PrunePlan.load(out / PLAN_FILE).provenance.get("command") or []
     if sorted(made) == sorted(command(verb, options)):
-        forget(out, TRAINING, PRUNING)
         raise Finished(f"{out} is there, whole: that run has ended, and there is nothing to resume", str(out))
 
 

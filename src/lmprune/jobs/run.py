@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.writing import claimed, resolved, written_aside
-from ..errors import UserError
+from ..errors import Finished, UserError
 from ..progress import Teller
 from ..study import recipe
 from ..study.recipe import Recipe, Step
@@ -45,6 +45,8 @@ def run(
     for step in todo:
         try:
             check([*step.words, *_again(place, step, force=force)], to_come)
+        except Finished:  # it was killed before anybody wrote that down; carried out, it says so
+            pass
         except UserError as error:
             raise found.fail(step, error) from None
         to_come += [str(step.out)] if step.verb in recipe.MAKE else []

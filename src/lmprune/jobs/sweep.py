@@ -15,7 +15,7 @@ from typing import Any, cast
 from ..budget.target import Wish, parse_target
 from ..checkpoints.writing import resolved
 from ..data import as_long_as_you_like
-from ..errors import UserError
+from ..errors import Finished, UserError
 from ..progress import Teller
 from ..study.run import spelt
 from .compare import check as check_compared
@@ -141,7 +141,7 @@ def sweep(
     todo = {name: [*step, *going_on(place / name, force=force, ours=(place / name).exists())]
             for name, step in asked.items() if name not in done}  # fmt: skip
     # a model that is yet to be made stands for the one that it is made of: they are of one kind
-    checked = [check([step[0], model, *step[2:]]) for step in todo.values()]
+    checked = [found for step in todo.values() if (found := _checked(check, [step[0], model, *step[2:]]))]
     if family and todo:  # whether the first model can be cut so far: asked before any is trained
         (last,) = from_the_dense(model, place, parse_aims(targets)[-1:]).values()
         check([*last, *words, "--force"])
@@ -187,6 +187,14 @@ def _text(
     names = (*_OF_DATA, "dtype", "device", "trust_remote_code", "prompts", "answer_tokens")
     found = {name: asked[name] for name in names} | {"split": "validation"}
     return found if eval_data is None else found | dict.fromkeys(_OF_DATA) | {"data": eval_data, "chat_template": False}
+
+
+def _checked(check: Callable[[Sequence[str]], Mapping[str, Any]], words: Sequence[str]) -> Mapping[str, Any] | None:
+    """None: it has ended, and was killed before anybody wrote that down; carried out, it says so."""
+    try:
+        return check(words)
+    except Finished:
+        return None
 
 
 def _done(steps: Steps, asked: Mapping[str, Sequence[str]]) -> dict[str, Any]:
