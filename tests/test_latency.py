@@ -18,7 +18,7 @@ import lmprune
 from lmprune.budget.budget import Budget, num_params
 from lmprune.budget.costs import counts_before
 from lmprune.budget.target import CostTarget
-from lmprune.budget.timing import LatencyTable, Timing
+from lmprune.budget.timing import LatencyTable, Timing, sizes_of
 from lmprune.checkpoints import models
 from lmprune.checkpoints.shrinking import shrink
 from lmprune.errors import UserError
@@ -73,6 +73,20 @@ def test_the_table_serves_models_that_were_cut_from_its_own() -> None:
         table(cut=True, shapes={"neurons": (48, 39, 48), "heads": (2, 2, 2)}).costs(sites)  # no cut made it wider
 
 
+def test_a_table_of_groups_says_nothing_of_query_heads() -> None:
+    """Which are the units where one group is left, and may be as many as there were groups."""
+    model = tiny_model("llama")
+    measured = table(cut=True, sizes=sizes_of(find_sites(model, ("neurons", "heads"))))
+    for kind, keep in (("neurons", 0.5), ("heads", 0.5)):
+        lmprune.prune(model, units=(kind,), method="magnitude", keep=keep, multiple_of=8)
+        sites = find_sites(model, ("neurons", "heads"))
+        if kind == "neurons":
+            assert measured.costs(sites).total(counts_before(sites)) == pytest.approx(2.1)
+    assert [site.count for site in sites if site.address.kind == "heads"] == [2, 2, 2]
+    with pytest.raises(UserError, match="whose layers have other heads than this model's"):
+        measured.costs(sites)
+
+
 @pytest.mark.parametrize(("first", "then"), [("neurons", "heads"), ("heads", "neurons")])
 def test_what_an_earlier_cut_has_gained_counts_whatever_goes_now(first: Any, then: Any) -> None:
     kinds = {"neurons": table().kinds["neurons"], "heads": Timing((4, 2, 1), (1.0, 0.9, 0.8), (2.0, 1.8, 1.7))}
@@ -101,8 +115,8 @@ def test_fewer_units_are_never_slower() -> None:
 
 
 def test_a_table_goes_through_its_file(tmp_path: Path) -> None:
-    (tmp_path / "table.json").write_text(table().to_json())
-    assert LatencyTable.load(tmp_path / "table.json", "decode") == table(phase="decode")
+    (tmp_path / "table.json").write_text(table(sizes={"heads": 16}).to_json())
+    assert LatencyTable.load(tmp_path / "table.json", "decode") == table(phase="decode", sizes={"heads": 16})
 
 
 def test_tables_of_something_else_are_refused(tmp_path: Path) -> None:

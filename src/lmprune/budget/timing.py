@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from operator import le
 from pathlib import Path
@@ -16,12 +16,13 @@ from ..errors import UserError, shown
 from ..foreign import NUMBER, json_of, misfit, reading, text_of
 from ..sites.address import Kind, check_kind
 from ..sites.place import Place
+from ..sites.site import Site
 from .choosing import kinds_of
 from .costs import Costs, Curve, costs_of
 
 TABLE_FORMAT = "lmprune latency 1"
 _SHAPE = {
-    "model": str, "shapes": {str: [int]}, "setting": dict, "machine": dict,
+    "model": str, "shapes": {str: [int]}, "sizes": {str: int}, "setting": dict, "machine": dict,
     "kinds": {str: {"counts": [int], "prefill": [NUMBER], "decode": [NUMBER]}},
 }  # fmt: skip
 Timed = Literal["prefill", "decode", "whole"]
@@ -53,7 +54,8 @@ class Timing:
 class LatencyTable:
     """shapes: a kind of units -> how many each layer of the model has. setting: engine, dtype, threads, batch, tokens.
     machine: where it was measured. kinds: what was. phase: what is asked of it: the prompt, the new tokens, or both.
-    cut: it is asked about a model that was cut from the one that was measured."""
+    cut: it is asked about a model that was cut from the one that was measured. sizes: inputs of a layer that one unit
+    is, of kinds that have such; tables made before 2026-11-27 don't say."""
 
     model: str
     shapes: Mapping[Kind, tuple[int, ...]]
@@ -62,6 +64,7 @@ class LatencyTable:
     kinds: Mapping[Kind, Timing]
     phase: Timed = "whole"
     cut: bool = False
+    sizes: Mapping[Kind, int] = field(default_factory=dict)
 
     def costs(self, places: Sequence[Place], every: Sequence[Place] | None = None) -> Costs:
         """Seconds, as these places shrink; a layer's share of what the whole model gains.
@@ -83,7 +86,8 @@ class LatencyTable:
 
     def _measured(self, kind: Kind, places: Sequence[Place]) -> list[Curve]:
         """Of each layer of the model that was measured. places: what this model has of them. Raises: UserError."""
-        if not self._covers(kind, [place.count for place in places]):
+        alike = all(size == self.sizes.get(kind, size) for size in sizes_of(places).values())
+        if not alike or not self._covers(kind, [place.count for place in places]):
             raise UserError(
                 f"the latency table is of {shown(self.model)}, whose layers have other {kind} than this model's; "
                 "measure this one with `lmprune latency`"
@@ -126,6 +130,13 @@ class LatencyTable:
                 check_kind(kind): Timing(*(tuple(timing[name]) for name in ("counts", "prefill", "decode")))
                 for kind, timing in record.pop("kinds").items()
             }
+            sizes: dict[Kind, int] = {check_kind(kind): size for kind, size in record.pop("sizes", {}).items()}
             if not kinds or not all(shapes.get(kind) and timing.whole for kind, timing in kinds.items()):
                 raise ValueError("a kind's counts and seconds don't go together")
-            return cls(shapes=shapes, kinds=kinds, phase=phase, **record)
+            return cls(shapes=shapes, kinds=kinds, phase=phase, sizes=sizes, **record)
+
+
+def sizes_of(places: Sequence[Place]) -> dict[Kind, int]:
+    """Inputs of a layer that one unit is: of heads another number where one key/value group is left, and query heads
+    are the units."""
+    return {place.address.kind: place.size for place in places if isinstance(place, Site)}

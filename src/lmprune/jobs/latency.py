@@ -22,7 +22,7 @@ import torch
 from ..budget.choosing import kinds_of, least_for, multiple_for
 from ..budget.keeps import parse_units
 from ..budget.selection import num_kept
-from ..budget.timing import TABLE_FORMAT, LatencyTable, Timing
+from ..budget.timing import TABLE_FORMAT, LatencyTable, Timing, sizes_of
 from ..checkpoints import checkpoint, dtypes, models
 from ..checkpoints.rooms import scratch
 from ..checkpoints.shrinking import shrink
@@ -77,12 +77,14 @@ def latency(
     shapes: dict[Kind, tuple[int, ...]] = {
         kind: tuple(p.count for p in places if p.address.kind == kind) for kind in counts
     }
+    sizes = sizes_of(places)
     del dense
     with scratch("latency") as room:
         kinds = _Bench(terminal, model, setting, room).timings(counts)
     table = LatencyTable(
         model=model,
         shapes=shapes,
+        sizes=sizes,
         setting={
             "engine": engine, "dtype": kind_of_numbers, "threads": threads, "batch": batch,
             "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "repeats": repeats,
