@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny_checkpoints import lmprune
 from tiny_models import NAMES, is_pruned_class, logits, tiny_model
 
 from lmprune.checkpoints import checkpoint, models
 from lmprune.checkpoints.shrinking import shrink
-from lmprune.plan import PrunePlan
+from lmprune.plan import PLAN_FILE, PrunePlan
 from lmprune.sites.address import Kind
 from lmprune.sites.find import find_sites
 
@@ -33,3 +35,19 @@ def test_what_was_loaded_and_cut_is_loaded_and_cut_again(name: str, tmp_path: Pa
     cut(model, "neurons", 16, 16, 16)  # in memory, where it has been saved meanwhile
     stock = models.load(checkpoint.save(model, tmp_path / "again"))
     assert torch.equal(logits(stock), logits(model))
+
+
+def test_what_was_cut_trained_and_cut_again_comes_from_the_first(model: Path, text: Path, tmp_path: Path) -> None:
+    """So that a latency table of that one serves it; a plan that was made of another model is no origin."""
+    cut, trained, again, other = (tmp_path / name for name in ("cut", "trained", "again", "other"))
+    how = ("--data", text, "--answer-tokens", 0)
+    prune = ("--method", "magnitude", "--multiple-of", 1, *how)
+    steps = ("--steps", 1, "--seq-len", 32, "--batch-size", 1, "--grad-accum", 1, "--data", text)
+    assert lmprune("prune", model, "--out", cut, *prune).code == 0
+    assert lmprune("finetune", cut, "--out", trained, *steps).code == 0
+    assert lmprune("prune", trained, "--out", again, *prune).code == 0
+    assert [*PrunePlan.load(again / PLAN_FILE).sources()] == [str(trained), str(cut), str(model)]
+
+    twin = shutil.copytree(model, tmp_path / "twin")
+    assert lmprune("prune", twin, "--out", other, "--plan", cut / PLAN_FILE, *how).code == 0
+    assert [*PrunePlan.load(other / PLAN_FILE).sources()] == [str(twin)]

@@ -145,10 +145,11 @@ class PrunePlan:
 
     def sources(self) -> Iterator[str]:
         """The model that it was made for, the one that this one was cut from, and so on to the first."""
-        model: Mapping[str, Any] = self.provenance.get("model") or {}
-        while source := model.get("source"):
+        record: Mapping[str, Any] = self.record()
+        while source := (model := record["provenance"].get("model") or {}).get("source"):
             yield source
-            model = model.get("record", {}).get("provenance", {}).get("model") or {}
+            trained = record["settings"].get("schedule", "") is None  # as it was: the plan is that model's own
+            record = model.get("record") or (trained and record["provenance"].get("plan")) or _NO_RECORD
 
     def first_source(self) -> str | None:
         """The model whose neurons the indices name: that of the plan which was not made with another."""
@@ -253,6 +254,7 @@ _WHOLE = {
     "settings.training": ("steps",), "provenance.calibration": tuple(_TEXT), "provenance.training": tuple(_TEXT),
     "provenance.dtype": ("computed", "saved"), "provenance.plan": ("settings", "provenance"),
 }  # fmt: skip
+_NO_RECORD: Mapping[str, Any] = {"settings": {}, "provenance": {}}
 #: plans made with plans made with plans
 _DEEPEST = 20
 
