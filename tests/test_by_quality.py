@@ -22,11 +22,13 @@ from tiny_models import tiny_model
 import lmprune
 from lmprune.budget.budget import Budget
 from lmprune.data.tokens import stream
+from lmprune.errors import UserError
 from lmprune.evaluation.perplexity import perplexity
 from lmprune.jobs import by_quality
 from lmprune.jobs.by_quality import FINE, TRIALS, Trial, next_keep, said
 from lmprune.methods import METHODS, Method
 from lmprune.plan import PrunePlan
+from lmprune.sites.address import Address
 
 SHARED = Path(__file__).parents[2] / "shared"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared, with real models and texts, is not here")
@@ -101,6 +103,15 @@ def test_ratios_that_are_tried_are_those_that_can_come_out(
 ) -> None:
     asked: Any = Fake({"scope": scope}, (kind,), budget)
     assert by_quality._shares(asked, SimpleNamespace(dense=model)) == expected  # type: ignore[arg-type]
+
+
+def test_where_nothing_can_go_it_says_so() -> None:
+    """As of a model that an earlier cut left one feed-forward layer."""
+    model = tiny_model("llama")
+    lmprune.shrink(model, PrunePlan({Address("ffns", 0): (1,)}, {Address("ffns", 0): 3}))
+    asked: Any = Fake({"scope": None}, ("ffns",))
+    with pytest.raises(UserError, match="no ffns can go: 1 must stay, and no more are left"):
+        by_quality._shares(asked, SimpleNamespace(dense=model))  # type: ignore[arg-type]
 
 
 def test_the_smallest_that_holds_is_what_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:

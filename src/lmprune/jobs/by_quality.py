@@ -97,7 +97,7 @@ def smallest(terminal: Teller, asked: Asked, opened: Opened, cut: Callable[[Aske
 def _shares(asked: Asked, opened: Opened) -> Sequence[float]:
     """The ratios that can be tried: of few units every number that a layer may be left with.
 
-    Raises: UserError for several kinds of which each would have ratios of its own.
+    Raises: UserError for several kinds of which each would have ratios of its own, and where nothing can go.
     """
     sites = find_sites(opened.dense, asked.kinds, asked.spec)
     scope = asked.budget.scope if asked.budget else asked["scope"] or asked.row.scope
@@ -111,6 +111,8 @@ def _shares(asked: Asked, opened: Opened) -> Sequence[float]:
             "own; name one kind of --units, or --scope global"
         )
     (count,) = counts
+    if count <= sites[0].least:
+        raise UserError(f"no {asked.kinds[0]} can go: {count} must stay, and no more are left; name other --units")
     return [left / count for left in range(sites[0].least, count, sites[0].parts)]
 
 
