@@ -11,8 +11,10 @@ import torch
 from tiny_checkpoints import lmprune
 from tiny_models import NAMES, is_pruned_class, logits, tiny_model
 
+from lmprune import prune
 from lmprune.checkpoints import checkpoint, models
 from lmprune.checkpoints.shrinking import shrink
+from lmprune.errors import UserError
 from lmprune.plan import PLAN_FILE, PrunePlan
 from lmprune.sites.address import Kind
 from lmprune.sites.find import find_sites
@@ -51,3 +53,16 @@ def test_what_was_cut_trained_and_cut_again_comes_from_the_first(model: Path, te
     twin = shutil.copytree(model, tmp_path / "twin")
     assert lmprune("prune", twin, "--out", other, "--plan", cut / PLAN_FILE, *how).code == 0
     assert [*PrunePlan.load(other / PLAN_FILE).sources()] == [str(twin)]
+
+
+def test_where_nothing_is_left_to_go_it_says_so() -> None:
+    """And does not write a plan of half the heads over a model that has all that it had."""
+    model = tiny_model("llama", num_key_value_heads=4)
+    cut(model, "heads", 1, 1, 1)
+    for scope in ("local", "global"):
+        with pytest.raises(UserError, match="no heads can go: each layer has only what it needs"):
+            prune(model, units=("heads",), method="magnitude", keep=0.5, scope=scope)
+    both = prune(
+        model, units=("heads", "neurons"), method="magnitude", keep={"heads": 1, "neurons": 0.5}, multiple_of=1
+    )
+    assert both.counts("heads")[1] == [1, 1, 1] and both.widths == [24, 24, 24]

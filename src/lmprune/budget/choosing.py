@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..sites.address import Kind, check_apart
 from ..sites.place import Place
 from .by_cost import counts_by_cost
@@ -77,7 +78,12 @@ def counts_of(
 
 
 def check_counts(sites: Sequence[Place], keep: Keep, scope: Scope) -> None:
-    """Raises: UserError where units are so few that no number of them, the same in every layer, is near the ratio."""
+    """Raises: UserError where units are so few that no number of them, the same in every layer, is near the ratio, or
+    none can go."""
+    if all(site.count <= site.least for site in sites):
+        raise UserError(
+            f"no {' or '.join(kinds_of(sites))} can go: each layer has only what it needs; name other --units"
+        )
     for kind in kinds_of(sites):
         places = [site for site in sites if site.address.kind == kind]
         if kind not in NEURONS and (scope == "local" or len(places) == 1):
