@@ -10,6 +10,7 @@ import torch
 from in_parts import few
 from test_bad_input import refused
 from tiny_checkpoints import byte_tokenizer
+from tiny_checkpoints import lmprune as command
 from tiny_mixtures import EXPERTS, NAMES, TOP_K, tiny_mixture
 from tiny_models import is_pruned_class, logits, tiny_model, tokens
 from torch.nn import functional
@@ -233,6 +234,20 @@ def test_global_scope_leaves_each_layer_its_top_k() -> None:
     assert counts[0] == TOP_K and plan.keep == 0.5 and is_pruned_class(model)
     found = select([torch.arange(8.0), torch.arange(8.0) + 0.5], 0.5, scope="global", parts=[2, 4])
     assert [kept.tolist() for kept in found] == [[2, 3, 6, 7], [1, 3, 5, 7]]
+
+
+@pytest.mark.parametrize("name", ["mixtral", "olmoe"])
+def test_layers_of_unlike_numbers_of_experts_are_still_a_mixture(name: str, tmp_path: Path) -> None:
+    """Whose config tells no number for the model as a whole: transformers raises at the question."""
+    source = lmprune.save(tiny_mixture(name, vocab_size=257), tmp_path / "in", tokenizer=byte_tokenizer())
+    out = tmp_path / "out"
+    how = ("--units", "experts", "--method", "random", "--keep", 0.6, "--scope", "global", "--out", out)
+    made = command("prune", source, *how, "--json").record
+    counts = made["units"]["experts"]["after"]
+    assert len({*counts}) > 1 and made["ffn_params_after"] < made["ffn_params_before"]
+    told = command("inspect", out, "--json").record
+    assert told["params"] == made["params_after"]
+    assert {each["kind"]: each["count"] for each in told["units"]}["experts"] == sum(counts)
 
 
 def test_scores_of_ones_own() -> None:

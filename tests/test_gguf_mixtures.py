@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import lmprune
 from lmprune.checkpoints import models
+from lmprune.checkpoints.shrinking import record_shapes
 from lmprune.commands.cli import app
 from lmprune.errors import UserError
 from lmprune.export import Order, export
@@ -128,12 +129,23 @@ def test_refused(name: str, changes: dict[str, Any], sentence: str, tmp_path: Pa
         written(mixture_of_words(name, **changes), tmp_path / "onnx", "onnx")
 
 
-def test_a_number_of_experts_for_each_layer(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("experts", "one number of experts for all layers, and here layers have 4, 6"),
+        ("expert_neurons", "one width of experts for all layers, and here layers have 16, 24"),
+    ],
+)
+def test_a_number_for_each_layer(kind: Any, sentence: str, tmp_path: Path) -> None:
+    """As a checkpoint has it: its config tells none for the model as a whole."""
     model = mixture_of_words("mixtral")
-    first, second, third = find_sites(model, ("experts",))
-    for site, left in ((first, 4), (second, 6), (third, 4)):
-        site.keep(torch.arange(left))
-    with pytest.raises(UserError, match="one number of experts for all layers, and here layers have 4, 6"):
+    for site, left in zip(find_sites(model, (kind,)), (4, 6, 4), strict=True):
+        if kind == "experts":
+            site.keep(torch.arange(left))
+        else:
+            site.keep(torch.arange(site.count).view(EXPERTS, -1)[:, : 4 * left].flatten())
+    record_shapes(model)
+    with pytest.raises(UserError, match=sentence):
         written(model, tmp_path / "m.gguf")
     with pytest.raises(UserError, match="one number of experts, of one width, for all layers"):
         written(model, tmp_path / "uniform", "hf-uniform", None)

@@ -128,7 +128,8 @@ def hyperparameters(model: Any, ffns: Sequence[Site], spec: GGUFSpec, *, per_lay
         value = next((v for name in names if (v := getattr(config, name, None)) is not None), None)
         if value is not None:
             found[key] = value
-    found |= _counts(model, ffns, per_layer=per_layer) | _experts(model)
+    experts = _experts(model)  # first: of unlike layers a config tells no width
+    found |= _counts(model, ffns, per_layer=per_layer) | experts
     for key, value in spec.counts.items():
         found[key] = getattr(config, value) if isinstance(value, str) else value(config) if callable(value) else value
     for key, value in spec.keys.items():

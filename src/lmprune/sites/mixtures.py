@@ -83,7 +83,13 @@ _KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_expert
 
 def is_mixture(config: Any) -> bool:
     """Whether the config says that tokens are routed to experts, in an architecture of the table or not."""
-    return any((getattr(config, key, None) or 0) != 0 and _most(getattr(config, key)) > 1 for key in _KEYS)
+    return any(_most(_told(config, key) or 0) > 1 for key in _KEYS)
+
+
+def _told(config: Any, key: str) -> Any:
+    """A field's value for the model as a whole; transformers raises where layers have other ones."""
+    name = getattr(config, "attribute_map", {}).get(key, key)
+    return vars(config)[name] if name in vars(config) else getattr(config, name, None)
 
 
 def _most(number: int | list[int]) -> int:
