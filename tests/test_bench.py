@@ -12,6 +12,8 @@ from test_bad_input import refused
 from test_checkpoint import uniform_plan
 from test_gguf import bpe, model_of
 from tiny_checkpoints import documented, lmprune, tiny_checkpoint
+from tiny_mixtures import tiny_mixture
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from lmprune.checkpoints import checkpoint, models
 from lmprune.checkpoints.shrinking import shrink
@@ -19,6 +21,7 @@ from lmprune.errors import UserError
 from lmprune.evaluation import engines, workers
 from lmprune.evaluation.engines import ENGINES, LlamaCpp, Torch
 from lmprune.jobs import bench
+from lmprune.plan import PrunePlan
 from lmprune.sites.find import find_sites
 
 pytestmark = pytest.mark.usefixtures("quick_workers")
@@ -102,20 +105,45 @@ def test_a_dequantised_one_is_measured_in_what_it_would_be_saved_in(tmp_path: Pa
         assert record["dtype"] == "bfloat16" and first["weight_megabytes"] == second["weight_megabytes"]
 
 
-def test_operations_are_those_that_torch_counts() -> None:
+@pytest.mark.parametrize("kept", [{}, {"heads": [0]}, {"attentions": [1]}, {"ffns": [0], "layers": [0, 2]}], ids=str)
+def test_operations_are_those_that_torch_counts(kept: dict[Any, list[int]]) -> None:
     """An independent count of a prefill's matrix products; torch counts the whole square of attention."""
+    model = model_of("llama-tied", attn_implementation="eager")
+    sites = find_sites(model, [*kept])
+    units = [torch.tensor(kept[site.address.kind]) for site in sites]
+    shrink(model, PrunePlan.of([s.address for s in sites], units, [s.count for s in sites]))
+    assert torch_counts(model) == pytest.approx(bench.operations(shape_of(model), 24), rel=0.02)
+
+
+def test_operations_of_a_mixture_are_those_of_the_experts_that_a_token_goes_to() -> None:
+    model = tiny_mixture("mixtral", attn_implementation="eager", experts_implementation="eager")
+    assert torch_counts(model) == pytest.approx(bench.operations(shape_of(model), 24), rel=0.02)
+
+
+def shape_of(model: Any) -> dict[str, Any]:
+    head = model.lm_head.weight.numel()
+    return {"blocks": bench.used_weights(model), "head": head, "mixed": bench.mixed_numbers(model)}
+
+
+def torch_counts(model: Any) -> float:
+    """A prefill of 24 tokens, with half of attention's square."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = model_of("llama-tied", attn_implementation="eager")
-    parts = bench.parameters_by_part(model, find_sites(model))
-    shape = {
-        "blocks": parts["attention"] + parts["ffn"], "head": model.lm_head.weight.numel(), "layers": 3,
-        "hidden_size": 32,
-    }  # fmt: skip
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.ones(1, 24, dtype=torch.long), logits_to_keep=1)
-    half_of_attention = 2 * 3 * 32 * 24**2
-    assert bench.operations(shape, 24) == pytest.approx(counter.get_total_flops() - half_of_attention, rel=0.02)
+    return counter.get_total_flops() - 2 * bench.mixed_numbers(model) * 24**2
+
+
+def test_a_mixture_and_a_model_that_no_table_knows_are_measured(tmp_path: Path) -> None:
+    """What a token reads of a mixture depends on the text, so that the bytes say nothing of its speed."""
+    sizes = {"vocab_size": 300, "max_position_embeddings": 256}
+    mixture = checkpoint.save(tiny_mixture("mixtral", **sizes), tmp_path / "mixture", tokenizer=bpe())
+    strange = CONFIG_MAPPING["gpt_neox_japanese"](hidden_size=32, num_hidden_layers=2, num_attention_heads=4, **sizes)
+    AutoModelForCausalLM.from_config(strange).save_pretrained(tmp_path / "strange")
+    record = lmprune("bench", mixture, mixture, tmp_path / "strange", *SMALL, "--json").record
+    _, same, other = record["results"]
+    assert same["ideal_prefill"] == 1 and same["ideal_decode"] is same["share_decode"] is None
+    assert other["ideal_prefill"] is other["ideal_decode"] is None and other["decode"]["median"] > 0
 
 
 @pytest.mark.slow

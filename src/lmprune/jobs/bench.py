@@ -7,27 +7,30 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from .. import export as exporting
 from ..checkpoints import dtypes, models
 from ..checkpoints.rooms import scratch
-from ..errors import unknown
+from ..errors import UserError, unknown
 from ..evaluation.engines import ENGINES, ONNX_FILE
 from ..evaluation.speed import rate
 from ..evaluation.workers import Worker
 from ..progress import Teller
-from ..sites.find import find_sites
+from ..runtimes.gguf_file import read_gguf
+from ..sites.experts import Experts
 from ..sites.limits import check_room, max_context
+from ..sites.mixtures import is_mixture
 from . import deploy
-from .inspection import parameters_by_part
-from .unit_kinds import cached_numbers
+from .inspection import feed_forward, parameters_by_part
+from .unit_kinds import cached_numbers, mixed_numbers
 
 _ANY_VOCABULARY = 256  # ids that every model has; which tokens they are does not matter to the time
 
 Seconds = list[tuple[float, float]]  # of a prefill and of a decode, a pair each time it was measured
+Side = tuple[str, Mapping[str, Any] | None, int]  # a model, its shape where that is known, the bytes of its weights
 
 
 def bench(
@@ -76,14 +79,13 @@ def bench(
         for source, times, size, peak, shape in zip(models, seconds, sizes, memory, shapes, strict=True)
     ]
     cached = batch * (prompt_tokens + new_tokens / 2)  # tokens that lie in the cache while a token is written
+    sides = list(zip(models, shapes, sizes, strict=True))
     for number in range(1, len(results)):
-        results[number] |= compared(seconds[0], seconds[number]) | {
-            "ideal_prefill": ideal_prefill(shapes[0], shapes[number], prompt_tokens),
-            "ideal_decode": bytes_read(sizes[0], shapes[0], cached) / bytes_read(sizes[number], shapes[number], cached),
+        ideal = {
+            "prefill": ideal_prefill(shapes[0], shapes[number], prompt_tokens),
+            "decode": ideal_decode(sides[0], sides[number], cached),
         }
-        for phase in ("prefill", "decode"):
-            ideal = results[number][f"ideal_{phase}"]
-            results[number][f"share_{phase}"] = ideal and results[number][f"speedup_{phase}"] / ideal
+        results[number] |= beside(ideal, compared(seconds[0], seconds[number]))
     return {
         "engine": engine, "dtype": opened.get("dtype") or (ENGINES[engine].dtype if all(shapes) else None),
         "threads": threads, "batch": batch, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens,
@@ -121,16 +123,31 @@ def compared(before: Seconds, after: Seconds) -> dict[str, float]:
     return found
 
 
+def beside(ideal: Mapping[str, float | None], measured: Mapping[str, float]) -> dict[str, float | None]:
+    """What was measured, the ideal of each phase, and the share of it that was reached, None where it is not known."""
+    shares = {f"share_{phase}": value and measured[f"speedup_{phase}"] / value for phase, value in ideal.items()}
+    return {**measured, **{f"ideal_{phase}": value for phase, value in ideal.items()}, **shares}
+
+
 def ideal_prefill(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, tokens: int) -> float | None:
     """The ratio of operations of a prompt's forward; None where the layers of one are not known."""
-    return operations(before, tokens) / operations(after, tokens) if before and after else None
+    if any(shape is None or shape["blocks"] is None for shape in (before, after)):
+        return None
+    return operations(cast(Any, before), tokens) / operations(cast(Any, after), tokens)
+
+
+def ideal_decode(before: Side, after: Side, cached_tokens: float) -> float | None:
+    """The ratio of bytes that are read for a token; None for a mixture, of which a token reads some."""
+    if any(_is_routed(source, shape) for source, shape, _ in (before, after)):
+        return None
+    dense, pruned = (bytes_read(size, shape, cached_tokens) for _, shape, size in (before, after))
+    return dense / pruned
 
 
 def operations(shape: Mapping[str, Any], tokens: int) -> float:
-    """Of a prefill: two for each weight of a block and token, attention's two products over half of the square, and
-    the output head for the last token."""
-    attention = 2 * shape["layers"] * shape["hidden_size"] * tokens**2
-    return 2 * tokens * shape["blocks"] + attention + 2 * shape["head"]
+    """Of a prefill: two for each weight of a block that a token goes through, attention's two products over half of
+    the square, and the output head for the last token."""
+    return 2 * tokens * shape["blocks"] + 2 * shape["mixed"] * tokens**2 + 2 * shape["head"]
 
 
 def bytes_read(weights: int, shape: Mapping[str, Any] | None, cached_tokens: float) -> float:
@@ -173,17 +190,44 @@ def _shapes(
 
 
 def _shape(terminal: Teller, source: str, *, trust_remote_code: bool) -> dict[str, Any]:
-    """What the ideal is counted from, read off the config and the headers of the files alone. cached: numbers in the
-    key/value cache of a token. dtype: what `prune` would save the weights in."""
+    """What the ideal is counted from, read off the config and the headers of the files alone.
+
+    cached: numbers in the key/value cache of a token. dtype: what `prune` would save the weights in. blocks: weights
+    that a token goes through. mixed: see `mixed_numbers`. routed: whether a token reads some of them only.
+    """
     model = models.skeleton(source, note=terminal.note, trust_remote_code=trust_remote_code)
-    parts, cached = parameters_by_part(model, find_sites(model)), cached_numbers(model)
+    cached = cached_numbers(model)
     return {
         "cached": None if cached is None else sum(cached),
         "dtype": dtypes.main(model),
-        "blocks": parts["attention"] + parts["ffn"],
+        "blocks": used_weights(model),
+        "mixed": mixed_numbers(model),
         "head": model.get_output_embeddings().weight.numel(),
-        "layers": model.config.num_hidden_layers,
-        "hidden_size": model.config.hidden_size,
+        "routed": is_mixture(model.config),
         "vocab_size": model.get_input_embeddings().weight.shape[0],
         "max_context": max_context(model.config),
     }
+
+
+def used_weights(model: Any) -> float | None:
+    """Of the blocks' weights those that a token is multiplied by: of a layer's experts as many as it goes to.
+
+    None where the model's layers are not known.
+    """
+    try:
+        ffns = feed_forward(model)
+    except UserError:
+        return None
+    parts = parameters_by_part(model, ffns)
+    idle = sum(
+        sum(p.numel() for p in ffn.stacked.parameters()) * (1 - ffn.top_k / ffn.count)
+        for ffn in ffns if isinstance(ffn, Experts)
+    )  # fmt: skip
+    return parts["attention"] + parts["ffn"] - idle
+
+
+def _is_routed(source: str, shape: Mapping[str, Any] | None) -> bool:
+    """Whether it is a mixture of experts."""
+    if shape is not None:
+        return shape["routed"]
+    return source.endswith(".gguf") and bool(read_gguf(Path(source)).settings().get("expert_count"))

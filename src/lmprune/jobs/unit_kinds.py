@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..budget.costs import weight_curve
-from ..checkpoints.shim import is_gone
+from ..checkpoints.shim import gone_in, is_gone
 from ..errors import UserError
 from ..sites.address import KINDS, Kind
 from ..sites.families import attention_of, family_of
 from ..sites.find import blocks_of, find_sites
-from ..sites.heads import has_one_group, head_counts
+from ..sites.heads import HeadCounts, has_one_group, head_counts
 from ..sites.place import Place
 
 
@@ -26,13 +26,26 @@ def unit_kinds(model: Any, *, params: int, cache_itemsize: int) -> list[dict[str
 
 def cached_numbers(model: Any) -> list[int] | None:
     """How many numbers each block's attention caches a token; None where the model's heads are not known."""
+    counts = _heads(model)
+    return None if counts is None else [0 if each is None else 2 * each.groups * each.dim for each in counts]
+
+
+def mixed_numbers(model: Any) -> int:
+    """How many numbers the attentions of all blocks put together for a token: as many as their query heads hold."""
+    if counts := _heads(model):
+        return sum(each.queries * each.dim for each in counts if each is not None)
+    gone = sum(what == "attention" for what in gone_in(model).values())
+    return (model.config.num_hidden_layers - gone) * model.config.hidden_size  # whose heads can't be cut
+
+
+def _heads(model: Any) -> list[HeadCounts | None] | None:
+    """Of each block, None where its attention is gone; None where the model's heads are not known."""
     config = model.config
     try:
         spec, blocks = attention_of(config), blocks_of(model, family_of(config))
-        counts = [None if is_gone(block, spec.o) else head_counts(block, spec) for block in blocks]
+        return [None if is_gone(block, spec.o) else head_counts(block, spec) for block in blocks]
     except (UserError, AttributeError):
         return None
-    return [0 if each is None else 2 * each.groups * each.dim for each in counts]
 
 
 def _kind(model: Any, kind: Kind, params: int, cached: Sequence[int] | None, cache_itemsize: int) -> dict[str, Any]:
