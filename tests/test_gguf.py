@@ -21,6 +21,7 @@ from tokenizers import models as tokenizer_models
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 import lmprune
+from lmprune.checkpoints import models
 from lmprune.checkpoints.shrinking import shrink
 from lmprune.data import load as load_text
 from lmprune.errors import UserError
@@ -523,3 +524,37 @@ def test_smollm2(smollm2: tuple[Any, Any], options: dict[str, Any] | None, arch:
             question = [{"role": "user", "content": "What is the capital of France?"}]
             answer = llama.post("/v1/chat/completions", {"messages": question, "max_tokens": 16, "temperature": 0})
             assert "Paris" in answer["choices"][0]["message"]["content"]
+
+
+# -- where an answer ends
+
+
+def stops_at(file: Path) -> list[int]:
+    """The tokens after 299 that end an answer in llama.cpp, which is made to write them."""
+    found = []
+    with serving(file) as llama:
+        for token in [0, *range(VOCABULARY, VOCABULARY + 4)]:
+            asked = {"prompt": [5, 6], "n_predict": 2, "temperature": 0, "logit_bias": [[token, 1e4]]}
+            found += [token] if llama.post("/completion", asked)["stop_type"] == "eos" else []
+    return found
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_an_answer_ends_where_the_model_ends_it(named: bool, tmp_path: Path) -> None:
+    """Chat models have several such tokens, and the tokenizer names one of them at most."""
+    pytest.importorskip("xllamacpp", reason="llama.cpp is not here: pip install 'lmprune[serve]'")
+    tokenizer = bpe()
+    tokenizer.add_special_tokens({"additional_special_tokens": [f"<end {i}>" for i in range(4)]})
+    tokenizer.eos_token = "<s>" if named else None
+    model = model_of("llama-tied", vocab_size=VOCABULARY + 4)
+    ends = [0, 301, 302] if named else [301, 302, 303]
+    model.config.eos_token_id, model.generation_config.eos_token_id = (0 if named else None), ends
+    notes = written(model, tmp_path / "m.gguf", tokenizer=tokenizer)["notes"]
+    assert not any("end an answer" in note for note in notes)
+    assert stops_at(tmp_path / "m.gguf") == ends
+    assert models.load(tmp_path / "m.gguf").generation_config.eos_token_id == ends
+    model.generation_config.eos_token_id = [*ends, 300]
+    (tmp_path / "m.gguf").unlink()
+    notes = written(model, tmp_path / "m.gguf", tokenizer=tokenizer, verify=False)["notes"]
+    left = "<end 2>" if named else "<end 3>"
+    assert f"llama.cpp knows 3 tokens that end an answer: unless it knows it by name, not {left}" in notes

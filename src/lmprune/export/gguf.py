@@ -14,6 +14,7 @@ import gguf
 import numpy as np
 from torch import nn
 
+from ..checkpoints.generation import ends_of
 from ..errors import UserError, shown
 from ..foreign import reading
 from ..runtimes.gguf_spec import GGUFSpec
@@ -42,6 +43,7 @@ def write(order: Order, out: Path) -> dict[str, Any]:
     arch = _arch(model, ffns, spec)
     per_layer = arch != spec.arch
     vocab_size = model.get_input_embeddings().weight.shape[0]
+    ends = [end for end in ends_of(model, order.tokenizer) if 0 <= end < vocab_size]
     rotary_settings, factors = rotary(model, spec)
     settings = hyperparameters(model, ffns, spec, per_layer=per_layer) | rotary_settings
     metadata = {
@@ -51,7 +53,7 @@ def write(order: Order, out: Path) -> dict[str, Any]:
         **{f"{arch}.{key}": value for key, value in settings.items()},
         f"{arch}.vocab_size": vocab_size,
         **scalars(model, spec),
-        **tokenizer_metadata(order.tokenizer, vocab_size),
+        **tokenizer_metadata(order.tokenizer, vocab_size, ends),
     }
     tensors = stored_tensors(model, spec, arch, storage, factors)
     writer = gguf.GGUFWriter(out, arch)
@@ -71,7 +73,7 @@ def write(order: Order, out: Path) -> dict[str, Any]:
         writer.close()
     notes = [
         f"llama.cpp runs it as {arch}", *fallbacks(storage, [tensor.slot for tensor in tensors if tensor.slot]),
-        *_shorter(model.config, settings), *_approximated(model), *lost(order.tokenizer)
+        *_shorter(model.config, settings), *_approximated(model), *lost(order.tokenizer, ends)
     ]  # fmt: skip
     return {"arch": arch, "notes": notes}
 

@@ -7,7 +7,7 @@ a rule has to be in SPLIT_NAMES.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gguf import TokenType
@@ -15,11 +15,15 @@ from gguf import TokenType
 from ..errors import UserError
 from ..runtimes.architectures import BYTE_LEVEL, DIGITS, GPT2_SPLIT, SENTENCE_PIECE, SPLIT_NAMES, UNDERLINE
 
+#: keys of the tokens at which llama.cpp ends an answer
+_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
-def tokenizer_metadata(tokenizer: Any, vocab_size: int) -> dict[str, Any]:
+
+def tokenizer_metadata(tokenizer: Any, vocab_size: int, ends: Sequence[int]) -> dict[str, Any]:
     """The `tokenizer.*` keys of a GGUF file.
 
-    vocab_size: rows of the model's embedding; those that no token has are filled with unused ones.
+    vocab_size: rows of the model's embedding; those that no token has are filled with unused ones. ends: tokens at
+    which the model ends an answer (`generation.ends_of`).
     Raises: UserError for a tokenizer that llama.cpp could not run as it is.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -39,6 +43,7 @@ def tokenizer_metadata(tokenizer: Any, vocab_size: int) -> dict[str, Any]:
         "tokens": [token for token, _ in tokens],
         "token_type": [int(kind) for _, kind in tokens],
         **_special(tokenizer),
+        **_ends(tokenizer, ends),
     }
     template = tokenizer.chat_template
     if isinstance(template, dict):
@@ -49,10 +54,25 @@ def tokenizer_metadata(tokenizer: Any, vocab_size: int) -> dict[str, Any]:
     }
 
 
-def lost(tokenizer: Any) -> list[str]:
+def _ends(tokenizer: Any, ends: Sequence[int]) -> dict[str, int]:
+    """Where llama.cpp ends an answer: the tokenizer's own last token first, and two more."""
+    own = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    return dict(zip(_ENDS, [*own, *(end for end in ends if end not in own)], strict=False))
+
+
+def lost(tokenizer: Any, ends: Sequence[int]) -> list[str]:
     """Sentences on what of the tokenizer GGUF has no place for; llama.cpp does some of it by hand, for single models
-    that it knows by name."""
-    return [*_lost_flags(tokenizer), *_lost_steps(json.loads(tokenizer.backend_tokenizer.to_str()))]
+    that it knows by name. ends: see `tokenizer_metadata`."""
+    steps = _lost_steps(json.loads(tokenizer.backend_tokenizer.to_str()))
+    return [*_lost_flags(tokenizer), *steps, *_lost_ends(tokenizer, ends)]
+
+
+def _lost_ends(tokenizer: Any, ends: Sequence[int]) -> Iterator[str]:
+    if not ends:
+        yield "llama.cpp ends an answer at a token of its own choice: neither tokenizer nor model names one"
+    if left := sorted({*ends} - {*_ends(tokenizer, ends).values()}):
+        texts = ", ".join(tokenizer.convert_ids_to_tokens(left))
+        yield f"llama.cpp knows {len(_ENDS)} tokens that end an answer: unless it knows it by name, not {texts}"
 
 
 def _lost_steps(described: dict[str, Any]) -> Iterator[str]:
@@ -168,7 +188,7 @@ def _is_sentence_pieces(step: dict[str, Any]) -> bool:
 
 def _special(tokenizer: Any) -> dict[str, Any]:
     """Ids, and whether an encoding begins or ends with one, seen by encoding a word."""
-    names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    names = {"bos": "bos", "unk": "unknown", "pad": "padding"}
     found = {
         f"{theirs}_token_id": index
         for ours, theirs in names.items()
