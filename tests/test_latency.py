@@ -211,6 +211,8 @@ def test_what_can_not_be_measured(model: Path, tmp_path: Path) -> None:
     assert "did you mean torch" in refused("latency", model, "--out", out, "--engine", "troch")
     assert "exceed the model's" in refused("latency", model, "--out", out, "--prompt-tokens", 100000)
     assert "unknown unit" in refused("latency", model, "--out", out, "--units", "hats")
+    sentence = refused("latency", model, "--out", out, "--prompt-tokens", 8, "--multiple-of", 48)
+    assert "no model with fewer neurons can be measured: a layer has 48, the fewest that a cut in multiples" in sentence
     assert not out.exists()
 
 

@@ -27,6 +27,7 @@ from ..checkpoints import checkpoint, dtypes, models
 from ..checkpoints.rooms import scratch
 from ..checkpoints.shrinking import shrink
 from ..checkpoints.writing import Destination, begins, check_file, written_aside
+from ..errors import UserError
 from ..evaluation.engines import ENGINES
 from ..evaluation.workers import Worker
 from ..plan import PrunePlan
@@ -73,6 +74,12 @@ def latency(
     places = find_sites(dense, parse_units(units))
     check_room(max_context(dense.config), prompt_tokens, new_tokens, None, spare=1)
     counts: dict[Kind, tuple[int, ...]] = {kind: _counts(places, kind, multiple_of) for kind in kinds_of(places)}
+    for few, found in counts.items():
+        if len(found) == 1:
+            raise UserError(
+                f"no model with fewer {few} can be measured: a layer has {found[0]}, the fewest that a cut in "
+                f"multiples of {multiple_of} leaves; give a smaller --multiple-of, or other --units"
+            )
     kind_of_numbers = ENGINES[engine].dtype or dtypes.name_of(dtypes.main(dense))
     shapes: dict[Kind, tuple[int, ...]] = {
         kind: tuple(p.count for p in places if p.address.kind == kind) for kind in counts
@@ -162,7 +169,7 @@ class _Bench:
             plan = None
             if kind is not None:
                 sites = find_sites(model, [kind])
-                kept = [_first(site, round(count / of * site.count)) for site in sites]
+                kept = [_first(site, max(site.least, round(count / of * site.count))) for site in sites]
                 plan = PrunePlan.of([site.address for site in sites], kept, [site.count for site in sites])
                 shrink(model, plan)
             tokenizer = models.load_tokenizer(self.source, note=lambda _: None)
