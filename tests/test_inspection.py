@@ -6,11 +6,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_mixtures import NAMES as MIXTURES_OF_ALL
+from tiny_mixtures import tiny_mixture
 from tiny_models import LAYERS, NAMES, WIDTH, tiny_model
 
 from lmprune.checkpoints import checkpoint, models
 from lmprune.checkpoints.shrinking import shrink
-from lmprune.jobs.inspection import KEEPS, find_plan, inspect, neuron_size, parameters_by_part, pruning, saving, sizes
+from lmprune.jobs.inspection import (
+    KEEPS,
+    feed_forward,
+    find_plan,
+    inspect,
+    neuron_size,
+    parameters_by_part,
+    pruning,
+    saving,
+    sizes,
+)
 from lmprune.plan import PrunePlan
 from lmprune.sites.find import find_sites
 
@@ -48,6 +60,15 @@ def test_parts_of_a_gated_model_by_hand() -> None:
         "norms_and_other": LAYERS * 2 * 32 + 32,
         "output_head": 128 * 32,
     }
+
+
+@pytest.mark.parametrize("name", MIXTURES_OF_ALL)
+def test_dense_layers_and_shared_experts_of_a_mixture_are_feed_forward(name: str) -> None:
+    """By their names in the model."""
+    model = tiny_mixture(name)
+    homes = (".mlp.", ".feed_forward.", ".block_sparse_moe.", ".shared_mlp.")
+    named = sum(p.numel() for path, p in model.named_parameters() if any(home in path for home in homes))
+    assert parameters_by_part(model, feed_forward(model))["ffn"] == named
 
 
 def test_parts_of_a_plain_model_by_hand() -> None:

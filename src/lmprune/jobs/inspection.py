@@ -21,7 +21,7 @@ from ..runtimes.gguf_file import read_gguf
 from ..runtimes.gguf_keys import PLAN_KEY
 from ..sites.families import FFNSpec
 from ..sites.find import find_sites
-from ..sites.mixtures import is_mixture
+from ..sites.mixtures import beside_experts, is_mixture, mixture_of
 from ..sites.place import Place
 from ..sites.site import Site
 from ..sites.walk import list_of
@@ -49,10 +49,15 @@ def sizes(model: nn.Module, ffns: Sequence[Place]) -> dict[str, int]:
 def parameters_by_part(model: nn.Module, ffns: Sequence[Place]) -> dict[str, int]:
     """Parameters of each of PARTS; a head that is tied to the embedding counts as embedding.
 
-    No part is found by name: within a block, and outside its FFN, modules with a matrix are attention.
+    No part is found by name: within a block, and outside its FFN, modules with a matrix are attention. Dense layers
+    and shared experts of a mixture are feed-forward, too.
     """
+    blocks = list_of(model, ffns[0].block)
     in_ffn = {id(p) for ffn in ffns for module in ffn.modules for p in module.parameters()}
-    in_block = {id(p) for p in list_of(model, ffns[0].block).parameters()}
+    if is_mixture(model.config):
+        beside = [module for block in blocks for module in beside_experts(block, mixture_of(model.config))]
+        in_ffn |= {id(p) for module in beside for p in module.parameters()}
+    in_block = {id(p) for p in blocks.parameters()}
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
     parts: dict[str, int] = dict.fromkeys(PARTS, 0)
     seen: set[int] = set()

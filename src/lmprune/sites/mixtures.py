@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from ..errors import UserError
 
 
@@ -41,6 +43,7 @@ class MixtureSpec:
     up: str = "gate_up_proj"
     down: str = "down_proj"
     widths: tuple[str, ...] = ("intermediate_dim", "intermediate_size")
+    shared: str = ""
 
 
 #: the width of experts has a field of its own where dense layers or shared experts have another
@@ -60,10 +63,8 @@ MIXTURES: dict[str, MixtureSpec] = {
     **{name: MixtureSpec("num_experts") for name in ("olmoe", "flex_olmo", "cohere2_moe")},
     **{name: MixtureSpec("num_experts", **_OWN_WIDTH) for name in ("qwen2_moe", "qwen3_next")},
     **{name: MixtureSpec("num_local_experts", **_ROUTER) for name in ("phimoe", "gpt_oss")},
-    **{
-        name: MixtureSpec("num_local_experts", home="block_sparse_moe", **_ROUTER)
-        for name in ("granitemoe", "granitemoeshared")
-    },
+    "granitemoe": MixtureSpec("num_local_experts", home="block_sparse_moe", **_ROUTER),
+    "granitemoeshared": MixtureSpec("num_local_experts", home="block_sparse_moe", shared="shared_mlp", **_ROUTER),
     "deepseek_v2": MixtureSpec(
         "n_routed_experts", groups="num_group", grouped=(("topk_method", "group_limited_greedy"),), **_OWN_WIDTH
     ),
@@ -104,3 +105,9 @@ def mixture_of(config: Any) -> MixtureSpec:
     if not is_mixture(config):
         raise UserError(f"{model_type} is a dense model: it has no experts to remove")
     raise UserError(f"lmprune can't remove experts of {model_type} models; it can of {', '.join(sorted(MIXTURES))}")
+
+
+def beside_experts(block: nn.Module, spec: MixtureSpec) -> list[nn.Module]:
+    """What is feed-forward in a block of a mixture: experts, those of all tokens, or a dense layer."""
+    homes = (getattr(block, name, None) for name in (spec.home, spec.shared) if name)
+    return [home for home in homes if home is not None]
