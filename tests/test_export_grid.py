@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import tiny_model
 from variants import Variant, all_variants
 
+from lmprune.errors import UserError
 from lmprune.export import folder
+from lmprune.export.vllm import nemotron_nas_config
 from lmprune.sites.find import find_sites
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -23,7 +26,7 @@ ONCE_WRONG_IN_VLLM = {
     "llama-tied-gelu": "Nemotron-NAS has silu",
     "llama-tied-rope_dynamic": "type dynamic otherwise than transformers",
     "llama-tied-rope_longrope": "type longrope otherwise than transformers",
-    "llama-tied-rope_yarn_mscale": "with an attention factor",
+    "llama-tied-rope_yarn_mscale": "with attention_factor",
 }
 FOLDERS = random.Random(5).sample(export_grid.cells(["hf-uniform", "vllm"]), 24)
 
@@ -41,6 +44,15 @@ def test_a_sample_of_the_folders(variant: Variant, column: str, tmp_path: Path) 
 def test_what_vllm_would_compute_otherwise_is_refused(name: str, why: str, tmp_path: Path) -> None:
     found = cell(BY_NAME[name], "vllm", tmp_path)
     assert found["outcome"] == "refused" and why in found["why"]
+
+
+def test_fields_of_yarn_that_vllm_does_not_read_are_refused(tmp_path: Path) -> None:
+    """With these two transformers scales what is turned by another factor."""
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
+    model = tiny_model("llama", rope_parameters={**yarn, "mscale": 0.5, "mscale_all_dim": 1.0})
+    with pytest.raises(UserError, match="of type yarn with mscale otherwise than transformers"):
+        nemotron_nas_config(model, find_sites(model))
+    assert nemotron_nas_config(tiny_model("llama", rope_parameters=yarn), find_sites(model))["rope_parameters"] == yarn
 
 
 def test_a_rotary_share_that_only_vllm_would_read_is_not_written(tmp_path: Path) -> None:

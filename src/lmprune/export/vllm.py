@@ -34,6 +34,10 @@ _READ = (
 )
 #: kinds of rotary positions that vLLM computes as transformers does, without fields that only one of them reads
 _ROPES = ("default", "linear", "llama3", "yarn")
+#: of yarn, what only one of them reads
+_ONE_READS = (
+    "attention_factor", "mscale", "mscale_all_dim", "attn_factor", "extrapolation_factor", "apply_yarn_scaling"
+)  # fmt: skip
 
 
 def write(order: Order, folder: Path) -> dict[str, Any]:
@@ -77,8 +81,9 @@ def nemotron_nas_config(model: Any, ffns: Sequence[Site]) -> dict[str, Any]:
     if config.hidden_act != "silu":
         raise UserError(f"vLLM's Nemotron-NAS has silu, and this model {config.hidden_act}; use --to hf-uniform")
     rope = {name: value for name, value in config.rope_parameters.items() if name != "partial_rotary_factor"}
-    if (kind := rope["rope_type"]) not in _ROPES or "attention_factor" in rope:
-        how = f"type {kind}" + (" with an attention factor" if kind in _ROPES else "")
+    kind, odd = rope["rope_type"], next((name for name in _ONE_READS if rope.get(name) is not None), None)
+    if kind not in _ROPES or (kind == "yarn" and odd):
+        how = f"type {kind}" + (f" with {odd}" if kind in _ROPES else "")
         raise UserError(f"vLLM scales rotary positions of {how} otherwise than transformers; use --to hf-uniform")
     heads, widths = heads_by_layer(model), {ffn.layer: ffn.width for ffn in ffns}
     _check_heads(config, heads, gaps(model, "ffn"))
