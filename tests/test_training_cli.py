@@ -14,11 +14,12 @@ import pytest
 import torch
 from test_bad_input import refused
 from tiny_checkpoints import DOCS, byte_tokenizer, documented, lmprune, tiny_checkpoint
+from tiny_mixtures import tiny_mixture
 from tiny_models import LAYERS, WIDTH, tiny_model, tokens
 from transformers import TrainerCallback
 
 from lmprune import data
-from lmprune.checkpoints import models
+from lmprune.checkpoints import checkpoint, models
 from lmprune.data.pairs import IGNORED
 from lmprune.data.tokens import stream
 from lmprune.errors import UserError
@@ -134,6 +135,16 @@ def test_a_plan_and_then_training(pruned: dict[str, Any], model: Path, text: Pat
     assert record["widths"] == pruned["widths"] and record["training"]["schedule"] == "oneshot"
     assert "and fine-tuned afterwards for 12 steps" in (out / "README.md").read_text()
     assert PrunePlan.load(out / PLAN_FILE).kept == PrunePlan.load(plan).kept
+
+
+def test_experts_go_and_then_it_trains(text: Path, tmp_path: Path) -> None:
+    """The whole training was lost: a mixture has no neurons whose uniqueness could be told in the end."""
+    sizes = {"vocab_size": 257, "max_position_embeddings": 256, "bos_token_id": 256, "eos_token_id": 256}
+    checkpoint.save(tiny_mixture("mixtral", **sizes), tmp_path / "dense", tokenizer=byte_tokenizer())
+    how = ("--units", "experts", "--method", "reap", "--keep", 0.5, "--calibration-tokens", 256, "--answer-tokens", 0)
+    out = ("--out", tmp_path / "out", "--json")
+    done = lmprune("prune", tmp_path / "dense", "--data", text, *SHORT, "--schedule", "oneshot", *how, *out)
+    assert set(done.record["training"]) == keys_of_training() - {"uniqueness"}
 
 
 def test_finetune(model: Path, text: Path, tmp_path: Path) -> None:

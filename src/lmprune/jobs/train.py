@@ -36,6 +36,7 @@ from ..sites.address import Kind
 from ..sites.families import FFNSpec
 from ..sites.find import find_sites
 from ..sites.limits import check_seq_len
+from ..sites.mixtures import is_mixture
 from ..sites.proof import check_ffns
 from ..training.early_stop import EarlyStop
 from ..training.examples import Corpus, check_examples
@@ -227,7 +228,9 @@ def recover(job: Job, model: Any, prune: Callable[[Any], PrunePlan]) -> Pruned:
 
 
 def _redundancy(job: Job, model: Any) -> dict[str, float]:
-    """The result's uniqueness on the first tokens it was trained on (docs/methods.md, "Uniqueness")."""
+    """The result's uniqueness on the first tokens it was trained on (docs/methods.md, "Uniqueness"), if it has one."""
+    if is_mixture(model.config):
+        return {}
     ids, _ = stream(job.tokenizer, job.text, max(UNIQUENESS_TOKENS, job.seq_len))
     begin = Beginning.of(job.tokenizer)
     seq_len = min(job.seq_len, len(begin.ids) + len(ids))  # pairs may be fewer tokens in all than one block of text
