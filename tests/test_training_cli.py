@@ -15,7 +15,7 @@ import torch
 from test_bad_input import refused
 from tiny_checkpoints import DOCS, byte_tokenizer, documented, lmprune, tiny_checkpoint
 from tiny_mixtures import tiny_mixture
-from tiny_models import LAYERS, WIDTH, tiny_model, tokens
+from tiny_models import LAYERS, WIDTH, logits, tiny_model, tokens
 from transformers import TrainerCallback
 
 from lmprune import data
@@ -31,6 +31,7 @@ from lmprune.plan import PLAN_FILE, PrunePlan
 from lmprune.sites.families import FAMILIES
 from lmprune.sites.find import find_sites
 from lmprune.training.examples import Corpus
+from lmprune.training.lora import add_lora, merged
 from lmprune.training.settings import TrainSettings
 from lmprune.training.train import _arguments, train
 from lmprune.training.trainer import PruneTrainer
@@ -325,6 +326,18 @@ def test_gradient_checkpointing_is_switched_on(model: Path) -> None:
     assert not net.is_gradient_checkpointing
     train(net, examples, TrainSettings(steps=1, gradient_checkpointing=True))
     assert net.is_gradient_checkpointing
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_trained_model_computes_and_caches_as_before(lora: bool) -> None:
+    """The Trainer turns the cache off in the config, with which it would be saved, and mixed precision stays on."""
+    model, examples = tiny_model("llama"), [{"input_ids": row} for row in tokens(8, 16)]
+    config = model.config.to_dict()
+    trained = add_lora(model, 2) if lora else model
+    train(trained, examples, TrainSettings(2, bf16=True))
+    model, fresh = merged(trained).eval(), tiny_model("llama")
+    fresh.load_state_dict(model.state_dict())
+    assert model.config.to_dict() == config and logits(model).equal(logits(fresh))
 
 
 def test_nothing_is_saved_without_a_folder(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -62,7 +63,7 @@ def train(
     """
     start = time.perf_counter()
     check_one_device(model, "there is no training")
-    with TemporaryDirectory() as nowhere:
+    with TemporaryDirectory() as nowhere, _its_own(model):
         arguments = _arguments(settings, str(folder.path) if folder else nowhere, next(model.parameters()).device)
         check_enough(settings, len(examples), arguments.world_size)
         trainer = PruneTrainer(
@@ -93,6 +94,23 @@ def train(
         if stop is not None:
             stop.restore(model)
     return TrainResult(time.perf_counter() - start, folder.read_log() if folder else log.lines)
+
+
+@contextmanager
+def _its_own(model: Any) -> Iterator[None]:
+    """Afterwards the model computes as before, and its config says so: the Trainer turns the cache off in there, which
+    would be saved, and leaves mixed precision in the model's forward."""
+    nothing: Any = object()
+    cached, forward = getattr(model.config, "use_cache", nothing), model.__dict__.get("forward", nothing)
+    try:
+        yield
+    finally:
+        for where, name, value in ((model.config, "use_cache", cached), (model, "forward", forward)):
+            if value is not nothing:
+                setattr(where, name, value)
+            elif name in where.__dict__:
+                delattr(where, name)
+        model.__dict__.pop("_original_forward", None)
 
 
 def _train_in(folder: RunFolder, trainer: PruneTrainer, saved: SavedStates, note: Callable[[str], None]) -> None:
