@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -535,8 +536,31 @@ def test_bad_requests_leave_the_model_untouched():
         ({"method": "obs", "keep": 0.5, "num_steps": 50}, "pass calibration tokens"),
         ({"method": "top_v", "keep": 0.5, "num_steps": 50, "calibration": tokens() + 999}, "the model knows"),
         ({"method": "gum", "keep": 0.5, "num_steps": 50, "multiple_of": 64}, "no neuron could go"),
+        ({"method": "gum", "keep": 0.5, "num_steps": 50, "scope": "locale"}, "did you mean local"),
     ]
     for asked, message in wrong:
         with pytest.raises(UserError, match=message):
             GradualPruner(model, **asked)
         assert set(dict(model.named_parameters())) == names
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"compute": "ful"}, "did you mean full"),  # no neuron was masked, nor gathered, until the cut
+        ({"num_milestones": 0}, "num_milestones must be at least 1"),  # nothing was pruned
+        ({"similarity_every": 0}, "similarity_every must be at least 1"),
+        ({"similarity_rows": 0}, "similarity_rows must be at least 1"),  # the first step had no end
+        ({"penalty_weight": -1.0}, "penalty_weight must be 0 or more"),
+        ({"similarity_weight": math.nan}, "similarity_weight must be 0 or more"),
+    ],
+)
+def test_settings_that_prune_otherwise_than_asked_are_refused(setting: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        GradualSettings(**setting)
+
+
+def test_a_rate_of_nothing_is_refused_and_not_taken_for_the_usual_one():
+    pruner = GradualPruner(tiny_model("llama"), method="gum", keep=0.5, num_steps=50)
+    with pytest.raises(UserError, match="must be above 0, got 0"):
+        pruner.param_groups(lr=1e-3, score_lr=0)

@@ -257,7 +257,10 @@ def check_kinds(method: Method, kinds: Iterable[Kind]) -> None:
 
 
 def check_scope(method: Method, scope: str | None) -> None:
-    """scope: as it was given; None = the method's own. Raises: UserError where the method, in training, has none."""
+    """scope: as it was given; None = the method's own. Raises: UserError where it is none, or the method, in training,
+    has none."""
+    if scope not in (None, *SCOPES):
+        raise unknown("scope", scope, SCOPES)
     if scope == "global" and isinstance(method.solver, Learned) and method.solver.threshold:
         raise UserError(f"method {method.name!r} has a threshold for all layers, and no --scope; leave it out")
 

@@ -7,6 +7,7 @@ Source: docs/methods.md, "Learned scores".
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -37,6 +38,9 @@ def param_groups(
 
 
 def score_group(scores: Sequence[nn.Parameter], lr: float) -> dict[str, Any]:
+    """Raises: UserError for a rate with which nothing is learned."""
+    if not 0 < lr < math.inf:
+        raise UserError(f"the scores' learning rate must be above 0, got {lr:g}: nothing would be learned")
     return {"params": list(scores), "lr": lr, "eps": SCORE_EPS, "weight_decay": 0.0}
 
 

@@ -132,13 +132,13 @@ class GradualPruner:
 
         score_lr: None = 1e-2, for `soft` at least 10 / num_steps.
         """
-        score_lr = score_lr or self.score_lr
+        score_lr = self.score_lr if score_lr is None else score_lr
         self._one_rate = score_lr == lr
         return param_groups(self.model, self.masks.scores, lr=lr, score_lr=score_lr, weight_decay=weight_decay)
 
     def score_group(self, lr: float | None = None) -> dict[str, Any]:
         """The scores' group alone, for an optimizer that has the weights already. lr: None = as in `param_groups`."""
-        return score_group(self.masks.scores, lr or self.score_lr)
+        return score_group(self.masks.scores, self.score_lr if lr is None else lr)
 
     @property
     def score_lr(self) -> float:
