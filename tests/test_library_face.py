@@ -188,6 +188,15 @@ def test_a_plain_trainers_run_that_was_killed_before_finish_has_only_that_to_do(
 # -- what is refused
 
 
+def test_a_run_does_not_begin_with_what_another_has_pruned(tmp_path: Path) -> None:
+    """Units that had gone in the first run were gone in the second's first steps, and came back in its tenth part."""
+    model = tiny_model("llama")
+    pruner = pruner_of(model)
+    plain(model, pruner, tmp_path / "first").train()
+    with pytest.raises(UserError, match=rf"step 0 can't follow after {STEPS} steps.*a new GradualPruner"):
+        plain(model, pruner, tmp_path / "second").train()
+
+
 class OwnLoss(Trainer):
     """Computes its loss from the logits, past the model's."""
 

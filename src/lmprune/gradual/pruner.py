@@ -157,16 +157,20 @@ class GradualPruner:
         Raises: UserError where the count has a gap or starts anew, where the optimizer would not train the scores as
         scores, and where the step ended without the method's penalty.
         """
-        if number != self._ended:
-            raise UserError(
-                f"step {number} can't follow after {self._ended} steps; count the optimizer's steps from 0, "
-                "through all epochs"
-            )
+        self.check_follows(number)
         self.begin_step(number)
         with checked_optimizers(self.model, self.masks.scores, one_rate=self._one_rate):
             yield
         self.check_pressed()
         self.end_step()
+
+    def check_follows(self, number: int) -> None:
+        """Raises: UserError where not so many steps are done: neurons that went, and scores, are of those that are."""
+        if number != self._ended:
+            raise UserError(
+                f"step {number} can't follow after {self._ended} steps; count the optimizer's steps from 0, "
+                "through all epochs, and begin a new run with a new GradualPruner"
+            )
 
     def loss(self, loss: Tensor, *, parts: float = 1) -> Tensor:
         """A training step's loss with the method's penalty; what to call backward() on.

@@ -63,6 +63,8 @@ class PruneCallback(MaskSteps):
         self.pruner.check_optimizer(optimizer)
         if state.global_step:
             restore_pruner(self.pruner, Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        else:
+            self.pruner.check_follows(0)
         self._batches = Batches.of(args, train_dataloader)
         self._take_off()
         self._take_off = _penalise(model, self.pruner, lambda: self._batches.parts(state.global_step))
