@@ -409,9 +409,11 @@ def test_cosines_are_the_brute_force_ones_and_a_silent_neuron_has_none():
 
 
 @contextmanager
-def estimating(max_rows: int = 1000, stride: int = 1) -> Iterator[tuple[Any, UnitMasks, SimilarityEstimate]]:
+def estimating(
+    max_rows: int = 1000, stride: int = 1, kind: Any = "neurons"
+) -> Iterator[tuple[Any, UnitMasks, SimilarityEstimate]]:
     model = tiny_model("llama").train()
-    masks = UnitMasks(model, find_sites(model), learned=True, compute="gathered")
+    masks = UnitMasks(model, find_sites(model, (kind,)), learned=True, compute="gathered")
     estimate = SimilarityEstimate(masks, max_rows=max_rows, stride=stride)
     estimate.observe()
     yield model, masks, estimate
@@ -442,6 +444,18 @@ def test_the_estimate_of_all_rows_is_exact_and_masked_neurons_have_0():
         gone = torch.ones(WIDTH, dtype=torch.bool)
         gone[kept[1]] = False
         assert not found[1][gone].any()
+
+
+@pytest.mark.parametrize("kind", ["neurons", "heads"])
+def test_as_many_tokens_are_kept_of_units_of_any_size(kind: str):
+    """Of heads there was one token a number of inputs of a head: the u of a few tokens."""
+    found = []
+    for max_rows in (24, 1000):
+        with estimating(max_rows=max_rows, kind=kind) as (model, _masks, estimate):
+            model(tokens(2, 12))
+            estimate.refresh()
+            found.append(torch.cat(estimate.similarities))
+    assert torch.allclose(*found, atol=1e-6)
 
 
 def test_padding_does_not_count():

@@ -60,8 +60,8 @@ class SimilarityEstimate:
 
     Attach with `observe`; then call `end_step` after each optimizer step and `refresh` when a new u is wanted.
     Rows of many steps, Gram matrix only when asked: no average over matrices of different masks, so |cos| <= 1 always.
-    A neuron that was not computed in a row counts as silent there. The rows are every `stride`-th token of each
-    sequence, at an offset that moves from step to step, so they do not depend on how a batch is split over
+    A neuron that was not computed in a row counts as silent there. The rows are of tokens, every `stride`-th one of
+    each sequence, at an offset that moves from step to step, so they do not depend on how a batch is split over
     accumulation steps; several processes hold `max_rows` between them. Padding is left out.
     """
 
@@ -95,16 +95,15 @@ class SimilarityEstimate:
             rows_nK = rows_nK[self.counting_n.to(h.device)]
         if mask.size > 1:  # the cosine of two units is of their whole outputs: a row for each place in the run
             rows_nK = rows_nK.unflatten(1, (-1, mask.size)).transpose(1, 2).flatten(0, 1)
-        rows = self._rows[layer] = self._rows[layer] or self._room(mask.count, h.device)
+        rows = self._rows[layer] = self._rows[layer] or self._room(mask, h.device)
         rows.add(rows_nK, None if rows_nK.shape[1] == mask.count else kept.to(h.device))
 
-    def _room(self, width: int, device: torch.device) -> Rows:
-        return Rows(self._capacity, width, device)
+    def _room(self, mask: UnitMask, device: torch.device) -> Rows:
+        return Rows(self._capacity(mask), mask.count, device)
 
-    @property
-    def _capacity(self) -> int:
-        """The rows of one process."""
-        return -(-self.max_rows // _num_processes())
+    def _capacity(self, mask: UnitMask) -> int:
+        """The rows of one process: a token's is one for each place in the run of a unit."""
+        return -(-self.max_rows // _num_processes()) * mask.size
 
     @property
     def _taken(self) -> slice:
@@ -160,7 +159,7 @@ class SimilarityEstimate:
         self.step = int(state["step"])
         for layer, mask in enumerate(self.masks):
             self.similarities[layer] = state[f"{layer}.similarities"].to(mask.device)
-            rows = self._rows[layer] = self._room(mask.count, mask.device)
+            rows = self._rows[layer] = self._room(mask, mask.device)
             rows.add(state[f"{layer}.rows"])
             rows.next = int(state[f"{layer}.next"])
 
@@ -168,11 +167,11 @@ class SimilarityEstimate:
         """What `state` would have given in process `mine` of these, where `states` are those of another number of
         processes: all their rows, which are dealt out by age."""
         found = dict(states[0])
-        for layer in range(len(self.masks)):
+        for layer, mask in enumerate(self.masks):
             by_age = [s[f"{layer}.rows"].roll(-int(s[f"{layer}.next"]), 0) for s in states]  # the oldest first
             age = torch.cat([torch.arange(len(rows), 0, -1) for rows in by_age])
             together = torch.cat(by_age)[age.argsort(descending=True, stable=True)]
-            capacity = self._capacity
+            capacity = self._capacity(mask)
             rows = together[mine :: _num_processes()][-capacity:]
             found[f"{layer}.rows"], found[f"{layer}.next"] = rows, torch.tensor(len(rows) % capacity)
         return found
