@@ -13,9 +13,12 @@ from test_statistics import hooks_of
 from tiny_checkpoints import documented, lmprune, tiny_checkpoint
 from tiny_models import LAYERS, WIDTH, tiny_model, tokens
 
+import lmprune as lmprune_py
 from lmprune.checkpoints import models
 from lmprune.jobs import analysis
+from lmprune.plan import PrunePlan
 from lmprune.scores.redundancy import measure
+from lmprune.sites.address import Address
 from lmprune.sites.find import find_sites
 
 QUICK = ("--seq-len", 64, "--max-tokens", 512)
@@ -56,6 +59,20 @@ def test_the_numbers_are_those_of_the_models(analysed: dict[str, Any], model: Pa
         assert layer["cos_ranges"] == pytest.approx(list(mine.cos_ranges))
         assert layer["baseline_cos_ranges"] == pytest.approx(list(theirs.cos_ranges))
         assert layer["baseline_sensitivity"] == pytest.approx(theirs.sensitivity)
+
+
+def test_layers_have_their_numbers_where_one_has_no_neurons(model: Path, text: Path, tmp_path: Path) -> None:
+    """Layer 2 was called 1, and compared with layer 1 of a baseline that had lost another one."""
+    for gone, layers in ((1, [0, 2]), (2, [0, 1])):
+        net = models.load(model)
+        plan = PrunePlan.of([Address("ffns", 0)], [torch.tensor(layers)], [LAYERS])
+        lmprune_py.shrink(net, plan)
+        lmprune_py.save(net, tmp_path / str(gone), tokenizer=models.load_tokenizer(model), plan=plan)
+    without = tmp_path / "1"
+    done = lmprune("analyze", without, "--data", text, *QUICK, "--out", tmp_path / "a", "--json").record
+    assert [layer["layer"] for layer in done["layers"]] == [0, 2]
+    words = refused("analyze", without, "--data", text, *QUICK, "--baseline", tmp_path / "2", "--out", tmp_path / "b")
+    assert "layer 1 has feed-forward neurons in the model or the baseline alone" in words
 
 
 def test_what_is_written(analysed: dict[str, Any]) -> None:

@@ -101,7 +101,7 @@ def _of_neurons(record: Mapping[str, Any]) -> Views:
         "",
         _measure("uniqueness", record),
         _measure("sensitivity", record),
-        *_alike(record["clusters"]),
+        *_alike(record),
         "",
         f"Advice: {method}{', and train on' if advice['train'] else ''}: {advice['why']}.",
         "It is a first-order estimate: compare with `lmprune eval --baseline` afterwards.",
@@ -144,10 +144,11 @@ def _measure(name: str, record: Mapping[str, Any]) -> str:
     return f"{name} {record[name]:.4g}" + ("" if ratio is None else f", {ratio:.3f} of the baseline's")
 
 
-def _alike(clusters: list[list[dict[str, Any]]]) -> Views:
+def _alike(record: Mapping[str, Any]) -> Views:
     """The three largest clusters of look-alikes."""
+    layers = zip(record["layers"], record["clusters"], strict=True)
     largest = sorted(
-        ((len(c["neurons"]), layer, c) for layer, found in enumerate(clusters) for c in found), key=lambda x: -x[0]
+        ((len(c["neurons"]), layer["layer"], c) for layer, found in layers for c in found), key=lambda x: -x[0]
     )[:3]
     return [
         f"{size} neurons of layer {layer} are alike; they fire on "

@@ -34,6 +34,11 @@ def check_baseline(ffns: Sequence[Site], dense: Sequence[Site]) -> None:
             "a baseline must be the same model before pruning"
         )
     for ours, theirs in zip(ffns, dense, strict=True):
+        if ours.layer != theirs.layer:
+            raise UserError(
+                f"layer {min(ours.layer, theirs.layer)} has feed-forward neurons in the model or the baseline alone; "
+                "a baseline must be the same model before pruning, with the same feed-forward layers"
+            )
         if ours.width > theirs.width:
             raise UserError(
                 f"layer {ours.layer} has {ours.width} neurons, {theirs.width} in the baseline; "
@@ -54,7 +59,7 @@ def summary(
     for i, layer in enumerate(found.layers):
         layers.append(
             {
-                "layer": i,
+                "layer": layer.layer,
                 "width": layer.width,
                 "left": layer.width / widths_before[i] if widths_before else None,
                 "uniqueness": layer.uniqueness,

@@ -117,10 +117,16 @@ def _of_neurons(
     tokenizer: Any,
 ) -> dict[str, Any]:
     return {
-        **analysis.summary(found, dense=dense, widths_before=plan and plan.widths_before),
+        **analysis.summary(found, dense=dense, widths_before=_before(plan, found)),
         "advice": analysis.advice(found),
         "clusters": analysis.clusters(found, ids, tokenizer),
     }
+
+
+def _before(plan: PrunePlan | None, found: redundancy.Redundancy) -> list[int] | None:
+    """Neurons of each layer before pruning, where the plan tells of just these layers."""
+    planned = [address.layer for address in plan.addresses if address.kind == "neurons"] if plan else None
+    return plan.widths_before if plan and planned == [layer.layer for layer in found.layers] else None
 
 
 def _write(out: Destination, record: dict[str, Any], neurons: Any) -> None:

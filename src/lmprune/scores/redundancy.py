@@ -44,6 +44,7 @@ class LayerRedundancy:
     clusters: neurons linked by cos >= ALIKE, largest cluster first, ascending within.
     peak_tokens_FK: int64, where it fired hardest: places in the flattened input ids, one a sequence, hardest first.
     sensitivity_F: fp64, mean over sequences of |Σ_θ θ·∂L/∂θ|; None where it was not asked for.
+    layer: its number in the model, some of whose layers may be without feed-forward neurons.
     """
 
     redundant_F: Tensor
@@ -53,6 +54,7 @@ class LayerRedundancy:
     clusters: tuple[tuple[int, ...], ...]
     peak_tokens_FK: Tensor
     sensitivity_F: Tensor | None = None
+    layer: int = 0
 
     @property
     def width(self) -> int:
@@ -179,7 +181,7 @@ class _Seen:
         if not self.moment_FF.isfinite().all():
             cure = "check the checkpoint's weights, or use a wider dtype (--dtype float32)"
             raise UserError(f"layer {layer}: neurons put out NaN or infinite values; {cure}")
-        return compare(self.moment_FF.cpu(), self.tokens_KF.T)
+        return replace(compare(self.moment_FF.cpu(), self.tokens_KF.T), layer=layer)
 
 
 def compare(moment_FF: Tensor, peak_tokens_FK: Tensor | None = None) -> LayerRedundancy:
