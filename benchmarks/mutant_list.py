@@ -535,7 +535,7 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
     "training/callbacks.py": (
         "teachers training_cli resume",
         [
-            ("number = int(counted(inputs", "number = 1 + int(counted(inputs"),
+            ("count += len(targets_N)", "count += 1 + len(targets_N)"),
             ("return math.exp(min(total / count", "return math.exp(min(total / max(len(batches), 1)"),
             ("if state.global_step == 0:  # a resumed", "if True:  # a resumed"),
         ],

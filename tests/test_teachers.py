@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from test_bad_input import refused
 from tiny_checkpoints import lmprune, tiny_checkpoint
-from tiny_models import VOCABULARY, tiny_model
+from tiny_mixtures import tiny_mixture
+from tiny_models import VOCABULARY, tiny_model, tokens
 
 import lmprune as package
 from lmprune.data import load as load_text
@@ -236,3 +237,13 @@ def test_perplexity_on_the_way_is_over_all_counted_tokens(dense: Any) -> None:
     assert perplexity_of(dense, batches) == pytest.approx(math.exp(total / count), rel=1e-4)
     assert dense.training
     dense.eval()
+
+
+def test_perplexity_on_the_way_is_the_text_s_alone() -> None:
+    """Of a mixture that trains its router it held the router's loss, and a batch without counted tokens made it NaN."""
+    model = tiny_mixture("mixtral")
+    batches = [collate(examples_of(5)[:2])]
+    found = perplexity_of(model, batches)
+    model.config.output_router_logits, model.config.router_aux_loss_coef = True, 0.1
+    nothing = collate([{"input_ids": tokens(1, 8)[0], "labels": torch.full((8,), IGNORED)}])
+    assert perplexity_of(model, [*batches, nothing]) == pytest.approx(found)

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor
+from torch.nn import functional
 from transformers import TrainerCallback
 
 from ..errors import UserError
@@ -21,7 +22,7 @@ from ..gradual import GradualPruner
 from . import manifest
 from .prune_callback import restore_pruner, save_pruner
 from .run_folder import RunFolder
-from .trainer import counted, in_eval
+from .trainer import counted, in_eval, without_labels
 
 #: called with (steps done, steps in all, what is known now: loss, keep, lr, perplexity)
 Report = Callable[[int, int, Mapping[str, float]], None]
@@ -86,12 +87,15 @@ class HeldOut(TrainerCallback):
 
 @torch.no_grad()
 def perplexity_of(model: Any, batches: Sequence[Mapping[str, Tensor]]) -> float:
-    """exp of the mean negative log-likelihood over all counted tokens of the collated batches."""
+    """exp of the mean negative log-likelihood over all counted tokens of the collated batches: of the text alone, while
+    a mixture's own loss may hold that of its router, too."""
     total, count = 0.0, 0
     for inputs in in_eval(model, batches):
-        number = int(counted(inputs["labels"]).sum())
-        total += float(model(**inputs, use_cache=False).loss) * number
-        count += number
+        where = counted(inputs["labels"])
+        logits_NV = model(**without_labels(inputs), use_cache=False).logits[where]
+        targets_N = inputs["labels"][:, 1:][where[:, :-1]]
+        total += float(functional.cross_entropy(logits_NV.float(), targets_N, reduction="sum"))
+        count += len(targets_N)
     return math.exp(min(total / count, 700.0))
 
 
