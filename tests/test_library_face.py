@@ -135,8 +135,8 @@ def test_parts_of_a_step_add_up_to_one_penalty() -> None:
 
 
 def test_groups_are_the_trainers_own(tmp_path: Path) -> None:
-    """Every parameter once; what decays is what lmprune's trainer (transformers' rule) lets decay."""
-    for name in ("llama", "gpt2", "gpt_neo", "opt", "qwen3", "phi"):
+    """Every parameter once; what decays is what lmprune's trainer lets decay: no norm, by whatever name it goes."""
+    for name in ("llama", "gpt2", "gpt_neo", "opt", "qwen3", "phi", "diffllama", "apertus"):
         model = tiny_model(name)
         pruner = pruner_of(model)
         trainer = PruneTrainer(model=model, args=arguments(tmp_path), pruner=pruner, score_lr=2e-2)
@@ -145,6 +145,7 @@ def test_groups_are_the_trainers_own(tmp_path: Path) -> None:
         for a, b in zip(theirs, ours, strict=True):
             assert set(map(id, a["params"])) == set(map(id, b["params"])), name
             assert (a["lr"], a["weight_decay"]) == (b["lr"], b["weight_decay"])
+        assert all(p.ndim > 1 for p in theirs[0]["params"])
         assert ours[2]["eps"] == theirs[2]["eps"] == 1e-4 and ours[2]["lr"] == 2e-2
     assert pruner_of(tiny_model("llama"), "soft").score_lr == 10 / STEPS
     assert len(pruner_of(tiny_model("llama"), "magnitude").param_groups(lr=1e-3)) == 2

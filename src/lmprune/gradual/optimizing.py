@@ -28,13 +28,18 @@ def param_groups(
     model: nn.Module, scores: Sequence[nn.Parameter], *, lr: float, score_lr: float, weight_decay: float
 ) -> list[dict[str, Any]]:
     """Weights; biases and norms, which don't decay; scores."""
-    mine = set(map(id, scores))
-    weights = [p for p in model.parameters() if p.requires_grad and id(p) not in mine]
+    mine, decaying = set(map(id, scores)), set(decaying_names(model))
+    weights = [(name in decaying, p) for name, p in model.named_parameters() if p.requires_grad and id(p) not in mine]
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in weights if p.ndim > 1], "lr": lr, "weight_decay": weight_decay},
-        {"params": [p for p in weights if p.ndim <= 1], "lr": lr, "weight_decay": 0.0},
+        {"params": [p for decays, p in weights if decays], "lr": lr, "weight_decay": weight_decay},
+        {"params": [p for decays, p in weights if not decays], "lr": lr, "weight_decay": 0.0},
     ]
     return groups + [score_group(scores, score_lr)] * bool(scores)
+
+
+def decaying_names(model: nn.Module) -> list[str]:
+    """Of the parameters that weight decay is for: matrices, but for the stacked biases of experts."""
+    return [name for name, p in model.named_parameters() if p.ndim > 1 and not name.endswith("bias")]
 
 
 def score_group(scores: Sequence[nn.Parameter], lr: float) -> dict[str, Any]:

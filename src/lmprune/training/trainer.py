@@ -17,6 +17,7 @@ from transformers import Trainer
 from ..data.pairs import IGNORED
 from ..errors import UserError
 from ..gradual import GradualPruner
+from ..gradual.optimizing import decaying_names
 from .prune_callback import MaskSteps, PruneCallback
 from .spread import spread_on_processors
 
@@ -70,6 +71,10 @@ class PruneTrainer(Trainer):
         if how is not None and not self.is_fsdp_enabled:
             spread_on_processors(self.accelerator, FullyShardedDataParallelPlugin(**how))
             self.is_fsdp_enabled = True
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """transformers' own rule goes by names, and lets scalars and some norms decay (diffllama's, apertus')."""
+        return decaying_names(model)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         fresh = self.optimizer is None
