@@ -379,6 +379,17 @@ def test_soft_lands_within_1_percent(asked: float, num_steps: int):
     assert all(len(kept) >= floor for kept in masks.kept)
 
 
+def test_soft_counts_what_each_kind_asks_for():
+    """With a ratio for each kind the penalty grew as if all units had the smallest, though the right ones stood out."""
+    keep: Any = {"neurons": 0.75, "heads": 0.5}
+    pruner = GradualPruner(tiny_model("llama"), method="soft", units=("neurons", "heads"), keep=keep, num_steps=100)
+    for mask, scores in zip(pruner.masks, pruner.masks.scores, strict=True):
+        scores.data.fill_(-3)[: round(keep[mask.kind] * mask.count)] = 1
+    pruner.begin_step(99)
+    assert pruner.penalty_weight() < pruner.settings.penalty_weight, "nobody is to go, so the effort falls"
+    assert {kind: pruner.masks.keep_of(kind) for kind in keep} == keep
+
+
 @pytest.mark.parametrize(("multiple_of", "width"), [(1, 38), (8, 40), (32, 32)])
 def test_soft_keeps_the_best_of_the_nearest_multiple(multiple_of: int, width: int):
     model = tiny_model("llama")

@@ -6,6 +6,7 @@ With the threshold alone, the paper's runs ended with 1-3% too many neurons, or 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ class SoftThreshold(Chooser):
             return None
         border = math.log(threshold / (1 - threshold))
         scores = [s.float().cpu() for s in self.masks.whole_scores()]
-        self._steer(torch.cat(scores), keep, border)
+        self._steer(torch.cat(scores), self._asked(keep), border)
         sites = self.masks.sites
         floors = self.goal.best(sites, scores, self.goal.keep, scope="local")
         kept = []
@@ -71,7 +72,13 @@ class SoftThreshold(Chooser):
     def load_state(self, state: dict[str, Tensor]) -> None:
         self.effort = float(state["soft.effort"])
 
-    def _steer(self, scores: Tensor, keep: float, border: float) -> None:
-        rank = min(int(keep * len(scores)), len(scores) - 1)
+    def _asked(self, keep: float) -> int:
+        """The count of all units where the schedule asks for `keep`."""
+        if not isinstance(share := self.goal.at(keep), Mapping):
+            return int(share * sum(mask.count for mask in self.masks))
+        return int(sum(share[mask.kind] * mask.count for mask in self.masks))
+
+    def _steer(self, scores: Tensor, asked: int, border: float) -> None:
+        rank = min(asked, len(scores) - 1)
         excess = float(scores.sort(descending=True).values[rank]) - border
         self.effort = min(max(self.effort * math.exp(self.gain * min(max(excess, -1.0), 1.0)), 1e-2), MAX_EFFORT)
