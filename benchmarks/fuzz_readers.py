@@ -320,8 +320,8 @@ def open_tokenizer(source: Path) -> None:
     cover(found, text, 20)
     pairs.examples([Pair("a cat", " saw")], found, max_len=16)
     with contextlib.suppress(UserError):
-        tokenizer_metadata(found, 258)
-        lost(found)
+        tokenizer_metadata(found, 258, [0, 1])
+        lost(found, [0, 1])
     modelfile("m.gguf", found, 64)
     if prompts.has_template(found):
         render([*TALK, "a text"], found)
