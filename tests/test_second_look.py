@@ -23,9 +23,9 @@ from lmprune.progress import silent
 from lmprune.sites.address import Address
 from lmprune.sites.find import find_sites
 from lmprune.sites.site import Site
-from lmprune.solve.budgeted import Walk
 from lmprune.solve.obs import ObsSettings, end_loss_metrics, error_curves, obs_to_counts
 from lmprune.solve.second_look import Look, corrected, dearer, wanted
+from lmprune.solve.trials import Tryout
 
 UNITS = ("neurons", "heads")
 SETTINGS = ObsSettings()
@@ -155,7 +155,7 @@ def test_a_budget_looks_at_heads_too(monkeypatch: pytest.MonkeyPatch, by: Budget
         return plain(address, gone, cost * (1e-6 if address.kind == "heads" else 1), counts)
 
     monkeypatch.setattr(Levels, "of", cheap)
-    monkeypatch.setattr(Walk, "really", lambda *_: 0.0)  # of two, the ranking
+    monkeypatch.setattr(Tryout, "losses", lambda *_: {"loss": 0.0})  # of two, the ranking
     (first, neurons), (second, fewer) = spent(0.0), spent(1e6)
     heads = [Address("heads", layer) for layer in range(3)]
     assert all(first[at] == 1 for at in heads)
