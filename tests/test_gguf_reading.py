@@ -374,6 +374,16 @@ def test_ends_templates_and_special_ids(tmp_path: Path) -> None:
     assert models.load(tmp_path / "m.gguf").generation_config.eos_token_id == [0, 5]
 
 
+@pytest.mark.parametrize("names", [["default", "tool_use", "rag"], ["tool_use"], ["default"]])
+def test_named_templates_come_along(names: list[str], tmp_path: Path) -> None:
+    templates = {name: f"{name} {{{{ messages[0].content }}}}" for name in names}
+    written(model_of("llama-tied"), tmp_path / "m.gguf", tokenizer=bpe(chat_template=templates))
+    again = models.load_tokenizer(tmp_path / "m.gguf").chat_template
+    assert again == (templates if names != ["default"] else templates["default"])
+    metadata = read_gguf(tmp_path / "m.gguf").metadata
+    assert metadata.get("tokenizer.chat_templates", []) == [name for name in names if name != "default"]
+
+
 @pytest.mark.parametrize(
     ("key", "value", "sentence"),
     [

@@ -7,7 +7,7 @@ a rule has to be in SPLIT_NAMES.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gguf import TokenType
@@ -45,12 +45,17 @@ def tokenizer_metadata(tokenizer: Any, vocab_size: int, ends: Sequence[int]) -> 
         **_special(tokenizer),
         **_ends(tokenizer, ends),
     }
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default")
+    return {**{f"tokenizer.ggml.{key}": value for key, value in found.items()}, **_templates(tokenizer.chat_template)}
+
+
+def _templates(template: str | Mapping[str, str] | None) -> dict[str, Any]:
+    """The chat template, and those with names of their own: `tool_use` llama.cpp takes where there are tools."""
+    named = dict(template) if isinstance(template, Mapping) else {"default": template}
+    default = named.pop("default", None)
     return {
-        **{f"tokenizer.ggml.{key}": value for key, value in found.items()},
-        **({"tokenizer.chat_template": template} if template else {}),
+        **({"tokenizer.chat_template": default} if default else {}),
+        **{f"tokenizer.chat_template.{name}": text for name, text in named.items()},
+        **({"tokenizer.chat_templates": [*named]} if named else {}),
     }
 
 
