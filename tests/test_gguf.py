@@ -308,6 +308,17 @@ def test_special_tokens_and_the_template_come_along(tmp_path: Path) -> None:
     assert field(tmp_path / "m.gguf", "tokenizer.chat_template") == template
 
 
+def test_a_token_beyond_the_embeddings_is_refused_where_ids_have_holes(tmp_path: Path) -> None:
+    described = json.loads(bpe().backend_tokenizer.to_str())
+    vocab = described["model"]["vocab"]
+    last = max(vocab, key=vocab.__getitem__)
+    vocab[last] = VOCABULARY + 5
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(described)), bos_token="<s>")
+    assert len(tokenizer) <= VOCABULARY
+    with pytest.raises(UserError, match=rf"ids go to {VOCABULARY + 5}, but the model has only {VOCABULARY} embeddings"):
+        written(model_of("llama-tied"), tmp_path / "m.gguf", tokenizer=tokenizer)
+
+
 def test_flags_of_added_tokens_that_gguf_has_no_place_for_are_said(tmp_path: Path) -> None:
     tokenizer = bpe()
     first, *others = written(model_of("llama-tied"), tmp_path / "m.gguf", tokenizer=tokenizer)["notes"]
@@ -392,7 +403,7 @@ def test_tokenizers_that_can_not_be_converted(tmp_path: Path) -> None:
     by_words = PreTrainedTokenizerFast(tokenizer_object=words)
     assert "type WordLevel" in refused(model, tmp_path, tokenizer=by_words)
     small = tiny_model("llama-tied")  # 128 embeddings
-    assert "300 tokens, but the model only 128 embeddings" in refused(small, tmp_path)
+    assert "ids go to 299, but the model has only 128 embeddings" in refused(small, tmp_path)
     with pytest.raises(UserError, match="comes with none"):
         export(Order(model, find_sites(model), None, "f32", "tiny"), tmp_path / "m.gguf", "gguf")
 

@@ -31,8 +31,8 @@ def tokenizer_metadata(tokenizer: Any, vocab_size: int, ends: Sequence[int]) -> 
         raise UserError(
             f"{type(tokenizer).__name__} can't be written to GGUF: expected a fast tokenizer (with a tokenizer.json)"
         )
-    if len(tokenizer) > vocab_size:
-        raise UserError(f"the tokenizer has {len(tokenizer)} tokens, but the model only {vocab_size} embeddings")
+    if (last := max(tokenizer.get_vocab().values(), default=0)) >= vocab_size:
+        raise UserError(f"the tokenizer's ids go to {last}, but the model has only {vocab_size} embeddings")
     described = json.loads(backend.to_str())
     if (kind := described["model"]["type"]) != "BPE":
         raise UserError(f"a tokenizer of type {kind} can't be written to GGUF; BPE can")
