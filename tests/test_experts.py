@@ -26,7 +26,7 @@ from lmprune.scores.statistics import collect
 from lmprune.sites.experts import Experts
 from lmprune.sites.find import find_sites
 from lmprune.sites.masks import masked
-from lmprune.sites.mixtures import MIXTURES
+from lmprune.sites.mixtures import MIXTURES, is_mixture
 from lmprune.sites.proof import trial_cut
 
 
@@ -248,6 +248,21 @@ def test_layers_of_unlike_numbers_of_experts_are_still_a_mixture(name: str, tmp_
     told = command("inspect", out, "--json").record
     assert told["params"] == made["params_after"]
     assert {each["kind"]: each["count"] for each in told["units"]}["experts"] == sum(counts)
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "hunyuan_v1_moe", "jamba"])
+def test_one_expert_left_is_still_a_mixture(name: str, tmp_path: Path) -> None:
+    top_k = {"moe_topk": 1} if name == "hunyuan_v1_moe" else {"num_experts_per_tok": 1}
+    model = tiny_mixture(name, vocab_size=257, **top_k)
+    source, out = lmprune.save(model, tmp_path / "in", tokenizer=byte_tokenizer()), tmp_path / "out"
+    command("prune", source, "--units", "experts", "--method", "router", "--keep", 1 / EXPERTS, "--out", out, "--json")
+    told = command("inspect", out, "--json").record
+    assert {each["kind"]: each["count"] for each in told["units"]}["experts"] == len(experts_of(model))
+    assert all(site.count == 1 for site in experts_of(lmprune.load(out)))
+
+
+def test_a_jamba_with_one_expert_was_made_a_dense_one() -> None:
+    assert not is_mixture(tiny_mixture("jamba", num_experts=1).config)
 
 
 def test_scores_of_ones_own() -> None:

@@ -27,6 +27,7 @@ class MixtureSpec:
     attributes must be for it to look at groups at all.
     width_key: the config field that holds the number of neurons of an expert. up, down: the stacked tensors, gate and
     up in one. widths: attributes of `experts` that count neurons, where it has them.
+    fewest: with fewer experts than that in its config a model is a dense one.
     """
 
     count_key: str
@@ -44,6 +45,7 @@ class MixtureSpec:
     down: str = "down_proj"
     widths: tuple[str, ...] = ("intermediate_dim", "intermediate_size")
     shared: str = ""
+    fewest: int = 1
 
 
 #: the width of experts has a field of its own where dense layers or shared experts have another
@@ -74,7 +76,7 @@ MIXTURES: dict[str, MixtureSpec] = {
     "minimax_m2": MixtureSpec("num_local_experts", choice="e_score_correction_bias"),
     "hunyuan_v1_moe": MixtureSpec("num_experts", logits="gate.wg"),
     "afmoe": MixtureSpec("num_experts", router="router", logits="router.gate", choice="expert_bias", **_OWN_WIDTH),
-    "jamba": MixtureSpec("num_experts", home="feed_forward", **_ROUTER),
+    "jamba": MixtureSpec("num_experts", home="feed_forward", fewest=2, **_ROUTER),
     "lfm2_moe": MixtureSpec("num_experts", home="feed_forward", choice="expert_bias", **_OWN_WIDTH),
 }
 
@@ -84,7 +86,9 @@ _KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_expert
 
 def is_mixture(config: Any) -> bool:
     """Whether the config says that tokens are routed to experts, in an architecture of the table or not."""
-    return any(_most(_told(config, key) or 0) > 1 for key in _KEYS)
+    spec = MIXTURES.get(getattr(config, "model_type", None) or "unknown")
+    keys, fewest = ((spec.count_key,), spec.fewest) if spec else (_KEYS, 2)
+    return any(_most(_told(config, key) or 0) >= fewest for key in keys)
 
 
 def _told(config: Any, key: str) -> Any:
