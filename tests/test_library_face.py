@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import Trainer, TrainingArguments
 import lmprune
 from lmprune.errors import UserError
 from lmprune.gradual import GradualPruner, GradualSettings
+from lmprune.training.lora import add_lora
 from lmprune.training.prune_callback import Batches, PruneCallback
 from lmprune.training.settings import TrainSettings
 from lmprune.training.train import train
@@ -187,6 +189,26 @@ def test_a_plain_trainers_run_that_was_killed_before_finish_has_only_that_to_do(
 
 
 # -- what is refused
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_what_an_older_run_left_in_output_dir_is_not_taken_for_the_resumed_ones(
+    rank: int | None, tmp_path: Path
+) -> None:
+    for seed in (1, 2):
+        model = tiny_model("llama")
+        trained = model if rank is None else add_lora(model, rank, 0)
+        pruner = pruner_of(model, settings=replace(GUM, compute="full"))
+        how = {"save_strategy": "steps", "save_steps": 7, "seed": seed}
+        plain(trained, pruner, tmp_path / str(seed), **how).train()
+    model = tiny_model("llama")
+    trained = model if rank is None else add_lora(model, rank, 0)
+    pruner = pruner_of(model, settings=replace(GUM, compute="full"))
+    trainer = plain(trained, pruner, tmp_path / "1")
+    with pytest.raises(UserError, match=r"checkpoint-7/pruner-0.* beside other weights.*let output_dir be the folder"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "2" / "checkpoint-7"))
+    trainer = plain(trained, pruner, tmp_path / "2")
+    trainer.train(resume_from_checkpoint=str(tmp_path / "2" / "checkpoint-7"))
 
 
 def test_a_run_does_not_begin_with_what_another_has_pruned(tmp_path: Path) -> None:

@@ -3,20 +3,24 @@ the method's penalty. Whatever of the Trainer's would make it another method is 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 
+from ..checkpoints.tensor_file import raw
 from ..errors import UserError
 from ..gradual import GradualPruner
 
-_SCORES = "scores."
+_SCORES, _WEIGHTS = "scores.", "weights"
+_FEW = 1024
 
 #: what a Trainer can be told to do that goes against pruning, and what to say of it
 _REFUSED: tuple[tuple[str, Callable[[TrainingArguments], bool]], ...] = (
@@ -62,7 +66,9 @@ class PruneCallback(MaskSteps):
         _check(args, state, self.pruner)
         self.pruner.check_optimizer(optimizer)
         if state.global_step:
-            restore_pruner(self.pruner, Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            check_beside(model, self.pruner, folder)
+            restore_pruner(self.pruner, folder)
         else:
             self.pruner.check_follows(0)
         self._batches = Batches.of(args, train_dataloader)
@@ -72,8 +78,9 @@ class PruneCallback(MaskSteps):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.pruner.check_pressed()
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        save_pruner(self.pruner, Path(args.output_dir) / f"checkpoint-{state.global_step}")
+    def on_save(self, args: Any, state: Any, control: Any, *, model: Any = None, **_: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        save_pruner(self.pruner, folder, {_WEIGHTS: _glance(model, self.pruner)})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._take_off()
@@ -133,13 +140,41 @@ def _penalise(model: nn.Module, pruner: GradualPruner, parts: Callable[[], float
     return model.register_forward_hook(add, with_kwargs=True).remove
 
 
-def save_pruner(pruner: GradualPruner, folder: Path) -> None:
-    """Beside what a Trainer saves in `folder`, a file a process.
+def save_pruner(pruner: GradualPruner, folder: Path, told: dict[str, str] | None = None) -> None:
+    """Beside what a Trainer saves in `folder`, a file a process. told: what it says of itself.
 
     The scores too: with LoRA the Trainer saves the factors and nothing else of the model.
     """
     scores = {f"{_SCORES}{layer}": s for layer, s in enumerate(pruner.masks.whole_scores())}
-    save_file(pruner.state() | scores, _file(folder))
+    save_file(pruner.state() | scores, _file(folder), told)
+
+
+def check_beside(model: nn.Module, pruner: GradualPruner, folder: Path) -> None:
+    """Raises: UserError where the pruner's file in `folder` was saved beside other weights than the model has now.
+
+    A callback is not told which checkpoint a Trainer goes on from, and an older run may have left another of the same
+    number in its `output_dir`. By another number of processes each may have had another share of the weights.
+    """
+    if not (file := _file(folder)).is_file():
+        return
+    with safe_open(file, "pt") as opened:
+        before = (opened.metadata() or {}).get(_WEIGHTS)
+    now = _glance(model, pruner)
+    if before and before.split()[0] == now.split()[0] and before != now:
+        raise UserError(
+            f"{file} was saved beside other weights than those that this training goes on from; let output_dir be the "
+            "folder of the checkpoint that is resumed"
+        )
+
+
+def _glance(model: nn.Module, pruner: GradualPruner) -> str:
+    """The number of processes, and what tells the weights from those of another run: the first of each that trains."""
+    digest, scores = hashlib.sha256(), {id(s) for s in pruner.masks.scores}
+    for parameter in model.parameters():
+        if parameter.requires_grad and id(parameter) not in scores:
+            own: Any = parameter.detach()
+            digest.update(raw((own.to_local() if hasattr(own, "to_local") else own).flatten()[:_FEW]))
+    return f"{PartialState().num_processes} {digest.hexdigest()}"
 
 
 @torch.no_grad()
