@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from tiny_models import LAYERS, WIDTH, logits, tiny_model, tokens
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainingArguments
 
 import lmprune
@@ -183,6 +185,31 @@ def test_a_plain_trainers_run_that_was_killed_before_finish_has_only_that_to_do(
         pruner = pruner_of(model, num_steps=11)
         trainer = plain(model, pruner, tmp_path, max_steps=11, save_strategy="steps", save_steps=11)
         trainer.train(resume_from_checkpoint=whole)
+        found.append(outcome(model, pruner))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
+
+
+class Streamed(IterableDataset[Any]):
+    """EXAMPLES in their order; transformers shuffles no such set."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(EXAMPLES)
+
+
+class Counted(Streamed):
+    def __len__(self) -> int:
+        return len(EXAMPLES)
+
+
+def test_a_streaming_text_without_a_length_trains_as_one_with_it(tmp_path: Path) -> None:
+    found = []
+    for text in (Streamed(), Counted()):
+        model = tiny_model("llama")
+        pruner = pruner_of(model, "gum")
+        trainer = plain(model, pruner, tmp_path)
+        trainer.train_dataset = text
+        trainer.train()
         found.append(outcome(model, pruner))
     assert found[0][0] == found[1][0]
     assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_utils import has_length
 
 from ..checkpoints.tensor_file import raw
 from ..errors import UserError
@@ -95,7 +96,7 @@ class Batches:
 
     @classmethod
     def of(cls, args: TrainingArguments, loader: Any) -> Batches:
-        counted = len(loader) if hasattr(loader, "__len__") else None
+        counted = len(loader) if has_length(loader) else None
         together = PartialState().num_processes if args.average_tokens_across_devices else 1
         return cls(args.gradient_accumulation_steps, together, counted)
 
