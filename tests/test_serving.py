@@ -192,6 +192,16 @@ def test_a_question_that_does_not_fit(chatty: Path):
     assert told.exit_code == 2 and "c did not answer" in told.stderr and "context" in told.stderr
 
 
+def test_more_context_than_the_model_has_is_refused(chatty: Path, gguf: Path):
+    sentence = "c can have 256 tokens in a conversation, not 257; give a smaller --context"
+    for arguments in (("chat", chatty), ("chat", chatty, "--baseline", gguf), ("serve", chatty, "--port", 0)):
+        verb, *others = map(str, arguments)
+        told = CliRunner().invoke(app, [verb, *others, "--threads", "1", "--context", "257"], catch_exceptions=False)
+        assert told.exit_code == 2 and sentence.removeprefix("c ") in told.stderr
+    record = json.loads(talk("hi\n", chatty, "--context", 256, "--max-new-tokens", 2, "--json").stdout)
+    assert record["turns"]
+
+
 def test_the_server_ends_with_whoever_started_it(gguf: Path):
     code = (
         "import sys, time; from lmprune.evaluation.llama_server import LlamaServer, Serving;"

@@ -132,7 +132,7 @@ def _served(
         for number, (model, name) in enumerate(zip(models, _names(models), strict=True)):
             file = _file(terminal, model, dtype, room / f"{number}.gguf", trust_remote_code)
             header = read_gguf(file)
-            length = min(header.settings().get("context_length", _CONTEXT), context or _CONTEXT)
+            length = _length(header.settings().get("context_length"), context, name)
             with terminal.busy(f"llama.cpp opens {name}"):
                 serving = Serving(str(file), name, host, port, threads, length)
                 server = stack.enter_context(LlamaServer(serving))
@@ -142,6 +142,13 @@ def _served(
 
 #: tokens of a conversation, unless asked for otherwise: more takes memory for its cache
 _CONTEXT = 4096
+
+
+def _length(most: int | None, asked: int | None, name: str) -> int:
+    """Tokens of a conversation. most: that the file says its model can have. Raises: UserError where more are asked."""
+    if asked is not None and most is not None and asked > most:
+        raise UserError(f"{name} can have {most} tokens in a conversation, not {asked}; give a smaller --context")
+    return asked or min(_CONTEXT, most or _CONTEXT)
 
 
 def _names(models: Sequence[str]) -> list[str]:
