@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_bad_input import refused
 from tiny_checkpoints import TEXT, documented, lmprune, tiny_checkpoint
 from tiny_models import tiny_model
@@ -16,7 +17,9 @@ from torch.nn import functional
 
 from lmprune.checkpoints import models
 from lmprune.errors import UserError
+from lmprune.jobs import recovery
 from lmprune.jobs.recovery import steps_before, timetable
+from lmprune.jobs.train import Prepared
 from lmprune.training import callbacks
 from lmprune.training.early_stop import EarlyStop, divergence_of, seconds_of_a_step
 from lmprune.training.run_folder import MARK
@@ -194,6 +197,17 @@ def test_a_better_state_of_a_run_that_was_resumed_does_not_count_against_it(tmp_
     assert again._worse == 0 and again.best is not None and again.best[1] == 4
     again._measure(model, 5)
     assert again._worse == 1 and again.best[1] == 4
+
+
+def test_a_resumed_run_that_ends_early_has_done_the_steps_that_its_weights_had(tmp_path: Path) -> None:
+    """Killed after step 7, whose weights are the best; taken up at step 4, and out of time at step 5."""
+    stop = EarlyStop(OnlineTeacher(tiny_model("llama"), tiny_model("llama"), 1.0), [], every=1, patience=3, minutes=1,
+                     folder=tmp_path)  # fmt: skip
+    save_file({"w": torch.zeros(1)}, stop.file, {"lmprune": json.dumps({"kl": 0.25, "step": 7})})
+    log = [{"step": 0, "kl": 0.5}, {"step": 4, "kl": 0.375}, {"step": 5, "loss": 1.0, "kl": 0.375}]
+    told = recovery._told(Prepared([], TrainSettings(steps=9), None, [], stop), log)
+    assert told["kl"] == 0.25 and told["best_step"] == told["steps_done"] == 7
+    assert recovery._told(Prepared([], TrainSettings(9), None, [], stop), [*log, {"step": 9}])["steps_done"] == 9
 
 
 @pytest.mark.parametrize(

@@ -162,10 +162,10 @@ def steps_before(file: Path) -> tuple[int, int]:
 
 
 def _told(prepared: Prepared, log: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """What the record adds to a training's: how far it came, and why it ended."""
+    """What the record adds to a training's: how far it came, also before it was resumed, and why it ended."""
     stop = prepared.stop
     assert stop is not None and stop.best is not None
     measured = [line["kl"] for line in log if "kl" in line]
     kl, step = stop.best
-    done = max((int(line["step"]) for line in log), default=0)
+    done = max([step, *(int(line["step"]) for line in log)])
     return {"first_kl": measured[0], "kl": kl, "best_step": step, "steps_done": done, "ended_by": stop.why}
