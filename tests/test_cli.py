@@ -200,6 +200,11 @@ def test_a_model_outside_the_table_is_told_by_its_paths(model: Path, text: Path,
     assert "--ffn up=" in refused_of(lmprune(*trained, "--out", tmp_path / "f"))
     assert lmprune(*trained, "--ffn", paths, "--out", tmp_path / "f").code == 0
     assert PrunePlan.load(tmp_path / "f" / PLAN_FILE).widths == [WIDTH] * LAYERS
+    for verb, teacher in (("finetune", ()), ("recover", ("--teacher", model, "--holdout", 0.2))):
+        again, out = (verb, tmp_path / "o", *teacher, *trained[2:]), tmp_path / f"{verb}-again"
+        assert "--ffn up=" in refused_of(lmprune(*again, "--out", out))
+        assert lmprune(*again, "--ffn", paths, "--out", out).code == 0
+        assert PrunePlan.load(out / PLAN_FILE).widths == [36] * LAYERS
     exported = ("export", model, "--to", "hf-uniform")
     assert "--ffn up=" in refused_of(lmprune(*exported, "--out", tmp_path / "e"))
     assert lmprune(*exported, "--ffn", paths, "--out", tmp_path / "e", "--json").record["widths"] == [WIDTH] * LAYERS

@@ -99,6 +99,7 @@ def recover(
     chat_template: ChatTemplate = False,
     save_dtype: SaveDtype = None,
     push_to_hub: PushToHub = None,
+    ffn: Ffn = None,
     trust_remote_code: Trust = False,
     plugin: Plugin = None,
     run_file: RunFile = None,

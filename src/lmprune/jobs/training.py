@@ -71,7 +71,7 @@ def carry_out(
     if asked.spec is not None:
         check_ffns(net, find_sites(net, spec=asked.spec))
     whole_plan = whole({site.address: site.count for site in ffns})  # of what can be saved
-    before, licence = _own_plan(terminal, model, net), find_licence(model)
+    before, licence = _own_plan(terminal, model, net, asked.spec), find_licence(model)
     tell_dtype(terminal, net, kind)
     terminal.note(f"training on {text.name}")
     start = time.perf_counter()
@@ -137,20 +137,20 @@ def check_finetune(
     return Asked(training, corpus, how, kind, run, destination, parse_spec(ffn) if ffn else None)
 
 
-def _own_plan(terminal: Teller, model: str, net: Any) -> PrunePlan | None:
+def _own_plan(terminal: Teller, model: str, net: Any, spec: FFNSpec | None) -> PrunePlan | None:
     """The plan that a checkpoint of lmprune's was made with."""
     plan = inspection.find_plan(model)
     for sentence in plan.remarks() if plan else ():
         terminal.note(sentence)
-    if plan is not None and not _is_of(plan, net):
+    if plan is not None and not _is_of(plan, net, spec):
         terminal.note(f"the {PLAN_FILE} in {model} is of a model with other widths, and left aside")
         return None
     return plan
 
 
-def _is_of(plan: PrunePlan, net: Any) -> bool:
+def _is_of(plan: PrunePlan, net: Any, spec: FFNSpec | None) -> bool:
     """Whether what the plan left is what the model has."""
-    return all([site.count for site in find_sites(net, [kind])] == plan.counts(kind)[1] for kind in plan.kinds)
+    return all([site.count for site in find_sites(net, [kind], spec)] == plan.counts(kind)[1] for kind in plan.kinds)
 
 
 def teach(
