@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 import lmprune
 from lmprune.budget.selection import select
 from lmprune.errors import UserError
+from lmprune.export import Order, export
 from lmprune.methods import METHODS
 from lmprune.plan import PLAN_FILE, PrunePlan
 from lmprune.scores.criteria import CRITERIA, score
@@ -324,6 +325,15 @@ def test_export_of_a_mixture_to_onnx_is_refused_and_nothing_written(tmp_path: Pa
     sentence = refused("export", tmp_path / "in", "--to", "onnx", "--out", tmp_path / "out")
     assert "torch can't write the experts of mixtral to ONNX; use --to gguf or hf-uniform" in sentence
     assert [entry.name for entry in tmp_path.iterdir()] == ["in"]
+
+
+def test_export_of_uneven_experts_to_vllm_says_what_helps(tmp_path: Path) -> None:
+    model = tiny_mixture("mixtral")
+    with torch.no_grad():
+        experts_of(model)[0].rows().mul_(1e-3)
+    lmprune.prune(model, units=("experts",), method="router", keep=0.5, scope="global")
+    with pytest.raises(UserError, match=r"one number of experts, of one width.*prune it with --scope local"):
+        export(Order(model, [], None, None, "tiny"), tmp_path / "out", "vllm", verify=False)
 
 
 def test_every_criterion_says_what_it_scores() -> None:

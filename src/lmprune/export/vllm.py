@@ -19,6 +19,7 @@ from ..runtimes.architectures import NEMOTRON_NAS
 from ..sites.branches import BLOCKS
 from ..sites.families import FAMILIES
 from ..sites.heads import HeadCounts
+from ..sites.mixtures import is_mixture
 from ..sites.site import Site
 from . import Order
 from .decilm import DeciLMConfig
@@ -65,6 +66,11 @@ def write(order: Order, folder: Path) -> dict[str, Any]:
 def nemotron_nas_config(model: Any, ffns: Sequence[Site]) -> dict[str, Any]:
     """`config.json` of the layout. Raises: UserError."""
     config = model.config
+    if is_mixture(config):  # nor can layers of it be padded: an expert that does nothing would be chosen
+        raise UserError(
+            "vLLM has one number of experts, of one width, for all layers, and this model several; prune it with "
+            "--scope local"
+        )
     if config.model_type not in NEMOTRON_NAS:
         raise UserError(
             f"vLLM has no {config.model_type} with a width for each layer, only {' and '.join(NEMOTRON_NAS)}; "
