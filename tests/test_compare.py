@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 from test_bad_input import refused
-from tiny_checkpoints import documented, lmprune, tiny_checkpoint
+from tiny_checkpoints import byte_tokenizer, documented, lmprune, tiny_checkpoint
+from tiny_mixtures import tiny_mixture
 
+import lmprune as lmprune_library
 from lmprune.report import comparison, page
 from lmprune.report.charts import LineChart
 
@@ -144,3 +146,22 @@ def test_the_course_of_a_search_is_drawn(pair: tuple[Path, Path], text: Path, tm
     assert [point.y for point in line.points] == [turn["loss"] for turn in searched if "cut" not in turn["by"]]
     assert [y for _, y in line.curve] == sorted((y for _, y in line.curve), reverse=True)
     assert "The search for how many units stay where" in (tmp_path / "page.html").read_text()
+
+
+def test_what_can_t_be_measured_is_refused_before_anything_is_evaluated(
+    pair: tuple[Path, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    short = tiny_checkpoint(tmp_path / "short", max_position_embeddings=128)
+    mixture = lmprune_library.save(
+        tiny_mixture("qwen3_moe", vocab_size=257, max_position_embeddings=512),
+        tmp_path / "m",
+        tokenizer=byte_tokenizer(),
+    )
+    monkeypatch.setattr("lmprune.jobs.compare.evaluate", lambda *_, **__: pytest.fail("evaluated"))
+    monkeypatch.setattr("lmprune.jobs.bench.find_spec", lambda name: None if name == "xllamacpp" else name)
+    for models, engine, sentence in (
+        ((pair[0], short), "torch", "256 prompt tokens and 24 new ones exceed the 128 positions of"),
+        ((pair[0], mixture), "onnxruntime", "torch can't write the experts of"),
+        (pair, "llamacpp", "this engine needs the package xllamacpp: pip install 'lmprune[serve]'"),
+    ):
+        assert sentence in refused("compare", *models, "--data", text, *SMALL, "--engine", engine)

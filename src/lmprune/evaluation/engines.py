@@ -127,18 +127,20 @@ class EngineKind:
     """open: an Engine's class. export_to: what a checkpoint has to be exported to first, and in which dtype.
 
     cache_itemsize: bytes of a number in its key/value cache; None = as the checkpoint's own.
+    package: the module that it needs, and the extra that has it.
     """
 
     open: Callable[..., Engine]
     export_to: str | None = None
     dtype: str | None = None
     cache_itemsize: int | None = None
+    package: tuple[str, str] | None = None
 
 
 ENGINES = {
     "torch": EngineKind(Torch),
-    "onnxruntime": EngineKind(OnnxRuntime, "onnx", "f32", 4),
-    "llamacpp": EngineKind(LlamaCpp, "gguf", "f16", 2),
+    "onnxruntime": EngineKind(OnnxRuntime, "onnx", "f32", 4, ("onnxruntime", "onnx")),
+    "llamacpp": EngineKind(LlamaCpp, "gguf", "f16", 2, ("xllamacpp", "serve")),
 }
 
 
@@ -149,4 +151,9 @@ def _needed(module: str, extra: str) -> Any:
     try:
         return import_module(module)
     except ImportError:
-        raise UserError(f"this engine needs the package {module}: pip install 'lmprune[{extra}]'") from None
+        raise missing(module, extra) from None
+
+
+def missing(module: str, extra: str) -> UserError:
+    """What is to be said where an engine's package is not installed."""
+    return UserError(f"this engine needs the package {module}: pip install 'lmprune[{extra}]'")

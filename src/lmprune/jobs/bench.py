@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from .. import export as exporting
 from ..checkpoints import dtypes, models
 from ..checkpoints.rooms import scratch
 from ..errors import UserError, unknown
-from ..evaluation.engines import ENGINES, ONNX_FILE
+from ..evaluation.engines import ENGINES, ONNX_FILE, missing
 from ..evaluation.speed import rate
 from ..evaluation.workers import Worker
 from ..progress import Teller
@@ -43,15 +44,12 @@ def bench(
     model in another, or dequantised, would be slower or faster for that alone.
     Raises: UserError.
     """
-    check_engine(engine)
     trust = {"trust_remote_code": trust_remote_code}
-    shapes = _shapes(terminal, models, engine, **trust)
+    shapes = check_sides(terminal, models, engine, prompt_tokens, new_tokens, **trust)
     known = [shape for shape in shapes if shape is not None]
     opens = ENGINES[engine].export_to is None  # what was exported has its dtype, and no code
     opened = {"dtype": dtypes.name_of(known[-1]["dtype"]), **trust} if opens else {}
     context = prompt_tokens + new_tokens + 1
-    for source, shape in zip(models, shapes, strict=True):
-        check_room(shape["max_context"] if shape else None, prompt_tokens, new_tokens, source, spare=1)
     vocab_size = min((shape["vocab_size"] for shape in known), default=_ANY_VOCABULARY)
     prompt_BT = np.random.default_rng(0).integers(vocab_size, size=(batch, prompt_tokens))
     with ExitStack() as stack:
@@ -94,9 +92,25 @@ def bench(
 
 
 def check_engine(name: str) -> None:
-    """Raises: UserError for an engine that there is not."""
+    """Raises: UserError for an engine that there is not, or not here."""
     if name not in ENGINES:
         raise unknown("engine", name, ENGINES)
+    if (package := ENGINES[name].package) is not None and find_spec(package[0]) is None:
+        raise missing(*package)
+
+
+def check_sides(
+    terminal: Teller, models: Sequence[str], engine: str, prompt_tokens: int, new_tokens: int, *,
+    trust_remote_code: bool = False,
+) -> list[dict[str, Any] | None]:  # fmt: skip
+    """What `_shapes` says of the models. Raises: UserError where one of them can't be measured so in the engine."""
+    check_engine(engine)
+    shapes = _shapes(terminal, models, engine, trust_remote_code=trust_remote_code)
+    for source, shape in zip(models, shapes, strict=True):
+        check_room(shape["max_context"] if shape else None, prompt_tokens, new_tokens, source, spare=1)
+        if shape and shape["routed"] and ENGINES[engine].export_to == "onnx":
+            raise UserError(f"torch can't write the experts of {source} to ONNX; choose another --engine")
+    return shapes
 
 
 def interleaved(

@@ -18,7 +18,7 @@ from ..data.zero_shot import ZERO_SHOT
 from ..errors import UserError
 from ..progress import Teller
 from ..report import comparison, page
-from .bench import bench, check_engine
+from .bench import bench, check_engine, check_sides
 from .evaluate import evaluate, evaluate_task
 from .inspection import find_plan
 from .zero_shot import ZeroShotAnswers, answered, check_can_be_asked, told
@@ -26,6 +26,8 @@ from .zero_shot import ZeroShotAnswers, answered, check_can_be_asked, told
 #: of a record of `eval`, and of `bench`
 _QUALITY = ("perplexity", "perplexity_se", "perplexity_ratio", "bits_per_byte", "kl", "top1_agreement", "answers")
 _SPEED = ("prefill", "decode", "first_token_ms", "peak_memory_mb", "cache_bytes_per_token", "weight_megabytes")
+#: tokens of the prompt, and after it, that a model's speed is measured with
+_MEASURED = (256, 24)
 
 
 def compare(
@@ -42,6 +44,7 @@ def compare(
     tasks_dir = tasks_dir or data_dir
     wanted, place = check(models, tasks, tasks_dir, engine, out, force=force)
     check_text(data, data_dir)
+    check_sides(terminal, models, engine, *_MEASURED, trust_remote_code=trust_remote_code)
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     text = {
         "data": data, "data_dir": data_dir, "split": split, "holdout": holdout, "context": context, "stride": None,
@@ -67,9 +70,10 @@ def compare(
         known["search"] = plan.provenance.get("search") if plan else None
         found.append({"model": model, "params": params, **measured, "tasks": scores, **known})
         first = first or answers
+    prompt_tokens, new_tokens = _MEASURED
     speeds = bench(
-        terminal, models=models, engine=engine, threads=threads, batch=1, prompt_tokens=256, new_tokens=24,
-        repeats=repeats, trust_remote_code=trust_remote_code,
+        terminal, models=models, engine=engine, threads=threads, batch=1, prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens, repeats=repeats, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     for each, speed in zip(found, speeds["results"], strict=True):
         each |= {name: speed[name] for name in _SPEED}
