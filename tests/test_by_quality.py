@@ -69,7 +69,7 @@ def test_how_sure_it_is() -> None:
     found = said(Trial(0.8, math.log(1.08), 0.01), 1.1)
     assert found["ratio"] == pytest.approx(1.08) and found["interval"] == pytest.approx([1.0590, 1.1014], abs=1e-4)
     assert found["sure"] == pytest.approx(NormalDist().cdf((math.log(1.1) - math.log(1.08)) / 0.01))
-    assert said(Trial(0.8, 0.0, math.nan), 1.1)["sure"] is None
+    assert said(Trial(0.8, 0.0, None), 1.1)["sure"] is None
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def test_where_nothing_can_go_it_says_so() -> None:
 def test_the_smallest_that_holds_is_what_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model is its own keep ratio here, and its plan says it too."""
     monkeypatch.setattr(by_quality, "_shares", lambda *_: FINE)
-    found = lambda keep: SimpleNamespace(nll_difference=2 * (1 - keep[0]) ** 2, nll_difference_se=0.01)  # noqa: E731
+    found = lambda keep: SimpleNamespace(nll_difference=2 * (1 - keep[0]) ** 2, nll_difference_se=0.01, tokens=9)  # noqa: E731
     monkeypatch.setattr(by_quality, "_judge", lambda *_: found)
     terminal: Any = SimpleNamespace(note=lambda _: None, busy=lambda _: nullcontext())
     opened: Any = SimpleNamespace(dense=[1.0])
@@ -137,7 +137,7 @@ def test_the_scores_are_those_of_the_model_that_is_chosen(
 ) -> None:
     """And are written once; of the three that are tried here the second is chosen."""
     logs = iter([0.1, 0.3, 0.9])
-    judged = lambda _: SimpleNamespace(nll_difference=next(logs), nll_difference_se=0.01)  # noqa: E731
+    judged = lambda _: SimpleNamespace(nll_difference=next(logs), nll_difference_se=0.01, tokens=9)  # noqa: E731
     monkeypatch.setattr(by_quality, "_judge", lambda *_: judged)
     monkeypatch.setattr(by_quality, "TRIALS", 3)
     how = ("--data", text, "--seq-len", 64, "--calibration-tokens", 512, "--multiple-of", 1, "--answer-tokens", 0)
@@ -149,6 +149,18 @@ def test_the_scores_are_those_of_the_model_that_is_chosen(
     alone = tmp_path / "alone.safetensors"
     again = command("prune", model, *how, "--keep", keeps[1], "--scores-out", alone, "--out", tmp_path / "alone")
     assert again.code == 0 and file.read_bytes() == alone.read_bytes()
+
+
+def test_held_out_text_of_one_window_has_no_error(model: Path, tmp_path: Path) -> None:
+    """The record and the plan say so, and how many tokens there were; the model has 256 positions."""
+    file = tmp_path / "few.jsonl"
+    file.write_text("".join(json.dumps({"text": f"cat {number:02} saw it"}) + "\n" for number in range(40)))
+    how = ("--data", file, "--holdout", 0.3, "--seq-len", 64, "--calibration-tokens", 128, "--multiple-of", 1)
+    words = ("--max-ppl-ratio", 1.9, "--answer-tokens", 0, "--out", tmp_path / "out")
+    found = command("prune", model, *how, *words, "--json").record["quality"]
+    assert found["tokens"] == 12 * len("cat 00 saw it") - 1 and found["interval"] is None and found["sure"] is None
+    assert {trial["se"] for trial in found["trials"]} == {None}
+    assert json.loads((tmp_path / "out" / "prune_plan.json").read_text())["provenance"]["quality"] == found
 
 
 @needs_shared

@@ -26,7 +26,7 @@ from ..sites.limits import check_whole
 from .asked import Asked, Made, Opened
 from .training_options import Training
 
-#: of the held-out text, that each trial is judged on
+#: of the held-out text, that each trial is judged on, at most
 JUDGED_TOKENS = 16384
 #: models that are pruned at most
 TRIALS = 6
@@ -38,11 +38,11 @@ _USUAL, _POWERS = 1.5, (1.0, 4.0)
 
 @dataclass(frozen=True)
 class Trial:
-    """log: of the ratio of perplexities; se: its standard error, paired over windows; NaN from one window."""
+    """log: of the ratio of perplexities; se: its standard error, paired over windows; None from one window."""
 
     keep: float
     log: float
-    se: float
+    se: float | None
 
 
 def check_ratio(ratio: float | None, options: Mapping[str, Any], training: Training | None) -> None:
@@ -72,25 +72,26 @@ def smallest(terminal: Teller, asked: Asked, opened: Opened, cut: Callable[[Aske
     """
     most, shares, judge = asked["max_ppl_ratio"], _shares(asked, opened), _judge(terminal, asked, opened)
     trials: list[Trial] = []
-    best: tuple[Trial, Any, PrunePlan] | None = None
+    best: tuple[Trial, Any, PrunePlan, int] | None = None
     while (keep := next_keep(trials, math.log(most), shares)) is not None:
         model = copy.deepcopy(opened.dense)
         # the scores of the model that is chosen are written, once it is
         plan = cut(replace(asked, options={**asked.options, "keep": keep}, scores=None), opened, model)
         with terminal.busy(f"judging keep {keep:g}"):
             found = judge(model)
-        trials.append(trial := Trial(keep, found.nll_difference, found.nll_difference_se))
+        error = found.nll_difference_se
+        trials.append(trial := Trial(keep, found.nll_difference, error if math.isfinite(error) else None))
         terminal.note(f"keep {keep:.3g}: {math.exp(trial.log):.3f} times the dense perplexity")
         if trial.log <= math.log(most) and (best is None or keep < best[0].keep):
-            best = trial, model, plan
+            best = trial, model, plan, found.tokens
     if best is None:
         nearest = min(trials, key=lambda trial: trial.log)
         raise UserError(
             f"no ratio that was tried holds {most:g}: with keep {nearest.keep:.3g} it is {math.exp(nearest.log):.3f}; "
             "ask for more, or for another method or text"
         )
-    trial, model, plan = best
-    told = {**said(trial, most), "tokens": JUDGED_TOKENS, "trials": [asdict(each) for each in trials]}
+    trial, model, plan, tokens = best
+    told = {**said(trial, most), "tokens": tokens, "trials": [asdict(each) for each in trials]}
     return Made(model, replace(plan, provenance={**plan.provenance, "quality": told}), {}, [], told)
 
 
@@ -119,7 +120,7 @@ def _shares(asked: Asked, opened: Opened) -> Sequence[float]:
 def said(trial: Trial, most: float) -> dict[str, Any]:
     """ratio: of perplexities, with the interval that holds 95% of what other text of this kind would give. sure: how
     likely the ratio is no more than `most` there, by the same error; None from one window."""
-    if not math.isfinite(trial.se) or trial.se <= 0:
+    if not trial.se:
         return {"max_ppl_ratio": most, "ratio": math.exp(trial.log), "interval": None, "sure": None}
     around = NormalDist(trial.log, trial.se)
     interval = [math.exp(around.inv_cdf(share)) for share in (0.025, 0.975)]
