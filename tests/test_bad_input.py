@@ -566,7 +566,17 @@ def test_baselines_that_are_no_baseline(model: Path, text: Path, tmp_path: Path)
 
 def test_a_tokenizer_of_another_model(tmp_path: Path, text: Path) -> None:
     small = tiny_checkpoint(tmp_path / "small", vocab_size=100, bos_token_id=0, eos_token_id=0)
-    assert "does the tokenizer belong to this model?" in refused("eval", small, "--data", text)
+    pairs = {name: tmp_path / f"{name}.jsonl" for name in ("context", "completion")}
+    for name, file in pairs.items():
+        file.write_text(json.dumps({"context": "a", "completion": "b", name: "é"}) + "\n")
+    (tmp_path / "piqa.jsonl").write_text('{"goal": "a", "sol1": "b", "sol2": "é", "label": 1}\n')
+    several = (
+        ("--data", text),
+        *(("--data", file) for file in pairs.values()),
+        ("--tasks", "piqa", "--data-dir", tmp_path),
+    )
+    for asked in several:
+        assert "does the tokenizer belong to this model?" in refused("eval", small, *asked)
 
 
 # -- eval on a task

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import UserError
-from ..sites.limits import max_context
+from ..sites.limits import check_vocabulary, max_context
 
 DEFAULT_CONTEXT = 1024
 #: Tokens whose logits exist at once: 2,048 x V floats are 400 MB at V = 49k.
@@ -158,12 +158,7 @@ def _check(model: Any, input_ids: Tensor, room: int, stride: int | None, begins:
         raise UserError(f"stride must be from 1 to the context ({room}{behind}), got {stride}")
     if input_ids.ndim != 1 or len(input_ids) < 2:
         raise UserError(f"perplexity needs at least 2 tokens in one row, got shape {tuple(input_ids.shape)}")
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    if int(input_ids.max()) >= vocabulary:
-        raise UserError(
-            f"token {int(input_ids.max())} is outside the model's vocabulary of {vocabulary}; "
-            "does the tokenizer belong to this model?"
-        )
+    check_vocabulary(int(input_ids.max()), model)
 
 
 def _batches(todo: list[Window], batch_size: int) -> Iterator[list[Window]]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ..checkpoints.fingerprint import weights_fingerprint
 from ..data.beginning import Beginning
-from ..data.pairs import Item, begun, encode_pairs, items_of, token_ids
+from ..data.pairs import Item, begun, encode_pairs, eos_id, items_of, token_ids
 from ..data.records import PairData
 from ..errors import UserError
 from ..progress import Stages, silent
-from ..sites.limits import max_context
+from ..sites.limits import check_vocabulary, max_context
 from . import bleu, rouge, wikisql
 from .decoding import Decoding, decode, first_choices_right
 from .intervals import Estimate, share
@@ -108,12 +109,17 @@ def evaluate(
     """Decode the first `limit` items of `data` (None = all), and score them.
 
     max_new_tokens: None = the task's. folder: where predictions are kept and found again (see `Predictions`).
-    Raises: UserError where the model has no room for a context, for its tokenizer, or for the folder.
+    Raises: UserError where the model has no room for a context, for its tokenizer (also one with tokens that the model
+    does not have), or for the folder.
     """
     max_new_tokens = task.max_new_tokens if max_new_tokens is None else max_new_tokens
     pairs = data.pairs if task.merged else data.pairs[:limit]
     items = items_of(pairs, merged=task.merged)[:limit]
     contexts, cut = _contexts(model, tokenizer, items, max_new_tokens)
+    limit = max_context(model.config) or _ENDLESS
+    encoded = encode_pairs(pairs, tokenizer, max_len=limit) if task.one_answer else []
+    completions = [each.completion for each in encoded if each is not None]
+    check_vocabulary(max(chain([eos_id(tokenizer)], *contexts, *completions)), model)
     predictions = Predictions(
         folder,
         {
@@ -136,7 +142,6 @@ def evaluate(
     outputs = [predictions.outputs[i] for i in range(len(items))]
     metrics = task.score([output.text for output in outputs], items)
     if task.one_answer:
-        encoded = encode_pairs(pairs, tokenizer, max_len=max_context(model.config) or _ENDLESS)
         right = first_choices_right(model, encoded, batch_size=batch_size, progress=stages("first choices"))
         metrics["first_choices"] = share(right)
     return TaskResult(metrics, len(items), len(todo), cut, sum(not output.finished for output in outputs), seconds)

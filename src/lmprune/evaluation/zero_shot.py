@@ -10,10 +10,11 @@ import importlib.util
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from statistics import fmean, stdev
 from tempfile import TemporaryDirectory
@@ -24,6 +25,7 @@ from ..data.beginning import Beginning
 from ..data.zero_shot import ZERO_SHOT
 from ..errors import UserError
 from ..progress import Progress
+from ..sites.limits import check_vocabulary
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,21 @@ def answers(
             pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=str(model.device), add_bos_token=begins
         )  # fmt: skip
         asked.loglikelihood = partial(asked.loglikelihood, disable_tqdm=True)  # `progress` tells what goes on
+        asked._loglikelihood_tokens = partial(_checked, asked._loglikelihood_tokens, model)
         for number, (name, task) in enumerate(tasks.items(), 1):
             result: Any = evaluator.evaluate(asked, {"tasks": {name: task}}, limit=limit, bootstrap_iters=0)
             found[name] = _answers(result["samples"][name])
             if progress is not None:
                 progress(number, len(tasks))
     return found
+
+
+def _checked(
+    score: Callable[..., Any], model: Any, requests: Sequence[tuple[Any, list[int], list[int]]], **how: Any
+) -> Any:
+    """lm-eval's own scores of what it is about to ask. Raises: UserError for tokens that the model does not have."""
+    check_vocabulary(max(chain(*(ids for _, context, answer in requests for ids in (context, answer)))), model)
+    return score(requests, **how)
 
 
 def _tasks(names: Sequence[str], data_dir: Path | None, folder: Path) -> dict[str, Any]:

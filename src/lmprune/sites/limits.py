@@ -66,6 +66,16 @@ def check_room(limit: int | None, prompt_tokens: int, new_tokens: int, name: str
         )
 
 
+def check_vocabulary(largest: int, model: Any) -> None:
+    """Raises: UserError where the largest token id of what is read is none of the model's."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    if largest >= vocabulary:
+        raise UserError(
+            f"token {largest} is outside the model's vocabulary of {vocabulary}; "
+            "does the tokenizer belong to this model?"
+        )
+
+
 def check_tokens(input_ids: Tensor, model: Any) -> Tensor:
     """The calibration tokens (sequences, T), if the model can read them, and has something to predict."""
     if input_ids.ndim != 2:
