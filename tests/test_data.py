@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmprune.data import TextData, load, python_docs, self_generated, wikitext
+from lmprune.data import TextData, load, pairs, prompts, python_docs, self_generated, wikitext
 from lmprune.data.tokens import encode, sequences, stream
 from lmprune.errors import UserError
 
@@ -151,6 +151,17 @@ def test_a_plain_file_is_one_document_as_it_is(tmp_path):
     assert data.documents == ["é one\r\n\r\ntwo \u2028"]
     assert data.provenance["split"] == "the whole file"
     assert data.provenance["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    """Editors on Windows write one."""
+    plain, lines, own = (tmp_path / name for name in ("a.txt", "a.jsonl", "own.jsonl"))
+    plain.write_text("\ufeffone\x0cand\u2028so\r\ntwo\n", encoding="utf-8", newline="")
+    lines.write_text('\ufeff{"text": "one"}\n', encoding="utf-8")
+    own.write_text('\ufeff{"context": "one", "completion": "two"}\n', encoding="utf-8")
+    assert load(str(plain)).documents == ["one\x0cand\u2028so\r\ntwo\n"] and load(str(lines)).documents == ["one"]
+    assert pairs.is_source(str(own)) and pairs.load(str(own)).pairs[0].context == "one"
+    assert prompts.load(plain).texts == ("one\x0cand\u2028so", "two"), "a prompt a line"
 
 
 def test_jsonl_fields_and_blank_lines(tmp_path):

@@ -35,7 +35,8 @@ class TextData:
     """name: what was loaded, for people. documents: texts in the source's order; they may be empty.
 
     provenance: source, split, where it came from, `documents` (their number) and `sha256` of all of them joined;
-    for a plain file or WikiText that is the file's own checksum. notes: what was left out, a sentence each.
+    for a plain file or WikiText that is the checksum of the file (behind a byte order mark). notes: what was left out,
+    a sentence each.
     """
 
     name: str

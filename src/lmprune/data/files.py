@@ -53,10 +53,13 @@ def _told(path: Path) -> Iterator[None]:
 
 
 def read_text(path: Path) -> str:
-    """The file's text, newlines as they are. Raises: UserError where it can't be read, is not UTF-8 or is empty."""
+    """The file's text, newlines as they are, without a byte order mark, which is no part of it.
+
+    Raises: UserError where it can't be read, is not UTF-8 or is empty.
+    """
     try:
         with _told(path):
-            text = path.read_bytes().decode("utf-8")  # read_text would turn \r\n into \n
+            text = path.read_bytes().decode("utf-8-sig")  # read_text would turn \r\n into \n
     except MemoryError as error:
         raise UserError(f"can't read {path}: {reason(error)}") from None
     except UnicodeDecodeError as error:
@@ -118,7 +121,7 @@ def _elements(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _records(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""))
+    reader = csv.reader(io.StringIO(text, newline=""))
     try:
         header = next(reader, [])
         for cells in filter(None, reader):

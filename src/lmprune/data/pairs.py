@@ -75,7 +75,7 @@ def _is_file(source: str) -> bool:
     path = Path(source)
     if path.suffix != ".jsonl" or not path.is_file():
         return False
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
         line = next(filter(str.strip, file), "")
     try:
         row = json.loads(line)

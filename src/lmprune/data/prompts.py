@@ -46,7 +46,7 @@ def load(file: Path) -> Prompts:
         rows = [pick(row, "prompt", chat_template=False, where=where) for where, row in files.rows(file)]
         texts = [str(row) for row in rows]
     else:
-        texts = files.read_text(file).splitlines()
+        texts = files.read_text(file).split("\n")  # splitlines also cuts at other separators
     told = tuple(text.strip() for text in texts if text.strip())
     if not told:
         raise UserError(f"there is no prompt in {file}")
