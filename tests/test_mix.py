@@ -111,6 +111,12 @@ def test_a_part_that_is_too_short_is_not_made_up_for(folder: Path) -> None:
         read("mix:web=0.9,code=0.1", 40_000, data_dir=folder)
 
 
+def test_a_kind_may_have_a_dot_in_its_name(folder: Path) -> None:
+    (folder / "python3.12.train.txt").write_text("c" * 9999)
+    assert list(read("mix", data_dir=folder).provenance["parts"]) == ["chat", "code", "python3.12", "web"]
+    assert set(read("mix:python3.12=1", 100, data_dir=folder).documents[0]) == {"c"}
+
+
 def test_a_folder_without_kinds(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(UserError, match=r"no KIND\.train\.txt or KIND\.train\.jsonl in .*nowhere \(there is no such"):
         read("mix", data_dir=tmp_path / "nowhere")

@@ -19,8 +19,8 @@ def in_folder(folder: Path, split: str) -> dict[str, Path]:
     """Kind -> its file, in the order of their names. Raises: UserError where there is none of that split."""
     found: dict[str, Path] = {}
     for path in sorted(folder.glob(f"*.{split}.*")):
-        kind, _, rest = path.name.partition(".")
-        if path.is_file() and rest in {f"{split}{suffix}" for suffix in SUFFIXES}:
+        kind = path.name.removesuffix(f".{split}{path.suffix}")
+        if path.is_file() and kind != path.name and path.suffix in SUFFIXES:
             if kind in found:
                 raise UserError(f"{folder} has {found[kind].name} and {path.name}; keep one file of each kind")
             found[kind] = path
