@@ -117,6 +117,16 @@ def test_a_kind_may_have_a_dot_in_its_name(folder: Path) -> None:
     assert set(read("mix:python3.12=1", 100, data_dir=folder).documents[0]) == {"c"}
 
 
+@pytest.mark.parametrize("kind", ["web", "python-docs"])
+def test_a_kind_without_the_split_is_no_source_of_that_name(folder: Path, kind: str) -> None:
+    (folder / "web.train.txt").rename(folder / f"{kind}.train.txt")
+    (folder / "web.validation.txt").unlink()
+    with pytest.raises(
+        UserError, match=rf"no {kind}\.validation\.txt or \.jsonl in .*, a part of the mix; it has: chat"
+    ):
+        data.load("mix", "validation", tokenizer=byte_tokenizer(), num_tokens=99, data_dir=folder)
+
+
 def test_a_folder_without_kinds(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(UserError, match=r"no KIND\.train\.txt or KIND\.train\.jsonl in .*nowhere \(there is no such"):
         read("mix", data_dir=tmp_path / "nowhere")

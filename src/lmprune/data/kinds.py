@@ -29,6 +29,11 @@ def in_folder(folder: Path, split: str) -> dict[str, Path]:
     return found
 
 
+def is_kind(folder: Path, name: str) -> bool:
+    """Whether the folder has its training split, which says what its kinds are."""
+    return any((folder / f"{name}.train{suffix}").is_file() for suffix in SUFFIXES)
+
+
 def load(path: Path, tokenizer: Any) -> Records:
     """The texts of a file; conversations (`messages`) as the tokenizer's chat template has them (see `as_texts`)."""
     chats = path.suffix == ".jsonl" and "messages" in next(iter(files.rows(path)), ("", {}))[1]

@@ -164,7 +164,7 @@ def _part(name: str, split: str, data_dir: Path | None, tokenizer: Any, num_toke
     there = {} if data_dir is None else kinds.in_folder(data_dir, split)
     if name in there:
         return kinds.load(there[name], tokenizer)
-    if name not in PARTS:
+    if name not in PARTS and not (data_dir is not None and kinds.is_kind(data_dir, name)):
         return other(name, num_tokens)
     if data_dir is not None:
         beside = ", ".join(there)
