@@ -97,7 +97,11 @@ HUB = {"hub_id": "o/n", "config": "c", "split": "train", "sha256": "4"}
         (PART, SHARE, False),
         (FILE, SHARE, True),
         (SHARE, PART | {"holdout": 0.2}, True),
+        (SHARE, PART | {"field": "body"}, True),  # which line is held out depends on what is read of it
+        (SHARE, PART | {"chat_template": "user messages and conversations"}, True),
         (HUB, HUB | {"sha256": "5"}, True),
+        (HUB, HUB | {"sha256": "5", "variant": "raw"}, True),  # of WikiText: its config's other name
+        (HUB, HUB | {"sha256": "5", "split": "test", "chat_template": "user messages and conversations"}, False),
         (HUB, HUB | {"sha256": "5", "split": "validation"}, False),
         (HUB, HUB | {"sha256": "5", "config": "d"}, False),
         ({"source": "self", "sha256": "1"}, {"source": "self", "sha256": "2"}, False),

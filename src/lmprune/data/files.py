@@ -77,7 +77,9 @@ def load(path: Path, field: str | None, *, chat_template: bool) -> Records:
         return Records(str(path), [text], provenance)
     with reading(path):
         records = [pick(row, field, chat_template=chat_template, where=where) for where, row in _lines(path, text)]
-    return Records(f"{path}:{field}" if field else str(path), records, provenance)
+    if field is None:
+        return Records(str(path), records, provenance)
+    return Records(f"{path}:{field}", records, {**provenance, "field": field})
 
 
 def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 #: what two readings of one text have in common, beside a file; texts without such a place are known by their digest
 #: alone
-_PLACES = (("hub_id", "config", "variant"), ("python", "source"))
+_PLACES = (("hub_id", "config"), ("python", "source"))
+#: what a division of a file depends on
+_DIVISIONS = ("holdout", "field", "chat_template")
 
 
 def read_before(provenance: Mapping[str, Any], fitted: Mapping[str, Any]) -> str | None:
@@ -47,7 +49,8 @@ def same_text(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     place = _place(one)
     if place is None or place != _place(other):
         return False
-    if one.get("holdout") != other.get("holdout"):
+    divided = "holdout" in one or "holdout" in other
+    if divided and any(one.get(how) != other.get(how) for how in _DIVISIONS):
         return True  # two different divisions overlap, and a whole file holds its parts
     return one.get("split") == other.get("split")
 
