@@ -115,6 +115,17 @@ def test_what_can_t_be_compared(pair: tuple[Path, Path], text: Path, tmp_path: P
     assert "exists" in refused("compare", *pair, *args, "--out", tmp_path / "p.html")
 
 
+def test_tasks_in_a_folder_beside_pairs_of_one_s_own(pair: tuple[Path, Path], text: Path, tmp_path: Path):
+    """Whose path says where they are; and what is not there is said before a model is read."""
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(json.dumps({"context": f"cat {i}", "completion": " saw"}) + "\n" for i in range(4)))
+    args = ("--data", text, *SMALL, "--tasks", f"{own},samsum", "--tasks-dir", tmp_path, "--limit", 2)
+    assert "no validation.jsonl or val.json or validation.csv in" in refused("compare", *pair, *args)
+    (tmp_path / "val.json").write_text(json.dumps([{"dialogue": "A: a cat", "summary": "Cat."}] * 3))
+    dense, _ = lmprune("compare", *pair, *args, "--json").record["models"]
+    assert "exact_match" in dense["tasks"][str(own)] and "rouge1" in dense["tasks"]["samsum"]
+
+
 def test_accuracy_beside_perplexity(pair: tuple[Path, Path], text: Path, tmp_path: Path):
     """lm-eval's tasks from a folder of their own: what `eval --tasks` says of each model, on the same items."""
     row = {"goal": "To see the cat,", "sol1": "look up.", "sol2": "sleep."}

@@ -24,7 +24,7 @@ IGNORED = -100  # the label that torch's cross-entropy leaves out
 
 def is_source(source: str) -> bool:
     """Whether `source` names pairs rather than text; of a .jsonl, the first line tells."""
-    return source.partition(":")[0] in ("wikisql", "samsum", "e2e") or _is_file(source)
+    return source.partition(":")[0] in ("wikisql", "samsum", "e2e") or is_file(source)
 
 
 def load(
@@ -71,7 +71,8 @@ def check_options(source: str, data_dir: Path | None, held_out: float | None) ->
         raise UserError(f"--data-dir does not go with a file; {source} is one")
 
 
-def _is_file(source: str) -> bool:
+def is_file(source: str) -> bool:
+    """Whether `source` is a .jsonl of pairs."""
     path = Path(source)
     if path.suffix != ".jsonl" or not path.is_file():
         return False

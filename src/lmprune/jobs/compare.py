@@ -14,6 +14,7 @@ from ..checkpoints import models as checkpoints
 from ..checkpoints import sources
 from ..checkpoints.writing import Destination, begins, check_file, written_aside
 from ..data import pairs
+from ..data.pairs import is_file
 from ..data.zero_shot import ZERO_SHOT
 from ..errors import UserError
 from ..progress import Teller
@@ -57,7 +58,10 @@ def compare(
         terminal.note(f"{model}, {number + 1} of {len(models)}")
         quality = evaluate(terminal, model=model, baseline=models[0] if number else None, **text)
         shares = {task: holdout if task == data else None for task in wanted.pairs}
-        scores = {task: _task(terminal, model, task, tasks_dir, share, limit, how) for task, share in shares.items()}
+        scores = {
+            task: _task(terminal, model, task, _folder(task, tasks_dir), share, limit, how)
+            for task, share in shares.items()
+        }
         answers = None
         if wanted.zero_shot:
             asked = {"data_dir": tasks_dir, "limit": limit, "batch_size": 16, **how}
@@ -109,6 +113,9 @@ def check(
     wanted = _parsed(tasks) if tasks else Tasks((), ())
     if wanted.zero_shot:
         check_can_be_asked(wanted.zero_shot, tasks_dir)
+    for task in wanted.pairs:
+        if is_file(task) or tasks_dir is not None:  # the hub is asked once
+            pairs.load(task, "validation", data_dir=_folder(task, tasks_dir))
     if out is None:
         return wanted, None
     return wanted, check_file(out, force=force, amiss=begins(page.BEGINS, "a page that lmprune wrote"))
@@ -126,6 +133,11 @@ def _parsed(tasks: str) -> Tasks:
         if names.count(name) > 1:
             raise UserError(f"--tasks names {name} twice; name each task once")
     return Tasks([n for n in names if n not in ZERO_SHOT], [n for n in names if n in ZERO_SHOT])
+
+
+def _folder(task: str, tasks_dir: Path | None) -> Path | None:
+    """Where a task has its files: of a file of one's own, its path says it."""
+    return None if is_file(task) else tasks_dir
 
 
 def check_text(data: str, data_dir: Path | None) -> None:
