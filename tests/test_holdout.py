@@ -46,6 +46,13 @@ def test_the_two_parts_are_the_file(files, name: str):
         assert not set(rest.documents) & set(share.documents)  # 40 texts occur twice each, on one side
 
 
+def test_a_misspelt_split_is_not_the_held_out_one(files):
+    for load, name in ((data.load, "t.txt"), (data.load, "l.jsonl:my-field"), (pairs.load, "p.jsonl")):
+        for share in (None, 0.3):
+            with pytest.raises(UserError, match="unknown split 'trian'; did you mean train"):
+                load(str(files / name), "trian", held_out=share)
+
+
 def test_blocks_are_whole_lines_and_the_text():
     text = "".join(f"line {i}\n" for i in range(5000)) + "the end"
     assert "".join(holdout.blocks(text)) == text

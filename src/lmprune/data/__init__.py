@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import UserError, unknown
 from . import files, holdout, hub, mix, pairs, python_code, python_docs, self_generated, wikitext
 from .records import PairData, Records, render
+from .splits import check_split
 
 #: What `load` takes, as a message shows it.
 SOURCES = (
@@ -89,9 +90,11 @@ def load(
     elif source in _PYTHON:
         found = _PYTHON[source](split)
     elif source == "self":
+        check_split(split)
         # another text for another split: what a model was fitted to is not held out
         found = self_generated.load(model, tokenizer, num_tokens, seed if split == "train" else seed + 1)
     elif (file := files.parse(source)) is not None:
+        check_split(split)
         found = files.load(*file, chat_template=chat_template)
         found = found if held_out is None else holdout.part(found, split, held_out)
     else:

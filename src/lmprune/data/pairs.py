@@ -13,7 +13,7 @@ from ..errors import UserError, unknown
 from . import e2e, files, holdout, samsum, wikisql
 from .beginning import Beginning
 from .records import Pair, PairData
-from .splits import filled_field
+from .splits import check_split, filled_field
 
 #: What `load` takes, as a message shows it.
 SOURCES = ("wikisql", "samsum", "e2e", "FILE.jsonl with context and completion")
@@ -47,6 +47,7 @@ def load(
     elif base == "e2e":
         found = e2e.load(split, data_dir)
     elif Path(source).suffix == ".jsonl":
+        check_split(split)
         found = _from_file(Path(source), split, held_out)
     else:
         raise unknown("source of pairs", source, SOURCES)

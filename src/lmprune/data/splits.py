@@ -35,10 +35,15 @@ class Split:
     file: Path | None = None
 
 
-def open_split(source: str, home: Home, split: str, data_dir: Path | None) -> Split:
-    """data_dir: None = the hub. Raises: UserError for an unknown split, a missing file, a hub that can't be reached."""
+def check_split(split: str) -> None:
+    """Raises: UserError for none of the three that every source has but the hub's, which name their own."""
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
+
+
+def open_split(source: str, home: Home, split: str, data_dir: Path | None) -> Split:
+    """data_dir: None = the hub. Raises: UserError for an unknown split, a missing file, a hub that can't be reached."""
+    check_split(split)
     names = home.files[split]
     if data_dir is None:
         cure = f"pass --data-dir with a folder that holds {' or '.join(names)}"
