@@ -65,7 +65,7 @@ def test_a_document_that_brings_its_own_gets_no_second():
     rows = sequences(tokenizer, found, seq_len=len(TEXT) + 1, num_tokens=2 * len(TEXT) + 2, seed=None)
     assert (rows == BOS).sum() == 2 and (rows[:, 0] == BOS).all()
     ids, covered = cover(tokenizer, found, 100)
-    assert BOS not in ids and covered == TEXT[:100]
+    assert BOS not in ids and covered == [TEXT[:100]]
 
 
 @pytest.mark.parametrize(("context", "stride"), [(16, None), (16, 4), (16, 15), (2, 1)])

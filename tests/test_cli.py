@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -219,11 +220,19 @@ def test_eval_agrees_with_the_function(pruned: dict[str, Any], model: Path, text
     ).record
     assert set(record) == documented("eval")
     small, dense, tokenizer = models.load(pruned["out"]), models.load(model), models.load_tokenizer(model)
-    ids, covered = cover(tokenizer, load_text(str(text)), 512)
+    ids, (covered,) = cover(tokenizer, load_text(str(text)), 512)
     sizes = {"num_bytes": len(covered.encode()), "num_words": len(covered.split())}
     expected = perplexity(small, ids, context=64, baseline=dense, **sizes).to_dict()
     assert {key: record[key] for key in expected} == expected
     assert record["tokens"] == 512 - 8 and sizes["num_bytes"] == 512 and 80 < sizes["num_words"] < 130
+
+
+def test_words_end_where_their_document_does(model: Path, tmp_path: Path) -> None:
+    """Records of two words each, without white space around them, cut in the 51st, of 7 bytes each."""
+    file = tmp_path / "few.jsonl"
+    file.write_text('{"text": "two cat"}\n' * 60)
+    found = lmprune("eval", model, "--data", file, "--max-tokens", 355, "--json").record
+    assert found["word_perplexity"] == pytest.approx(math.exp(found["nll"] * 355 / (2 * 50 + 2)))
 
 
 def test_a_model_compared_with_itself_does_not_differ(model: Path, text: Path) -> None:

@@ -91,12 +91,12 @@ def check_lengths(seq_len: int, num_tokens: int) -> None:
 
 def stream(tokenizer: Any, data: TextData, max_tokens: int | None = None) -> tuple[Tensor, int]:
     """As `cover`, but with the UTF-8 bytes of the text alone."""
-    ids, text = cover(tokenizer, data, max_tokens)
-    return ids, len(text.encode())
+    ids, documents = cover(tokenizer, data, max_tokens)
+    return ids, sum(len(document.encode()) for document in documents)
 
 
-def cover(tokenizer: Any, data: TextData, max_tokens: int | None = None) -> tuple[Tensor, str]:
-    """The first `max_tokens` tokens (N,), int64, of the documents in order, and the text that they cover.
+def cover(tokenizer: Any, data: TextData, max_tokens: int | None = None) -> tuple[Tensor, list[str]]:
+    """The first `max_tokens` tokens (N,), int64, of the documents in order, and the documents that they cover.
 
     None = all. A BOS of the documents' own (`Beginning`) is left out. A tokenizer without character offsets (a pure
     Python one) is asked to decode the last, cut document.
@@ -116,7 +116,7 @@ def cover(tokenizer: Any, data: TextData, max_tokens: int | None = None) -> tupl
             break
     if len(ids) < 2:
         raise UserError(f"{len(ids)} tokens of {data.name} are too few to evaluate on; at least 2 are needed")
-    return torch.tensor(ids), "".join(covered)
+    return torch.tensor(ids), covered
 
 
 def text_of_first(tokenizer: Any, document: str, encoding: Any, num_tokens: int) -> str:

@@ -56,8 +56,9 @@ def evaluate(
     with terminal.stages() as stages:
         result = perplexity(
             pruned, input_ids, begin=Beginning.of(tokenizer).ids, context=context, stride=stride,
-            num_bytes=len(covered.encode()), num_words=len(covered.split()), baseline=dense,
-            progress=stages("windows"),
+            num_bytes=sum(len(document.encode()) for document in covered),
+            num_words=sum(len(document.split()) for document in covered),  # none goes on in the next document
+            baseline=dense, progress=stages("windows"),
         )  # fmt: skip
     seconds = time.perf_counter() - start
     before = answers(terminal, dense, tokenizer, questions, answer_tokens) if dense else None
