@@ -87,7 +87,8 @@ def _checked(
     score: Callable[..., Any], model: Any, requests: Sequence[tuple[Any, list[int], list[int]]], **how: Any
 ) -> Any:
     """lm-eval's own scores of what it is about to ask. Raises: UserError for tokens that the model does not have."""
-    check_vocabulary(max(chain(*(ids for _, context, answer in requests for ids in (context, answer)))), model)
+    read = chain.from_iterable(ids for _, context, answer in requests for ids in (context, answer))
+    check_vocabulary(max(read, default=0), model)
     return score(requests, **how)
 
 
