@@ -72,25 +72,15 @@ def test_what_can_not_be_told(words: tuple[Any, ...], sentence: str, model: Path
         (("--multiple-of", 64), "no neuron could go: layers have at most 48"),
         (("--units", "heads", "--keep", 0.6), "0.6 of 2 heads can't be kept; keep 0.5 or 1"),
         (("--units", "layers", "--method", "shortgpt", "--keep", 0.1), "0.1 of 3 layers can't be kept"),
+        (("--chat-template",), "--chat-template needs a tokenizer with a chat template; this model's has none"),
     ],
 )
-def test_shapes_that_leave_no_such_choice(
+def test_what_the_model_can_not_have(
     words: tuple[Any, ...], sentence: str, model: Path, text: Path, tmp_path: Path
 ) -> None:
     """Are told of in the words of the run."""
-    args = (
-        "prune",
-        model,
-        "--data",
-        text,
-        "--seq-len",
-        64,
-        "--calibration-tokens",
-        512,
-        "--out",
-        tmp_path / "o",
-        *words,
-    )
+    size = ("--seq-len", 64, "--calibration-tokens", 512)
+    args = ("prune", model, "--data", text, *size, "--out", tmp_path / "o", *words)
     assert sentence in (told := refused(*args, "--dry-run")) and told == refused(*args)
 
 

@@ -67,9 +67,14 @@ def render(records: Sequence[Record], tokenizer: Any, *, ask: bool = False) -> l
     ask: up to where the model's answer begins.
     Raises: UserError where the tokenizer has no template, or the template refuses a conversation.
     """
+    check_template(tokenizer)
+    return [_render(record, tokenizer, number, ask) for number, record in enumerate(records, 1)]
+
+
+def check_template(tokenizer: Any) -> None:
+    """Raises: UserError where it has no chat template."""
     if getattr(tokenizer, "chat_template", None) is None:
         raise UserError("--chat-template needs a tokenizer with a chat template; this model's has none")
-    return [_render(record, tokenizer, number, ask) for number, record in enumerate(records, 1)]
 
 
 def _render(record: Record, tokenizer: Any, number: int, ask: bool) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 import psutil
 
 from ..checkpoints import devices, models
+from ..data.records import check_template
 from ..errors import UserError
-from ..progress import Teller
+from ..progress import Teller, silent
 from ..sites.limits import check_seq_len
 from ..solve.duration import guess, recovery
 from . import timing
@@ -37,6 +38,8 @@ def forecast(terminal: Teller, **options: Any) -> dict[str, Any]:
         skeleton = models.skeleton(asked["model"], note=terminal.note, **how)
     if asked.calibrates:
         check_seq_len(skeleton, asked["seq_len"])
+        if asked["chat_template"]:
+            check_template(models.load_tokenizer(asked["model"], note=silent, **how))
     about = asked["dtype"], asked["trust_remote_code"], asked.how["device"]
     found = needs(asked, skeleton)
     bound, told = bound_of(asked), found["whole"]
