@@ -300,6 +300,8 @@ def test_prune_reads_a_mix_where_nobody_says_what(model: Path, folder: Path, tmp
 def test_a_mix_needs_a_number_of_tokens(model: Path, folder: Path, tmp_path: Path) -> None:
     sentence = refused("eval", model, "--data", "mix", "--data-dir", folder)
     assert sentence == "mix is as long as you like; say how much to read with --max-tokens"
+    sentence = refused("eval", model, "--data", "self")
+    assert sentence == "self is as long as you like; say how much to read with --max-tokens"
     sentence = refused("finetune", model, "--data", "mix", "--data-dir", folder, "--steps", 1, "--out", tmp_path / "x")
     assert sentence == "a mix is as long as you like; say how much of it with --train-tokens"
     out = tmp_path / "y"

@@ -120,8 +120,8 @@ def evaluate_task(
 
 
 def check_length(data: str, max_tokens: int | None) -> None:
-    """Raises: UserError where a mix has no end, and nobody said how much of it to read."""
-    if data != "self" and texts.as_long_as_you_like(data) and max_tokens is None:
+    """Raises: UserError where a text has no end, and nobody said how much of it to read."""
+    if texts.as_long_as_you_like(data) and max_tokens is None:
         raise UserError(f"{data} is as long as you like; say how much to read with --max-tokens")
 
 
