@@ -102,7 +102,8 @@ def test_ratios_that_are_tried_are_those_that_can_come_out(
     model: Any, kind: Any, budget: Any, scope: Any, expected: Any
 ) -> None:
     asked: Any = Fake({"scope": scope}, (kind,), budget)
-    assert by_quality._shares(asked, SimpleNamespace(dense=model)) == expected  # type: ignore[arg-type]
+    opened: Any = SimpleNamespace(dense=model)
+    assert by_quality._shares(asked, opened) == expected
 
 
 def test_where_nothing_can_go_it_says_so() -> None:
@@ -110,15 +111,19 @@ def test_where_nothing_can_go_it_says_so() -> None:
     model = tiny_model("llama")
     lmprune.shrink(model, PrunePlan({Address("ffns", 0): (1,)}, {Address("ffns", 0): 3}))
     asked: Any = Fake({"scope": None}, ("ffns",))
+    opened: Any = SimpleNamespace(dense=model)
     with pytest.raises(UserError, match="no ffns can go: 1 must stay, and no more are left"):
-        by_quality._shares(asked, SimpleNamespace(dense=model))  # type: ignore[arg-type]
+        by_quality._shares(asked, opened)
 
 
 def test_the_smallest_that_holds_is_what_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model is its own keep ratio here, and its plan says it too."""
     monkeypatch.setattr(by_quality, "_shares", lambda *_: FINE)
-    found = lambda keep: SimpleNamespace(nll_difference=2 * (1 - keep[0]) ** 2, nll_difference_se=0.01, tokens=9)  # noqa: E731
-    monkeypatch.setattr(by_quality, "_judge", lambda *_: found)
+
+    def judge(keep: list[float]) -> SimpleNamespace:
+        return SimpleNamespace(nll_difference=2 * (1 - keep[0]) ** 2, nll_difference_se=0.01, tokens=9)
+
+    monkeypatch.setattr(by_quality, "_judge", lambda *_: judge)
     terminal: Any = SimpleNamespace(note=lambda _: None, busy=lambda _: nullcontext())
     opened: Any = SimpleNamespace(dense=[1.0])
 
@@ -126,7 +131,8 @@ def test_the_smallest_that_holds_is_what_comes_out(monkeypatch: pytest.MonkeyPat
         model[0] = asked["keep"]
         return PrunePlan({}, {}, {"keep": asked["keep"]})
 
-    made = by_quality.smallest(terminal, Fake({"max_ppl_ratio": 1.2, "keep": 0.75}), opened, cut)  # type: ignore[arg-type]
+    asked: Any = Fake({"max_ppl_ratio": 1.2, "keep": 0.75})
+    made = by_quality.smallest(terminal, asked, opened, cut)
     smallest = min(share for share in FINE if 2 * (1 - share) ** 2 <= math.log(1.2))
     assert made.model == [smallest] and made.plan.settings == {"keep": smallest} and opened.dense == [1.0]
     assert made.quality is not None and made.quality["ratio"] <= 1.2 and len(made.quality["trials"]) > 2
@@ -137,8 +143,11 @@ def test_the_scores_are_those_of_the_model_that_is_chosen(
 ) -> None:
     """And are written once; of the three that are tried here the second is chosen."""
     logs = iter([0.1, 0.3, 0.9])
-    judged = lambda _: SimpleNamespace(nll_difference=next(logs), nll_difference_se=0.01, tokens=9)  # noqa: E731
-    monkeypatch.setattr(by_quality, "_judge", lambda *_: judged)
+
+    def judge(_model: Any) -> SimpleNamespace:
+        return SimpleNamespace(nll_difference=next(logs), nll_difference_se=0.01, tokens=9)
+
+    monkeypatch.setattr(by_quality, "_judge", lambda *_: judge)
     monkeypatch.setattr(by_quality, "TRIALS", 3)
     how = ("--data", text, "--seq-len", 64, "--calibration-tokens", 512, "--multiple-of", 1, "--answer-tokens", 0)
     file = tmp_path / "scores.safetensors"

@@ -116,8 +116,8 @@ def evaluate(
     pairs = data.pairs if task.merged else data.pairs[:limit]
     items = items_of(pairs, merged=task.merged)[:limit]
     contexts, cut = _contexts(model, tokenizer, items, max_new_tokens)
-    limit = max_context(model.config) or _ENDLESS
-    encoded = encode_pairs(pairs, tokenizer, max_len=limit) if task.one_answer else []
+    room = max_context(model.config) or _ENDLESS
+    encoded = encode_pairs(pairs, tokenizer, max_len=room) if task.one_answer else []
     completions = [each.completion for each in encoded if each is not None]
     check_vocabulary(max(chain([eos_id(tokenizer)], *contexts, *completions)), model)
     predictions = Predictions(

@@ -14,7 +14,6 @@ from ..checkpoints import models as checkpoints
 from ..checkpoints import sources
 from ..checkpoints.writing import Destination, begins, check_file, written_aside
 from ..data import pairs
-from ..data.pairs import is_file
 from ..data.zero_shot import ZERO_SHOT
 from ..errors import UserError
 from ..progress import Teller
@@ -114,7 +113,7 @@ def check(
     if wanted.zero_shot:
         check_can_be_asked(wanted.zero_shot, tasks_dir)
     for task in wanted.pairs:
-        if is_file(task) or tasks_dir is not None:  # the hub is asked once
+        if pairs.is_file(task) or tasks_dir is not None:  # the hub is asked once
             pairs.load(task, "validation", data_dir=_folder(task, tasks_dir))
     if out is None:
         return wanted, None
@@ -137,7 +136,7 @@ def _parsed(tasks: str) -> Tasks:
 
 def _folder(task: str, tasks_dir: Path | None) -> Path | None:
     """Where a task has its files: of a file of one's own, its path says it."""
-    return None if is_file(task) else tasks_dir
+    return None if pairs.is_file(task) else tasks_dir
 
 
 def check_text(data: str, data_dir: Path | None) -> None:

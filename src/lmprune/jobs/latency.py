@@ -85,7 +85,7 @@ def latency(
         kind: tuple(p.count for p in places if p.address.kind == kind) for kind in counts
     }
     sizes = sizes_of(places)
-    del dense
+    del dense, places
     with scratch("latency") as room:
         kinds = _Bench(terminal, model, setting, room).timings(counts)
     table = LatencyTable(

@@ -27,7 +27,8 @@ class MixtureSpec:
     attributes must be for it to look at groups at all.
     width_key: the config field that holds the number of neurons of an expert. up, down: the stacked tensors, gate and
     up in one. widths: attributes of `experts` that count neurons, where it has them.
-    fewest: with fewer experts than that in its config a model is a dense one.
+    shared: what all tokens go to, where that lies beside `home`. fewest: with fewer experts than that in its config a
+    model is a dense one.
     """
 
     count_key: str
