@@ -16,6 +16,7 @@ import tiny_mixtures
 import tiny_models
 import torch
 from device_cases import PRUNED, SPREAD, SPREADS
+from in_parts import few
 from packaging.version import Version
 
 from lmprune.checkpoints import devices
@@ -66,7 +67,7 @@ def test_every_family_as_on_one_device_where_blocks_are_on_two() -> None:
 
 @pytest.mark.slow
 @pretends
-@pytest.mark.parametrize("order", SPREAD)
+@pytest.mark.parametrize("order", few(SPREAD, len(SPREAD)))
 def test_some_as_on_the_processor_where_blocks_are_on_two_devices(order: str, tmp_path: Path) -> None:
     cases = ("obs", "obs of layers", "eval")
     assert differences(tmp_path, order, cases) == dict.fromkeys(cases)
@@ -131,7 +132,7 @@ with both(list):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.conformance
 @pretends
 def test_states_that_stay_behind_are_told_and_no_spread_model_is_trained(tmp_path: Path) -> None:
     """The control: where nothing is moved, the walk fails."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import transformers
+from in_parts import some
 from test_bad_input import refused
 from tiny_checkpoints import TEXT, Outcome, as_many_threads, lmprune, tiny_checkpoint
 
@@ -127,7 +128,7 @@ KILLS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", some(RUNS, "gum", "obs", "finetune"))
 def test_a_killed_run_ends_bit_for_bit_like_the_whole_one(
     name: str, models: dict[str, Path], text: Path, forks: Any, tmp_path: Path
 ) -> None:
@@ -184,7 +185,7 @@ def lines_of(log: Path, number: int) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.conformance)])
 def test_ctrl_c_finishes_the_step_and_says_how_to_resume(
     number: signal.Signals, models: dict[str, Path], text: Path, forks: Any, tmp_path: Path
 ) -> None:
