@@ -29,7 +29,7 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
     "plan.py": (
         "plan",
         [
-            ("kept[-1] >= count", "kept[-1] > count"),
+            ("kept[-1] < count", "kept[-1] <= count"),
             ("sorted(set(kept))", "sorted(kept)"),
             ("sum(map(len, self.kept.values())) / sum", "len(self.kept) / sum"),
             ("!= PLAN_FORMAT", "is None"),
@@ -130,8 +130,11 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
         ],
     ),
     "solve/elimination.py": (
-        "unit_readings",
-        [("(1 - refitted_U / alone_U.clamp_min(1e-300))", "(1 - (refitted_U / alone_U.clamp_min(1e-300)).sqrt())")],
+        "unit_readings gone",
+        [
+            ("(1 - refitted_U / alone_U.clamp_min(1e-300))", "(1 - (refitted_U / alone_U.clamp_min(1e-300)).sqrt())"),
+            ("if not until and problem.pinned", "if until and problem.pinned"),
+        ],
     ),
     "sites/pages.py": (
         "streamed going_on",
@@ -486,8 +489,11 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
             ('"row": row}', '"row": 0}'),
         ],
     ),
+    "sites/site.py": ("gone", [("            self.leaves(self.block)\n", "            pass\n")]),
+    "budget/choosing.py": ("gone", [(" and place.address.kind in kinds", "")]),
+    "jobs/latency.py": ("gone", [("1 - times * (1 - prefill)", "prefill")]),
     "sites/layers.py": (
-        "layers layer_scores",
+        "layers layer_scores gone",
         [
             ("place = next(free[kinds[i]])", "place = i"),
             ("kind if i in there else kinds[there[0]]", "kind"),
@@ -495,7 +501,8 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
             ("return last.register_forward_hook(_times(value))", "return block.register_forward_hook(_times(1.0))"),
             ("before if value == 0", "after if value == 0"),
             ('home | dict.fromkeys(passed, "passed")', "home"),
-            ("if not stays.get(kind, set(there)) &", "if not set(there) &"),
+            ("& stays.get(kind, there)", "& there"),
+            ("(there - (inside.keys() - left))", "there"),
         ],
     ),
     "scores/layers.py": (

@@ -59,11 +59,13 @@ def test_the_database_leaves_the_model_as_it_was(name: str, tmp_path: Path):
     torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("gone", [(), ("heads.1", "neurons.2")])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_a_level_behind_the_prefix_is_the_sequential_refit(name: str, tmp_path: Path):
+def test_a_level_behind_the_prefix_is_the_sequential_refit(name: str, gone: tuple[str, ...], tmp_path: Path):
     """At the counts that the database was filled at, the stitched model is the one that `obs` cuts to them."""
     model = tiny_model(name)
-    counts = [max(1, site.count // 2) for site in find_sites(model, UNITS)]
+    sites = find_sites(model, UNITS)
+    counts = [0 if str(site.address) in gone else max(1, site.count // 2) for site in sites]
     walk, database = filled(model, tmp_path / "levels", counts)
     cut = copy.deepcopy(model)
     obs_to_counts(cut, find_sites(cut, UNITS), text(), counts, metrics=walk.metrics)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from test_bad_input import refused
-from tiny_checkpoints import documented
+from tiny_checkpoints import documented, tiny_checkpoint
 from tiny_checkpoints import lmprune as command
 from tiny_models import tiny_model
 
@@ -162,14 +162,14 @@ def test_the_job_measures_cut_models_beside_the_whole_one(
     record = json.loads(shown.out)
     assert set(record) == documented("latency")
     dense, found = models.load(str(model), note=silent), LatencyTable.load(out)
-    assert found.kinds["neurons"].counts == (48, 40, 24, 16, 8) and found.kinds["heads"].counts == (2, 1)
+    assert found.kinds["neurons"].counts == (48, 40, 24, 16, 8, 0) and found.kinds["heads"].counts == (2, 1, 0)
     sites = find_sites(dense, ("neurons", "heads"))
     by_time = found.costs(sites)
     for kind, timing in found.kinds.items():
-        gone = (timing.counts[0] - timing.counts[-1]) * sum(s.params for s in sites if s.address.kind == kind)
+        gone = (timing.counts[0] - timing.counts[-2]) * sum(s.params for s in sites if s.address.kind == kind)
         share = 1 - gone / num_params(dense)
-        assert timing.prefill[-1] / timing.prefill[0] == pytest.approx(share, rel=1e-6)
-        assert timing.decode[-1] / timing.decode[0] == pytest.approx(share, rel=1e-6)
+        assert timing.prefill[-2] / timing.prefill[0] == pytest.approx(share, rel=1e-6)
+        assert timing.decode[-2] / timing.decode[0] == pytest.approx(share, rel=1e-6)
     # what goes of both kinds at once takes both savings along
     least = {s.address: 8 if s.address.kind == "neurons" else 1 for s in sites}
     weighed = Budget(CostTarget("params", 1)).costs(sites, dense)
@@ -211,8 +211,11 @@ def test_what_can_not_be_measured(model: Path, tmp_path: Path) -> None:
     assert "did you mean torch" in refused("latency", model, "--out", out, "--engine", "troch")
     assert "exceed the model's" in refused("latency", model, "--out", out, "--prompt-tokens", 100000)
     assert "unknown unit" in refused("latency", model, "--out", out, "--units", "hats")
-    sentence = refused("latency", model, "--out", out, "--prompt-tokens", 8, "--multiple-of", 48)
-    assert "no model with fewer neurons can be measured: a layer has 48, the fewest that a cut in multiples" in sentence
+    whole = tiny_checkpoint(tmp_path / "mpt", "mpt")  # whose feed-forward layers can't go
+    (width,) = {site.count for site in find_sites(models.load(whole), ["neurons"])}
+    words = ("--out", out, "--units", "neurons", "--prompt-tokens", 8, "--multiple-of", width)
+    sentence = refused("latency", whole, *words)
+    assert f"fewer neurons can be measured: a layer has {width}, the fewest that a cut in multiples" in sentence
     assert not out.exists()
 
 

@@ -48,7 +48,10 @@ def test_load_reads_what_was_written(tmp_path: Path) -> None:
     [
         ({"kept": {"neurons.0": [2, 0], "neurons.1": [1]}}, "layer 0: kept neurons must be sorted"),
         ({"kept": {"neurons.0": [0, 0], "neurons.1": [1]}}, "layer 0"),
-        ({"kept": {"neurons.0": [0], "neurons.1": []}}, "layer 1"),
+        (
+            {"kept": {"experts.0": [0], "experts.1": []}, "counts_before": {"experts.0": 3, "experts.1": 4}},
+            "layer 1: no experts would stay",
+        ),
         ({"kept": {"neurons.0": [0], "neurons.1": [4]}}, r"layer 1.*0…3"),
         ({"kept": {"neurons.0": [-1], "neurons.1": [0]}}, "layer 0"),
         ({"kept": {"neurons.0": [0.5], "neurons.1": [0]}}, "layer 0"),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .errors import UserError, shown
 from .foreign import NUMBER, json_of, misfit, reading, text_of
-from .sites.address import LAYER_KINDS, Address, Kind
+from .sites.address import LAYER_KINDS, SEAM_KINDS, Address, Kind
 
 PLAN_FILE = "prune_plan.json"
 #: format 1 had neurons alone: `kept` a list a layer, `widths_before`
@@ -25,7 +25,8 @@ CHOICE = ("method", "keep", "scope", "multiple_of")
 
 @dataclass(frozen=True)
 class PrunePlan:
-    """kept: sorted indices of the units that stay, of each site. counts_before: units of each site before the cut.
+    """kept: sorted indices of the units that stay, of each site; without any, the attention or feed-forward layer is
+    gone. counts_before: units of each site before the cut.
 
     settings: everything needed to make the plan again (method, keep, scope, data, seed, …).
     provenance: where it came from (model, versions, hashes, what was measured on the way); `plan`: the `record` of
@@ -48,11 +49,11 @@ class PrunePlan:
             count = self.counts_before[address]
             if type(count) is not int or count < 1:
                 raise UserError(f"plan, layer {address.layer}: {count!r:.40} {address.kind} before; expected a number")
-            if not kept:
+            if not kept and address.kind not in SEAM_KINDS:
                 where = "" if address.kind in LAYER_KINDS else f", layer {address.layer}"
                 raise UserError(f"plan{where}: no {address.kind} would stay; keep at least one")
             whole = all(type(index) is int for index in kept)
-            if not whole or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= count:
+            if not whole or list(kept) != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < count):
                 raise UserError(
                     f"plan, layer {address.layer}: kept {address.kind} must be sorted, unique and within 0…{count - 1}"
                 )

@@ -15,7 +15,7 @@ from ..sites.address import Address, Kind
 from ..sites.families import FFNSpec
 from ..sites.find import find_sites
 from ..sites.place import Place
-from .choosing import kinds_of, least_for
+from .choosing import floors, kinds_of
 from .costs import Costs, check_additive, counts_before, weight_costs
 from .keeps import Keep
 from .search import BUDGETS, Budgeting, Effort
@@ -94,8 +94,7 @@ class Budget:
     def _most(self, places: Sequence[Place], costs: Costs, keep: Keep, multiple_of: int) -> float:
         before = counts_before(places)
         if self.target is not None:
-            least = {place.address: least_for(place, multiple_of) for place in places}
-            return check_reach(self.target, costs, least, before)
+            return check_reach(self.target, costs, floors(places, multiple_of), before)
         if isinstance(keep, Mapping):
             kinds = " and ".join(kinds_of(places))
             raise UserError(f"--budget {self.by} shares one budget among {kinds}; give --keep one ratio")

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..sites.address import Kind, check_apart
+from ..sites.address import Address, Kind, check_apart
 from ..sites.place import Place
+from ..sites.site import Site
 from .by_cost import counts_by_cost
 from .keeps import Keep, check_reachable, keep_of
 from .selection import Descent, Scope, check_multiple_of, select
@@ -107,6 +108,17 @@ def multiple_for(kind: Kind, multiple_of: int) -> int:
 def least_for(place: Place, multiple_of: int) -> int:
     """The fewest units that may stay where counts are rounded so."""
     return min(max(place.least, multiple_for(place.address.kind, multiple_of) * place.parts), place.count)
+
+
+def floors(places: Sequence[Place], multiple_of: int) -> dict[Address, int]:
+    """The fewest units of each place that a search may leave: none where the whole attention or feed-forward layer can
+    go, but of a kind's first, since no model does without any."""
+    found, kinds = dict[Address, int](), set[Kind]()
+    for place in places:
+        can_go = isinstance(place, Site) and place.leaves is not None and place.address.kind in kinds
+        found[place.address] = 0 if can_go else least_for(place, multiple_of)
+        kinds.add(place.address.kind)
+    return found
 
 
 def kinds_of(sites: Sequence[Place]) -> list[Kind]:

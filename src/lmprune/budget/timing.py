@@ -32,7 +32,8 @@ TIMED: tuple[Timed, ...] = ("prefill", "decode", "whole")
 @dataclass(frozen=True)
 class Timing:
     """Of one kind of units: how many each layer had in the models that were measured, the whole model's first, falling,
-    and the median seconds of each, of the prompt and of all new tokens together."""
+    and the median seconds of each, of the prompt and of all new tokens together. 0 = the attentions or feed-forward
+    layers are gone: no model does without any, so it is what one that kept the first would take without that too."""
 
     counts: tuple[int, ...]
     prefill: tuple[float, ...]
@@ -41,7 +42,7 @@ class Timing:
     @property
     def whole(self) -> bool:
         """Whether there is a positive time for each of falling counts."""
-        falls = all(a > b > 0 for a, b in pairwise(self.counts)) and len(self.counts) > 1
+        falls = all(a > b >= 0 for a, b in pairwise(self.counts)) and len(self.counts) > 1
         return falls and all(len(t) == len(self.counts) and min(t) > 0 for t in (self.prefill, self.decode))
 
     def seconds(self, phase: Timed) -> np.ndarray:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..budget.choosing import kinds_of, least_for, multiple_for
+from ..budget.choosing import floors, kinds_of, least_for, multiple_for
 from ..budget.keeps import parse_units
 from ..budget.selection import num_kept
 from ..budget.timing import TABLE_FORMAT, LatencyTable, Timing, sizes_of
@@ -41,6 +41,8 @@ from .bench import Seconds, check_engine, exported, interleaved
 #: shares of the units at which a model is measured; where units are few, every number of them is
 _SHARES = (0.75, 0.5, 0.25)
 _FEW = 6
+#: of the whole model's time, whatever was measured: no time is negative
+_NEVER_LESS = 1e-3
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def latency(
     sizes = sizes_of(places)
     del dense, places
     with scratch("latency") as room:
-        kinds = _Bench(terminal, model, setting, room).timings(counts)
+        kinds = _Bench(terminal, model, setting, {kind: len(shapes[kind]) for kind in counts}, room).timings(counts)
     table = LatencyTable(
         model=model,
         shapes=shapes,
@@ -120,40 +122,60 @@ def machine(engine: str) -> dict[str, Any]:
 
 def _counts(places: Sequence[Place], kind: Kind, multiple_of: int) -> tuple[int, ...]:
     """The numbers of units, in the first place of a kind, at which a model is measured: falling, all of them first."""
-    first = next(place for place in places if place.address.kind == kind)
+    own = [place for place in places if place.address.kind == kind]
+    first, gone = own[0], {0} if 0 in floors(own, multiple_of).values() else set[int]()
     if first.count <= _FEW:
-        return tuple(range(first.count, first.least - 1, -1))
+        return tuple(sorted({*range(first.least, first.count + 1), *gone}, reverse=True))
     multiple = multiple_for(kind, multiple_of) * first.parts
     found = [num_kept(first.count, share, multiple_of=multiple) for share in _SHARES]
-    return tuple(sorted({first.count, *found, least_for(first, multiple_of)}, reverse=True))
+    return tuple(sorted({first.count, *found, least_for(first, multiple_of), *gone}, reverse=True))
 
 
 class _Bench:
-    """room: where the cut models lie."""
+    """layers: how many have units of each kind. room: where the cut models lie."""
 
-    def __init__(self, terminal: Teller, source: str, setting: Setting, room: Path):
-        self.terminal, self.source, self.setting, self.room = terminal, source, setting, room
+    def __init__(self, terminal: Teller, source: str, setting: Setting, layers: Mapping[Kind, int], room: Path):
+        self.terminal, self.source, self.setting, self.layers, self.room = terminal, source, setting, layers, room
 
     def timings(self, counts: Mapping[Kind, tuple[int, ...]]) -> dict[Kind, Timing]:
         """Seconds of a kind's models are those of the whole model, by the ratio to it in the same turns."""
         with self._opened(self._written(None, 1, 1)) as dense:
-            turns = {(kind, n): self._turns(dense, kind, n, all_[0]) for kind, all_ in counts.items() for n in all_[1:]}
+            asked = [(kind, n, all_[0]) for kind, all_ in counts.items() for n in all_[1:]]
+            turns = {(kind, n): found for kind, n, of in asked if (found := self._turns(dense, kind, n, of))}
         whole = [[pair[phase] for before, _ in turns.values() for pair in before] for phase in (0, 1)]
         medians = [statistics.median(seconds) for seconds in whole]
         found = {}
         for kind, all_ in counts.items():
-            ratios = [(1.0, 1.0), *(_ratios(*turns[kind, n]) for n in all_[1:])]
+            measured = (all_[0], *(n for n in all_[1:] if (kind, n) in turns))
+            if len(measured) == 1:
+                raise UserError(f"no model with fewer {kind} could be measured; give a smaller --multiple-of")
+            ratios = [(1.0, 1.0), *(self._ratios(kind, n, *turns[kind, n]) for n in measured[1:])]
             prefill, decode = (tuple(medians[phase] * pair[phase] for pair in ratios) for phase in (0, 1))
-            found[kind] = Timing(all_, prefill, decode)
+            found[kind] = Timing(measured, prefill, decode)
         return found
 
     def _opened(self, source: str) -> Worker:
         context = self.setting.prompt_tokens + self.setting.new_tokens + 1
         return Worker(self.setting.engine, source, threads=self.setting.threads, context=context)
 
-    def _turns(self, dense: Worker, kind: Kind, count: int, of: int) -> tuple[Seconds, Seconds]:
-        """Of the whole model and of the one with so many of a kind's units a layer, in turn."""
-        setting, cut = self.setting, self._written(kind, count, of)
+    def _ratios(self, kind: Kind, count: int, before: Seconds, after: Seconds) -> tuple[float, float]:
+        """How long the cut model takes where the whole takes one; of none, as if the first layer had none either."""
+        prefill, decode = _ratios(before, after)
+        if count:
+            return prefill, decode
+        times = self.layers[kind] / (self.layers[kind] - 1)
+        return max(1 - times * (1 - prefill), _NEVER_LESS), max(1 - times * (1 - decode), _NEVER_LESS)
+
+    def _turns(self, dense: Worker, kind: Kind, count: int, of: int) -> tuple[Seconds, Seconds] | None:
+        """Of the whole model and of the one with so many of a kind's units a layer, in turn; None where the engine has
+        no place for a model that lacks some layers' whole attention, or feed-forward layer."""
+        try:
+            setting, cut = self.setting, self._written(kind, count, of)
+        except UserError as error:
+            if count:
+                raise
+            self.terminal.note(f"layers without any {kind} were not measured: {error}")
+            return None
         prompt_BT = np.random.default_rng(0).integers(256, size=(setting.batch, setting.prompt_tokens))
         with self._opened(cut) as after, self.terminal.stages() as stages:
             progress = stages(f"{count} of {of} {kind}")
@@ -170,6 +192,8 @@ class _Bench:
             if kind is not None:
                 sites = find_sites(model, [kind])
                 kept = [_first(site, max(site.least, round(count / of * site.count))) for site in sites]
+                if not count:
+                    kept[0], kept[1:] = torch.arange(sites[0].count), [torch.arange(0) for _ in sites[1:]]
                 plan = PrunePlan.of([site.address for site in sites], kept, [site.count for site in sites])
                 shrink(model, plan)
             tokenizer = models.load_tokenizer(self.source, note=lambda _: None)

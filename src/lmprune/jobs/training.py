@@ -149,8 +149,9 @@ def _own_plan(terminal: Teller, model: str, net: Any, spec: FFNSpec | None) -> P
 
 
 def _is_of(plan: PrunePlan, net: Any, spec: FFNSpec | None) -> bool:
-    """Whether what the plan left is what the model has."""
-    return all([site.count for site in find_sites(net, [kind], spec)] == plan.counts(kind)[1] for kind in plan.kinds)
+    """Whether what the plan left is what the model has; a layer without any units is none that is found."""
+    left = {kind: [count for count in plan.counts(kind)[1] if count] for kind in plan.kinds}
+    return all([site.count for site in find_sites(net, [kind], spec)] == counts for kind, counts in left.items())
 
 
 def teach(

@@ -15,7 +15,7 @@ from .expert_neurons import expert_neurons
 from .experts import experts
 from .families import FFNSpec, attention_of, family_of
 from .heads import heads
-from .layers import Layers, layers
+from .layers import Layers, layers, leaving
 from .mixtures import MixtureSpec, mixture_of
 from .neurons import neurons
 from .place import Place
@@ -52,14 +52,15 @@ def find_sites(
 
 def _neurons(model: nn.Module, config: Any, spec: FFNSpec | None) -> list[Site]:
     spec = spec or family_of(config)
-    found = enumerate(blocks_of(model, spec))
-    return [neurons(block, spec, layer) for layer, block in found if not is_gone(block, spec.down)]
+    blocks = blocks_of(model, spec)
+    leaves, found = leaving(blocks, config, "ffns"), enumerate(blocks)
+    return [neurons(block, spec, layer, leaves) for layer, block in found if not is_gone(block, spec.down)]
 
 
 def _heads(model: nn.Module, config: Any, spec: FFNSpec | None) -> list[Site]:
     blocks, attention = blocks_of(model, spec or family_of(config)), attention_of(config)
-    found = enumerate(blocks)
-    return [heads(block, attention, config, layer) for layer, block in found if not is_gone(block, attention.o)]
+    leaves, found = leaving(blocks, config, "attentions"), enumerate(blocks)
+    return [heads(block, attention, config, layer, leaves) for layer, block in found if not is_gone(block, attention.o)]
 
 
 def _layers(kind: LayerKind, model: nn.Module, config: Any, spec: FFNSpec | None) -> list[Layers]:

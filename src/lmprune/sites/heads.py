@@ -14,7 +14,7 @@ from torch import nn
 from .address import Address
 from .families import AttentionSpec
 from .linears import inputs_of, outputs_of
-from .site import Site, Writer
+from .site import Leaves, Site, Writer
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def head_counts(block: nn.Module, spec: AttentionSpec) -> HeadCounts:
     return HeadCounts(queries, (heads - queries) // 2, dim)
 
 
-def heads(block: nn.Module, spec: AttentionSpec, config: Any, layer: int) -> Site:
+def heads(block: nn.Module, spec: AttentionSpec, config: Any, layer: int, leaves: Leaves | None = None) -> Site:
     """Group j is its rows of q, k and v and its inputs of `o`. Raises: AttributeError where the block lacks a path."""
     counts, one_group = head_counts(block, spec), has_one_group(config)
     queries = 1 if one_group else counts.queries // counts.groups
@@ -55,7 +55,8 @@ def heads(block: nn.Module, spec: AttentionSpec, config: Any, layer: int) -> Sit
     per_group = [name for name in ("num_key_value_groups",) if hasattr(attention, name)]
     names = (*spec.queries, *(per_group if one_group else spec.groups))
     scaled = tuple((attention, name) for name in names)
-    return Site(Address("heads", layer), block, tuple(writers), block.get_submodule(spec.o), rows["q"], scaled, spec.o)
+    reader = block.get_submodule(spec.o)
+    return Site(Address("heads", layer), block, tuple(writers), reader, rows["q"], scaled, spec.o, leaves)
 
 
 def has_one_group(config: Any) -> bool:

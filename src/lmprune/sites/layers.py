@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..checkpoints.shim import Gone, is_gone, put
 from ..errors import UserError
-from .address import Address, Kind, LayerKind
+from .address import Address, LayerKind, SeamKind
 from .branches import (
     CACHE_INDICES,
     FROM_PER_BLOCK,
@@ -31,7 +31,9 @@ from .pages import leave_out
 from .place import Place
 
 #: kinds of units that are a part of a block -> the field of BlockSpec; whole blocks are no part
-_BRANCH: dict[Kind, str] = {"attentions": "attention", "ffns": "ffn"}
+_BRANCH: dict[LayerKind, str] = {"attentions": "attention", "ffns": "ffn"}
+#: the units that such a branch consists of: without any of them it is gone
+_INSIDE: dict[LayerKind, SeamKind] = {"attentions": "heads", "ffns": "neurons"}
 
 
 @dataclass(eq=False)
@@ -139,11 +141,19 @@ class Layers:
             self.members = list(range(len(stay)))
         else:
             for member in sorted(set(self.members) - set(stay)):
-                block = self.blocks[member]
-                for path, how in self._leaving(block).items():
-                    put(block, path, Gone(how))
+                self._take_out(self.blocks[member])
             self.members = stay
         renumber(self.blocks, self.spec, self.config)
+
+    def leave(self, block: nn.Module) -> None:
+        """The branch leaves this block."""
+        self._take_out(block)
+        self.members = [member for member in self.members if self.blocks[member] is not block]
+        renumber(self.blocks, self.spec, self.config)
+
+    def _take_out(self, block: nn.Module) -> None:
+        for path, how in self._leaving(block).items():
+            put(block, path, Gone(how))
 
 
 def layers(blocks: nn.ModuleList, config: Any, kind: LayerKind) -> Layers:
@@ -154,6 +164,14 @@ def layers(blocks: nn.ModuleList, config: Any, kind: LayerKind) -> Layers:
         check_branches(config)
     there = [i for i, block in enumerate(blocks) if branch is None or not is_gone(block, branch.home)]
     return Layers(Address(kind, 0), config, blocks, spec, there)
+
+
+def leaving(blocks: nn.ModuleList, config: Any, kind: LayerKind) -> Callable[[nn.Module], None] | None:
+    """What takes such a branch out of one of these blocks; None where the model can't do without."""
+    try:
+        return layers(blocks, config, kind).leave
+    except UserError:
+        return None
 
 
 def _times(value: float) -> Callable[..., Tensor]:
@@ -208,10 +226,16 @@ def renumber(blocks: nn.ModuleList, spec: BlockSpec, config: Any) -> None:
 
 def check_left(places: Sequence[Place], kept: Sequence[Tensor]) -> None:
     """Raises: UserError where what stays leaves a model without any attention, or any feed-forward layer."""
-    pairs = [(p, units) for p, units in zip(places, kept, strict=True) if isinstance(p, Layers)]
-    stays = {place.address.kind: {place.members[u] for u in units.tolist()} for place, units in pairs}
-    for kind, name in _BRANCH.items() if pairs else ():
-        site = pairs[0][0]
-        there = [i for i, block in enumerate(site.blocks) if not is_gone(block, getattr(site.spec, name).home)]
-        if not stays.get(kind, set(there)) & stays.get("layers", set(range(len(site.blocks)))):
+    pairs = [*zip(places, kept, strict=True)]
+    whole = [(place, units) for place, units in pairs if isinstance(place, Layers)]
+    stays = {place.address.kind: {place.members[u] for u in units.tolist()} for place, units in whole}
+    for kind, name in _BRANCH.items():
+        inside = {p.address.layer: len(units) > 0 for p, units in pairs if p.address.kind == _INSIDE[kind]}
+        left = {layer for layer, some in inside.items() if some}
+        if whole:
+            site = whole[0][0]
+            there = {i for i, block in enumerate(site.blocks) if not is_gone(block, getattr(site.spec, name).home)}
+            left = (there - (inside.keys() - left)) & stays.get(kind, there)
+            left &= stays.get("layers", set(range(len(site.blocks))))
+        if (whole or inside) and not left:
             raise UserError(f"no {name} would be left; keep at least one in a layer that stays")

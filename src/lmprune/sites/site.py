@@ -60,13 +60,17 @@ class Writer:
         return list(outputs.split([*(size * count for size in self.runs), self.shared], dim))[:-1]
 
 
+#: takes the whole branch that a site is in out of its block
+Leaves = Callable[[nn.Module], None]
+
+
 @dataclass(eq=False)
 class Site:
     """The units of one layer.
 
     Views (`writers`, `reader`) share memory with the model's parameters: writing into them changes the model.
     scaled: attributes of modules that count units or their rows, and must follow a cut.
-    what: the reader's name, for messages.
+    what: the reader's name, for messages. leaves: None where the model can't do without the branch.
     """
 
     address: Address
@@ -76,6 +80,7 @@ class Site:
     size: int = 1
     scaled: tuple[tuple[nn.Module, str], ...] = ()
     what: str = "the reader"
+    leaves: Leaves | None = None
     _put_back: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
     def __repr__(self) -> str:
@@ -99,7 +104,7 @@ class Site:
     def params(self) -> int:
         """Parameters that one unit takes along."""
         mine = [*self.writers(), *self.writer_biases(), self.reader()]
-        return sum(tensor.numel() for tensor in mine) // self.count
+        return sum(tensor.numel() for tensor in mine) // max(self.count, 1)
 
     @property
     def least(self) -> int:
@@ -110,7 +115,10 @@ class Site:
         return 1
 
     def check(self, units: Tensor) -> None:
-        assert len(units) >= self.least, "keep at least one unit"
+        if not len(units) and self.leaves is None:
+            raise UserError(
+                f"layer {self.layer}: no {self.address.kind} would stay, and this model can't do without; keep one"
+            )
 
     @property
     def writer_linears(self) -> list[nn.Module]:
@@ -179,13 +187,18 @@ class Site:
         return values if len(values) == self.count else values.unflatten(0, (self.count, -1)).sum(1)
 
     def keep(self, units: Tensor) -> None:
-        """Cut the site down to `units` (sorted, unique, (K,)); the rest of the model is untouched."""
-        assert units.ndim == 1 and len(units) > 0, "keep at least one unit"
+        """Cut the site down to `units` (sorted, unique, (K,)); the rest of the model is untouched.
+
+        Without any unit the whole branch leaves its block, the reader's bias and the branch's own norms included.
+        """
+        assert units.ndim == 1 and (len(units) or self.leaves), "keep at least one unit"
         count = self.count
         for writer in self.made_by:
             index_out(writer.linear, writer.rows(units, count))
         index_in(self.reader_linear, self.inputs_of(units))
         self._scale(len(units), count)
+        if self.leaves and not len(units):
+            self.leaves(self.block)
 
     def pad(self, count: int) -> None:
         """Add units without any effect, until there are `count`: all weights zero."""

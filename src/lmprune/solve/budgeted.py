@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..budget.budget import Spending
-from ..budget.choosing import least_for, multiple_for
+from ..budget.choosing import floors, least_for, multiple_for
 from ..budget.levels import Choice, Choices, grid
 from ..budget.search import SEARCHES, Course, least, ranking
 from ..checkpoints.fingerprint import tensors_fingerprint
@@ -68,7 +68,7 @@ class Walk(Probe):
     def about(self, counts: Sequence[int] | None) -> dict[str, Any]:
         """What the levels depend on."""
         shapes = {str(site.address): [site.count, site.size] for site in self.sites}
-        settings = {**asdict(self.settings), "seed": self.seed}
+        settings = {**asdict(self.settings), "seed": self.seed, "gone": [bool(site.leaves) for site in self.sites]}
         return {"digest": self.digest, "shapes": shapes, "settings": settings, "counts": counts}
 
     @cached_property
@@ -95,7 +95,7 @@ class Walk(Probe):
             for site, problem in walk:
                 at = site.address
                 if at not in database:
-                    database.put(site, problem, self.gone(site, problem, until=1))
+                    database.put(site, problem, self.gone(site, problem, until=0 if site.leaves else 1))
                 if at in until:
                     levels = database.levels(at, (site.count, until[at]))
                     site.set_reader(*database.reader(levels, until[at]))
@@ -108,7 +108,8 @@ def spread(walk: Walk, spending: Spending, judged: Tensor, *, multiple_of: int =
     sites = walk.sites
     if spending.effort.tune:
         check_tunes(walk.model)
-    grids = {site.address: _grid(site, multiple_of) for site in sites}
+    fewest = floors(sites, multiple_of)
+    grids = {site.address: _grid(site, multiple_of, fewest[site.address]) for site in sites}
     with _room(spending.levels, walk.model) as room:
 
         def choices_on(counts: Sequence[int] | None) -> tuple[Choices, Database]:
@@ -181,11 +182,12 @@ def _room(levels: Path | None, model: Any) -> Iterator[Path]:
         yield room
 
 
-def _grid(site: Site, multiple_of: int) -> tuple[int, ...]:
-    """The numbers of units that a site may keep: multiples of `multiple_of`, about `_LEVELS` of them."""
+def _grid(site: Site, multiple_of: int, fewest: int) -> tuple[int, ...]:
+    """The numbers of units that a site may keep: multiples of `multiple_of`, about `_LEVELS` of them; then `fewest`."""
     multiple = multiple_for(site.address.kind, multiple_of)
     step = multiple * max(round(site.count / multiple / _LEVELS), 1)
-    return grid(site.count, step=step, least=least_for(site, multiple_of))
+    counts = grid(site.count, step=step, least=least_for(site, multiple_of))
+    return counts if fewest in counts else (*counts, fewest)
 
 
 def shares(input_ids: Tensor, tokens: int) -> tuple[Tensor, Tensor]:

@@ -80,11 +80,13 @@ class LeastSquares:
         return torch.cholesky_inverse(factor_FF, out=factor_FF)
 
     def masked(self, kept: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The same for `Site.set_reader`, float32: a whole reader (F, D), zero where units went, and the bias (D,)."""
-        refitted, rows = self.refit(kept).float(), self.rows(kept)
-        full = refitted.new_zeros(self.width, refitted.shape[1])
-        full[rows] = refitted[: len(rows)]
-        return full, refitted[len(rows)] if self.pinned else None
+        """The same for `Site.set_reader`, float32: a whole reader (F, D), zero where units went, and the bias (D,).
+        Where all went, so does the bias."""
+        full = self.cross_FD.new_zeros(self.width + self.pinned, self.cross_FD.shape[1], dtype=torch.float32)
+        if len(kept):
+            refitted, rows = self.refit(kept).float(), self.rows(kept)
+            full[rows], full[self.width :] = refitted[: len(rows)], refitted[len(rows) :]
+        return full[: self.width], full[self.width] if self.pinned else None
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def eliminate(
     E[g gᵀ] of the gradients g there (the Kronecker-factored curvature of LLM Surgeon).
     step: how many units go between two updates of the whole layer. In between, removals are exact within the
     2·step cheapest candidates, so that of two units that can stand in for each other only one goes.
-    Equal costs are broken by a permutation drawn from `seed`.
+    Equal costs are broken by a permutation drawn from `seed`. The last unit of all takes the pinned rows along.
     """
     inverse_FF = problem.inverse()
     reader_FD = inverse_FF @ problem.cross_FD
@@ -142,6 +144,9 @@ def eliminate(
         alive = alive[~torch.isin(alive, gone)]
         order.append(gone.cpu())
         costs.append(cost)
+    if not until and problem.pinned:
+        bias_PD, own_PP = reader_FD[problem.width :], inverse_FF[problem.width :, problem.width :]
+        costs[-1][-1] += 0.5 * (bias_PD * torch.linalg.solve(own_PP, bias_PD)).sum().cpu()
     return Elimination(torch.cat(order), torch.cat(costs), alive.cpu().sort().values)
 
 

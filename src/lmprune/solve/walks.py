@@ -118,11 +118,14 @@ def problems(
 
 
 def cut(site: Site, kept: Tensor, problem: LeastSquares) -> None:
-    """Cut the site and give it the least-squares reader (and bias) of the units that stay.
+    """Cut the site and give it the least-squares reader (and bias) of the units that stay; without any it is gone.
 
     Where all stay and nothing is to be made up for, the solution is the reader as it is: rounding must not change it.
     """
     if len(kept) == site.count and not problem.drifted:
+        return
+    if not len(kept):
+        site.keep(kept)
         return
     reader = problem.refit(kept)
     site.keep(kept)
