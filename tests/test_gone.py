@@ -11,7 +11,7 @@ from in_parts import some
 from test_bad_input import refused
 from test_budgeted import QUICK, UNITS, text
 from test_gguf import bpe, model_of
-from test_latency import FakeWorker
+from test_latency import FakeWorker, table
 from test_streamed import same_in_both_ways, saved
 from tiny_checkpoints import lmprune as command
 from tiny_models import NAMES, tiny_model
@@ -19,7 +19,7 @@ from tiny_models import NAMES, tiny_model
 import lmprune
 from lmprune.budget.budget import Budget, num_params
 from lmprune.budget.target import CostTarget
-from lmprune.budget.timing import LatencyTable
+from lmprune.budget.timing import LatencyTable, Timing
 from lmprune.checkpoints.shim import gone_in
 from lmprune.checkpoints.shrinking import shrink
 from lmprune.errors import UserError
@@ -201,20 +201,35 @@ def test_llama_cpp_runs_it(tmp_path: Path) -> None:
     assert shown.code == 0 and read_gguf(file).arch == "deci", shown
 
 
+def test_a_table_serves_models_that_lost_whole_branches_of_it() -> None:
+    kinds = {**table().kinds, "heads": Timing((2, 1, 0), (1.0, 0.9, 0.6), (2.0, 1.8, 1.2))}
+    measured, model = table(kinds=kinds, cut=True), tiny_model("llama")
+    before, whole = find_sites(model, UNITS), measured.costs(find_sites(model, UNITS))
+    left = {site.address: 0 if str(site.address) == "heads.1" else site.count for site in before}
+    before[2].keep(torch.arange(0))
+    sites = find_sites(model, UNITS)
+    costs = measured.costs(sites, blocks=3)
+    assert len(sites) == 5 and costs.total({s.address: s.count for s in sites}) == pytest.approx(whole.total(left))
+    assert whole.total(left) == pytest.approx(3 - 1.2 / 3)  # a third of what all heads are worth
+    for other in (None, 2):
+        with pytest.raises(UserError, match="whose layers have other heads"):
+            measured.costs(sites, blocks=other)
+
+
 def test_seconds_of_layers_without_any(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `latency` measures is a model that kept the first one's; a layer's share is of those that went."""
     monkeypatch.setattr(job, "Worker", FakeWorker)
     out = tmp_path / "table.json"
     words = ("--out", out, "--prompt-tokens", 8, "--new-tokens", 2, "--repeats", 3, "--multiple-of", 8)
     assert command("latency", model, *words).code == 0
-    table, dense = LatencyTable.load(out), lmprune.load(model)
-    assert table.kinds["heads"].counts == (2, 1, 0) and table.kinds["neurons"].counts[-2:] == (8, 0)
+    found, dense = LatencyTable.load(out), lmprune.load(model)
+    assert found.kinds["heads"].counts == (2, 1, 0) and found.kinds["neurons"].counts[-2:] == (8, 0)
     sites = find_sites(dense, UNITS)
     before = {site.address: site.count for site in sites}
     less = lmprune.load(model)
     heads = find_sites(less, ["heads"])
     heads[1].keep(torch.arange(0))
-    share = table.costs(sites).total({**before, heads[1].address: 0}) / table.costs(sites).total(before)
+    share = found.costs(sites).total({**before, heads[1].address: 0}) / found.costs(sites).total(before)
     assert share == pytest.approx(num_params(less) / num_params(dense), rel=1e-6)
     assert "the best possible is" in refused(
         "prune", model, "--latency-table", out, "--target-speedup", 1000, "--budget", "ranking", "--units",

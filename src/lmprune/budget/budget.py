@@ -15,6 +15,7 @@ from ..sites.address import Address, Kind
 from ..sites.families import FFNSpec
 from ..sites.find import find_sites
 from ..sites.place import Place
+from ..sites.walk import list_of
 from .choosing import floors, kinds_of
 from .costs import Costs, check_additive, counts_before, weight_costs
 from .keeps import Keep
@@ -76,7 +77,8 @@ class Budget:
         if self.target is not None:
             check_additive(kinds_of(places))
         if self.table is not None:
-            return self.table.costs(places, find_sites(model, [*self.table.kinds], spec))
+            every, blocks = find_sites(model, [*self.table.kinds], spec), len(list_of(model, places[0].block))
+            return self.table.costs(places, every, blocks)
         in_bytes = self.target is not None and self.target.wish == "bytes"
         itemsize = self.itemsize if in_bytes else None
         return weight_costs(places, num_params(model), itemsize=itemsize, adds_bias=adds_bias)

@@ -67,10 +67,11 @@ class LatencyTable:
     cut: bool = False
     sizes: Mapping[Kind, int] = field(default_factory=dict)
 
-    def costs(self, places: Sequence[Place], every: Sequence[Place] | None = None) -> Costs:
+    def costs(self, places: Sequence[Place], every: Sequence[Place] | None = None, blocks: int | None = None) -> Costs:
         """Seconds, as these places shrink; a layer's share of what the whole model gains.
 
         every: the model's places of all kinds of the table, for a cut one has lost of others too; None = `places`.
+        blocks: how many the model has, for a cut one may have lost whole attentions or feed-forward layers of some.
         Raises: UserError where the table is about another model's shapes, or says nothing of a kind.
         """
         for kind in kinds_of(places):
@@ -79,23 +80,32 @@ class LatencyTable:
         curves, gone = {}, 0.0
         for kind in self.kinds:
             own = [place for place in every or places if place.address.kind == kind]
-            for place, whole in zip(own, self._measured(kind, own), strict=True):
-                curves[place.address] = whole.up_to(place.count)
-                gone += whole.costs[-1] - curves[place.address].costs[-1]
+            left = self._left(kind, own, blocks)
+            whole = self._measured(kind, own, left)
+            gone += sum(curve.costs[-1] - float(curve.at([count])[0]) for curve, count in zip(whole, left, strict=True))
+            there = [curve for curve, count in zip(whole, left, strict=True) if count]
+            curves |= {place.address: curve.up_to(place.count) for place, curve in zip(own, there, strict=True)}
         dense = self.kinds[next(iter(self.kinds))].seconds(self.phase)[0]
         return costs_of("seconds", float(dense) - gone, {place.address: curves[place.address] for place in places})
 
-    def _measured(self, kind: Kind, places: Sequence[Place]) -> list[Curve]:
-        """Of each layer of the model that was measured. places: what this model has of them. Raises: UserError."""
+    def _left(self, kind: Kind, places: Sequence[Place], blocks: int | None) -> list[int]:
+        """How many units this model has in each layer of the one that was measured, if the two can be compared."""
+        counts = {place.address.layer: place.count for place in places}
+        if self.cut and blocks == len(self.shapes.get(kind, ())):
+            return [counts.get(layer, 0) for layer in range(blocks)]
+        return [*counts.values()]
+
+    def _measured(self, kind: Kind, places: Sequence[Place], left: Sequence[int]) -> list[Curve]:
+        """Of each layer of the model that was measured. left: see `_left`. Raises: UserError for another model's."""
         alike = all(size == self.sizes.get(kind, size) for size in sizes_of(places).values())
-        if not alike or not self._covers(kind, [place.count for place in places]):
+        if not alike or not self._covers(kind, left):
             raise UserError(
                 f"the latency table is of {shown(self.model)}, whose layers have other {kind} than this model's; "
                 "measure this one with `lmprune latency`"
             )
         timing = self.kinds[kind]
         shares = np.array(timing.counts) / timing.counts[0]
-        seconds = (timing.seconds(self.phase) / len(places))[::-1]
+        seconds = (timing.seconds(self.phase) / len(left))[::-1]
         gains = tuple(map(float, seconds - seconds[0]))
         return [Curve(tuple(map(int, np.rint(shares[::-1] * count))), gains) for count in self.shapes[kind]]
 
