@@ -91,8 +91,9 @@ class LatencyTable:
     def _left(self, kind: Kind, places: Sequence[Place], blocks: int | None) -> list[int]:
         """How many units this model has in each layer of the one that was measured, if the two can be compared."""
         counts = {place.address.layer: place.count for place in places}
-        if self.cut and blocks == len(self.shapes.get(kind, ())):
-            return [counts.get(layer, 0) for layer in range(blocks)]
+        measured = self.shapes.get(kind, ())
+        if self.cut and blocks == len(measured):
+            return [counts.get(layer, 0) for layer in range(len(measured))]
         return [*counts.values()]
 
     def _measured(self, kind: Kind, places: Sequence[Place], left: Sequence[int]) -> list[Curve]:

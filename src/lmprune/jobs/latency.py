@@ -140,7 +140,7 @@ class _Bench:
     def timings(self, counts: Mapping[Kind, tuple[int, ...]]) -> dict[Kind, Timing]:
         """Seconds of a kind's models are those of the whole model, by the ratio to it in the same turns."""
         with self._opened(self._written(None, 1, 1)) as dense:
-            asked = [(kind, n, all_[0]) for kind, all_ in counts.items() for n in all_[1:]]
+            asked: list[tuple[Kind, int, int]] = [(k, n, all_[0]) for k, all_ in counts.items() for n in all_[1:]]
             turns = {(kind, n): found for kind, n, of in asked if (found := self._turns(dense, kind, n, of))}
         whole = [[pair[phase] for before, _ in turns.values() for pair in before] for phase in (0, 1)]
         medians = [statistics.median(seconds) for seconds in whole]

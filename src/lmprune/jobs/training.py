@@ -20,6 +20,7 @@ from ..errors import UserError
 from ..evaluation.memory import peak_memory_mb
 from ..plan import PLAN_FILE, PrunePlan, whole
 from ..progress import Teller
+from ..sites.address import Kind
 from ..sites.families import FFNSpec, parse_spec
 from ..sites.find import find_sites
 from ..sites.limits import check_seq_len
@@ -150,8 +151,11 @@ def _own_plan(terminal: Teller, model: str, net: Any, spec: FFNSpec | None) -> P
 
 def _is_of(plan: PrunePlan, net: Any, spec: FFNSpec | None) -> bool:
     """Whether what the plan left is what the model has; a layer without any units is none that is found."""
-    left = {kind: [count for count in plan.counts(kind)[1] if count] for kind in plan.kinds}
-    return all([site.count for site in find_sites(net, [kind], spec)] == counts for kind, counts in left.items())
+
+    def left(kind: Kind) -> list[int]:
+        return [count for count in plan.counts(kind)[1] if count]
+
+    return all([site.count for site in find_sites(net, [kind], spec)] == left(kind) for kind in plan.kinds)
 
 
 def teach(

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..checkpoints.shim import Gone, is_gone, put
 from ..errors import UserError
-from .address import Address, LayerKind, SeamKind
+from .address import Address, Kind, LayerKind, SeamKind
 from .branches import (
     CACHE_INDICES,
     FROM_PER_BLOCK,
@@ -31,9 +31,9 @@ from .pages import leave_out
 from .place import Place
 
 #: kinds of units that are a part of a block -> the field of BlockSpec; whole blocks are no part
-_BRANCH: dict[LayerKind, str] = {"attentions": "attention", "ffns": "ffn"}
+_BRANCH: dict[Kind, str] = {"attentions": "attention", "ffns": "ffn"}
 #: the units that such a branch consists of: without any of them it is gone
-_INSIDE: dict[LayerKind, SeamKind] = {"attentions": "heads", "ffns": "neurons"}
+_INSIDE: dict[Kind, SeamKind] = {"attentions": "heads", "ffns": "neurons"}
 
 
 @dataclass(eq=False)
