@@ -88,6 +88,8 @@ def test_a_bias_that_the_stock_class_lacks(tmp_path: Path) -> None:
     shrink(model, per_layer_plan(model))
     with pytest.raises(UserError, match="Qwen2ForCausalLM has no place for the bias"):
         written(with_reader_bias(model), tmp_path / "out", "hf-uniform")
+    with pytest.raises(UserError, match="with a width for each layer, only llama and mistral; use --to onnx"):
+        written(model, tmp_path / "out", "vllm")
     assert list(tmp_path.iterdir()) == []
 
 

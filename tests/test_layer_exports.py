@@ -95,6 +95,7 @@ def test_fewer_layers_of_different_widths_are_padded(to: str, tmp_path: Path) ->
             {"attentions": [1, 2]},
             "can't begin with a feed-forward layer, and layer 0 of this model ha",
         ),
+        ("gpt2", "vllm", {"attentions": [0, 2]}, "only llama and mistral; use --to onnx"),  # nor can it be padded
         ("llama", "hf-uniform", {"ffns": [0, 2]}, "a stock transformers class has no layer without an attention or a"),
     ],
 )

@@ -25,7 +25,7 @@ MULTIPLE = 32
 
 def write(order: Order, folder: Path) -> dict[str, Any]:
     """Raises: UserError where the stock class could not hold the model even then."""
-    refuse_gaps(order.model, "a stock transformers class")
+    check(order.model, order.ffns)
     if is_mixture(order.model.config):
         return _mixture(order, folder)
     before, counts_before = _num_parameters(order.model), _counts(order)
@@ -68,10 +68,6 @@ def make_uniform(model: Any, ffns: Sequence[Site]) -> None:
     """
     spec, stock = family_of(model.config), stock_model(model)
     theirs, widths = find_sites(stock, spec=spec)[0], {ffn.width for ffn in ffns}
-    for site, own in zip(
-        [*ffns, *head_sites(model, spec)], [*find_sites(stock, spec=spec), *head_sites(stock, spec)], strict=True
-    ):
-        _check_bias(site, own, type(stock).__name__)
     width = max(widths) if len(widths) == 1 else -(-max(widths) // MULTIPLE) * MULTIPLE
     for ffn in ffns:
         here(ffn.block)
@@ -88,6 +84,26 @@ def make_uniform(model: Any, ffns: Sequence[Site]) -> None:
         record_shapes(model)
     if hasattr(model.config, "lmprune"):
         raise UserError(f"{type(stock).__name__} has no place for this model's shapes even so; use --to onnx")
+
+
+def check(model: Any, ffns: Sequence[Site]) -> None:
+    """Raises: UserError where the stock class has no such layers, or no place for a bias, however it is padded."""
+    refuse_gaps(model, "a stock transformers class")
+    if is_mixture(model.config):
+        return
+    spec, stock = family_of(model.config), stock_model(model)
+    sites = [*ffns, *head_sites(model, spec)], [*find_sites(stock, spec=spec), *head_sites(stock, spec)]
+    for site, own in zip(*sites, strict=True):
+        _check_bias(site, own, type(stock).__name__)
+
+
+def elsewhere(model: Any, ffns: Sequence[Site]) -> str:
+    """Where a dense model goes that vLLM has no place for."""
+    try:
+        check(model, ffns)
+    except UserError:
+        return "use --to onnx"
+    return "use --to hf-uniform"
 
 
 def _check_bias(site: Site, own: Site, who: str) -> None:

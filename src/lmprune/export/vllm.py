@@ -26,6 +26,7 @@ from .decilm import DeciLMConfig
 from .folder import save_model
 from .gaps import gaps
 from .head_counts import heads_by_layer
+from .uniform import elsewhere
 
 _CONFIG_CODE = "decilm.py"
 #: config fields from which Nemotron-NAS builds what is not of a single block
@@ -71,10 +72,10 @@ def nemotron_nas_config(model: Any, ffns: Sequence[Site]) -> dict[str, Any]:
             "vLLM has one number of experts, of one width, for all layers, and this model several; prune it with "
             "--scope local"
         )
+    instead = elsewhere(model, ffns)
     if config.model_type not in NEMOTRON_NAS:
         raise UserError(
-            f"vLLM has no {config.model_type} with a width for each layer, only {' and '.join(NEMOTRON_NAS)}; "
-            "use --to hf-uniform, which it opens"
+            f"vLLM has no {config.model_type} with a width for each layer, only {' and '.join(NEMOTRON_NAS)}; {instead}"
         )
     biases = {(len(ffn.writer_biases()) > 0, ffn.reader_bias() is not None) for ffn in ffns}
     if biases not in ({(True, True)}, {(False, False)}):
@@ -83,16 +84,16 @@ def nemotron_nas_config(model: Any, ffns: Sequence[Site]) -> dict[str, Any]:
             "prune with a method without bias compensation (not flap)"
         )
     if getattr(config, "sliding_window", None):
-        raise UserError("vLLM's Nemotron-NAS has no sliding window, and this model has; use --to hf-uniform")
+        raise UserError(f"vLLM's Nemotron-NAS has no sliding window, and this model has; {instead}")
     if config.hidden_act != "silu":
-        raise UserError(f"vLLM's Nemotron-NAS has silu, and this model {config.hidden_act}; use --to hf-uniform")
+        raise UserError(f"vLLM's Nemotron-NAS has silu, and this model {config.hidden_act}; {instead}")
     rope = {name: value for name, value in config.rope_parameters.items() if name != "partial_rotary_factor"}
     kind, odd = rope["rope_type"], next((name for name in _ONE_READS if rope.get(name) is not None), None)
     if kind not in _ROPES or (kind == "yarn" and odd):
         how = f"type {kind}" + (f" with {odd}" if kind in _ROPES else "")
-        raise UserError(f"vLLM scales rotary positions of {how} otherwise than transformers; use --to hf-uniform")
+        raise UserError(f"vLLM scales rotary positions of {how} otherwise than transformers; {instead}")
     heads, widths = heads_by_layer(model), {ffn.layer: ffn.width for ffn in ffns}
-    _check_heads(config, heads, gaps(model, "ffn"))
+    _check_heads(config, heads, gaps(model, "ffn"), instead)
     plain = {k: v for k, v in config.to_dict().items() if k not in ("lmprune", "per_layer_config", "sliding_window")}
     return plain | {
         "architectures": ["DeciLMForCausalLM"],
@@ -115,12 +116,12 @@ def _block(heads: HeadCounts | None, width: int | None) -> dict[str, Any]:
     }
 
 
-def _check_heads(config: Any, heads: Mapping[int, HeadCounts], without_ffn: set[int]) -> None:
+def _check_heads(config: Any, heads: Mapping[int, HeadCounts], without_ffn: set[int], instead: str) -> None:
     """Raises: UserError where vLLM would build other heads, or its forward fails."""
     if other := next((each.queries for each in heads.values() if each.queries != config.num_attention_heads), None):
         raise UserError(
             f"vLLM's Nemotron-NAS has {config.num_attention_heads} query heads in every layer here, and one has "
-            f"{other}; use --to hf-uniform, which pads them"
+            f"{other}; {instead}"
         )
     first = min({*range(config.num_hidden_layers)} - (without_ffn - heads.keys()))
     if first not in heads:  # nothing is in the stream yet that its norm could add to
