@@ -127,6 +127,7 @@ class EngineKind:
     """open: an Engine's class. export_to: what a checkpoint has to be exported to first, and in which dtype.
 
     cache_itemsize: bytes of a number in its key/value cache; None = as the checkpoint's own.
+    by_transformers: it runs transformers' code, or a graph of it.
     package: the module that it needs, and the extra that has it.
     """
 
@@ -135,12 +136,13 @@ class EngineKind:
     dtype: str | None = None
     cache_itemsize: int | None = None
     package: tuple[str, str] | None = None
+    by_transformers: bool = True
 
 
 ENGINES = {
     "torch": EngineKind(Torch),
     "onnxruntime": EngineKind(OnnxRuntime, "onnx", "f32", 4, ("onnxruntime", "onnx")),
-    "llamacpp": EngineKind(LlamaCpp, "gguf", "f16", 2, ("xllamacpp", "serve")),
+    "llamacpp": EngineKind(LlamaCpp, "gguf", "f16", 2, ("xllamacpp", "serve"), by_transformers=False),
 }
 
 

@@ -193,7 +193,7 @@ def _shapes(
 ) -> list[dict[str, Any] | None]:
     """Of each model in the engine; None where it was exported already."""
     found = [
-        None if _isexported(source, engine) else _shape(terminal, source, trust_remote_code=trust_remote_code)
+        None if _isexported(source, engine) else _shape(terminal, source, engine, trust_remote_code=trust_remote_code)
         for source in models
     ]
     known = [shape for shape in found if shape is not None]
@@ -203,14 +203,14 @@ def _shapes(
     return found
 
 
-def _shape(terminal: Teller, source: str, *, trust_remote_code: bool) -> dict[str, Any]:
+def _shape(terminal: Teller, source: str, engine: str, *, trust_remote_code: bool) -> dict[str, Any]:
     """What the ideal is counted from, read off the config and the headers of the files alone.
 
-    cached: numbers in the key/value cache of a token. dtype: what `prune` would save the weights in. blocks: weights
-    that a token goes through. mixed: see `mixed_numbers`. routed: whether a token reads some of them only.
+    cached: numbers in the engine's key/value cache of a token. dtype: what `prune` would save the weights in. blocks:
+    weights that a token goes through. mixed: see `mixed_numbers`. routed: whether a token reads some of them only.
     """
     model = models.skeleton(source, note=terminal.note, trust_remote_code=trust_remote_code)
-    cached = cached_numbers(model)
+    cached = cached_numbers(model, by_transformers=ENGINES[engine].by_transformers)
     return {
         "cached": None if cached is None else sum(cached),
         "dtype": dtypes.main(model),

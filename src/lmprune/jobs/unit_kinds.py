@@ -24,10 +24,16 @@ def unit_kinds(model: Any, *, params: int, cache_itemsize: int) -> list[dict[str
     return [_kind(model, kind, params, cached, cache_itemsize) for kind in KINDS]
 
 
-def cached_numbers(model: Any) -> list[int] | None:
-    """How many numbers each block's attention caches a token; None where the model's heads are not known."""
-    counts = _heads(model)
-    return None if counts is None else [0 if each is None else 2 * each.groups * each.dim for each in counts]
+def cached_numbers(model: Any, *, by_transformers: bool = False) -> list[int] | None:
+    """How many numbers each block's attention caches a token; None where the model's heads are not known.
+
+    by_transformers: in its code, which caches more of some families; else as many as there are.
+    """
+    if (counts := _heads(model)) is None:
+        return None
+    repeats = by_transformers and getattr(model.config, attention_of(model.config).repeats, False)
+    pairs = [0 if each is None else (each.queries if repeats else each.groups) * each.dim for each in counts]
+    return [2 * each for each in pairs]
 
 
 def mixed_numbers(model: Any) -> int:

@@ -49,6 +49,8 @@ class AttentionSpec:
     groups: what counts key/value groups.
     in_config: the modelling code takes the size of a head from `config.head_dim`, so that a config can say that there
     are fewer heads than fill the model's width.
+    repeats: the config field that, where it is set, has transformers cache a group's key and value once for each of
+    its query heads.
     """
 
     writers: tuple[tuple[str, str], ...]
@@ -57,6 +59,7 @@ class AttentionSpec:
     queries: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     in_config: bool = False
+    repeats: str = ""
 
 
 def _gated(blocks: str = "model.layers") -> FFNSpec:
@@ -135,7 +138,10 @@ ATTENTION: dict[str, AttentionSpec] = {
     "gpt_neox": _together("attention", "query_key_value", "dense", "qkv", head_dim="head_size"),
     "persimmon": _together("self_attn", "query_key_value", "dense", "qkv", **_BY_HEADS),
     "falcon": _together(
-        *("self_attention", "query_key_value", "dense", "qkv"), queries=("num_heads",), groups=("num_kv_heads",)
+        *("self_attention", "query_key_value", "dense", "qkv"),
+        queries=("num_heads",),
+        groups=("num_kv_heads",),
+        repeats="new_decoder_architecture",
     ),
     "opt": _separate("self_attn", "out_proj", **_BY_HEADS),
     "biogpt": _separate("self_attn", "out_proj"),
