@@ -55,6 +55,18 @@ def test_the_time_of_a_uniform_cut_is_what_was_measured(phase: Any, dense: float
     assert sites[1].address == ("neurons", 0) and costs.total(first) == pytest.approx(dense - (dense - half) / 3)
 
 
+def test_what_is_measured_goes_by_the_widest_layer() -> None:
+    """A narrow first one, which can lose nothing, is no reason to measure less of the others."""
+    model = tiny_model("llama")
+    for kind, few in (("neurons", 8), ("heads", 1)):
+        first, *others = find_sites(model, (kind,))
+        kept = [torch.arange(few), *(torch.arange(site.count) for site in others)]
+        addresses = [site.address for site in (first, *others)]
+        shrink(model, PrunePlan.of(addresses, kept, [site.count for site in (first, *others)]))
+    sites = find_sites(model, ("neurons", "heads"))
+    assert job._counts(sites, "neurons", 8) == (48, 40, 24, 16, 8, 0) and job._counts(sites, "heads", 8) == (2, 1, 0)
+
+
 def test_the_table_serves_models_that_were_cut_from_its_own() -> None:
     dense = tiny_model("llama")
     before = counts_before(find_sites(dense, ("neurons", "heads")))
@@ -215,7 +227,7 @@ def test_what_can_not_be_measured(model: Path, tmp_path: Path) -> None:
     (width,) = {site.count for site in find_sites(models.load(whole), ["neurons"])}
     words = ("--out", out, "--units", "neurons", "--prompt-tokens", 8, "--multiple-of", width)
     sentence = refused("latency", whole, *words)
-    assert f"fewer neurons can be measured: a layer has {width}, the fewest that a cut in multiples" in sentence
+    assert f"fewer neurons can be measured: no layer has more than {width}, the fewest that a cut" in sentence
     assert not out.exists()
 
 

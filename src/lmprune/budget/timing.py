@@ -31,9 +31,10 @@ TIMED: tuple[Timed, ...] = ("prefill", "decode", "whole")
 
 @dataclass(frozen=True)
 class Timing:
-    """Of one kind of units: how many each layer had in the models that were measured, the whole model's first, falling,
-    and the median seconds of each, of the prompt and of all new tokens together. 0 = the attentions or feed-forward
-    layers are gone: no model does without any, so it is what one that kept the first would take without that too."""
+    """Of one kind of units: how many the widest layer had in the models that were measured, the whole one's first,
+    falling (others had the same share of theirs), and the median seconds of each, of the prompt and of all new tokens
+    together. 0 = the attentions or feed-forward layers are gone: no model does without any, so it is what one that kept
+    the first would take without that too."""
 
     counts: tuple[int, ...]
     prefill: tuple[float, ...]

@@ -79,8 +79,8 @@ def latency(
     for few, found in counts.items():
         if len(found) == 1:
             raise UserError(
-                f"no model with fewer {few} can be measured: a layer has {found[0]}, the fewest that a cut in "
-                f"multiples of {multiple_of} leaves; give a smaller --multiple-of, or other --units"
+                f"no model with fewer {few} can be measured: no layer has more than {found[0]}, the fewest that a cut "
+                f"in multiples of {multiple_of} leaves; give a smaller --multiple-of, or other --units"
             )
     kind_of_numbers = ENGINES[engine].dtype or dtypes.name_of(dtypes.main(dense))
     shapes: dict[Kind, tuple[int, ...]] = {
@@ -89,7 +89,7 @@ def latency(
     sizes = sizes_of(places)
     del dense, places
     with scratch("latency") as room:
-        kinds = _Bench(terminal, model, setting, {kind: len(shapes[kind]) for kind in counts}, room).timings(counts)
+        kinds = _Bench(terminal, model, setting, shapes, room).timings(counts)
     table = LatencyTable(
         model=model,
         shapes=shapes,
@@ -121,21 +121,25 @@ def machine(engine: str) -> dict[str, Any]:
 
 
 def _counts(places: Sequence[Place], kind: Kind, multiple_of: int) -> tuple[int, ...]:
-    """The numbers of units, in the first place of a kind, at which a model is measured: falling, all of them first."""
+    """The numbers of units, in the place of a kind that has most, at which a model is measured: falling, all of them
+    first, and none last where whole attentions, or feed-forward layers, can go."""
     own = [place for place in places if place.address.kind == kind]
-    first, gone = own[0], {0} if 0 in floors(own, multiple_of).values() else set[int]()
-    if first.count <= _FEW:
-        return tuple(sorted({*range(first.least, first.count + 1), *gone}, reverse=True))
-    multiple = multiple_for(kind, multiple_of) * first.parts
-    found = [num_kept(first.count, share, multiple_of=multiple) for share in _SHARES]
-    return tuple(sorted({first.count, *found, least_for(first, multiple_of), *gone}, reverse=True))
+    gone = {0} if 0 in floors(own, multiple_of).values() else set[int]()
+    widest = max(own, key=lambda place: place.count)
+    if widest.count <= _FEW:
+        return tuple(sorted({*range(widest.least, widest.count + 1), *gone}, reverse=True))
+    multiple = multiple_for(kind, multiple_of) * widest.parts
+    found = [num_kept(widest.count, share, multiple_of=multiple) for share in _SHARES]
+    return tuple(sorted({widest.count, *found, least_for(widest, multiple_of), *gone}, reverse=True))
 
 
 class _Bench:
-    """layers: how many have units of each kind. room: where the cut models lie."""
+    """shapes: a kind of units -> how many each layer has. room: where the cut models lie."""
 
-    def __init__(self, terminal: Teller, source: str, setting: Setting, layers: Mapping[Kind, int], room: Path):
-        self.terminal, self.source, self.setting, self.layers, self.room = terminal, source, setting, layers, room
+    def __init__(
+        self, terminal: Teller, source: str, setting: Setting, shapes: Mapping[Kind, tuple[int, ...]], room: Path
+    ):
+        self.terminal, self.source, self.setting, self.shapes, self.room = terminal, source, setting, shapes, room
 
     def timings(self, counts: Mapping[Kind, tuple[int, ...]]) -> dict[Kind, Timing]:
         """Seconds of a kind's models are those of the whole model, by the ratio to it in the same turns."""
@@ -163,7 +167,7 @@ class _Bench:
         prefill, decode = _ratios(before, after)
         if count:
             return prefill, decode
-        times = self.layers[kind] / (self.layers[kind] - 1)
+        times = sum(self.shapes[kind]) / sum(self.shapes[kind][1:])
         return max(1 - times * (1 - prefill), _NEVER_LESS), max(1 - times * (1 - decode), _NEVER_LESS)
 
     def _turns(self, dense: Worker, kind: Kind, count: int, of: int) -> tuple[Seconds, Seconds] | None:
