@@ -332,7 +332,7 @@ def test_export_of_uneven_experts_to_vllm_says_what_helps(tmp_path: Path) -> Non
     with torch.no_grad():
         experts_of(model)[0].rows().mul_(1e-3)
     lmprune.prune(model, units=("experts",), method="router", keep=0.5, scope="global")
-    with pytest.raises(UserError, match=r"one number of experts, of one width.*prune it with --scope local"):
+    with pytest.raises(UserError, match=r"one number of experts for all layers.*prune them with --scope local"):
         export(Order(model, [], None, None, "tiny"), tmp_path / "out", "vllm", verify=False)
 
 

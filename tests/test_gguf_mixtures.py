@@ -147,8 +147,24 @@ def test_a_number_for_each_layer(kind: Any, sentence: str, tmp_path: Path) -> No
     record_shapes(model)
     with pytest.raises(UserError, match=sentence):
         written(model, tmp_path / "m.gguf")
-    with pytest.raises(UserError, match="one number of experts, of one width, for all layers"):
+    with pytest.raises(UserError, match=sentence):
         written(model, tmp_path / "uniform", "hf-uniform", None)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [(name, "moe_intermediate_size") for name in ("dots1", "ernie4_5_moe", "glm4_moe")]
+    + [("hunyuan_v1_moe", "intermediate_size")],
+)
+def test_experts_narrower_than_what_shares_their_field(name: str, field: str, tmp_path: Path) -> None:
+    """Layers are alike, and yet no config says how."""
+    model = mixture_of_words(name)
+    lmprune.prune(model, units=("expert_neurons",), method="magnitude", keep=0.34, multiple_of=8)
+    for to, dtype in (("gguf", "f32"), ("vllm", None), ("hf-uniform", None)):
+        sentence = rf"takes {field} for .* shared experts .* cut to (8|16); prune whole experts \(--units experts\)"
+        with pytest.raises(UserError, match=sentence):
+            export(Order(model, [], bpe(), dtype, "tiny"), tmp_path / f"out.{to}", to, verify=False)
     assert list(tmp_path.iterdir()) == []
 
 

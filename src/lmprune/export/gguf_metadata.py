@@ -10,7 +10,6 @@ from ..errors import UserError
 from ..runtimes.architectures import KEYS, NOT_IN_LLAMA_CPP
 from ..runtimes.gguf_spec import GGUFSpec
 from ..runtimes.mixtures import NOT_IN_GGUF, ROWS, elsewhere
-from ..sites.expert_neurons import ExpertNeurons
 from ..sites.experts import Experts
 from ..sites.find import find_sites
 from ..sites.heads import HeadCounts
@@ -21,6 +20,7 @@ from ..sites.site import Site
 from .gaps import attention_alone
 from .gguf_tensors import STUB
 from .head_counts import heads_by_layer
+from .unlike import one_shape
 
 _CONTEXT = 2048  # for families whose position encoding has no limit
 
@@ -163,22 +163,10 @@ def _experts(model: Any) -> dict[str, int]:
     """How many there are in a layer, how many a token goes to, and how wide they are; nothing for a dense model."""
     if not is_mixture(model.config):
         return {}
-    layers = "for all layers, and here layers have"
-    experts, neurons = find_sites(model, ("experts",)), find_sites(model, ("expert_neurons",))
-    if len(counts := {site.count for site in experts}) > 1:
-        raise UserError(
-            f"llama.cpp has one number of experts {layers} {', '.join(map(str, sorted(counts)))}; prune them with "
-            "--scope local"
-        )
-    if len(widths := {site.width for site in cast(list[ExpertNeurons], neurons)}) > 1:
-        raise UserError(
-            f"llama.cpp has one width of experts {layers} {', '.join(map(str, sorted(widths)))}; prune their neurons "
-            "with --scope local"
-        )
-    width = widths.pop()
+    count, width = one_shape(model, "llama.cpp")
     own = mixture_of(model.config).width_key == "intermediate_size"
-    used = cast(list[Experts], experts)[0].top_k
-    found = {"expert_count": counts.pop(), "expert_used_count": used, "expert_feed_forward_length": width}
+    used = cast(list[Experts], find_sites(model, ("experts",)))[0].top_k
+    found = {"expert_count": count, "expert_used_count": used, "expert_feed_forward_length": width}
     return found | ({"feed_forward_length": width} if own else {})
 
 

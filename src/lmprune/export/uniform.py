@@ -18,6 +18,7 @@ from . import Order
 from .folder import save_model
 from .gaps import refuse_gaps
 from .head_counts import heads_by_layer
+from .unlike import one_shape
 
 #: what the width becomes a multiple of: vector units and quantised blocks take that many
 MULTIPLE = 32
@@ -45,11 +46,7 @@ def write(order: Order, folder: Path) -> dict[str, Any]:
 def _mixture(order: Order, folder: Path) -> dict[str, Any]:
     """As it is, where the stock class holds it: an expert that does nothing can't be added, for it would be chosen."""
     record_shapes(order.model)
-    if hasattr(order.model.config, "lmprune"):
-        raise UserError(
-            "a stock transformers class has one number of experts, of one width, for all layers, and this model "
-            "several; prune it with --scope local"
-        )
+    one_shape(order.model, "a stock transformers class")
     save_model(order, folder)
     return {"width": None, "heads": None, "params_added": 0, "notes": ["all layers are alike: nothing was padded"]}
 

@@ -27,6 +27,7 @@ from .folder import save_model
 from .gaps import gaps
 from .head_counts import heads_by_layer
 from .uniform import elsewhere
+from .unlike import one_shape
 
 _CONFIG_CODE = "decilm.py"
 #: config fields from which Nemotron-NAS builds what is not of a single block
@@ -68,10 +69,7 @@ def nemotron_nas_config(model: Any, ffns: Sequence[Site]) -> dict[str, Any]:
     """`config.json` of the layout. Raises: UserError."""
     config = model.config
     if is_mixture(config):  # nor can layers of it be padded: an expert that does nothing would be chosen
-        raise UserError(
-            "vLLM has one number of experts, of one width, for all layers, and this model several; prune it with "
-            "--scope local"
-        )
+        one_shape(model, "vLLM")
     instead = elsewhere(model, ffns)
     if config.model_type not in NEMOTRON_NAS:
         raise UserError(
