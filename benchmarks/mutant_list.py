@@ -229,7 +229,7 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
             ("max(shape.blocks) * shape.number", "0"),
             ('_mapped(asked["model"]) if shape.streamed else 0', "0"),
             ("+ (_TEXT if asked.calibrates else 0)", "+ _TEXT"),
-            ("site.address: len(units) for", "site.address: site.count - len(units) for"),
+            ("site.address: count for", "site.address: site.count - count for"),
         ],
     ),
     "scores/routing.py": (

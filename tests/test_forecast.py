@@ -27,6 +27,7 @@ CUT = ("--seq-len", 32, "--keep", 0.5, "--multiple-of", 8, "--answer-tokens", 0)
         ("--method", "magnitude"),
         ("--units", "heads", "--method", "activation"),
         ("--units", "layers", "--method", "shortgpt", "--keep", 0.667),
+        ("--units", "heads", "--method", "magnitude", "--scope", "global", "--keep", 0.75),  # 5 of 6, not 2 of each 2
     ],
 )
 def test_what_is_told_is_what_comes(how: tuple[str, ...], model: Path, text: Path, tmp_path: Path) -> None:

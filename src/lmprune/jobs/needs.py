@@ -14,9 +14,10 @@ from typing import Any
 import psutil
 
 from ..budget.budget import is_named, num_params
-from ..budget.choosing import alike, choose
+from ..budget.choosing import alike, choose, counts_of
 from ..budget.costs import weight_costs
 from ..budget.keeps import Keep
+from ..budget.selection import Scope
 from ..checkpoints import devices, dtypes, models
 from ..checkpoints.shrinking import check_plan
 from ..checkpoints.sources import resolve
@@ -108,8 +109,8 @@ def needs(asked: Asked, skeleton: Any) -> dict[str, Needs]:
     """By the way: "whole", in memory, and "streamed", block by block. skeleton: the model without weights."""
     kind = models.check_dtype(asked["dtype"])
     number = (skeleton.dtype if isinstance(kind, str) else kind).itemsize
-    sites, keep = to_choose(asked, skeleton)
-    before, after = _parameters(asked, skeleton, sites, keep)
+    sites, keep, scope = to_choose(asked, skeleton)
+    before, after = _parameters(asked, skeleton, sites, keep, scope)
     work = Work(sites, asked.calibration_tokens, asked["seq_len"], keep, asked["scope"] or asked.row.scope)
     saved = (asked.kind or dtypes.main(skeleton, None)).itemsize
     base = psutil.Process().memory_info().rss + (_TEXT if asked.calibrates else 0)
@@ -123,19 +124,19 @@ def needs(asked: Asked, skeleton: Any) -> dict[str, Needs]:
     return found
 
 
-def to_choose(asked: Asked, skeleton: Any) -> tuple[Sequence[Place], Keep]:
-    """What is chosen from, and how much of it stays. Raises: UserError where the shapes leave no such choice."""
+def to_choose(asked: Asked, skeleton: Any) -> tuple[Sequence[Place], Keep, Scope]:
+    """What is chosen from, how much of it stays, and in which scope. Raises: UserError where the shapes leave no such
+    choice."""
     sites, keep = find_sites(skeleton, asked.kinds, asked.spec), asked["keep"]
     if asked.plan is not None:
         check_plan(asked.plan, sites)
-        return sites, keep
+        return sites, keep, "local"
     # with a target, what it leaves of every layer
     keep, scope = budgeting.uniform_share(asked, skeleton)
-    how: Selection = {
-        "scope": scope or asked.row.scope, "multiple_of": asked["multiple_of"], "seed": asked["seed"],
-    }  # fmt: skip
+    scope = scope or asked.row.scope
+    how: Selection = {"scope": scope, "multiple_of": asked["multiple_of"], "seed": asked["seed"]}
     check_choice(sites, keep, how, named=is_named(asked.budget))
-    return sites, keep
+    return sites, keep, scope
 
 
 def _mapped(model: str) -> int:
@@ -144,16 +145,18 @@ def _mapped(model: str) -> int:
     return Path(str(found)).stat().st_size if found.gguf else 0
 
 
-def _parameters(asked: Asked, skeleton: Any, sites: Sequence[Place], keep: Keep) -> tuple[int, int]:
-    """Of the model, before and, at most, after."""
+def _parameters(asked: Asked, skeleton: Any, sites: Sequence[Place], keep: Keep, scope: Scope) -> tuple[int, int]:
+    """Of the model, before and after: of whole layers at most, under global scope about."""
+    how, solver = {"multiple_of": asked["multiple_of"], "seed": asked["seed"]}, asked.row.solver_of(asked.kinds)
     if asked.plan is not None:
-        kept = asked.plan.indices([site.address for site in sites])
+        counts = [len(asked.plan.kept[site.address]) for site in sites]
+    elif scope == "global" and solver.by_parameters:
+        counts = counts_of(sites, alike(sites), keep, **how)
     else:
-        kept = choose(sites, alike(sites), keep, scope="local", multiple_of=asked["multiple_of"], seed=0)
-    left = {site.address: len(units) for site, units in zip(sites, kept, strict=True)}
+        counts = [len(units) for units in choose(sites, alike(sites), keep, scope=scope, **how)]
+    left = {site.address: count for site, count in zip(sites, counts, strict=True)}
     whole = [site for site in sites if site.address.kind == "layers"] or sites  # parts of layers may go with the same
-    adds_bias = asked.row.solver_of(asked.kinds).adds_bias
-    costs = weight_costs(whole, before := num_params(skeleton), adds_bias=adds_bias)
+    costs = weight_costs(whole, before := num_params(skeleton), adds_bias=solver.adds_bias)
     return before, int(costs.total({site.address: left[site.address] for site in whole}))
 
 

@@ -75,6 +75,7 @@ class Obs(Solver):
     settings: ObsSettings = ObsSettings()
     refits: ClassVar[frozenset[str]] = frozenset({"obs"})
     rewrites: ClassVar[bool] = True
+    by_parameters: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

@@ -46,10 +46,12 @@ class Solver(ABC):
 
     kinds: of the units that it can choose among. refits: what a method's `refit` may say beside it.
     rewrites: it changes the readers of what stays. adds_bias: it may give a reader a bias that had none.
+    by_parameters: one ratio for several kinds, over all layers, is the share of their parameters.
     """
 
     refits: ClassVar[frozenset[str]] = frozenset({"none"})
     rewrites: ClassVar[bool] = False
+    by_parameters: ClassVar[bool] = False
     adds_bias: bool = False
 
     @property
