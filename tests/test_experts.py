@@ -17,6 +17,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 import lmprune
+from lmprune.budget.budget import num_params
 from lmprune.budget.selection import select
 from lmprune.errors import UserError
 from lmprune.export import Order, export
@@ -90,6 +91,18 @@ def test_mask_is_cut_and_a_wrong_cut_is_not(name: str) -> None:
 
 def write(model: Any, **how: Any) -> torch.Tensor:
     return model.generate(tokens(), max_new_tokens=5, do_sample=False, eos_token_id=None, **how)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_expert_weighs_what_its_loss_takes_away(name: str) -> None:
+    """The bias of the choice too, where it is a parameter (afmoe)."""
+    model = tiny_mixture(name)
+    sites, before = experts_of(model), num_params(model)
+    kept = some(sites)
+    told = sum(site.params * (site.count - len(units)) for site, units in zip(sites, kept, strict=True))
+    for site, units in zip(sites, kept, strict=True):
+        site.keep(units)
+    assert before - num_params(model) == told > 0
 
 
 @pytest.mark.parametrize("name", few(NAMES, 3))

@@ -71,7 +71,9 @@ class Experts:
 
     @property
     def params(self) -> int:
-        tensors = [*self._tensors().values(), *self.logits.parameters()]
+        tensors = [*self._tensors().values(), *self.logits.parameters(recurse=False)]
+        if self.choice is not None and isinstance(bias := getattr(*self.choice), nn.Parameter):  # else a buffer
+            tensors.append(bias)
         return sum(tensor.numel() for tensor in tensors) // self.count
 
     @property
