@@ -116,6 +116,17 @@ def test_where_nothing_can_go_it_says_so() -> None:
         by_quality._shares(asked, opened)
 
 
+def test_one_kind_of_uneven_layers_is_not_asked_to_be_one_kind() -> None:
+    model = tiny_model("llama", num_key_value_heads=4)
+    kept = {Address("heads", layer): tuple(range(3 if layer == 1 else 4)) for layer in range(3)}
+    lmprune.shrink(model, PrunePlan(kept, dict.fromkeys(kept, 4)))
+    opened: Any = SimpleNamespace(dense=model)
+    with pytest.raises(UserError, match="layers of 3 or 4 units have their own; give --scope global"):
+        by_quality._shares(Fake({"scope": None}, ("heads",)), opened)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="of --units, or --scope global"):
+        by_quality._shares(Fake({"scope": None}, ("heads", "neurons")), opened)  # type: ignore[arg-type]
+
+
 def test_the_smallest_that_holds_is_what_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model is its own keep ratio here, and its plan says it too."""
     monkeypatch.setattr(by_quality, "_shares", lambda *_: FINE)

@@ -107,9 +107,10 @@ def _shares(asked: Asked, opened: Opened) -> Sequence[float]:
     if (scope == "global" and several) or min(counts) >= len(FINE):
         return FINE
     if len(counts) > 1:
+        one_kind = "name one kind of --units, or " if len(asked.kinds) > 1 else "give "
         raise UserError(
             f"--max-ppl-ratio finds one ratio, and layers of {' or '.join(map(str, sorted(counts)))} units have their "
-            "own; name one kind of --units, or --scope global"
+            f"own; {one_kind}--scope global"
         )
     (count,) = counts
     if count <= sites[0].least:
