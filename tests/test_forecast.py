@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from test_bad_input import refused
-from tiny_checkpoints import lmprune, tiny_checkpoint
+from tiny_checkpoints import byte_tokenizer, lmprune, tiny_checkpoint
+from tiny_mixtures import tiny_mixture
 from tiny_models import tiny_model
 
+from lmprune.checkpoints.checkpoint import save
 from lmprune.methods import get_method
 from lmprune.plan import PLAN_FILE
 from lmprune.sites.find import find_sites
@@ -44,6 +46,18 @@ def test_what_is_told_is_what_comes(how: tuple[str, ...], model: Path, text: Pat
     shown = lmprune(*args, "--out", tmp_path / "p", "--dry-run")
     assert f"{told['params_before']:,} → {told['params_after']:,} parameters" in shown.out
     assert "it would be loaded as a whole" in shown.out and "by blocks (--stream)" in shown.out
+
+
+@pytest.mark.parametrize("keep", [0.6, 0.1])
+def test_of_layers_ranked_together_as_many_are_left(keep: float, tmp_path: Path) -> None:
+    """Of two heads a layer, and of eight experts of which two must stay, no layer alone keeps such a share."""
+    model = tiny_checkpoint(tmp_path / "llama", num_hidden_layers=5)
+    mixture = save(tiny_mixture("mixtral", vocab_size=257), tmp_path / "mixtral", tokenizer=byte_tokenizer())
+    for source, kind in ((model, "heads"), (mixture, "experts"), (model, "neurons")):
+        how = ("--units", kind, "--method", "random", "--scope", "global", "--keep", keep, "--multiple-of", 1)
+        args = ("prune", source, *how, "--answer-tokens", 0, "--json", "--force", "--out", tmp_path / "o")
+        told, done = lmprune(*args, "--dry-run").record, lmprune(*args).record
+        assert told["params_after"] == done["params_after"]
 
 
 def test_a_target_is_what_is_told(model: Path, tmp_path: Path) -> None:
