@@ -139,6 +139,17 @@ def test_a_task_has_no_baseline_and_bench_compares_with_dense(written: Any, text
     assert of_a_task.runs[1].sections["bench"] == {"prompt_tokens": 8}
 
 
+@pytest.mark.parametrize(("units", "compared"), [("experts", False), ("'neurons,heads'", True)])
+def test_only_neurons_are_analysed_beside_the_reference(
+    units: str, compared: bool, written: Any, tmp_path: Path
+) -> None:
+    """`analyze` refuses a baseline for a mixture's experts."""
+    changes = ("analyze: {max_tokens: 256, seq_len: 64}", f"analyze: {{units: {units}}}")
+    found = grid.read(written(changes), commands())
+    pruned = run.commands(Errand(found.runs[1], "s", tmp_path / "r", "DENSE", False, 1, tmp_path))
+    assert ("--baseline" in pruned["analyze"]) == compared and "--baseline" in pruned["eval"]
+
+
 @pytest.mark.usefixtures("one_pace")
 def test_zero_shot_tasks_are_asked_of_every_model(written: Any, tmp_path: Path) -> None:
     """Another use of `eval`, on other data: of the reference too, and of each pruned model beside it."""

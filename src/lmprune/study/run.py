@@ -82,7 +82,9 @@ def commands(errand: Errand) -> dict[str, list[str]]:
         found["finetune"] = ["finetune", at, "--out", checkpoint, *rest]
         at = checkpoint
     found["eval"] = ["eval", at, *paired, *spelt(sections["eval"])]
-    found["analyze"] = ["analyze", at, *baseline, "--out", str(errand.folder / "analysis"), *spelt(sections["analyze"])]
+    units = str(sections["analyze"].get("units") or "neurons").replace(" ", "").split(",")
+    beside = baseline if "neurons" in units else []  # others are not compared
+    found["analyze"] = ["analyze", at, *beside, "--out", str(errand.folder / "analysis"), *spelt(sections["analyze"])]
     if "zero_shot" in sections:
         found["zero_shot"] = ["eval", at, *baseline, *spelt(sections["zero_shot"])]
     if "bench" in sections and errand.dense:
