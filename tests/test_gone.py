@@ -188,6 +188,17 @@ def test_the_commands(model: Path, text: Path, tmp_path: Path) -> None:
     assert finetuned.code == 0 and "left aside" not in finetuned.err
 
 
+def test_analyze_knows_what_is_left_of_the_layers_that_are(model: Path, text: Path, tmp_path: Path) -> None:
+    small = lmprune.load(model)
+    sites = find_sites(small)
+    kept = [torch.arange(count) for count in (12, 0, 24)]
+    plan = PrunePlan.of([site.address for site in sites], kept, [site.count for site in sites])
+    lmprune.save(shrink(small, plan), tmp_path / "out", tokenizer=lmprune.load_tokenizer(model), plan=plan)
+    words = ("--data", text, "--seq-len", 32, "--max-tokens", 128, "--out", tmp_path / "a", "--json")
+    layers = command("analyze", tmp_path / "out", *words).record["layers"]
+    assert [(layer["layer"], layer["left"]) for layer in layers] == [(0, 0.25), (2, 0.5)]
+
+
 def test_llama_cpp_runs_it(tmp_path: Path) -> None:
     """The export compares it with the model before anything is written."""
     model = model_of("llama", intermediate_size=64)

@@ -125,8 +125,10 @@ def _of_neurons(
 
 def _before(plan: PrunePlan | None, found: redundancy.Redundancy) -> list[int] | None:
     """Neurons of each layer before pruning, where the plan tells of just these layers."""
-    planned = [address.layer for address in plan.addresses if address.kind == "neurons"] if plan else None
-    return plan.widths_before if plan and planned == [layer.layer for layer in found.layers] else None
+    there = [at for at in plan.addresses if at.kind == "neurons" and plan.kept[at]] if plan else []
+    if plan and [at.layer for at in there] == [layer.layer for layer in found.layers]:
+        return [plan.counts_before[at] for at in there]
+    return None
 
 
 def _write(out: Destination, record: dict[str, Any], neurons: Any) -> None:
