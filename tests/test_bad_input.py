@@ -94,7 +94,7 @@ def test_a_multiple_that_leaves_everything(prune_fails: Any) -> None:
         (("--target-params", "0"), "--target-params must be above 0"),
         (("--target-params", "1M"), "the model has 40,096 parameters already, and 1,000,000 parameters are asked for"),
         (("--target-params", "20"), "the best possible is 35,392 parameters, with the fewest neurons"),
-        (("--target-bytes", "9kB", "--budget", "dp"), "the best possible is 0.142 MB, with the fewest neurons"),
+        (("--target-bytes", "9kB", "--budget", "dp"), "the best possible is 0.117 MB, with the fewest neurons"),
         (("--target-speedup", "1.5"), "seconds are read off a --latency-table"),
         (("--latency-of", "decode"), "--latency-of is about --target-speedup and --target-latency"),
         (("--latency-of", "both"), "unknown phase 'both'"),

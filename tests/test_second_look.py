@@ -158,8 +158,8 @@ def test_a_budget_looks_at_heads_too(monkeypatch: pytest.MonkeyPatch, by: Budget
     monkeypatch.setattr(Tryout, "losses", lambda *_: {"loss": 0.0})  # of two, the ranking
     (first, neurons), (second, fewer) = spent(0.0), spent(1e6)
     heads = [Address("heads", layer) for layer in range(3)]
-    assert all(first[at] == 1 for at in heads)
-    assert [second[at] > 1 for at in heads] == [False, True, False] and fewer < neurons
+    assert [first[at] for at in heads] == [1, 0, 0], "but of the first layer all of them go"
+    assert [second[at] > first[at] for at in heads] == [False, True, False] and fewer < neurons
 
 
 def test_one_kind_and_shares_of_their_own_are_not_looked_at(monkeypatch: pytest.MonkeyPatch):
