@@ -23,6 +23,7 @@ from tiny_mixtures import tiny_mixture
 import lmprune as library
 from lmprune.checkpoints import block_files, journal, tensor_file
 from lmprune.checkpoints.journal import Stage
+from lmprune.checkpoints.shim import gone_in
 from lmprune.errors import UserError
 from lmprune.plan import PrunePlan
 from lmprune.sites.pages import Pages
@@ -162,6 +163,14 @@ def goes_on(patch: pytest.MonkeyPatch, *words: object) -> int:
 
 def test_layers_go_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert goes_on(monkeypatch, "--method", "obs", "--units", "attentions") > 2
+
+
+@pytest.mark.conformance
+def test_a_search_that_lets_branches_go_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks without their attention, or feed-forward layer, are taken up as they are in their files."""
+    assert goes_on(monkeypatch, "--budget", "ranking", "--units", "neurons,heads", "--keep", 0.1) > 8
+    assert prune("--budget", "ranking", "--units", "neurons,heads", "--keep", 0.1).code == 0
+    assert {*gone_in(library.load("out")).values()} >= {"attention", "passed"}
 
 
 @pytest.mark.conformance
