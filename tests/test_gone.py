@@ -18,6 +18,7 @@ from tiny_models import NAMES, tiny_model
 
 import lmprune
 from lmprune.budget.budget import Budget, num_params
+from lmprune.budget.levels import Levels
 from lmprune.budget.target import CostTarget
 from lmprune.budget.timing import LatencyTable, Timing
 from lmprune.checkpoints.shim import gone_in
@@ -26,10 +27,13 @@ from lmprune.errors import UserError
 from lmprune.jobs import latency as job
 from lmprune.plan import PrunePlan
 from lmprune.runtimes.gguf_file import read_gguf
+from lmprune.sites.address import Address
 from lmprune.sites.branches import BLOCKS, WHOLE_ONLY
 from lmprune.sites.families import ATTENTION
 from lmprune.sites.find import find_sites
 from lmprune.solve.elimination import LeastSquares, eliminate
+from lmprune.solve.second_look import Look
+from lmprune.solve.trials import Tryout
 
 FAMILIES = sorted({*NAMES} & {*BLOCKS} & {*ATTENTION} - {*WHOLE_ONLY})
 
@@ -210,6 +214,28 @@ def test_llama_cpp_runs_it(tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
     shown = command("export", tmp_path / "out", "--to", "gguf", "--dtype", "f32", "--out", file)
     assert shown.code == 0 and read_gguf(file).arch == "deci", shown
+
+
+@pytest.mark.parametrize("worse", [True, False])
+def test_what_could_stay_goes_only_where_that_is_nearer(worse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors that make attentions cheap, and a real cut that says otherwise, or the same."""
+    plain, seen = Levels.of, list[bool]()
+
+    def cheap(address: Address, gone: torch.Tensor, cost: torch.Tensor, counts: tuple[int, ...]) -> Levels:
+        return plain(address, gone, cost * (1e-6 if address.kind == "heads" else 1), counts)
+
+    def losses(_trial: Tryout, counts: list[int]) -> dict[str, float]:
+        seen.append(0 in counts)
+        return {"loss": float((0 in counts) == worse)}
+
+    monkeypatch.setattr(Levels, "of", cheap)
+    monkeypatch.setattr(Look, "_gains", lambda _look, _counts, looked: (1.0, dict.fromkeys(looked, 0.0)))
+    monkeypatch.setattr(Tryout, "losses", losses)
+    model = tiny_model("llama")
+    budget = Budget(CostTarget("params", 0.8 * num_params(model)), by="ranking")
+    plan = lmprune.prune(model, units=UNITS, data=text(), multiple_of=1, budget=budget)
+    assert seen == [True, False] and (0 in map(len, plan.kept.values())) != worse
+    assert num_params(model) <= 0.8 * num_params(tiny_model("llama"))
 
 
 def test_a_table_serves_models_that_lost_whole_branches_of_it() -> None:

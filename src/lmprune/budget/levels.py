@@ -40,6 +40,11 @@ class Levels:
         errors[level + 1 :] = np.inf
         return replace(self, errors=errors)
 
+    def with_some(self) -> Levels:
+        """The same without a level of no units."""
+        number = len(self.counts) - (self.counts[-1] == 0)
+        return replace(self, counts=self.counts[:number], errors=self.errors[:number])
+
     def kept(self, count: int) -> Tensor:
         """The units that stay where so many do, sorted."""
         stays = torch.ones(self.counts[0], dtype=torch.bool)
@@ -71,6 +76,13 @@ class Choices:
         """most: of the whole model."""
         curves = tuple(costs.curves[each.address].at(each.counts) for each in levels)
         return cls(tuple(levels), curves, most - costs.base)
+
+    def with_some(self) -> Choices | None:
+        """Among levels of which something is left; None where the budget is out of reach then."""
+        levels = [each.with_some() for each in self.levels]
+        costs = tuple(cost[: len(each.counts)] for cost, each in zip(self.costs, levels, strict=True))
+        found = Choices(tuple(levels), costs, self.most)
+        return found if found.fits(tuple(len(each.counts) - 1 for each in levels)) else None
 
     @property
     def errors(self) -> tuple[np.ndarray, ...]:

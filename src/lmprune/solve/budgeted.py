@@ -120,9 +120,11 @@ def spread(walk: Walk, spending: Spending, judged: Tensor, *, multiple_of: int =
             return Choices.of(levels, spending.costs, spending.most), database
 
         choices, _ = choices_on(None)
-        start = ranking(choices)
-        if mixed(sites):
-            start = looked_again(walk, choices, start, stages)
+        start = ranked(walk, choices, stages)
+        if 0 in choices.counts(start) and (some := choices.with_some()):
+            trial = Tryout(walk, DenseEnds(walk.model, sites, judged), None, 0, stages)
+            tried = [start, ranked(walk, some, stages)]
+            start = min(tried, key=lambda choice: trial.losses(choices.counts(choice))["loss"])
         if spending.by not in SEARCHES:
             return Spread(choices.counts(start), [])
         ends = DenseEnds(walk.model, sites, judged)
@@ -154,6 +156,12 @@ def survivor(
     if best == start:
         course.note("really cut, what the search found is no nearer to the dense model: the ranking stays")
     return best, [{"by": RANKED if choice == start else SEARCHED, **losses} for choice, losses in found.items()]
+
+
+def ranked(walk: Walk, choices: Choices, stages: Stages) -> Choice:
+    """The ranking by errors; where heads share it, by what they cost the cut model."""
+    start = ranking(choices)
+    return looked_again(walk, choices, start, stages) if mixed(walk.sites) else start
 
 
 def looked_again(walk: Walk, choices: Choices, start: Choice, stages: Stages) -> Choice:
