@@ -121,10 +121,12 @@ def test_one_kind_of_uneven_layers_is_not_asked_to_be_one_kind() -> None:
     kept = {Address("heads", layer): tuple(range(3 if layer == 1 else 4)) for layer in range(3)}
     lmprune.shrink(model, PrunePlan(kept, dict.fromkeys(kept, 4)))
     opened: Any = SimpleNamespace(dense=model)
+    one: Any = Fake({"scope": None}, ("heads",))
+    two: Any = Fake({"scope": None}, ("heads", "neurons"))
     with pytest.raises(UserError, match="layers of 3 or 4 units have their own; give --scope global"):
-        by_quality._shares(Fake({"scope": None}, ("heads",)), opened)  # type: ignore[arg-type]
+        by_quality._shares(one, opened)
     with pytest.raises(UserError, match="of --units, or --scope global"):
-        by_quality._shares(Fake({"scope": None}, ("heads", "neurons")), opened)  # type: ignore[arg-type]
+        by_quality._shares(two, opened)
 
 
 def test_the_smallest_that_holds_is_what_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,11 +21,13 @@ from tiny_checkpoints import TEXT, byte_tokenizer, lmprune, tiny_checkpoint
 from tiny_mixtures import tiny_mixture
 
 import lmprune as library
+from lmprune.budget.levels import Levels
 from lmprune.checkpoints import block_files, journal, tensor_file
 from lmprune.checkpoints.journal import Stage
 from lmprune.checkpoints.shim import gone_in
 from lmprune.errors import UserError
 from lmprune.plan import PrunePlan
+from lmprune.sites.address import Address
 from lmprune.sites.pages import Pages
 
 SHORT = ("--seq-len", 32, "--calibration-tokens", 256, "--multiple-of", 1, "--answer-tokens", 0, "--keep", 0.5)
@@ -171,6 +173,23 @@ def test_a_search_that_lets_branches_go_goes_on(here: Path, monkeypatch: pytest.
     assert goes_on(monkeypatch, "--budget", "ranking", "--units", "neurons,heads", "--keep", 0.1) > 8
     assert prune("--budget", "ranking", "--units", "neurons,heads", "--keep", 0.1).code == 0
     assert {*gone_in(library.load("out")).values()} >= {"attention", "passed"}
+
+
+def test_two_rankings_that_are_tried_go_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors that make attentions cheap: they could stay, so a ranking in which they do is looked at and cut, too."""
+    plain = Levels.of
+
+    def cheap(address: Address, gone: torch.Tensor, cost: torch.Tensor, counts: tuple[int, ...]) -> Levels:
+        return plain(address, gone, cost * (1e-6 if address.kind == "heads" else 1), counts)
+
+    monkeypatch.setattr(Levels, "of", cheap)
+    words = ("--budget", "ranking", "--units", "neurons,heads")
+    with cut_off(monkeypatch) as seen:
+        assert prune(*words).code == 0
+    (number,), whole = seen, result()
+    for moment in (number // 2, number - 1):
+        stopped(monkeypatch, moment, *words)
+        assert prune(*words, "--resume").code == 0 and result() == whole
 
 
 @pytest.mark.conformance

@@ -27,7 +27,7 @@ from lmprune.errors import UserError
 from lmprune.jobs import latency as job
 from lmprune.plan import PrunePlan
 from lmprune.runtimes.gguf_file import read_gguf
-from lmprune.sites.address import Address
+from lmprune.sites.address import Address, Kind
 from lmprune.sites.branches import BLOCKS, WHOLE_ONLY
 from lmprune.sites.families import ATTENTION
 from lmprune.sites.find import find_sites
@@ -134,13 +134,14 @@ def test_a_plan_without_units_is_carried_out_again(tmp_path: Path) -> None:
 
 
 def test_plans_that_leave_too_little_are_refused() -> None:
-    for name, kind, which, sentence in (
+    cases: list[tuple[str, Kind, tuple[int, ...], str]] = [
         ("mpt", "neurons", (1,), "layer 1: no neurons would stay, and this model can't do without; keep one"),
         ("llama", "neurons", (0, 1, 2), "no ffn would be left"),
         ("llama", "heads", (0, 1, 2), "no attention would be left"),
-    ):
+    ]
+    for name, kind, which, sentence in cases:
         model = tiny_model(name)
-        sites = find_sites(model, [kind])  # type: ignore[list-item]
+        sites = find_sites(model, [kind])
         kept = [torch.arange(0 if site.layer in which else site.count) for site in sites]
         plan = PrunePlan.of([site.address for site in sites], kept, [site.count for site in sites])
         with pytest.raises(UserError, match=sentence):

@@ -31,7 +31,7 @@ from ..sites.pages import here
 from ..sites.site import Site
 from ..sites.walk import list_of
 from .database import Database
-from .second_look import Look, heads_of, mixed
+from .second_look import SECOND_LOOK, Look, heads_of, mixed
 from .stitched import DenseEnds, Stitched, as_before
 from .trials import Tryout, check_tunes
 from .walks import Probe, problems
@@ -40,6 +40,8 @@ from .walks import Probe, problems
 _LEVELS = 32
 #: sequences that choices are judged on: at first, and of those that are left
 _AMOUNTS = (2, 4, 8)
+#: the second look at the ranking in which every layer keeps something
+_WITH_SOME = "a second look where nothing is gone"
 #: what a search's log says of choices that were cut for a try
 RANKED, SEARCHED = "ranking, cut", "search, cut"
 
@@ -123,7 +125,7 @@ def spread(walk: Walk, spending: Spending, judged: Tensor, *, multiple_of: int =
         start = ranked(walk, choices, stages)
         if 0 in choices.counts(start) and (some := choices.with_some()):
             trial = Tryout(walk, DenseEnds(walk.model, sites, judged), None, 0, stages)
-            tried = [start, ranked(walk, some, stages)]
+            tried = [start, ranked(walk, some, stages, _WITH_SOME)]
             start = min(tried, key=lambda choice: trial.losses(choices.counts(choice))["loss"])
         if spending.by not in SEARCHES:
             return Spread(choices.counts(start), [])
@@ -158,15 +160,15 @@ def survivor(
     return best, [{"by": RANKED if choice == start else SEARCHED, **losses} for choice, losses in found.items()]
 
 
-def ranked(walk: Walk, choices: Choices, stages: Stages) -> Choice:
-    """The ranking by errors; where heads share it, by what they cost the cut model."""
+def ranked(walk: Walk, choices: Choices, stages: Stages, look: str = SECOND_LOOK) -> Choice:
+    """The ranking by errors; where heads share it, by what they cost the cut model. look: what that walk is called."""
     start = ranking(choices)
-    return looked_again(walk, choices, start, stages) if mixed(walk.sites) else start
+    return looked_again(walk, choices, start, stages, look) if mixed(walk.sites) else start
 
 
-def looked_again(walk: Walk, choices: Choices, start: Choice, stages: Stages) -> Choice:
+def looked_again(walk: Walk, choices: Choices, start: Choice, stages: Stages, name: str) -> Choice:
     """The ranking where heads cost what they cost the cut model; no more of them go, see `second_look`."""
-    look = Look(walk.model, walk.sites, walk.input_ids, walk.metrics, walk.settings, walk.seed, stages)
+    look = Look(walk.model, walk.sites, walk.input_ids, walk.metrics, walk.settings, walk.seed, stages, name)
     spent = [errors[level] for errors, level in zip(choices.errors, start, strict=True)]
     if not (times := look.times(choices.counts(start), spent)):
         return start

@@ -50,9 +50,10 @@ def wanted(sites: Sequence[Place], keep: Keep, scope: Scope) -> bool:
 
 @dataclass(frozen=True)
 class Look(Probe):
-    """What the cut is made of."""
+    """What the cut is made of. name: of its walk, of which a run has one of a name."""
 
     stages: Stages
+    name: str = SECOND_LOOK
 
     def counts(self, errors: Sequence[Tensor], counts: Sequence[int], keep: Keep, multiple_of: int) -> list[int]:
         """How many units of each site stay, where `counts` did by their errors (U,) alone. The model stays as it was.
@@ -104,7 +105,7 @@ class Look(Probe):
             self.mask(site, problem, until[site.address])
             return {}
 
-        each(self.model, self.sites, read, self.settings, self.stages, SECOND_LOOK, mask)
+        each(self.model, self.sites, read, self.settings, self.stages, self.name, mask)
 
     def _judged(
         self, ends: DenseEnds, before: Mapping[int, tuple[Tensor, Tensor | None]]
