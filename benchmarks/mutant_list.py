@@ -55,7 +55,7 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
         [
             ("return _token_weights(self.dense[i]), drift_BTD", "return None, drift_BTD"),
             ("compensation / gain if gain", "compensation if gain"),
-            ("(self.dense[i] - out_BTD)", "(out_BTD - self.dense[i])"),
+            ("(self.dense[i] - out_BTD) * self.share if", "(out_BTD - self.dense[i]) * self.share if"),
             ("self.drift_FD.div_(self.weight)", "self.drift_FD"),
             ("ridge_F[:, None], reader_FD.double()", "0 * ridge_F[:, None], reader_FD.double()"),
             ("per_neuron else mean)", "per_neuron else 2 * mean)"),
@@ -158,9 +158,27 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
         ],
     ),
     "sites/place.py": ("going_on", [("done_with(sites[of_block[0]].block)", "pass")]),
-    "solve/targets.py": (
+    "solve/moments.py": (
         "obs",
-        [("LeastSquares.of(\n            moment_FF,", "LeastSquares.of(\n            moment_FF.clone(),")],
+        [
+            ("LeastSquares.of(\n            moment_FF,", "LeastSquares.of(\n            moment_FF.clone(),"),
+            ("moment_FF[rows, rows.stop :].T", "0"),
+        ],
+    ),
+    "solve/ends.py": (
+        "ends",
+        [
+            ("h = h[..., self.site.inputs_of(stays.to(h.device))]", "h = h[..., : self.site.width]"),
+            ("self.gain * self.site.reader_linear(h)", "self.site.reader_linear(h)"),
+            ("torch.finfo(whole_BTD.dtype).eps ** 0.5", "1e9"),
+        ],
+    ),
+    "solve/targets.py": (
+        "ends",
+        [
+            ("drift_BTD = (self.dense[i] - out_BTD) * self.share\n", "drift_BTD = self.dense[i] - out_BTD\n"),
+            ("own=1 - self.compensation", "own=1.0"),
+        ],
     ),
     "solve/walks.py": (
         "going_on obs",

@@ -15,8 +15,10 @@ from lmprune.scores.curvature import output_curvature
 from lmprune.sites.find import find_sites
 from lmprune.sites.walk import Blocks
 from lmprune.solve.elimination import LeastSquares
+from lmprune.solve.ends import residual_gain
+from lmprune.solve.moments import Moments
 from lmprune.solve.obs import PLAIN, ObsSettings, obs, obs_refit, obs_to_counts
-from lmprune.solve.targets import Moments, layer_problems, residual_gain
+from lmprune.solve.targets import layer_problems
 
 
 def text(rows: int = 16, length: int = 32, seed: int = 3) -> torch.Tensor:
@@ -108,15 +110,28 @@ def test_sequential_reads_what_the_pruned_blocks_put_out():
         torch.testing.assert_close(moment, h_NF.T @ h_NF / len(h_NF), rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_moments_of_a_wide_layer_are_added_up_in_panels():
+    site = find_sites(tiny_model("llama", intermediate_size=700))[0]
+    draw = torch.Generator().manual_seed(0)
+    h_NF, weights_N = torch.randn(2000, 700, generator=draw), torch.rand(2000, generator=draw)
+    moments = Moments(site)
+    for h, weights in zip(h_NF.split(900), weights_N.split(900), strict=True):
+        moments.add(h, weights)
+    expected = (h_NF.double() * weights_N.double()[:, None]).T @ h_NF.double() / weights_N.double().sum()
+    found = moments.problem(site, rel_damp=0.0, per_neuron=False).gram_FF[:700, :700]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("scope", ["local", "global"])
 def test_no_two_layers_problems_are_held_at_a_time(monkeypatch: pytest.MonkeyPatch, scope):
     """A square of 11,008 in float64 is a gigabyte: the sums become the problem, and it goes before the next."""
     held: list[weakref.ref[LeastSquares]] = []
     stated, counted = Moments.problem, Moments.__init__
 
-    def begin(moments: Moments, site) -> None:
+    def begin(moments: Moments, site, own: float = 1.0) -> None:
         assert not any(problem() for problem in held)
-        counted(moments, site)
+        counted(moments, site, own)
 
     def state(moments: Moments, site, **how) -> LeastSquares:
         problem = stated(moments, site, **how)

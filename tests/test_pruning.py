@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from tiny_checkpoints import byte_tokenizer
 from tiny_models import is_pruned_class, logits, tiny_model
 
 import lmprune
-from lmprune import UserError, prune, shrink
+from lmprune import PrunePlan, UserError, prune, shrink
 from lmprune.budget.budget import Budget
+from lmprune.data import pairs
 from lmprune.methods import METHODS
 from lmprune.sites.address import Kind
 from lmprune.sites.families import FAMILIES
@@ -182,6 +185,24 @@ def test_texts_at_hand_are_calibrated_on():
     for wrong in ([], [""], ["a", 3]):
         with pytest.raises(UserError, match="expected a list of texts"):
             prune(tiny_model("llama"), byte_tokenizer(), data=wrong, **options)
+
+
+def test_folders_and_files_may_be_named_by_text(tmp_path):
+    for split, words in (("train", "cat"), ("valid", "dog")):
+        (tmp_path / f"wiki.{split}.raw").write_text(f" = Title = \n \n the {words} sat on the mat. " * 40)
+    options = {"keep": 0.5, "multiple_of": 8, "seq_len": 32, "calibration_tokens": 512, "method": "obs"}
+    plans = [
+        prune(
+            tiny_model("llama", vocab_size=257), byte_tokenizer(), data="wikitext", data_dir=path(tmp_path),
+            budget=Budget(by="ranking", levels=path(tmp_path / "levels")), **options,
+        )
+        for path in (str, Path)
+    ]  # fmt: skip
+    assert plans[0].kept == plans[1].kept
+    (tmp_path / "plan.json").write_text(plans[0].to_json())
+    assert PrunePlan.load(str(tmp_path / "plan.json")).kept == plans[0].kept
+    with pytest.raises(UserError, match="none"):
+        pairs.load("samsum", data_dir=str(tmp_path / "none"))
 
 
 @pytest.mark.parametrize(

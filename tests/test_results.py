@@ -323,12 +323,14 @@ def test_heads_while_it_trains():
     found: dict[str, dict[int, float]] = {}
     for r in records("heads_movement.jsonl"):
         found.setdefault(r["config"]["method"], {})[r["config"]["seed"]] = r["eval"]["perplexity"]
-    assert set(found) == {"dense", "random", "magnitude", "top_v"} and all(set(v) == {0, 1, 2} for v in found.values())
+    assert set(found) == {"dense", "random", "magnitude", "top_v", "gum"} and all(
+        set(v) == {0, 1, 2} for v in found.values()
+    )
     for method, by_seed in found.items():
         each = ", ".join(f"{by_seed[seed]:.2f}" for seed in range(3))
         assert f"| {method} | {each} | {spread([*by_seed.values()], 2)} |" in section
-    for other in ("random", "magnitude"):
-        gains = [math.log(found["top_v"][seed] / found[other][seed]) for seed in range(3)]
+    for better, other in (("top_v", "random"), ("top_v", "magnitude"), ("gum", "top_v")):
+        gains = [math.log(found[better][seed] / found[other][seed]) for seed in range(3)]
         assert f"{fmean(gains):.4f} [" in section
 
 

@@ -220,7 +220,8 @@ class PrunePlan:
             return cls(kept, counts, settings, provenance, unknown)
 
     @classmethod
-    def load(cls, path: Path) -> PrunePlan:
+    def load(cls, path: Path | str) -> PrunePlan:
+        path = Path(path)
         if not path.is_file():
             raise UserError(f"no plan at {path}")
         with reading(f"{path} is not a prune plan", f"expected a {PLAN_FILE} that lmprune wrote"):

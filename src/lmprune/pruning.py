@@ -53,7 +53,7 @@ def prune(
     scope: Scope | None = None,
     budget: Budget | None = None,
     data: str | TextData | Sequence[str] | Tensor = "mix",
-    data_dir: Path | None = None,
+    data_dir: Path | str | None = None,
     chat_template: bool = False,
     calibration_tokens: int = 65536,
     seq_len: int = 512,
@@ -236,7 +236,7 @@ class _Reading:
     """What text is read before anything is chosen, and how it is cut; see `prune`."""
 
     data: str | TextData | Sequence[str] | Tensor
-    data_dir: Path | None
+    data_dir: Path | str | None
     chat_template: bool
     num_tokens: int
     seq_len: int

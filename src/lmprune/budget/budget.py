@@ -54,7 +54,7 @@ class Budget:
     effort: Effort = field(default_factory=Effort)
     table: LatencyTable | None = None
     itemsize: int = 4
-    levels: Path | None = None
+    levels: Path | str | None = None
     note: Callable[[str], None] = silent
 
     def __post_init__(self) -> None:
@@ -91,7 +91,8 @@ class Budget:
         if self.by == "uniform":
             return keep if self.target is None else uniform_keep(places, costs, self.target, multiple_of=multiple_of)
         most = self._most(places, costs, keep, multiple_of)
-        return Spending(costs, most, self.by, self.effort, levels=self.levels, note=self.note)
+        levels = Path(self.levels) if self.levels else None
+        return Spending(costs, most, self.by, self.effort, levels=levels, note=self.note)
 
     def _most(self, places: Sequence[Place], costs: Costs, keep: Keep, multiple_of: int) -> float:
         before = counts_before(places)

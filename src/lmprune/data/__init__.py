@@ -50,7 +50,7 @@ def load(
     source: str,
     split: str = "validation",
     *,
-    data_dir: Path | None = None,
+    data_dir: Path | str | None = None,
     model: Any = None,
     tokenizer: Any = None,
     chat_template: bool = False,
@@ -75,6 +75,7 @@ def load(
     num_tokens: how many tokens will be wanted. `self` writes that many; a hub stream stops when there is ample text.
     Raises: UserError for an unknown source or split, an unreadable file, a broken line, a hub that can't be reached.
     """
+    data_dir = Path(data_dir) if data_dir else None
     check_options(source, data_dir, chat_template, held_out)
     if mix.is_mix(source):
         found = mix.load(

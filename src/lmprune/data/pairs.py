@@ -28,7 +28,7 @@ def is_source(source: str) -> bool:
 
 
 def load(
-    source: str, split: str = "validation", *, data_dir: Path | None = None, held_out: float | None = None
+    source: str, split: str = "validation", *, data_dir: Path | str | None = None, held_out: float | None = None
 ) -> PairData:
     """Load the pairs of `source`.
 
@@ -38,6 +38,7 @@ def load(
     held_out: as in `data.load`; pairs with the same context are on one side.
     Raises: UserError for an unknown source or split, a broken line or field (it is named), an unreachable hub.
     """
+    data_dir = Path(data_dir) if data_dir else None
     check_options(source, data_dir, held_out)
     base, _, variant = source.partition(":")
     if base == "wikisql":

@@ -71,6 +71,7 @@ class Site:
     Views (`writers`, `reader`) share memory with the model's parameters: writing into them changes the model.
     scaled: attributes of modules that count units or their rows, and must follow a cut.
     what: the reader's name, for messages. leaves: None where the model can't do without the branch.
+    stays: the units that the last cut left, as they were numbered before it.
     """
 
     address: Address
@@ -81,6 +82,7 @@ class Site:
     scaled: tuple[tuple[nn.Module, str], ...] = ()
     what: str = "the reader"
     leaves: Leaves | None = None
+    stays: Tensor | None = field(default=None, repr=False)
     _put_back: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
     def __repr__(self) -> str:
@@ -192,7 +194,7 @@ class Site:
         Without any unit the whole branch leaves its block, the reader's bias and the branch's own norms included.
         """
         assert units.ndim == 1 and (len(units) or self.leaves), "keep at least one unit"
-        count = self.count
+        count, self.stays = self.count, units
         for writer in self.made_by:
             index_out(writer.linear, writer.rows(units, count))
         index_in(self.reader_linear, self.inputs_of(units))

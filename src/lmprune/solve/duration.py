@@ -148,7 +148,7 @@ def gradients(pace: Pace, sites: Sequence[Site], tokens: int) -> list[Phase]:
 
 
 def eliminations(
-    name: str, pace: Pace, sites: Sequence[Site], kept: Sequence[int], tokens: int, *, passes: int
+    name: str, pace: Pace, sites: Sequence[Site], kept: Sequence[int], tokens: int, *, passes: float
 ) -> list[Phase]:
     """Of `obs`, block by block. kept: units of each site. passes: of the text through each block."""
     reading = passes * tokens * pace.blocks

@@ -26,9 +26,9 @@ from ..sites.pages import done_with, here
 from ..sites.site import Site
 from ..sites.walk import Blocks, list_of
 from .elimination import LeastSquares, eliminate
+from .moments import Moments
 from .obs import ObsSettings
 from .solver import Selection, Solution, Solver
-from .targets import Moments
 from .walks import cut
 
 _BATCH = 4

@@ -102,6 +102,12 @@ def states(shape: Shape, tokens: int, streams: int = 1) -> float:
     return streams * tokens * shape.hidden * shape.number
 
 
+def seam(shape: Shape, sites: Sequence[Site], tokens: int) -> float:
+    """What enters the reader of a layer of neurons, kept until that is cut (`ends.End`)."""
+    widths = [site.width for site in sites if site.address.kind == "neurons"]
+    return tokens * max(widths, default=0) * shape.number
+
+
 def forwards(shape: Shape, seq_len: int) -> float:
     """A batch on its way through one block."""
     return _BATCH * seq_len * (8 * shape.hidden + 3 * shape.width) * shape.number

@@ -1,8 +1,8 @@
 """`obs`: second-order pruning, block by block (docs/methods.md, "obs").
 
 Each block is pruned on what the pruned blocks before it really put out: its second moments are taken at the seam, the
-solver in `elimination` picks the neurons and refits the reader, and the block is run again, pruned, to give
-the next block its input. Memory holds the model, the hidden states of the calibration tokens, and one block's F².
+solver in `elimination` picks the neurons and refits the reader, and what the block puts out, pruned, is the next
+block's input. Memory holds the model, the hidden states of the calibration tokens, what enters one reader, and F².
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ..budget.keeps import Keep
 from ..budget.selection import Descent, Scope
 from ..checkpoints.journal import stage_of
 from ..checkpoints.shelf import Tensors
+from ..freed import give_back
 from ..processes import of_first
 from ..progress import Phase, Stages, silent
 from ..scores.curvature import Matrices, output_curvature
@@ -53,6 +54,9 @@ class ObsSettings:
     per_neuron: bool = True
     gradient_tokens: int = 8192
 
+
+#: how long a cut reader takes, of its block
+_READER_ALONE = 0.2
 
 PLAIN = ObsSettings(sequential=False, end_loss=False, compensation=0.0, rel_damp=1e-3, per_neuron=False)
 
@@ -104,7 +108,10 @@ class Obs(Solver):
 
     def phases(self, work: Work, pace: Pace) -> list[Phase]:
         sites, how, tokens = seams(work.sites, self.name), self.settings, work.tokens
-        passes = 1 + how.sequential + (how.sequential and how.compensation > 0)
+        drift = how.sequential and how.compensation > 0
+        kinds = {site.address.kind for site in sites} if how.sequential else {None}
+        again = _READER_ALONE if drift and "neurons" in kinds else how.sequential
+        passes = len(kinds) + drift + again
         gradients = duration.gradients(pace, sites, work.read(how.gradient_tokens)) if how.end_loss else []
         curves = duration.eliminations("error curves", pace, sites, [1] * len(sites), tokens, passes=1)
         cuts = [SECOND_LOOK, "pruning"] if wanted(work.sites, work.keep, work.scope) else ["pruning"]
@@ -115,15 +122,16 @@ class Obs(Solver):
         sites, how = seams(work.sites, self.name), self.settings
         few = work.read(how.gradient_tokens)
         metrics, matrices = memory.curvatures(shape, sites) if how.end_loss else (0.0, 0.0)
-        streams = 1 + (how.sequential and how.compensation > 0)
+        drift = how.sequential and how.compensation > 0
         solving = max(memory.elimination(sites), memory.moments(sites) + memory.forwards(shape, work.seq_len))
-        walked = memory.states(shape, work.tokens, streams)
+        entering = memory.states(shape, work.tokens, 1 + drift)
+        walked = entering + (memory.seam(shape, sites, work.tokens) if drift else 0.0)
         looked = memory.readers(shape, sites) if wanted(work.sites, work.keep, work.scope) else 0.0
         parts, disk = [Held(metrics + solving + looked, walked)], Disk()
         if how.end_loss:
             back = memory.backwards(shape, few, work.seq_len)
             parts, disk = [*parts, Held(metrics + back.other, back.states)], memory.way_back(shape, few, matrices)
-        return Memory.of(*parts, disk=replace(disk, state=walked) if shape.streamed else disk)
+        return Memory.of(*parts, disk=replace(disk, state=entering) if shape.streamed else disk)
 
     def check_spends(self, kinds: Iterable[Kind]) -> None:
         """Errors of neurons and of heads are in one unit of measure."""
@@ -261,6 +269,7 @@ def end_loss_metrics(
         return Metrics()
     few = input_ids[: max(settings.gradient_tokens // input_ids.shape[1], 1)]
     found = output_curvature(model, sites, few, progress=stages("gradients of the end loss"))
+    give_back()  # what a sequence's way back held, in the blocks' small tensors
     return Metrics({site.address: place for place, site in enumerate(sites)}, found)
 
 

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checkpoints.journal import Stage
 from ..checkpoints.shelf import Tensors
 from ..checkpoints.states import Numbered, listed, states_of
-from ..precision import full_products, in_float64, place_of_float64
 from ..processes import Share
 from ..progress import Progress
 from ..sites.address import Address
@@ -25,6 +23,8 @@ from ..sites.pages import here
 from ..sites.site import Site, by_layer
 from ..sites.walk import Blocks, list_of
 from .elimination import LeastSquares
+from .ends import End, only_adds, residual_gain, silenced
+from .moments import Moments
 
 #: switches a part of a block off, and returns what switches it on again
 Skip = Callable[[], Callable[[], None]]
@@ -71,11 +71,14 @@ def layer_problems(
         for together in [[site] for site in group] if sequential else [group]:
             readers = [site.reader().clone() for site in together]
             new = [site for site in together if site.address not in known]
-            moments = streams.moments(layer, new, last=not sequential) if new or not sequential else {}
+            if sequential and new and streams.ends(new[0]):
+                moments = streams.moments_at_end(layer, new[0])
+            else:
+                moments = streams.moments(layer, new, last=not sequential) if new or not sequential else {}
             if not new and sequential:
                 streams.pass_by(layer)
             for site, reader_FD in zip(together, readers, strict=True):
-                at = site.address
+                at, site.stays = site.address, None
                 how = {"rel_damp": rel_damp, "per_neuron": per_neuron}
                 yield site, moments.pop(at).problem(site, **how) if at in moments else known[at]
                 streams.apart = streams.apart or not torch.equal(site.reader(), reader_FD)
@@ -107,7 +110,7 @@ class _Streams:
         device = next(model.parameters()).device
         batches = [batch_BT.to(device) for batch_BT in text.mine.split(batch_size)]
         self.blocks.learn(batches)
-        self.without = without
+        self.without, self.compensation, self.end = without, compensation, None
         if state:
             self._take_up(state, device)
             return
@@ -140,8 +143,9 @@ class _Streams:
 
     def run(self, layer: int) -> None:
         """Go on through the block as it now is."""
+        end, self.end = self.end, None
         for i, states_BTD in enumerate(self.hidden):
-            self.hidden[i] = self._pruned(layer, states_BTD)
+            self.hidden[i] = end.out(i, states_BTD) if end else self._pruned(layer, states_BTD)
             if self.dense and not self.apart:
                 self.dense[i] = self.hidden[i]
 
@@ -180,6 +184,37 @@ class _Streams:
             moments.add_up(self.text)
         return {moments.address: moments for moments in found}
 
+    def ends(self, site: Site) -> bool:
+        """Whether all that the site's reader puts out is added to the stream, and changes nothing else in the block."""
+        if not (self.dense and self.apart) or site.address.kind != "neurons":
+            return False
+        return bool(self.text.first(float(only_adds(self._pruned, site, self.hidden[0], self.gain))))
+
+    @property
+    def gain(self) -> float:
+        """How much of what a reader puts out the stream gets."""
+        return self.compensation / self.share
+
+    def moments_at_end(self, layer: int, site: Site) -> dict[Address, Moments]:
+        """`moments` of a site that ends its block, which needs not be run again for `run`.
+
+        With m what the block puts out without the reader, d what the dense model's does, g the gain and c the
+        compensation, the reader is asked for y = W0ᵀh + c/g · (d - m - g · W0ᵀh) = (1 - c) W0ᵀh + c/g · (d - m).
+        """
+        assert self.dense is not None
+        moments, tap = Moments(site, own=1 - self.compensation), []
+        self.end = End(site, self.gain, states_of(self.blocks.model, []))
+        with ExitStack() as stack:
+            stack.callback(site.tap(tap.append))
+            stack.callback(silenced(site))
+            for i, states_BTD in enumerate(self.hidden):
+                self.hidden[i] = out_BTD = self._pruned(layer, states_BTD)
+                self.end.seam.append(h := tap.pop())
+                drift_BTD = (self.dense[i] - out_BTD) * self.share
+                moments.add(h.flatten(0, -2), _token_weights(self.dense[i]), drift_BTD)
+        moments.add_up(self.text)
+        return {site.address: moments}
+
     def _target(self, i: int, out_BTD: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The weights of batch i's tokens, and what the readers should put out beyond what the dense ones do."""
         if self.dense is None:
@@ -190,84 +225,7 @@ class _Streams:
         return _token_weights(self.dense[i]), drift_BTD
 
 
-class Moments:
-    """Weighted second moments over tokens of one layer's neuron outputs, with a row of ones for the reader's bias."""
-
-    def __init__(self, site: Site):
-        self.address = site.address
-        self.pinned = int(site.reader_bias() is not None)
-        size, width = site.width + self.pinned, site.reader().shape[1]
-        self.weight = 0.0
-        self.place = place_of_float64(site.reader().device)
-        self.sum_FF = torch.zeros(size, size, dtype=torch.float64, device=self.place)
-        self.drift_FD = torch.zeros(size, width, dtype=torch.float64, device=self.place)
-
-    def add(self, h_NF: Tensor, weights_N: Tensor | None = None, drift_BTD: Tensor | None = None) -> None:
-        """weights_N: of the tokens, 1 if None.
-
-        drift_BTD: what the reader should put out beyond what the dense one does on these inputs.
-        """
-        x_NF = h_NF.float()
-        weights_N = x_NF.new_ones(len(x_NF)) if weights_N is None else weights_N
-        if self.pinned:
-            x_NF = torch.cat([x_NF, x_NF.new_ones(len(x_NF), 1)], dim=1)
-        weighted_FN = (x_NF * weights_N[:, None]).T
-        self.weight += float(weights_N.sum())
-        with full_products():
-            self.sum_FF += (weighted_FN @ x_NF).to(self.place)
-            if drift_BTD is not None:
-                self.drift_FD += (weighted_FN @ drift_BTD.flatten(0, -2).float()).to(self.place)
-
-    def add_up(self, share: Share) -> None:
-        """What the other processes have seen comes in."""
-        self.weight = share.number(self.weight)
-        share.total(self.sum_FF)
-        share.total(self.drift_FD)
-
-    def problem(self, site: Site, *, rel_damp: float, per_neuron: bool) -> LeastSquares:
-        """The sums are used up by it: they are as large as all that the solver has."""
-        moment_FF = self.sum_FF.div_(self.weight)
-        reader_FD = in_float64(site.reader().detach())
-        if (bias_D := site.reader_bias()) is not None:
-            reader_FD = torch.cat([reader_FD, in_float64(bias_D.detach())[None]])
-        drifted = bool(self.drift_FD.any())
-        cross_FD = self.drift_FD.div_(self.weight).addmm_(moment_FF, reader_FD)
-        problem = LeastSquares.of(
-            moment_FF,
-            cross_FD,
-            reader_FD,
-            rel_damp=rel_damp,
-            per_neuron=per_neuron,
-            pinned=self.pinned,
-            size=site.size,
-        )
-        return replace(problem, drifted=drifted)
-
-
 def _token_weights(states_BTD: Tensor) -> Tensor:
     """(N,): 1 / mean square of the residual stream. Whoever reads the stream normalises it first, so an error matters
     relative to its size; unweighted, the few tokens with massive activations would be all that counts."""
     return 1 / states_BTD.flatten(0, -2).float().square().mean(1).clamp_min(1e-12)
-
-
-def residual_gain(blocks: Blocks, site: Site, states_BTD: Tensor) -> float | None:
-    """How much of the reader's output the block adds to the stream: 1 in most families, another where it is scaled.
-
-    None where it is not simply added (a norm stands between): the drift can't be turned into a target then.
-    """
-
-    def silence(_reader: nn.Module, _args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        outputs.append(out.flatten().float())
-        return torch.zeros_like(out)
-
-    outputs: list[Tensor] = []
-    with_it = blocks.run(site.layer, states_BTD)
-    handle = site.reader_linear.register_forward_hook(silence)
-    try:
-        added = (with_it - blocks.run(site.layer, states_BTD)).flatten().float()
-    finally:
-        handle.remove()
-    out = outputs[0]
-    gain = float(added @ out / (out @ out).clamp_min(1e-30))
-    exact = bool((added - gain * out).norm() <= 1e-2 * added.norm())
-    return gain if exact and gain > 0 else None
