@@ -55,7 +55,6 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
         [
             ("return _token_weights(self.dense[i]), drift_BTD", "return None, drift_BTD"),
             ("compensation / gain if gain", "compensation if gain"),
-            ("(self.dense[i] - out_BTD) * self.share if", "(out_BTD - self.dense[i]) * self.share if"),
             ("self.drift_FD.div_(self.weight)", "self.drift_FD"),
             ("ridge_F[:, None], reader_FD.double()", "0 * ridge_F[:, None], reader_FD.double()"),
             ("per_neuron else mean)", "per_neuron else 2 * mean)"),
@@ -176,6 +175,7 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
     "solve/targets.py": (
         "ends",
         [
+            ("(self.dense[i] - out_BTD) * self.share if", "(out_BTD - self.dense[i]) * self.share if"),
             ("drift_BTD = (self.dense[i] - out_BTD) * self.share\n", "drift_BTD = self.dense[i] - out_BTD\n"),
             ("own=1 - self.compensation", "own=1.0"),
         ],
