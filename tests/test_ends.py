@@ -11,7 +11,8 @@ from torch import Tensor
 from lmprune.sites.find import find_sites
 from lmprune.sites.site import Site, seams
 from lmprune.solve.obs import ObsSettings, obs_refit
-from lmprune.solve.targets import _Streams
+from lmprune.solve.targets import _Streams, layer_problems
+from lmprune.solve.walks import cut
 
 
 def text(rows: int = 16, length: int = 32) -> Tensor:
@@ -79,6 +80,20 @@ def test_a_layer_that_adds_more_or_less_than_the_first_is_run_again(scale: float
     long, all_runs = refitted(model())
     assert runs == all_runs + 2
     torch.testing.assert_close(short, long, rtol=1e-3, atol=1e-5)
+
+
+def test_states_carry_no_gradients():
+    """The walk's caller need not have switched them off: what lies in memory would grow with every block."""
+    model = tiny_model("llama")
+    entered: list[bool] = []
+    model.model.layers[-1].register_forward_pre_hook(
+        lambda _block, args: entered.append(args[0].requires_grad) and None
+    )
+    sites, how = seams(find_sites(model), "a test"), {"sequential": True, "rel_damp": 0.1, "compensation": 0.5}
+    with torch.enable_grad():
+        for site, problem in layer_problems(model, sites, text(), **how):
+            cut(site, half_of(site), problem)
+    assert entered and not any(entered[1:])
 
 
 def test_a_gain_is_known(monkeypatch: pytest.MonkeyPatch):

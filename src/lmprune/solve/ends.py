@@ -25,6 +25,7 @@ class End:
     gain: float
     seam: States
 
+    @torch.no_grad()
     def out(self, i: int, without_BTD: Tensor) -> Tensor:
         """What the block, as it now is, puts out for batch i."""
         stays, h = self.site.stays, self.seam[i]
@@ -42,6 +43,7 @@ def silenced(site: Site) -> Callable[[], None]:
     return replace_product(site.reader_linear, lambda h: h.new_zeros(*h.shape[:-1], width))
 
 
+@torch.no_grad()
 def only_adds(run: Callable[[int, Tensor], Tensor], site: Site, states_BTD: Tensor, gain: float) -> bool:
     """Whether the block puts out what it does without the site's reader, and `gain` times what that one does, but for
     rounding, which where a token's stream is large is larger than all that is added."""
