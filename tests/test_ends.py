@@ -21,13 +21,7 @@ def text(rows: int = 16, length: int = 32) -> Tensor:
 
 def half_of(site: Site) -> Tensor:
     """Units that are not the first ones."""
-    return (
-        torch.randperm(site.count, generator=torch.Generator().manual_seed(site.layer))
-        .sort()
-        .indices[::2]
-        .sort()
-        .values
-    )
+    return torch.randperm(site.count, generator=torch.Generator().manual_seed(site.layer))[::2].sort().values
 
 
 def refitted(model, units=("neurons",)) -> tuple[list[Tensor], int]:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checkpoints.states import States
 from ..sites.linears import replace_product
@@ -44,16 +44,26 @@ def silenced(site: Site) -> Callable[[], None]:
 
 
 @torch.no_grad()
-def only_adds(run: Callable[[int, Tensor], Tensor], site: Site, states_BTD: Tensor, gain: float) -> bool:
-    """Whether the block puts out what it does without the site's reader, and `gain` times what that one does, but for
-    rounding, which where a token's stream is large is larger than all that is added."""
-    tap: list[Tensor] = []
+def _with_and_without(
+    run: Callable[[int, Tensor], Tensor], site: Site, states_BTD: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the block puts out, what it does without the site's reader, and what the reader gave."""
+    gave: list[Tensor] = []
     with ExitStack() as stack:
-        stack.callback(site.tap(tap.append))
+        # copies: a block may go on to change it in place
+        see = site.reader_linear.register_forward_hook(lambda _reader, _args, out: gave.append(out.clone()))
+        stack.callback(see.remove)
         whole_BTD = run(site.layer, states_BTD)
         stack.callback(silenced(site))
         without_BTD = run(site.layer, states_BTD)
-    added_BTD = gain * site.reader_linear(tap[0]).view_as(whole_BTD).to(whole_BTD.device).float()
+    return whole_BTD, without_BTD, gave[0].view_as(whole_BTD).to(whole_BTD.device)
+
+
+def only_adds(run: Callable[[int, Tensor], Tensor], site: Site, states_BTD: Tensor, gain: float) -> bool:
+    """Whether the block puts out what it does without the site's reader, and `gain` times what that one does, but for
+    rounding, which where a token's stream is large is larger than all that is added."""
+    whole_BTD, without_BTD, gave_BTD = _with_and_without(run, site, states_BTD)
+    added_BTD = gain * gave_BTD.float()
     off_BT = (whole_BTD.float() - without_BTD.float() - added_BTD).norm(dim=-1)
     return bool((off_BT / added_BTD.norm(dim=-1).clamp_min(1e-30)).median() <= torch.finfo(whole_BTD.dtype).eps ** 0.5)
 
@@ -63,19 +73,8 @@ def residual_gain(blocks: Blocks, site: Site, states_BTD: Tensor) -> float | Non
 
     None where it is not simply added (a norm stands between): the drift can't be turned into a target then.
     """
-
-    def silence(_reader: nn.Module, _args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        outputs.append(out.flatten().float())
-        return torch.zeros_like(out)
-
-    outputs: list[Tensor] = []
-    with_it = blocks.run(site.layer, states_BTD)
-    handle = site.reader_linear.register_forward_hook(silence)
-    try:
-        added = (with_it - blocks.run(site.layer, states_BTD)).flatten().float()
-    finally:
-        handle.remove()
-    out = outputs[0]
+    whole_BTD, without_BTD, gave_BTD = _with_and_without(blocks.run, site, states_BTD)
+    added, out = (whole_BTD - without_BTD).flatten().float(), gave_BTD.flatten().float()
     gain = float(added @ out / (out @ out).clamp_min(1e-30))
     exact = bool((added - gain * out).norm() <= 1e-2 * added.norm())
     return gain if exact and gain > 0 else None
