@@ -34,6 +34,13 @@ def refitted(model, units=("neurons",)) -> tuple[list[Tensor], int]:
     return [site.reader().detach().clone() for site in sites], len(runs)
 
 
+def assert_near(ours: list[Tensor], theirs: list[Tensor]) -> None:
+    """Each reader as a whole: how far a single weight is off tells of the problem's condition."""
+    assert [reader.shape for reader in ours] == [reader.shape for reader in theirs]
+    off = [float((a - b).norm() / b.norm()) for a, b in zip(ours, theirs, strict=True)]
+    assert max(off) < 1e-4, off
+
+
 def without_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_Streams, "ends", lambda *_: False)
 
@@ -43,7 +50,7 @@ def test_readers_are_those_of_a_walk_that_runs_each_block_again(name: str, monke
     short, _ = refitted(tiny_model(name))
     without_ends(monkeypatch)
     long, _ = refitted(tiny_model(name))
-    torch.testing.assert_close(short, long, rtol=1e-3, atol=1e-5)
+    assert_near(short, long)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox-parallel"])
@@ -59,7 +66,7 @@ def test_heads_are_cut_before_and_change_what_follows(monkeypatch: pytest.Monkey
     short, _ = refitted(tiny_model("llama"), ("neurons", "heads"))
     without_ends(monkeypatch)
     long, _ = refitted(tiny_model("llama"), ("neurons", "heads"))
-    torch.testing.assert_close(short, long, rtol=1e-3, atol=1e-5)
+    assert_near(short, long)
 
 
 @pytest.mark.parametrize("scale", [0.5, 3.0])
@@ -73,7 +80,7 @@ def test_a_layer_that_adds_more_or_less_than_the_first_is_run_again(scale: float
     without_ends(monkeypatch)
     long, all_runs = refitted(model())
     assert runs == all_runs + 2
-    torch.testing.assert_close(short, long, rtol=1e-3, atol=1e-5)
+    assert_near(short, long)
 
 
 def test_states_carry_no_gradients():
@@ -95,4 +102,4 @@ def test_a_gain_is_known(monkeypatch: pytest.MonkeyPatch):
     without_ends(monkeypatch)
     long, all_runs = refitted(tiny_model("granite", residual_multiplier=0.25))
     assert runs < all_runs
-    torch.testing.assert_close(short, long, rtol=1e-3, atol=1e-5)
+    assert_near(short, long)

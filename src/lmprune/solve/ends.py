@@ -62,10 +62,13 @@ def _with_and_without(
 def only_adds(run: Callable[[int, Tensor], Tensor], site: Site, states_BTD: Tensor, gain: float) -> bool:
     """Whether the block puts out what it does without the site's reader, and `gain` times what that one does, but for
     rounding, which where a token's stream is large is larger than all that is added."""
-    whole_BTD, without_BTD, gave_BTD = _with_and_without(run, site, states_BTD)
-    added_BTD = gain * gave_BTD.float()
-    off_BT = (whole_BTD.float() - without_BTD.float() - added_BTD).norm(dim=-1)
-    return bool((off_BT / added_BTD.norm(dim=-1).clamp_min(1e-30)).median() <= torch.finfo(whole_BTD.dtype).eps ** 0.5)
+    dtype = states_BTD.dtype
+    whole_BTD, without_BTD, gave_BTD = (
+        x.to(torch.promote_types(dtype, torch.float32)) for x in _with_and_without(run, site, states_BTD)
+    )
+    added_BTD = gain * gave_BTD
+    off_BT = (whole_BTD - without_BTD - added_BTD).norm(dim=-1)
+    return bool((off_BT / added_BTD.norm(dim=-1).clamp_min(1e-30)).median() <= torch.finfo(dtype).eps ** 0.5)
 
 
 def residual_gain(blocks: Blocks, site: Site, states_BTD: Tensor) -> float | None:
