@@ -2,8 +2,9 @@
 
     python benchmarks/pruning_cost.py [--model smollm2-135m] [--keep 0.7] [--tokens 65536] [--repeats 1] [--json]
 
-Forward passes (the whole model, logits included, batches of 4 × 512) stand before and after each pruning, in one run.
-Peak memory is the process's resident peak during the first pruning, beyond what it held with the model just loaded.
+The forward pass (the whole model, logits included, four sequences at a time) is run in parts: some before the pruning,
+some after each block of it, the last ones when it is over; so both see the same machine, whose pace changes by half
+within minutes. Peak memory is the process's resident peak while it prunes, beyond what it held with both models loaded.
 Leave the machine alone meanwhile: two busy processes on two cores change the ratio.
 """
 
@@ -16,6 +17,7 @@ import statistics
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -23,13 +25,15 @@ import torch
 import lmprune
 from lmprune import data
 from lmprune.data.tokens import sequences
+from lmprune.progress import Progress
 
 
 class PeakMemory:
-    """The highest resident size of this process (bytes) while a `with` block runs, sampled every 20 ms."""
+    """The highest resident size of this process (bytes) while a `with` block runs, sampled every 20 ms; but not while
+    it is `away`."""
 
     def __enter__(self) -> PeakMemory:
-        self.peak, self._stop = 0, threading.Event()
+        self.peak, self.away, self._stop = 0, False, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
@@ -41,15 +45,28 @@ class PeakMemory:
     def _watch(self) -> None:
         process = psutil.Process()
         while not self._stop.wait(0.02):
-            self.peak = max(self.peak, process.memory_info().rss)
+            if not self.away:
+                self.peak = max(self.peak, process.memory_info().rss)
 
 
-@torch.no_grad()
-def forward_seconds(model, input_ids: torch.Tensor) -> float:
-    start = time.perf_counter()
-    for batch in input_ids.split(4):
-        model(batch, use_cache=False)
-    return time.perf_counter() - start
+class Passes:
+    """A forward pass of the dense model in parts, and the seconds that those took."""
+
+    def __init__(self, dense: Any, input_ids: torch.Tensor, memory: PeakMemory):
+        self.dense, self.memory, self.left, self.seconds = dense, memory, list(input_ids.split(4)), 0.0
+
+    def stage(self, name: str) -> Progress | None:
+        """One part after each block that is pruned."""
+        return self.some if name == "pruning" else None
+
+    @torch.no_grad()
+    def some(self, done: int, total: int) -> None:
+        """So many that as large a part of them is done as of the blocks."""
+        self.memory.away, start = True, time.perf_counter()
+        for _ in range(max(len(self.left) // (total - done + 1), 1) if self.left else 0):
+            self.dense(self.left.pop(), use_cache=False)
+        self.seconds += time.perf_counter() - start
+        self.memory.away = False
 
 
 def main() -> None:
@@ -66,26 +83,30 @@ def main() -> None:
     text = data.load("wikitext", "train", data_dir=args.shared / "data" / "wikitext")
     input_ids = sequences(tokenizer, text, seq_len=512, num_tokens=args.tokens, seed=0)
     del text
-    held = psutil.Process().memory_info().rss
-    forwards, prunings, peak = [forward_seconds(dense, input_ids)], [], 0
-    for repeat in range(args.repeats):
-        model = dense if args.repeats == repeat + 1 == 1 else copy.deepcopy(dense)
+    ratios, prunings, peak = list[float](), list[float](), 0
+    for _ in range(args.repeats):
+        cut = copy.deepcopy(dense)
+        held = psutil.Process().memory_info().rss
         with PeakMemory() as memory:
-            start = time.perf_counter()
-            lmprune.prune(model, method=args.method, keep=args.keep, data=input_ids)
-            prunings.append(time.perf_counter() - start)
-        peak = peak or memory.peak
-        if args.repeats > 1:
-            forwards.append(forward_seconds(dense, input_ids))
+            passes, start = Passes(dense, input_ids, memory), time.perf_counter()
+            passes.some(0, len(passes.left))
+            lmprune.prune(cut, method=args.method, keep=args.keep, data=input_ids, stages=passes.stage)
+            passes.some(1, 1)
+            prunings.append(time.perf_counter() - start - passes.seconds)
+        assert not passes.left
+        ratios.append(prunings[-1] / passes.seconds)
+        peak = max(peak, memory.peak - held)
+    ratio, seconds = statistics.median(ratios), statistics.median(prunings)
     result = {
         "model": args.model,
         "method": args.method,
         "keep": args.keep,
         "tokens": input_ids.numel(),
-        "forward_seconds": statistics.median(forwards),
-        "prune_seconds": statistics.median(prunings),
-        "ratio": statistics.median(prunings) / statistics.median(forwards),
-        "extra_memory_mb": (peak - held) / 1e6,
+        "forward_seconds": seconds / ratio,
+        "prune_seconds": seconds,
+        "ratio": ratio,
+        "ratios": ratios,
+        "extra_memory_mb": peak / 1e6,
         "threads": torch.get_num_threads(),
     }
     if args.json:
