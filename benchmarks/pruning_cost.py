@@ -53,7 +53,8 @@ class Passes:
     """A forward pass of the dense model in parts, and the seconds that those took."""
 
     def __init__(self, dense: Any, input_ids: torch.Tensor, memory: PeakMemory):
-        self.dense, self.memory, self.left, self.seconds = dense, memory, list(input_ids.split(4)), 0.0
+        self.dense, self.memory, self.left = dense, memory, list(input_ids.split(4))
+        self.seconds = self.cpu_seconds = 0.0
 
     def stage(self, name: str) -> Progress | None:
         """One part after each block that is pruned."""
@@ -62,10 +63,11 @@ class Passes:
     @torch.no_grad()
     def some(self, done: int, total: int) -> None:
         """So many that as large a part of them is done as of the blocks."""
-        self.memory.away, start = True, time.perf_counter()
+        self.memory.away, start, cpu = True, time.perf_counter(), time.process_time()
         for _ in range(max(len(self.left) // (total - done + 1), 1) if self.left else 0):
             self.dense(self.left.pop(), use_cache=False)
         self.seconds += time.perf_counter() - start
+        self.cpu_seconds += time.process_time() - cpu
         self.memory.away = False
 
 
@@ -83,16 +85,18 @@ def main() -> None:
     text = data.load("wikitext", "train", data_dir=args.shared / "data" / "wikitext")
     input_ids = sequences(tokenizer, text, seq_len=512, num_tokens=args.tokens, seed=0)
     del text
-    ratios, prunings, peak = list[float](), list[float](), 0
+    ratios, cpu_ratios, prunings, peak = list[float](), list[float](), list[float](), 0
     for _ in range(args.repeats):
         cut = copy.deepcopy(dense)
         held = psutil.Process().memory_info().rss
         with PeakMemory() as memory:
-            passes, start = Passes(dense, input_ids, memory), time.perf_counter()
+            passes = Passes(dense, input_ids, memory)
+            start, cpu = time.perf_counter(), time.process_time()
             passes.some(0, len(passes.left))
             lmprune.prune(cut, method=args.method, keep=args.keep, data=input_ids, stages=passes.stage)
             passes.some(1, 1)
             prunings.append(time.perf_counter() - start - passes.seconds)
+            cpu_ratios.append((time.process_time() - cpu) / passes.cpu_seconds - 1)
         assert not passes.left
         ratios.append(prunings[-1] / passes.seconds)
         peak = max(peak, memory.peak - held)
@@ -106,6 +110,7 @@ def main() -> None:
         "prune_seconds": seconds,
         "ratio": ratio,
         "ratios": ratios,
+        "cpu_ratios": cpu_ratios,
         "extra_memory_mb": peak / 1e6,
         "threads": torch.get_num_threads(),
     }

@@ -109,7 +109,7 @@ class _Streams:
         self.blocks = Blocks(model, [*list_of(model, probe.block)])
         device = next(model.parameters()).device
         batches = [batch_BT.to(device) for batch_BT in text.mine.split(batch_size)]
-        self.blocks.learn(batches)
+        self.blocks.learn([*batches, batches[0][:1]])
         self.without, self.compensation, self.end = without, compensation, None
         if state:
             self._take_up(state, device)
@@ -188,7 +188,7 @@ class _Streams:
         """Whether all that the site's reader puts out is added to the stream, and changes nothing else in the block."""
         if not (self.dense and self.apart) or site.address.kind != "neurons":
             return False
-        return bool(self.text.first(float(only_adds(self._pruned, site, self.hidden[0], self.gain))))
+        return bool(self.text.first(float(only_adds(self._pruned, site, self.hidden[0][:1], self.gain))))
 
     @property
     def gain(self) -> float:
