@@ -3,11 +3,11 @@
     OMP_NUM_THREADS=1 python benchmarks/ablations.py [--keep 0.5] [--seed 0] [--variants evolution dp …]
     python benchmarks/ablations.py --table
 
-SmolLM2's neurons, 16,384 tokens of WikiText train for the levels and 8 × 512 others for the judge (what `--budget
-evolution` takes of its calibration text). What each variant finds is cut and refitted behind its own cuts on the tokens
-of the levels, and measured on the judge's text (`kl`, nats a token) and on the first 16,384 tokens of WikiText
-validation. All variants end with the best choice by the judge, without the last try of `solve.trials`. Resumable: rows
-go to records/ablations.jsonl as they come; levels stay in benchmarks/runs.
+SmolLM2's neurons, 8,192 tokens of WikiText train for the levels and 8 × 256 others for the judge: a quarter of what
+`--budget evolution` takes, so that twelve searches take two hours of a core. What each variant finds is cut and
+refitted behind its own cuts on the tokens of the levels, and measured on the judge's text (`kl`, nats a token) and on
+the first 16,384 tokens of WikiText validation. All variants end with the best choice by the judge, without the last try
+of `solve.trials`. Resumable: rows go to records/ablations.jsonl as they come; levels stay in benchmarks/runs.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ from lmprune.solve.obs import Metrics, ObsSettings, end_loss_metrics, obs_to_cou
 from lmprune.solve.stitched import DenseEnds, Stitched, as_before, divergence
 
 RECORDS = Path(__file__).parent / "records" / "ablations.jsonl"
-READ = 16384
+#: tokens of the levels, and their sequences' length; tokens of WikiText
+READ, SEQ_LEN, TEXT = 8192, 256, 16384
 AMOUNTS = (2, 4, 8)
 
 
@@ -93,7 +94,7 @@ class Ground:
     @cached_property
     def dense(self) -> float:
         """Its perplexity."""
-        return perplexity(self.bench.model, self.bench.texts("wikitext", READ)).perplexity
+        return perplexity(self.bench.model, self.bench.texts("wikitext", TEXT)).perplexity
 
     @cached_property
     def ends(self) -> DenseEnds:
@@ -127,7 +128,7 @@ class Ground:
         kl = [float(divergence(dense.logits(at), cut.logits(at)).mean()) for at in range(len(self.judged))]
         return {
             "kl": statistics.mean(kl),
-            "perplexity": perplexity(model, self.bench.texts("wikitext", READ)).perplexity,
+            "perplexity": perplexity(model, self.bench.texts("wikitext", TEXT)).perplexity,
         }
 
 
@@ -177,15 +178,15 @@ WHOLE = "evolution"
 VARIANTS: Mapping[str, Variant] = {
     "uniform": Variant(None, from_uniform=True),
     "ranking": Variant(None),
-    "ranking, without the gradient term": Variant(None, gradient=False),
-    "dp": Variant(search.dp),
     WHOLE: Variant(),
-    "evolution, without the gradient term": Variant(gradient=False),
-    "evolution, without error accumulation": Variant(accumulates=False),
-    "evolution, without growing tokens": Variant(amounts=(8, 8), effort=Effort(reweighings=1, generations=7)),
-    "evolution, children at random": Variant(sifted=1),
-    "evolution from uniform, children at random": Variant(sifted=1, from_uniform=True, effort=Effort(reweighings=0)),
     "random search": Variant(at_random),
+    "evolution, without error accumulation": Variant(accumulates=False),
+    "evolution, without the gradient term": Variant(gradient=False),
+    "evolution, without growing tokens": Variant(amounts=(8, 8), effort=Effort(reweighings=1, generations=7)),
+    "ranking, without the gradient term": Variant(None, gradient=False),
+    "evolution from uniform, children at random": Variant(sifted=1, from_uniform=True, effort=Effort(reweighings=0)),
+    "dp": Variant(search.dp),
+    "evolution, children at random": Variant(sifted=1),
     "random search from uniform": Variant(at_random, from_uniform=True),
 }
 
@@ -215,7 +216,9 @@ def main() -> None:
     asked = parser.parse_args()
     results = Results(RECORDS)
     if not asked.table:
-        ground = Ground(Bench(asked.model, asked.shared, asked.seed), asked.keep)
+        bench = Bench(asked.model, asked.shared, asked.seed)
+        bench.seq_len = SEQ_LEN
+        ground = Ground(bench, asked.keep)
         for name in asked.variants:
             key = {"model": asked.model, "keep": asked.keep, "seed": asked.seed, "variant": name}
             if results.find(**key) is None:

@@ -7,13 +7,13 @@ sequences all have one length and no padding, so those arguments depend on the b
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .pages import pages_of, passed
+from .pages import passed
 
 
 class _Stop(Exception):
@@ -105,8 +105,8 @@ class Blocks:
             home._modules = before
 
     def _observe(self, batch_BT: Tensor) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-        """One forward pass as far as the last block; the arguments of every block's call, with the hidden states left
-        out. The logits of a batch would be more than a block."""
+        """The arguments of every block's call, with the hidden states left out: of a forward pass in which all blocks but
+        the first hand on what they get, as far as the last one. The logits of a batch would be more than a block."""
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
         def note(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -117,7 +117,7 @@ class Blocks:
 
         handles = [block.register_forward_pre_hook(note, with_kwargs=True) for block in self.blocks]
         try:
-            with passed(self.blocks) if pages_of(self.model) else nullcontext(), suppress(_Stop):
+            with passed(self.blocks), suppress(_Stop):
                 self.model(input_ids=batch_BT, use_cache=False)
         finally:
             for handle in handles:
