@@ -39,15 +39,18 @@ def analysed(model: Path, half: Path, text: Path, tmp_path_factory: pytest.TempP
     return lmprune("analyze", half, "--baseline", model, "--data", text, *QUICK, "--out", out, "--json").record
 
 
+def _ids(model: Path, text: Path) -> list[int]:
+    """What is read by `QUICK`."""
+    return models.load_tokenizer(model)(text.read_text()).input_ids[:512]
+
+
 def test_the_record_has_the_documented_keys(analysed: dict[str, Any]) -> None:
     assert set(analysed) | set(analysed["layers"][0]) == documented("analyze")
     assert set(analysed["advice"]) == {"method", "scope", "keep", "layers", "train", "why"}
 
 
 def test_the_numbers_are_those_of_the_models(analysed: dict[str, Any], model: Path, half: Path, text: Path) -> None:
-    ids = torch.tensor([*text.read_bytes()])
-    tokenizer = models.load_tokenizer(model)
-    ids = torch.tensor(tokenizer(text.read_text()).input_ids)[:512].view(-1, 64)
+    ids = torch.tensor(_ids(model, text)).view(-1, 64)
     ours, dense = models.load(half), models.load(model)
     found, before = measure(ours, find_sites(ours), ids), measure(dense, find_sites(dense), ids)
     assert analysed["tokens"] == 512 and analysed["uniqueness"] == found.uniqueness
@@ -62,7 +65,8 @@ def test_the_numbers_are_those_of_the_models(analysed: dict[str, Any], model: Pa
 
 
 def test_layers_have_their_numbers_where_one_has_no_neurons(model: Path, text: Path, tmp_path: Path) -> None:
-    """Layer 2 was called 1, and compared with layer 1 of a baseline that had lost another one."""
+    """Layer 2 was called 1, and compared with layer 1 of a baseline that had lost another one; beside a baseline that
+    has them all it was refused."""
     for gone, layers in ((1, [0, 2]), (2, [0, 1])):
         net = models.load(model)
         plan = PrunePlan.of([Address("ffns", 0)], [torch.tensor(layers)], [LAYERS])
@@ -72,7 +76,13 @@ def test_layers_have_their_numbers_where_one_has_no_neurons(model: Path, text: P
     done = lmprune("analyze", without, "--data", text, *QUICK, "--out", tmp_path / "a", "--json").record
     assert [layer["layer"] for layer in done["layers"]] == [0, 2]
     words = refused("analyze", without, "--data", text, *QUICK, "--baseline", tmp_path / "2", "--out", tmp_path / "b")
-    assert "layer 1 has feed-forward neurons in the model or the baseline alone" in words
+    assert "layer 2 has 48 neurons, 0 in the baseline" in words
+    beside = lmprune("analyze", without, "--data", text, *QUICK, "--baseline", model, "--out", tmp_path / "c", "--json")
+    theirs = measure(dense := models.load(model), find_sites(dense), torch.tensor(_ids(model, text)).view(-1, 64))
+    assert [layer["layer"] for layer in beside.record["layers"]] == [0, 2]
+    for layer in beside.record["layers"]:
+        assert layer["left"] == 1
+        assert layer["baseline_sensitivity"] == pytest.approx(theirs.layers[layer["layer"]].sensitivity)
 
 
 def test_what_is_written(analysed: dict[str, Any]) -> None:

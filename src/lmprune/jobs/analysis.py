@@ -13,6 +13,7 @@ from ..errors import UserError
 from ..report.charts import FROM_0_TO_1, Chart, HeatChart, Line, LineChart, Panel
 from ..scores.redundancy import ALIKE, NUM_RANGES, Redundancy
 from ..sites.site import Site
+from ..sites.walk import list_of
 
 #: the neurons that the advice lets go hold at most this share of the model's sensitivity
 EXPENDABLE = 0.05
@@ -24,24 +25,21 @@ NUM_EXAMPLES = 5
 _CONTEXT = 10  # tokens shown before the one that fires
 
 
-def check_baseline(ffns: Sequence[Site], dense: Sequence[Site]) -> None:
-    """Raises: UserError where `dense` can't be what the model was pruned from."""
-    shapes = [(len(x), x[0].reader().shape[1]) for x in (ffns, dense)]
+def check_baseline(model: Any, ffns: Sequence[Site], baseline: Any, dense: Sequence[Site]) -> None:
+    """Raises: UserError where `baseline` can't be what the model was pruned from; a layer may have lost all neurons."""
+    sides = ((model, ffns), (baseline, dense))
+    shapes = [(len(list_of(of, sites[0].block)), sites[0].reader().shape[1]) for of, sites in sides]
     if shapes[0] != shapes[1]:
         (layers, size), (dense_layers, dense_size) = shapes
         raise UserError(
             f"the model has {layers} layers of hidden size {size}, the baseline {dense_layers} of {dense_size}; "
             "a baseline must be the same model before pruning"
         )
-    for ours, theirs in zip(ffns, dense, strict=True):
-        if ours.layer != theirs.layer:
+    widths = {site.layer: site.width for site in dense}
+    for site in ffns:
+        if site.width > (width := widths.get(site.layer, 0)):
             raise UserError(
-                f"layer {min(ours.layer, theirs.layer)} has feed-forward neurons in the model or the baseline alone; "
-                "a baseline must be the same model before pruning, with the same feed-forward layers"
-            )
-        if ours.width > theirs.width:
-            raise UserError(
-                f"layer {ours.layer} has {ours.width} neurons, {theirs.width} in the baseline; "
+                f"layer {site.layer} has {site.width} neurons, {width} in the baseline; "
                 "a baseline must be the same model before pruning: were the two exchanged?"
             )
 
@@ -51,12 +49,15 @@ def summary(
 ) -> dict[str, Any]:
     """The model's numbers and each layer's, without the tokens that fire its clusters (`docs/json.md`).
 
-    dense: of the model before pruning, on the same tokens. widths_before: neurons before pruning, where known.
+    dense: of the model before pruning, on the same tokens; it may have layers whose neurons all went.
+    widths_before: neurons before pruning, where known.
     """
+    before = {layer.layer: layer for layer in dense.layers} if dense else {}
     if dense is not None:
-        widths_before = [layer.width for layer in dense.layers]
+        widths_before = [before[layer.layer].width for layer in found.layers]
     layers = []
     for i, layer in enumerate(found.layers):
+        theirs = before.get(layer.layer)
         layers.append(
             {
                 "layer": layer.layer,
@@ -67,9 +68,9 @@ def summary(
                 "redundant": int(layer.redundant_F.sum()),
                 "dead": int(layer.dead_F.sum()),
                 "cos_ranges": list(layer.cos_ranges),
-                "baseline_uniqueness": dense and dense.layers[i].uniqueness,
-                "baseline_sensitivity": dense and dense.layers[i].sensitivity,
-                "baseline_cos_ranges": dense and list(dense.layers[i].cos_ranges),
+                "baseline_uniqueness": theirs and theirs.uniqueness,
+                "baseline_sensitivity": theirs and theirs.sensitivity,
+                "baseline_cos_ranges": theirs and list(theirs.cos_ranges),
             }
         )
     return {

@@ -51,16 +51,17 @@ def analyze(
         raise UserError("with a baseline the neurons of both are compared; name neurons among --units, or no baseline")
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code, "stream": stream}
     spec = parse_spec(ffn) if ffn else None
-    dense_ffns = None
+    blank = dense_ffns = None
     if baseline is not None:
-        dense_ffns = find_sites(models.skeleton(baseline, trust_remote_code=trust_remote_code), spec=spec)
+        blank = models.skeleton(baseline, trust_remote_code=trust_remote_code)
+        dense_ffns = seams(find_sites(blank, spec=spec), "analyze")
     read = partial(texts.load, data, split, data_dir=data_dir, chat_template=chat_template, num_tokens=max_tokens)
     loaded, tokenizer, text = open_model(terminal, model, data, read, data_dir=data_dir, **how)
     assert text is not None
     sites: dict[Kind, Sequence[Place]] = {kind: find_sites(loaded, [kind], spec) for kind in kinds}
     ffns = seams(sites.get("neurons", ()), "analyze")
     if dense_ffns is not None:
-        analysis.check_baseline(ffns, dense_ffns)
+        analysis.check_baseline(loaded, ffns, blank, dense_ffns)
     seq_len = seq_len or min(512, max_context(loaded.config) or 512)
     ids = sequences(tokenizer, text, seq_len=seq_len, num_tokens=max(max_tokens, seq_len), seed=None)
     check_tokens(ids, loaded)

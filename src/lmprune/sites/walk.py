@@ -105,8 +105,8 @@ class Blocks:
             home._modules = before
 
     def _observe(self, batch_BT: Tensor) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-        """The arguments of every block's call, with the hidden states left out: of a forward pass in which all blocks but
-        the first hand on what they get, as far as the last one. The logits of a batch would be more than a block."""
+        """The arguments of every block's call, with the hidden states left out: of a forward pass as far as the last
+        block, in which all but the first hand on what they get. The logits of a batch would be more than a block."""
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
         def note(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
