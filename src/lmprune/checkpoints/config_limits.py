@@ -28,6 +28,8 @@ _COUNT = 2**63
 #: numbers in parameters, and bytes in buffers, that a model may have whatever its files hold
 _PARAMETERS, _BUFFERS = 2**26, 2**30
 _SECONDS, _MEGABYTES = 15, 2048
+#: classes and configs that were seen to go through with a text
+_GO_THROUGH: set[tuple[type[Any], str]] = set()
 
 
 def short(what: str) -> AbstractContextManager[None]:
@@ -104,12 +106,16 @@ def check_size(outline: Any, stored: int, place: object) -> None:
 
 def reads(outline: Any) -> bool:
     """Whether a model without weights goes through with a text: where it does, nothing in its config stops it. Where it
-    does not, that may be an operation that can't do without: then `check_reads` tells."""
+    does not, that may be an operation that can't do without: then `check_reads` tells. A config is asked once."""
+    about = type(outline), outline.config.to_json_string(use_diff=False)
+    if about in _GO_THROUGH:
+        return True
     try:
         with short("no text is read"):
             _read(outline.eval())
     except UserError:
         return False
+    _GO_THROUGH.add(about)
     return True
 
 
