@@ -49,16 +49,11 @@ READ, SEQ_LEN, TEXT = 8192, 256, 16384
 AMOUNTS = (2, 4, 8)
 
 
-@dataclass
 class Reading:
     """A judge that counts the sequences that it reads."""
 
-    judge: Stitched
-    sequences: int = 0
-
-    @property
-    def rounds(self) -> int:
-        return self.judge.rounds
+    def __init__(self, judge: Stitched):
+        self.judge, self.rounds, self.sequences = judge, judge.rounds, 0
 
     def loss(self, choice: Choice, amount: int) -> float:
         self.sequences += self.judge.amounts[amount]
