@@ -26,6 +26,7 @@ from lmprune.jobs import latency as job
 from lmprune.plan import PrunePlan
 from lmprune.progress import silent
 from lmprune.sites.address import Kind
+from lmprune.sites.families import FAMILIES
 from lmprune.sites.find import find_sites
 
 SETTING = {"engine": "torch", "dtype": "float32", "threads": 1, "batch": 1, "prompt_tokens": 8, "new_tokens": 2}
@@ -190,6 +191,25 @@ def test_the_job_measures_cut_models_beside_the_whole_one(
     )
     assert "exists; choose another --out" in refused("latency", model, "--out", out)
     assert command("latency", model, *options, "--force").code == 0
+
+
+def test_a_model_outside_the_table_is_told_by_its_paths(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was refused with the advice to name its layers with --ffn, which `latency` did not have."""
+    monkeypatch.setattr(job, "Worker", FakeWorker)
+    monkeypatch.delitem(FAMILIES, "llama")
+    paths = ("--ffn", "up=mlp.up_proj,gate=mlp.gate_proj,down=mlp.down_proj,width_key=intermediate_size")
+    quick = ("--prompt-tokens", 8, "--new-tokens", 2, "--repeats", 1, "--multiple-of", 8, "--units", "neurons")
+    assert "--ffn up=" in refused("latency", model, "--out", tmp_path / "table.json", *quick)
+    shown = command("latency", model, "--out", tmp_path / "table.json", *quick, *paths, "--json")
+    assert shown.code == 0, shown
+    assert LatencyTable.load(tmp_path / "table.json").kinds["neurons"].counts == (48, 40, 24, 16, 8, 0)
+    told = ("--latency-table", tmp_path / "table.json", "--target-speedup", "1.05", "--multiple-of", 8)
+    read = ("--data", text, "--calibration-tokens", 1024, "--seq-len", 64, "--answer-tokens", 0, "--json")
+    done = command("prune", model, "--out", tmp_path / "o", *told, *read, *paths)
+    assert done.code == 0, done
+    assert done.record["widths"][0] < 48
 
 
 def test_prune_to_a_speed(model: Path, text: Path, tmp_path: Path) -> None:

@@ -274,6 +274,7 @@ def latency(
     repeats: Turns = 5,
     multiple_of: Annotated[int, typer.Option(metavar="N", min=1, help="Neurons are measured at multiples of it.")] = 32,
     force: Annotated[bool, typer.Option("--force", metavar="", help="Replace the table already at --out.")] = False,
+    ffn: Ffn = None,
     plugin: Plugin = None,
     as_json: Json = False,
 ) -> None:

@@ -33,6 +33,7 @@ from ..evaluation.workers import Worker
 from ..plan import PrunePlan
 from ..progress import Teller
 from ..sites.address import Kind
+from ..sites.families import FFNSpec, parse_spec
 from ..sites.find import find_sites
 from ..sites.limits import check_room, max_context
 from ..sites.place import Place
@@ -65,15 +66,16 @@ def check_table(out: Path, *, force: bool) -> Destination:
 
 def latency(
     terminal: Teller, *, model: str, out: Path, units: str, engine: str, threads: int, batch: int, prompt_tokens: int,
-    new_tokens: int, repeats: int, multiple_of: int, force: bool,
+    new_tokens: int, repeats: int, multiple_of: int, force: bool, ffn: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """`lmprune latency`, whose options these are. Raises: UserError; nothing is written then."""
+    spec = parse_spec(ffn) if ffn else None
     check_engine(engine)
     place = check_table(out, force=force)
     setting, start = Setting(engine, threads, batch, prompt_tokens, new_tokens, repeats), time.perf_counter()
     with terminal.busy(f"loading {model}"):
         dense = models.load(model, dtype="auto", note=terminal.note)
-    places = find_sites(dense, parse_units(units))
+    places = find_sites(dense, parse_units(units), spec)
     check_room(max_context(dense.config), prompt_tokens, new_tokens, None, spare=1)
     counts: dict[Kind, tuple[int, ...]] = {kind: _counts(places, kind, multiple_of) for kind in kinds_of(places)}
     for few, found in counts.items():
@@ -89,7 +91,7 @@ def latency(
     sizes = sizes_of(places)
     del dense, places
     with scratch("latency") as room:
-        kinds = _Bench(terminal, model, setting, shapes, room).timings(counts)
+        kinds = _Bench(terminal, model, setting, shapes, room, spec).timings(counts)
     table = LatencyTable(
         model=model,
         shapes=shapes,
@@ -134,12 +136,14 @@ def _counts(places: Sequence[Place], kind: Kind, multiple_of: int) -> tuple[int,
 
 
 class _Bench:
-    """shapes: a kind of units -> how many each layer has. room: where the cut models lie."""
+    """shapes: a kind of units -> how many each layer has. room: where the cut models lie. spec: see `find_sites`."""
 
     def __init__(
-        self, terminal: Teller, source: str, setting: Setting, shapes: Mapping[Kind, tuple[int, ...]], room: Path
-    ):
-        self.terminal, self.source, self.setting, self.shapes, self.room = terminal, source, setting, shapes, room
+        self, terminal: Teller, source: str, setting: Setting, shapes: Mapping[Kind, tuple[int, ...]], room: Path,
+        spec: FFNSpec | None,
+    ):  # fmt: skip
+        self.terminal, self.source, self.setting, self.shapes = terminal, source, setting, shapes
+        self.room, self.spec = room, spec
 
     def timings(self, counts: Mapping[Kind, tuple[int, ...]]) -> dict[Kind, Timing]:
         """Seconds of a kind's models are those of the whole model, by the ratio to it in the same turns."""
@@ -194,14 +198,14 @@ class _Bench:
             model = models.load(self.source, dtype="auto", note=lambda _: None)
             plan = None
             if kind is not None:
-                sites = find_sites(model, [kind])
+                sites = find_sites(model, [kind], self.spec)
                 kept = [_first(site, max(site.least, round(count / of * site.count))) for site in sites]
                 if not count:
                     kept[0], kept[1:] = torch.arange(sites[0].count), [torch.arange(0) for _ in sites[1:]]
                 plan = PrunePlan.of([site.address for site in sites], kept, [site.count for site in sites])
-                shrink(model, plan)
+                shrink(model, plan, self.spec)
             tokenizer = models.load_tokenizer(self.source, note=lambda _: None)
-            checkpoint.save(model, place, tokenizer=tokenizer, plan=plan)
+            checkpoint.save(model, place, tokenizer=tokenizer, plan=plan, spec=self.spec)
         return exported(self.terminal, str(place), self.setting.engine, self.room / f"{kind}-{count}-exported")
 
 
