@@ -26,6 +26,7 @@ from ..evaluation.perplexity import inference
 from ..sites.limits import max_context
 from ..sites.mixtures import is_mixture
 from . import Order
+from .gguf_metadata import spec_of
 
 _LARGEST = 2**31 - 2**20  # bytes of one protobuf file; weights of larger models go into a second file
 
@@ -66,9 +67,8 @@ class _Cached(nn.Module):
 def write(order: Order, folder: Path) -> dict[str, Any]:
     """Raises: UserError where torch can't trace the model, or a package that writes ONNX is missing."""
     if is_mixture(order.model.config):
-        raise UserError(
-            f"torch can't write the experts of {order.model.config.model_type} to ONNX; use --to gguf or hf-uniform"
-        )
+        kind, others = order.model.config.model_type, _others(order.model.config)
+        raise UserError(f"torch can't write the experts of {kind} to ONNX; {others}")
     with inference(order.model), _quiet():
         wrapped = _Cached(order.model.eval())
         example = _example(wrapped)
@@ -86,21 +86,30 @@ def write(order: Order, folder: Path) -> dict[str, Any]:
             reason = str(error.__cause__ or error).strip().split("\n")[0]
             raise UserError(f"torch can't write this {order.model.config.model_type} to ONNX: {reason}") from error
         assert program is not None
-        _check_runnable(program, order.model.config.model_type)
+        _check_runnable(program, order.model.config)
         size = sum(p.numel() * p.element_size() for p in order.model.parameters())
         program.save(folder / ONNX_FILE, external_data=size > _LARGEST)
     _write_config(order, folder)
     return {"notes": [f"{ONNX_FILE} with the KV cache of {layers} layers as inputs and outputs"]}
 
 
-def _check_runnable(program: Any, model_type: str) -> None:
+def _others(config: Any) -> str:
+    """Where a model goes that ONNX Runtime has no place for."""
+    try:
+        spec_of(config)
+    except UserError:
+        return "use --to hf-uniform"
+    return "use --to gguf or hf-uniform"
+
+
+def _check_runnable(program: Any, config: Any) -> None:
     """Raises: UserError where a float32 model computes in bfloat16 on the way, as falcon's ALiBi: ONNX Runtime has no
     such products on the CPU."""
     for node in program.model.graph:
         if node.op_type != "Cast" and any(str(value.dtype) == "BFLOAT16" for value in node.outputs):
             raise UserError(
-                f"ONNX Runtime can't compute in bfloat16 as this {model_type} does inside ({node.op_type}: ALiBi's "
-                "biases of half precision); use --to gguf or hf-uniform"
+                f"ONNX Runtime can't compute in bfloat16 as this {config.model_type} does inside ({node.op_type}: "
+                f"ALiBi's biases of half precision); {_others(config)}"
             )
 
 
