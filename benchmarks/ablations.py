@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
+import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -101,8 +103,9 @@ class Ground:
         settings = ObsSettings(end_loss=gradient)
         metrics = self.metrics if gradient else Metrics()
         walk = Walk(self.bench.model, self.sites, self.few, metrics, settings, self.bench.seed)
-        name = f"{self.keep:g}-{self.bench.seed}-{'pruned' if behind else 'dense'}-{'end' if gradient else 'own'}"
-        database = Database(RUNS / f"ablations-{name}", walk.about(behind))
+        about = walk.about(behind)
+        name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+        database = Database(RUNS / f"ablations-{name}-{'end' if gradient else 'own'}", about)
         walk.fill(database, behind, silent)
         fewest = floors(self.sites, 1)
         grids = [budgeted._grid(site, 1, fewest[site.address]) for site in self.sites]
