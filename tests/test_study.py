@@ -406,6 +406,8 @@ def test_a_dry_run_writes_nothing(written: Any, tmp_path: Path) -> None:
         ("[random,", "[{name: random, prune: {time_budget: soon}},", "lmprune prune: --time-budget 'soon' is no time"),
         ("[random,", "[{name: sleb},", "lmprune prune: "),
         ("eval: {", "eval: {decode: beam, ", "lmprune eval: drop --decode"),
+        ("analyze: {", "analyze: {units: experts, ", "lmprune analyze: "),
+        ("analyze: {", "analyze: {units: hats, ", "lmprune analyze: unknown unit"),
     ],
 )
 def test_a_dry_run_refuses_what_a_command_would(written: Any, tmp_path: Path, old: str, new: str, says: str) -> None:

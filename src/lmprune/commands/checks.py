@@ -8,15 +8,18 @@ from typing import Any
 import typer
 
 from .. import data as texts
+from ..checkpoints import models
 from ..data import mix, pairs
 from ..errors import UserError
 from ..export import check_target, get_target
 from ..jobs import budgeting, prune, recovery, training
-from ..jobs.analyze import check_out
+from ..jobs.analyze import check_kinds, check_out
 from ..jobs.bench import check_engine
 from ..jobs.evaluate import check_decoding
 from ..jobs.latency import check_table
 from ..jobs.zero_shot import check_zero_shot
+from ..sites.families import parse_spec
+from ..sites.find import find_sites
 from . import measuring, pruning
 from .console import explain
 from .parameters import given
@@ -59,8 +62,13 @@ def _evaluate(ctx: Any) -> None:
 
 
 def _analyze(ctx: Any) -> None:
-    check_out(ctx.params["out"], force=ctx.params["force"])
-    _readable(ctx.params, ctx.params["split"])
+    asked = ctx.params
+    check_out(asked["out"], force=asked["force"])
+    kinds = check_kinds(asked["units"], asked["baseline"])
+    if asked["model"] not in ctx.obj:
+        blank = models.skeleton(asked["model"], trust_remote_code=asked["trust_remote_code"])
+        find_sites(blank, kinds, parse_spec(asked["ffn"]) if asked["ffn"] else None)
+    _readable(asked, asked["split"])
 
 
 def _export(ctx: Any) -> None:

@@ -45,10 +45,7 @@ def analyze(
 ) -> dict[str, Any]:  # fmt: skip
     """`lmprune analyze`, whose options these are. Raises: UserError; nothing is written then."""
     destination = check_out(out, force=force)
-    kinds = parse_units(units)
-    unit_readings.check_readable(kinds)
-    if baseline is not None and "neurons" not in kinds:
-        raise UserError("with a baseline the neurons of both are compared; name neurons among --units, or no baseline")
+    kinds = check_kinds(units, baseline)
     how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code, "stream": stream}
     spec = parse_spec(ffn) if ffn else None
     blank = dense_ffns = None
@@ -98,6 +95,15 @@ def analyze(
     with terminal.busy(f"writing {out}"):
         _write(destination, record, analysis.neurons(found) if found else None)
     return record
+
+
+def check_kinds(units: str, baseline: str | None) -> tuple[Kind, ...]:
+    """The kinds that `--units` names. Raises: UserError for one that is not read, or not compared with a baseline."""
+    kinds = parse_units(units)
+    unit_readings.check_readable(kinds)
+    if baseline is not None and "neurons" not in kinds:
+        raise UserError("with a baseline the neurons of both are compared; name neurons among --units, or no baseline")
+    return kinds
 
 
 def _of_baseline(
