@@ -169,7 +169,7 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
         [
             ("h = h[..., self.site.inputs_of(stays.to(h.device))]", "h = h[..., : self.site.width]"),
             ("self.gain * self.site.reader_linear(h)", "self.site.reader_linear(h)"),
-            ("torch.finfo(whole_BTD.dtype).eps ** 0.5", "1e9"),
+            ("torch.finfo(dtype).eps ** 0.5", "1e9"),
         ],
     ),
     "solve/targets.py": (
@@ -509,7 +509,19 @@ MUTANTS: dict[str, tuple[str, list[Any]]] = {
     ),
     "sites/site.py": ("gone", [("            self.leaves(self.block)\n", "            pass\n")]),
     "budget/choosing.py": ("gone", [(" and place.address.kind in kinds", "")]),
-    "jobs/latency.py": ("gone", [("1 - times * (1 - prefill)", "prefill")]),
+    "jobs/latency.py": (
+        "gone latency",
+        [("1 - times * (1 - prefill)", "prefill"), ("plan=plan, spec=self.spec", "plan=plan")],
+    ),
+    "jobs/analysis.py": (
+        "analyze",
+        [
+            ("widths.get(site.layer, 0)", "widths.get(site.layer, site.width)"),
+            ("before.get(layer.layer)", "next(iter(before.values()), None)"),
+        ],
+    ),
+    "jobs/analyze.py": ("unit_readings analyze", [("unit_readings.check_readable(kinds)", "pass")]),
+    "commands/checks.py": ("study", [("find_sites(blank, kinds,", "find_sites(blank, (),")]),
     "sites/layers.py": (
         "layers layer_scores gone",
         [
