@@ -107,12 +107,11 @@ def check_size(outline: Any, stored: int, place: object) -> None:
 def reads(outline: Any) -> bool:
     """Whether a model without weights goes through with a text: where it does, nothing in its config stops it. Where it
     does not, that may be an operation that can't do without: then `check_reads` tells. A config is asked once."""
-    about = type(outline), outline.config.to_json_string(use_diff=False)
-    if about in _GO_THROUGH:
-        return True
     try:
         with short("no text is read"):
-            _read(outline.eval())
+            about = type(outline), outline.config.to_json_string(use_diff=False)
+            if about not in _GO_THROUGH:
+                _read(outline.eval())
     except UserError:
         return False
     _GO_THROUGH.add(about)
