@@ -43,7 +43,7 @@ from lmprune.solve import budgeted
 from lmprune.solve.budgeted import Walk, shares
 from lmprune.solve.database import Database
 from lmprune.solve.obs import Metrics, ObsSettings, end_loss_metrics, obs_to_counts
-from lmprune.solve.stitched import DenseEnds, Stitched, as_before, divergence
+from lmprune.solve.stitched import DenseEnds, Stitched, as_before
 
 RECORDS = Path(__file__).parent / "records" / "ablations.jsonl"
 #: tokens of the levels, and their sequences' length; tokens of WikiText
@@ -119,13 +119,12 @@ class Ground:
 
     @torch.no_grad()
     def measured(self, counts: Sequence[int]) -> dict[str, float]:
-        model, dense = copy.deepcopy(self.bench.model), self.ends
+        model = copy.deepcopy(self.bench.model)
         sites = seams(find_sites(model), "the ablations")
+        ends = DenseEnds(model, sites, self.judged)
         obs_to_counts(model, sites, self.few, counts, metrics=self.metrics, seed=self.bench.seed)
-        cut = DenseEnds(model, sites, self.judged)
-        kl = [float(divergence(dense.logits(at), cut.logits(at)).mean()) for at in range(len(self.judged))]
         return {
-            "kl": statistics.mean(kl),
+            "kl": ends.divergence(),
             "perplexity": perplexity(model, self.bench.texts("wikitext", TEXT)).perplexity,
         }
 
@@ -172,11 +171,10 @@ def at_random(choices: Choices, course: Course) -> None:
 #: sequences that `evolution` reads of 30 layers: in each generation 8 children of 2, 4 of 4 and the best one of 8; and
 #: two of each layer in each of `dp`'s measurements, about
 EQUAL = Effort().generations * (8 * 2 + 4 * 4 + 8) + Effort().reweighings * 31 * 2
-WHOLE = "evolution"
 VARIANTS: Mapping[str, Variant] = {
     "uniform": Variant(None, from_uniform=True),
     "ranking": Variant(None),
-    WHOLE: Variant(),
+    "evolution": Variant(),
     "random search": Variant(at_random),
     "evolution, without error accumulation": Variant(accumulates=False),
     "evolution, without the gradient term": Variant(gradient=False),
